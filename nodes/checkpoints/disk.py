@@ -1,0 +1,88 @@
+"""What differs between systems when files must be durable: syncing folders, replacing files, long paths, free space."""
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+
+WINDOWS = os.name == "nt"
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL_WINDOWS = {39, 112}
+
+
+def system_path(path: str | Path) -> str:
+    """``path`` as the system takes it; on Windows long ones need a prefix to pass 260 characters."""
+    path = str(path)
+    if not WINDOWS or len(path) < 240 or path.startswith("\\\\?\\"):
+        return path
+    path = os.path.abspath(path)
+    return "\\\\?\\UNC\\" + path[2:] if path.startswith("\\\\") else "\\\\?\\" + path
+
+
+def replace(source: str | Path, target: str | Path) -> None:
+    """Move ``source`` over ``target`` in one step. On Windows a virus scanner may hold a file for a moment."""
+    for attempt in range(10):
+        try:
+            return os.replace(system_path(source), system_path(target))
+        except PermissionError:
+            if not WINDOWS or attempt == 9:
+                raise
+            time.sleep(0.1 * (attempt + 1))
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file if it is there and can be removed."""
+    try:
+        os.remove(system_path(path))
+    except OSError:
+        pass
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make a rename in ``folder`` durable, where the system offers a way."""
+    if WINDOWS:
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether ``error`` means that the disk, or the quota, is used up."""
+    return error.errno in _FULL or getattr(error, "winerror", None) in _FULL_WINDOWS
+
+
+def existing(path: str | Path) -> Path:
+    """The nearest folder at or above ``path`` that exists."""
+    path = Path(os.path.abspath(path))
+    while not path.is_dir() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def free_bytes(path: str | Path) -> int:
+    """Bytes that can still be written at ``path``, which need not exist yet."""
+    return shutil.disk_usage(existing(path)).free
+
+
+def device(path: str | Path) -> int:
+    """A number that files on the same disk share."""
+    return os.stat(existing(path)).st_dev
+
+
+def in_words(count: float) -> str:
+    """A number of bytes for people, in powers of ten as shops and web pages count: "7.18 GB", "73.7 MB"."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit * 0.9995:
+            value = count / unit
+            return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f} {name}"
+    return f"{count:.0f} bytes"

@@ -1,0 +1,134 @@
+"""Latents of both stages: what they carry, and sentences for the ones that come over a wrong wire."""
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...stages import geometry
+from ...stages.errors import WrongInput
+from ...stages.geometry import Canvas
+
+CANVAS = "cascade_studio_canvas"
+"""Key in a latent under which its canvas travels from node to node."""
+
+RATIO = "downscale_ratio_spacial"
+PRIOR_RATIO, DECODER_RATIO = 42, 4
+"""The host's own numbers for the two latents, by which its samplers recognise and resize empty ones."""
+
+Latent = dict[str, Any]
+
+
+def empty_prior(canvas: Canvas, batch: int) -> Latent:
+    """A zero Stage C latent for ``canvas``."""
+    return prior_latent(torch.zeros(canvas.prior_shape(batch), device=device()), canvas)
+
+
+def empty_decoder(canvas: Canvas, batch: int) -> Latent:
+    """A zero Stage B latent for ``canvas``."""
+    return decoder_latent(torch.zeros(canvas.decoder_shape(batch), device=device()), canvas)
+
+
+def device() -> torch.device:
+    """Where latents rest between nodes."""
+    return comfy.model_management.intermediate_device()
+
+
+def prior_latent(samples: Tensor, canvas: Canvas) -> Latent:
+    """``samples`` (B, 16, h, w) with what later nodes need to know."""
+    return {"samples": samples, RATIO: PRIOR_RATIO, CANVAS: canvas}
+
+
+def decoder_latent(samples: Tensor, canvas: Canvas) -> Latent:
+    """``samples`` (B, 4, h, w) with what later nodes need to know."""
+    return {"samples": samples, RATIO: DECODER_RATIO, CANVAS: canvas}
+
+
+def replaced(latent: Latent, samples: Tensor) -> Latent:
+    """A copy of ``latent`` that holds ``samples`` and is no longer an empty one to be resized."""
+    out = {key: value for key, value in latent.items() if key not in (RATIO, "noise_mask")}
+    return {**out, "samples": samples}
+
+
+def as_prior(latent: Latent, where: str) -> Tensor:
+    """The samples of a Stage C latent, or a sentence about what came over the wire instead."""
+    return checked(latent, where, geometry.PRIOR_CHANNELS, "Stage C", "Wire the canvas node's Stage C latent, or the "
+                   "output of the Stage C sampler or of the image encoder, into this input.")
+
+
+def as_decoder(latent: Latent, where: str) -> Tensor:
+    """The samples of a Stage B latent, or a sentence about what came over the wire instead."""
+    return checked(latent, where, geometry.DECODER_CHANNELS, "Stage B", "Wire the output of the Stage B sampler, the "
+                   "canvas node's Stage B latent or a picture encoded by Stage A into this input.")
+
+
+def checked(latent: Latent, where: str, channels: int, stage: str, advice: str) -> Tensor:
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False):
+        raise WrongInput(f"{where} got a latent of several parts (a video or audio latent). It needs a {stage} latent "
+                         f"with {channels} channels. {advice}")
+    if samples.ndim == 4 and samples.shape[1] == channels and min(samples.shape[2:]) > 0:
+        return samples
+    looks = {4: "a Stage B latent (or one of another model)", 16: "a Stage C latent"}
+    given = looks.get(samples.shape[1], "a latent of another model") if samples.ndim == 4 else "no picture's latent"
+    raise WrongInput(f"{where} got {given}, of shape {tuple(samples.shape)}. It needs a {stage} latent with {channels} "
+                     f"channels. {advice}")
+
+
+def canvas_of_prior(latent: Latent, where: str) -> Canvas:
+    """The canvas that a Stage C latent was made for; worked out from its grid where another node made it."""
+    samples = as_prior(latent, where)
+    canvas = latent.get(CANVAS)
+    if isinstance(canvas, Canvas) and canvas.prior_shape()[2:] == tuple(samples.shape[2:]):
+        return canvas
+    return geometry.from_prior(*samples.shape[2:])
+
+
+def canvas_of_decoder(latent: Latent) -> Canvas | None:
+    """The canvas that a Stage B latent belongs to, if it still fits it."""
+    canvas = latent.get(CANVAS)
+    fits = isinstance(canvas, Canvas) and canvas.decoder_shape()[2:] == tuple(latent["samples"].shape[2:])
+    return canvas if fits else None
+
+
+def cropped(image: Tensor, canvas: Canvas | None) -> Tensor:
+    """``image`` (B, H, W, C) without the padding of its canvas."""
+    if canvas is None or tuple(image.shape[1:3]) != (canvas.padded_height, canvas.padded_width):
+        return image
+    left, top, right, bottom = canvas.crop
+    return image[:, top:bottom, left:right]
+
+
+def padded(image: Tensor, canvas: Canvas) -> Tensor:
+    """``image`` (B, H, W, C) on its canvas, its edges repeated outwards."""
+    left, top, right, bottom = canvas.crop
+    sides = (left, canvas.padded_width - right, top, canvas.padded_height - bottom)
+    if not any(sides):
+        return image
+    return F.pad(image.movedim(-1, 1), sides, mode="replicate").movedim(1, -1)
+
+
+def canvas_for_image(image: Tensor, compression: float | None = None) -> Canvas:
+    """The canvas of a picture (B, H, W, C)."""
+    return geometry.plan(int(image.shape[2]), int(image.shape[1]), compression)
+
+
+def check_model(model: Any, stage: str, where: str) -> None:
+    """Refuse a MODEL of the other stage, or of another architecture, in plain words."""
+    kinds = {"Stage C": comfy.model_base.StableCascade_C, "Stage B": comfy.model_base.StableCascade_B}
+    if isinstance(model.model, kinds[stage]):
+        return
+    given = next((f"a Stable Cascade {name} model" for name, kind in kinds.items() if isinstance(model.model, kind)),
+                 f"a {type(model.model).__name__} model")
+    output = "prior" if stage == "Stage C" else "decoder"
+    raise WrongInput(f"{where} got {given} on its 'model' input. It needs the Stable Cascade {stage} model: wire the "
+                     f"'{output}' output of Load Stable Cascade into it.")
+
+
+def with_prior(conditioning: Any, prior: Tensor) -> Any:
+    """``conditioning`` with the Stage C latent that Stage B is to follow, under the key of the host's own node."""
+    return [[text, {**extra, "stable_cascade_prior": prior}] for text, extra in conditioning]

@@ -1,0 +1,213 @@
+"""The official sampler, guidance and schedule on the host's sampling loop, and one call that runs a stage."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...stages import diffusion
+from ...stages.diffusion import Guidance
+from ...stages.errors import BadValues, OutOfMemory
+from .memory import is_out_of_memory, make_room
+from .models import OWN_SAMPLER
+from .sampling_math import with_shift
+
+STEPS = {"ddpm": diffusion.ddpm_step, "ddim": diffusion.ddim_step, "lcm": diffusion.lcm_step}
+GIB = 1024**3
+STEP_NOISE = 1  # stream 0 is the initial noise
+
+
+def shift_of(model: Any, default: float) -> float:
+    """The shift of a sampling node on the model's wire, or ``default`` where there is none."""
+    patched = model.object_patches.get("model_sampling")
+    return float(getattr(patched, "shift", default)) if patched is not None else default
+
+
+def patch_shift(model: Any, shift: float) -> Any:
+    """A clone of ``model`` whose sampling has ``shift``; a sampling node already on the wire wins."""
+    clone = model.clone()
+    if "model_sampling" not in model.object_patches:
+        clone.add_object_patch("model_sampling", with_shift(shift))
+    return clone
+
+
+def official_sampler(step: str = "ddpm", seeds: Sequence[int] | None = None) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER that takes the official ``step``; ``seeds`` name each picture's noise (default: seed + index)."""
+    return comfy.samplers.KSAMPLER(sample_official, {"step": step, "seeds": seeds})
+
+
+@torch.no_grad()
+def sample_official(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
+                    callback: Any = None, disable: bool | None = None, *, step: str = "ddpm",
+                    seeds: Sequence[int] | None = None) -> Tensor:
+    """Run the official sampler over ``sigmas`` (b/a) and return x0 of the last step where they end at zero.
+
+    The host's latents are x/a of the variance-preserving process. Each picture draws its noise from its own stream,
+    so that it comes out the same alone as in a batch.
+    """
+    extra_args = extra_args or {}
+    if seeds is None:
+        seeds = diffusion.image_seeds(int(extra_args.get("seed") or 0), x.shape[0])
+    noise = diffusion.NoiseStreams(seeds, stream=STEP_NOISE)
+    ones = x.new_ones([x.shape[0]])
+    for index in range(len(sigmas) - 1):
+        sigma, following = sigmas[index], sigmas[index + 1]
+        x0 = model(x, sigma * ones, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
+        if following == 0:
+            return x0
+        here, there = diffusion.logsnr_from_sigma(sigma), diffusion.logsnr_from_sigma(following)
+        epsilon = (x - x0) / sigma
+        a_next, _ = diffusion.alpha_sigma(there)
+        x = STEPS[step](x0, epsilon, here, there, noise.next(x.shape).to(x)) / a_next
+    return x
+
+
+class CascadeGuider(comfy.samplers.CFGGuider):
+    """The host's guider with the official guidance: rescale, interval and linear scale."""
+
+    def set_guidance(self, guidance: Guidance) -> None:
+        self.guidance = guidance
+        self.set_cfg(guidance.scale)
+
+    def set_prompts(self, positive: Any, negative: Any = None) -> None:
+        self.inner_set_conds({"positive": positive} if negative is None else
+                             {"positive": positive, "negative": negative})
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] = {},  # noqa: B006
+                      seed: int | None = None) -> Tensor:
+        negative = self.conds.get("negative")
+        scale = self.scale_at(timestep) if negative is not None else 1.0
+        if not math.isclose(scale, 1.0) and "sampler_cfg_function" not in model_options:
+            model_options = {**model_options, "sampler_cfg_function": self.combine}
+        return comfy.samplers.sampling_function(
+            self.inner_model, x, timestep, negative, self.conds.get("positive"), scale,
+            model_options=model_options, seed=seed)
+
+    def scale_at(self, sigma: Tensor) -> float:
+        """The guidance scale at the time that ``sigma`` stands for."""
+        if self.guidance.scale_end is None and self.guidance.interval == (1.0, 0.0):
+            return self.guidance.scale
+        shift = getattr(self.inner_model.model_sampling, "shift", 1.0)
+        t = diffusion.time_from_logsnr(diffusion.logsnr_from_sigma(sigma.float().max()), shift)
+        return self.guidance.scale_at(t)
+
+    def combine(self, args: dict[str, Any]) -> Tensor:
+        """Guided sigma·epsilon from the host's conditional and unconditional sigma·epsilon."""
+        return diffusion.guide(args["cond"], args["uncond"], args["cond_scale"], self.guidance.rescale,
+                               self.guidance.per_image)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stage's sampling: what to run, how long, how guided, and from which noise."""
+
+    stage: str
+    steps: int
+    shift: float
+    guidance: Guidance
+    seed: int
+    step: str = "ddpm"
+    denoise: float = 1.0
+
+
+def picture_seeds(seed: int, latent: dict[str, Any]) -> list[int]:
+    """One seed a picture: ``seed`` plus its place in the batch (or its ``batch_index``)."""
+    count = latent["samples"].shape[0]
+    places = list(latent.get("batch_index") or range(count))
+    return [(seed + place) % 2**64 for place in (places + list(range(count)))[:count]]
+
+
+def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run) -> Tensor:
+    """Sample one stage through the host and return the latent; errors are sentences.
+
+    A batch that does not fit into memory is tried once more picture by picture, which gives the same pictures.
+    """
+    seeds = picture_seeds(run.seed, latent)
+    check_memory(model, latent["samples"].shape, run.stage)
+    model = patch_shift(model, run.shift)
+    model.model_options.setdefault("transformer_options", {})[OWN_SAMPLER] = True
+    samples = None
+    try:
+        samples = sample_batch(model, positive, negative, latent, run, seeds)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    if samples is None:  # outside of the handler, whose traceback would keep the failed run's tensors alive
+        samples = sample_singly(model, positive, negative, latent, run, seeds)
+    if not torch.isfinite(samples).all():
+        raise BadValues(f"{run.stage} ended with NaN or infinite values. Load the model with dtype bf16 or fp32, "
+                        "and lower the guidance scale if it is far above the default.")
+    return samples
+
+
+def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
+    """Refuse a latent of which not even one picture fits into the device, with the estimate."""
+    needed = model.model.memory_required([1, *shape[1:]])
+    total = comfy.model_management.get_total_memory(model.load_device)
+    if needed > total:
+        raise OutOfMemory(
+            f"{stage} needs about {needed / GIB:.1f} GiB beside its weights for a latent of {shape[-1]}x{shape[-2]}, but "
+            f"this device has {total / GIB:.1f} GiB. Choose a smaller picture, or a higher compression on the canvas.")
+
+
+def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run,
+                 seeds: Sequence[int]) -> Tensor:
+    """Sample the whole batch at once."""
+    image = latent["samples"]
+    shift = shift_of(model, run.shift)
+    sigmas = diffusion.schedule_sigmas(run.steps, shift, start=run.denoise)
+    noise = diffusion.NoiseStreams(seeds).next(image.shape)
+    guider = CascadeGuider(model)
+    guider.set_prompts(positive, negative)
+    guider.set_guidance(run.guidance)
+    samples = guider.sample(
+        noise, image, official_sampler(run.step, list(seeds)), sigmas, denoise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1), seed=run.seed)
+    return samples.to(comfy.model_management.intermediate_device())
+
+
+def sample_singly(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run,
+                  seeds: Sequence[int]) -> Tensor:
+    """Sample picture by picture after the batch ran out of memory."""
+    make_room()
+    image, mask = latent["samples"], latent.get("noise_mask")
+    pictures = []
+    try:
+        for index, seed in enumerate(seeds):
+            part = {**latent, "samples": image[index:index + 1]}
+            if mask is not None and mask.shape[0] > 1:
+                part["noise_mask"] = mask[index % mask.shape[0]][None]
+            pictures.append(sample_batch(model, pick(positive, index), pick(negative, index), part, run, [seed]))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        height, width = image.shape[-2:]
+        raise OutOfMemory(
+            f"{run.stage} ran out of memory on a {width}x{height} latent, even one picture at a time. Lower the "
+            "picture's size, load the lite model, choose an fp8 dtype in the loader, or close other programs that use "
+            "the graphics card."
+        ) from error
+    return torch.cat(pictures)
+
+
+def pick(conditioning: Any, index: int) -> Any:
+    """The conditioning of picture ``index``: tensors that hold one entry a picture are narrowed to it."""
+    if conditioning is None:
+        return None
+
+    def narrow(value: Any) -> Any:
+        if torch.is_tensor(value) and value.ndim > 1 and value.shape[0] > 1:
+            place = index % value.shape[0]
+            return value[place:place + 1]
+        return value
+
+    return [[narrow(text), {key: narrow(value) for key, value in extra.items()}] for text, extra in conditioning]

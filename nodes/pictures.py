@@ -1,0 +1,118 @@
+"""Between pictures and latents: Stage A, the image encoder and the Previewer."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..stages import geometry
+from .host import latents, vae as vaes
+
+CATEGORY = "Cascade Studio/latent"
+AUTOMATIC = 0
+
+
+class CascadeStudioDecodeStageA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_DecodeStageA",
+            display_name="Decode Stage A",
+            category=CATEGORY,
+            description="Paints the picture from the Stage B latent and crops it to the size that was asked for.",
+            search_aliases=["stable cascade", "vae decode", "vqgan", "stage a"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="The latent from Sample Stage B."),
+                io.Vae.Input("vae", tooltip="The Stage A output of Load Stable Cascade."),
+                io.Int.Input("tile_size", default=AUTOMATIC, min=AUTOMATIC, max=geometry.MAX_SIDE, step=64,
+                             advanced=True, tooltip=(
+                                 "Pixels a tile; 0 cuts tiles only when the picture does not fit into memory. Tiles "
+                                 "give exactly the same picture.")),
+            ],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="The picture.")],
+        )
+
+    @classmethod
+    def execute(cls, latent, vae, tile_size) -> io.NodeOutput:
+        samples = latents.as_decoder(latent, "Decode Stage A")
+        vaes.expect_stage_a(vae, "Decode Stage A")
+        image = vaes.decode(vae, samples, tile_size)
+        return io.NodeOutput(latents.cropped(image, latents.canvas_of_decoder(latent)))
+
+
+class CascadeStudioEncodeStageA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_EncodeStageA",
+            display_name="Encode Stage A",
+            category=CATEGORY,
+            description="Turns a picture into a Stage B latent, for refining it with Sample Stage B.",
+            search_aliases=["stable cascade", "vae encode", "vqgan", "image to image"],
+            inputs=[
+                io.Image.Input("image", tooltip="A picture of any size."),
+                io.Vae.Input("vae", tooltip="The Stage A output of Load Stable Cascade."),
+            ],
+            outputs=[io.Latent.Output("latent", display_name="latent", tooltip="The Stage B latent.")],
+        )
+
+    @classmethod
+    def execute(cls, image, vae) -> io.NodeOutput:
+        vaes.expect_stage_a(vae, "Encode Stage A")
+        canvas = latents.canvas_for_image(image)
+        samples = vaes.encode(vae, latents.padded(image[..., :3], canvas))
+        return io.NodeOutput(latents.decoder_latent(samples, canvas))
+
+
+class CascadeStudioEncodeImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_EncodeImage",
+            display_name="Encode for Stage C",
+            category=CATEGORY,
+            description=("Turns a picture into a Stage C latent with the image encoder, for image to image with Sample "
+                         "Stage C or for rebuilding it with Sample Stage B."),
+            search_aliases=["stable cascade", "effnet", "vae encode", "image to image", "reconstruct"],
+            inputs=[
+                io.Image.Input("image", tooltip="A picture of any size."),
+                io.Vae.Input("vae", tooltip="The Stage C VAE output of Load Stable Cascade (image encoder)."),
+                io.Float.Input("compression", default=0.0, min=0.0, max=geometry.TRAINED[1], step=1.0, round=0.01,
+                               advanced=True, tooltip="Pixels to one cell; 0 chooses it, as the canvas does."),
+            ],
+            outputs=[
+                io.Latent.Output("prior", display_name="Stage C latent", tooltip="The encoded picture."),
+                io.Latent.Output("decoder", display_name="Stage B latent", tooltip="An empty latent of its size."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, vae, compression) -> io.NodeOutput:
+        vaes.expect_stage_c(vae, "Encode for Stage C")
+        canvas = latents.canvas_for_image(image, compression or None)
+        samples = vaes.encode_for_prior(vae, latents.padded(image[..., :3], canvas), canvas)
+        return io.NodeOutput(latents.prior_latent(samples, canvas), latents.empty_decoder(canvas, samples.shape[0]))
+
+
+class CascadeStudioDecodePreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_DecodePreview",
+            display_name="Preview Stage C",
+            category=CATEGORY,
+            description="A small, quick picture of a Stage C latent, painted by the Previewer.",
+            search_aliases=["stable cascade", "previewer", "draft"],
+            inputs=[
+                io.Latent.Input("prior", tooltip="The latent from Sample Stage C."),
+                io.Vae.Input("vae", tooltip="The Stage C VAE output of Load Stable Cascade (Previewer)."),
+            ],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="8 pixels a cell: 192x192 for 24x24.")],
+        )
+
+    @classmethod
+    def execute(cls, prior, vae) -> io.NodeOutput:
+        samples = latents.as_prior(prior, "Preview Stage C")
+        vaes.expect_stage_c(vae, "Preview Stage C")
+        return io.NodeOutput(vaes.preview(vae, samples))
+
+
+NODES = [CascadeStudioDecodeStageA, CascadeStudioEncodeStageA, CascadeStudioEncodeImage, CascadeStudioDecodePreview]

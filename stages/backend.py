@@ -1,0 +1,48 @@
+"""What a host lends to the networks: layer classes, attention and casting, as one frozen object.
+
+The networks build every layer through a :class:`Backend`, so that a host can stream, quantise, patch and
+place weights as it likes. ``TORCH`` is the plain PyTorch default; `nodes/host` builds the ComfyUI one.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None) -> Tensor:
+    """Scaled dot-product attention: ``q`` (B, N, C), ``k`` and ``v`` (B, M, C) → (B, N, C)."""
+    batch, length, width = q.shape
+    q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+
+
+def cast_like(parameter: Tensor, like: Tensor) -> Tensor:
+    """``parameter`` on the device and in the dtype of ``like``."""
+    return parameter.to(device=like.device, dtype=like.dtype)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The layer classes take the arguments of their ``torch.nn`` namesakes, ``dtype`` and ``device`` included.
+
+    ``attention(q, k, v, heads, options)`` works on (B, tokens, C) tensors; ``options`` is whatever the caller of
+    the network handed down (ComfyUI's ``transformer_options``, or None). ``cast(parameter, like)`` returns a raw
+    parameter ready for use beside ``like``; every raw ``nn.Parameter`` is read through it.
+    """
+
+    Linear: type[nn.Module] = nn.Linear
+    Conv2d: type[nn.Module] = nn.Conv2d
+    ConvTranspose2d: type[nn.Module] = nn.ConvTranspose2d
+    LayerNorm: type[nn.Module] = nn.LayerNorm
+    BatchNorm2d: type[nn.Module] = nn.BatchNorm2d
+    Embedding: type[nn.Module] = nn.Embedding
+    attention: Callable[..., Tensor] = torch_attention
+    cast: Callable[[Tensor, Tensor], Tensor] = cast_like
+
+
+TORCH = Backend()

@@ -1,0 +1,287 @@
+"""The blocks that Stage B and Stage C are made of: residual, timestep, attention and feed-forward.
+
+Inside the networks every activation is channels-last, (B, H, W, C) and contiguous; a convolution sees the (B, C, H, W)
+view of it, which PyTorch calls ``channels_last``, so that no step has to copy a permutation.
+
+Sums are kept in the dtype of the residual stream: the computing dtype, or float32 when computing in float16, because
+the residuals of trained networks exceed 65,504. A layer that reads the raw stream then goes through :func:`widely`.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backend import TORCH, Backend
+
+EPS = 1e-6
+POSITIONS = 10000
+HALF_ROOM = 2048.0  # a stream within this goes into a float16 layer as it is ...
+HALF_PEAK = 32.0  # ... and a wider one is brought down to this, so that the layer's weights may multiply it by 2,000
+
+CPU_TILE = 1 << 21  # elements: a few megabytes, which stay in a cache
+
+
+class Place(NamedTuple):
+    """Where in the U a hook is called.
+
+    ``kind`` and ``number`` name the group: ("input", n), ("middle", 0) or ("output", n), in execution order, repeats
+    counted. For the attention hooks ``layer`` counts the attention blocks of the group and ``heads`` is their heads.
+    """
+
+    kind: str
+    number: int
+    layer: int = 0
+    heads: int = 0
+
+
+class BlockHooks:
+    """What a host may do between and inside the blocks; this default does nothing.
+
+    Block hooks see (B, C, H, W) views, attention hooks (B, tokens, C); they return what they were given, changed or
+    not, and never write into it.
+    """
+
+    def input_block(self, place: Place, x: Tensor) -> Tensor:
+        """``x`` after an input group, before it is kept as a skip."""
+        return x
+
+    def input_block_after_skip(self, place: Place, x: Tensor) -> Tensor:
+        """``x`` after an input group, after it was kept as a skip."""
+        return x
+
+    def middle_block(self, place: Place, x: Tensor) -> Tensor:
+        """``x`` after the last group of the down path."""
+        return x
+
+    def output_block(self, place: Place, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``x`` and the skip (None where the group has none) before an output group; both have the same H and W."""
+        return x, skip
+
+    def attention_tokens(self, place: Place, own: Tensor, cond: Tensor
+                         ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Tokens before the projections: query, (own keys, own values), (condition keys, condition values).
+
+        A block without self-attention drops the own keys and values.
+        """
+        return own, (own, own), (cond, cond)
+
+    def attention(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int) -> Tensor | None:
+        """Replace the joint attention, or None to leave it; the first ``n_self`` keys are the picture's own tokens."""
+        return None
+
+    def attention_output(self, place: Place, x: Tensor) -> Tensor:
+        """What the attention adds, after its output projection and before the sum."""
+        return x
+
+
+NO_HOOKS = BlockHooks()
+
+
+def nchw(x: Tensor) -> Tensor:
+    """(B, H, W, C) seen as (B, C, H, W)."""
+    return x.permute(0, 3, 1, 2)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """(B, C, H, W) seen as contiguous (B, H, W, C); copies only what is not in channels-last memory."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def channel_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """LayerNorm without affine over the last axis, computed in the dtype of ``x`` and returned in ``dtype``."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS).to(dtype)
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``x`` (B, H, W, C) bilinearly resized (corners aligned, in float32) to ``size``; itself where it fits."""
+    if x.shape[1:3] == tuple(size):
+        return x
+    return nhwc(F.interpolate(nchw(x).float(), size=size, mode="bilinear", align_corners=True)).to(x.dtype)
+
+
+def conv_last(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution on (B, H, W, C)."""
+    return nhwc(conv(nchw(x)))
+
+
+def widely(layer: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``layer(x)`` for an affine layer that computes in ``dtype`` on a stream that may be wider, in the dtype of ``x``.
+
+    ``x`` is (B, H, W, C). A float32 stream beyond what float16 holds is scaled by a power of two s <= 1 per sample,
+    and since the layer is affine its answer to zero, the bias, gives layer(x) = (layer(s x) - layer(0)) / s + layer(0).
+    Infinities and NaN stay visible.
+    """
+    if x.dtype == dtype:
+        return layer(x)
+    peak = torch.linalg.vector_norm(x, math.inf, dim=(1, 2, 3), keepdim=True)
+    exponent = torch.where(peak <= HALF_ROOM, 0.0, torch.log2(peak / HALF_PEAK).ceil())
+    bias = layer(x.new_zeros((1, 1, 1, x.shape[-1]), dtype=dtype)).float()
+    scaled = layer((x * torch.exp2(-exponent)).to(dtype)).float()
+    return torch.addcmul(bias, scaled - bias, torch.exp2(exponent))
+
+
+def timestep_embedding(r: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding of a noise level: r (B,) in [0, 1] -> (B, width), always in float32.
+
+    Frequencies 10000^(-i / (half - 1)) for i < half = width // 2 on 10000 r; sines first, then cosines, and one zero
+    if the width is odd (``gen_r_embedding`` of the official modules/stage_c.py).
+    """
+    half = width // 2
+    step = -math.log(POSITIONS) / (half - 1)
+    # The last bit of a frequency turns an angle by 6e-4, and compilers and devices differ in the exp of float32.
+    exact = torch.float64 if r.device.type in ("cpu", "cuda") else torch.float32
+    frequencies = torch.arange(half, device=r.device, dtype=torch.float32).mul(step).to(exact).exp().float()
+    angles = (r.float() * POSITIONS)[:, None] * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
+def channel_lengths(x: Tensor) -> Tensor:
+    """L2 norm of every channel over the picture: (B, H, W, C) -> (B, 1, 1, C) in float32."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
+    # Eager on a CPU: PyTorch's norm over leading axes is scalar code, and squares of the whole would not fit a cache.
+    tokens = x.flatten(1, 2)
+    rows = max(1, CPU_TILE // (tokens.shape[0] * tokens.shape[2]))
+    return sum(part.float().square().sum(1) for part in tokens.split(rows, dim=1)).sqrt()[:, None, None]
+
+
+class GlobalResponseNorm(nn.Module):
+    """Global response normalisation on (B, H, W, C), ConvNeXt V2 (arXiv 2301.00808), section 3.
+
+    G is the L2 norm of a channel over the picture, N = G / (mean of G over channels + 1e-6), and the result
+    gamma x N + beta + x is computed as beta + x (1 + gamma N). Without gradients it is written over ``x``.
+    """
+
+    def __init__(self, width: int, *, dtype=None, device=None, backend: Backend = TORCH):
+        super().__init__()
+        self.cast = backend.cast
+        self.gamma = nn.Parameter(torch.empty(1, 1, 1, width, dtype=dtype, device=device))
+        self.beta = nn.Parameter(torch.empty(1, 1, 1, width, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = channel_lengths(x)
+        scale = 1 + self.cast(self.gamma, norm) * (norm / (norm.mean(dim=-1, keepdim=True) + EPS))
+        out = None if torch.is_grad_enabled() else x
+        return torch.addcmul(self.cast(self.beta, x), x, scale.to(x.dtype), out=out)
+
+
+class Mixer(nn.Sequential):
+    """The pointwise half of a block: Linear to 4c, GELU, GRN, Linear to c; (B, H, W, c_in) -> (B, H, W, c).
+
+    Its four-fold wide activation is the largest of the network, so without gradients only one such tensor exists.
+    Index 3 is the place of the official dropout.
+    """
+
+    def __init__(self, c_in: int, c: int, dtype, device, backend: Backend):
+        super().__init__(
+            backend.Linear(c_in, c * 4, dtype=dtype, device=device),
+            nn.GELU(),
+            GlobalResponseNorm(c * 4, dtype=dtype, device=device, backend=backend),
+            nn.Identity(),
+            backend.Linear(c * 4, c, dtype=dtype, device=device),
+        )
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        h = widely(self[0], x, dtype)
+        h = self[1](h) if torch.is_grad_enabled() else torch.ops.aten.gelu_(h)
+        return widely(self[4], self[3](self[2](h)), dtype)
+
+
+class ResBlock(nn.Module):
+    """ConvNeXt V2 block, optionally reading a skip: x (B, H, W, C), skip (B, H, W, c_skip) -> (B, H, W, C)."""
+
+    def __init__(self, c: int, c_skip: int = 0, kernel_size: int = 3, *, dtype=None, device=None,
+                 backend: Backend = TORCH):
+        super().__init__()
+        self.depthwise = backend.Conv2d(c, c, kernel_size=kernel_size, padding=kernel_size // 2, groups=c,
+                                        dtype=dtype, device=device)
+        self.channelwise = Mixer(c + c_skip, c, dtype, device, backend)
+
+    def forward(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
+        h = channel_norm(widely(partial(conv_last, self.depthwise), x, dtype), dtype)
+        if skip is not None:  # raw residual stream, so from here on the mixer has to be as wide as that
+            h = torch.cat([h.to(skip.dtype), skip], dim=-1)
+        return x + self.channelwise(h, dtype)
+
+
+class FeedForwardBlock(nn.Module):
+    """A mixer behind a norm: x (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, c: int, *, dtype=None, device=None, backend: Backend = TORCH):
+        super().__init__()
+        self.channelwise = Mixer(c, c, dtype, device, backend)
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x + self.channelwise(channel_norm(x, dtype), dtype)
+
+
+class TimestepBlock(nn.Module):
+    """Scale and shift by the noise level and the other scalar conditions: x (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, c: int, c_r: int, conds: Sequence[str], *, dtype=None, device=None, backend: Backend = TORCH):
+        super().__init__()
+        self.names = ["mapper", *(f"mapper_{name}" for name in conds)]
+        for name in self.names:
+            self.add_module(name, backend.Linear(c_r, c * 2, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor, times: Sequence[Tensor]) -> Tensor:
+        first, *others = (getattr(self, name)(time) for name, time in zip(self.names, times))
+        for other in others:
+            first = first + other
+        scale, shift = first.to(x.dtype)[:, None, None].chunk(2, dim=-1)
+        return torch.addcmul(shift, x, 1 + scale)
+
+
+class Projections(nn.Module):
+    """The four projections of an attention, under the names that the host's nets use."""
+
+    def __init__(self, c: int, dtype, device, backend: Backend):
+        super().__init__()
+        for name in ("to_q", "to_k", "to_v", "out_proj"):
+            self.add_module(name, backend.Linear(c, c, dtype=dtype, device=device))
+
+
+class AttnBlock(nn.Module):
+    """Attention of the picture's tokens to themselves and to the condition tokens in one softmax.
+
+    ``x`` (B, H, W, C); ``cond`` (1 or B, M, c_cond) are the condition tokens after the SiLU of ``kv_mapper``, which is
+    the same for every block of a network and so is computed once per forward. Returns (B, H, W, C).
+    """
+
+    def __init__(self, c: int, c_cond: int, nhead: int, self_attn: bool = True, *, dtype=None, device=None,
+                 backend: Backend = TORCH):
+        super().__init__()
+        self.heads = nhead
+        self.self_attn = self_attn
+        self.attend = backend.attention
+        self.attention = nn.ModuleDict({"attn": Projections(c, dtype, device, backend)})
+        self.kv_mapper = nn.Sequential(nn.SiLU(), backend.Linear(c_cond, c, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor, cond: Tensor, dtype: torch.dtype, place: Place, hooks: BlockHooks = NO_HOOKS,
+                options: Any = None) -> Tensor:
+        attn = self.attention["attn"]
+        place = place._replace(heads=self.heads)
+        own = channel_norm(x, dtype).flatten(1, 2)
+        cond = self.kv_mapper[1](cond).expand(x.shape[0], -1, -1)
+        query, keys, values, n_self = self.joined(*hooks.attention_tokens(place, own, cond))
+        q, k, v = attn.to_q(query), attn.to_k(keys), attn.to_v(values)
+        out = hooks.attention(place, q, k, v, n_self)
+        if out is None:
+            out = self.attend(q, k, v, self.heads, options)
+        out = hooks.attention_output(place, attn.out_proj(out))
+        return x + out.reshape(x.shape)
+
+    def joined(self, query: Tensor, own: tuple[Tensor, Tensor], cond: tuple[Tensor, Tensor]
+               ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Query, keys, values and how many of the keys are the picture's own, which come first."""
+        if not self.self_attn:
+            return query, *cond, 0
+        keys = torch.cat([own[0], cond[0]], dim=1)
+        same = own[0] is own[1] and cond[0] is cond[1]
+        return query, keys, keys if same else torch.cat([own[1], cond[1]], dim=1), own[0].shape[1]

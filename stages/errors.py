@@ -1,0 +1,22 @@
+"""Errors that are sentences: what was given, what is needed, what to do."""
+from __future__ import annotations
+
+
+class CascadeError(ValueError):
+    """Base of every error that the pack words for its user."""
+
+
+class WrongFile(CascadeError):
+    """A file, or a state dict, is not what the input that received it needs."""
+
+
+class WrongInput(CascadeError):
+    """A tensor, latent, conditioning or number cannot be used where it was given."""
+
+
+class BadValues(CascadeError):
+    """A network produced NaN or infinity."""
+
+
+class OutOfMemory(CascadeError):
+    """The work does not fit into memory, and no exact cheaper way is left."""

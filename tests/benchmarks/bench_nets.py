@@ -1,0 +1,158 @@
+"""Time our Stage C and Stage B against the host's nets and diffusers', on the same random weights.
+
+    python3 dev.py bench [--quick] [--device cuda] [--dtypes fp32 bf16] [--modes eager compiled] [--json FILE]
+
+Every repetition runs each network once, in turn, so that what else the machine does falls on all of them; a ratio is
+the median over repetitions of our time by theirs in the same repetition. All use PyTorch's attention.
+"""
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+import harness  # noqa: E402
+
+harness.arrange_path()
+
+import torch  # noqa: E402
+from reference_nets import diffusers_net, host_net, reference  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from stages.stage_b import StageB, StageBConfig  # noqa: E402
+from stages.stage_c import StageC, StageCConfig  # noqa: E402
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TARGETS = {"eager": 1.03, "compiled": 0.95}
+Net = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network and the inputs to time it with."""
+
+    name: str
+    net: type
+    config: StageCConfig | StageBConfig
+    shapes: dict[str, tuple[int, ...]]
+
+
+def cases(quick: bool) -> list[Case]:
+    """The lite networks at 1024 x 1024 pixels; for a quick look, with fewer blocks and smaller pictures."""
+    c_blocks, c_side = (((2, 4), (4, 2)), 16) if quick else (((4, 12), (12, 4)), 24)
+    b_blocks, b_side = (((1, 2, 4, 2), (2, 4, 2, 1)), 128) if quick else (((2, 4, 14, 4), (4, 14, 4, 2)), 256)
+    stage_c = StageCConfig(c_cond=1536, c_hidden=(1536, 1536), nhead=(24, 24), blocks=c_blocks)
+    stage_b = StageBConfig(c_hidden=(320, 576, 1152, 1152), nhead=(-1, 9, 18, 18), blocks=b_blocks,
+                           block_repeat=((1, 1, 1, 1), (2, 2, 2, 2)))
+    return [
+        Case("Stage C", StageC, stage_c, {"x": (2, 16, c_side, c_side), "r": (2,), "clip_text": (2, 77, 1280),
+                                          "clip_text_pooled": (2, 1, 1280), "clip_img": (2, 1, 768)}),
+        Case("Stage B", StageB, stage_b, {"x": (1, 4, b_side, b_side), "r": (1,), "effnet": (1, 16, c_side, c_side),
+                                          "clip": (1, 1, 1280)}),
+    ]
+
+
+def build(case: Case, dtype: torch.dtype, device: torch.device) -> StageC | StageB:
+    """Our network with small random weights."""
+    torch.manual_seed(0)
+    net = case.net(case.config, dtype=dtype, device=device).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        fan = parameter[0].numel() if parameter.dim() > 1 and parameter.shape[0] > 1 else 1000
+        parameter.uniform_(-1, 1).mul_(fan ** -0.5)
+    return net
+
+
+def timed(net: Net, inputs: list[Tensor]) -> float:
+    """Seconds of one call."""
+    if inputs[0].is_cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    net(*inputs)
+    if inputs[0].is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def interleaved(nets: dict[str, Net], inputs: list[Tensor], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every call after a first one to warm up; the order turns with every repetition."""
+    names = list(nets)
+    for name in names:
+        nets[name](*inputs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(repetitions):
+        for name in names[i % len(names):] + names[:i % len(names)]:
+            seconds[name].append(timed(nets[name], inputs))
+    return seconds
+
+
+def compare(case: Case, dtype: str, mode: str, device: torch.device, repetitions: int) -> dict:
+    """Times of the three networks in one mode, in milliseconds, and our ratio to the faster of the other two."""
+    ours = build(case, DTYPES[dtype], device)
+    nets: dict[str, Net] = {"ours": ours, "host": reference(host_net, ours),
+                            "diffusers": reference(diffusers_net, ours)}
+    inputs = [torch.rand(shape, device=device) if name == "r" else torch.randn(shape, device=device).to(DTYPES[dtype])
+              for name, shape in case.shapes.items()]
+    expected = nets["host"](*inputs).float()
+    if mode == "compiled":
+        nets["compiled"] = torch.compile(ours, fullgraph=True)
+    seconds = interleaved(nets, inputs, repetitions)
+    mine = "compiled" if mode == "compiled" else "ours"
+    fastest = min(("host", "diffusers"), key=lambda name: statistics.median(seconds[name]))
+    ratios = [a / b for a, b in zip(seconds[mine], seconds[fastest])]
+    difference = (nets[mine](*inputs).float() - expected).abs().max() / expected.std()
+    return {"network": case.name, "dtype": dtype, "mode": mode, "device": str(device), "repetitions": repetitions,
+            **{name: 1000 * statistics.median(values) for name, values in seconds.items()},
+            "faster": fastest, "ratio": statistics.median(ratios), "difference": float(difference)}
+
+
+def line(row: dict) -> str:
+    times = "".join(f"{row.get(name, float('nan')):10.1f}" for name in ("ours", "compiled", "host", "diffusers"))
+    verdict = "ok" if row["ratio"] <= TARGETS[row["mode"]] else f"above {TARGETS[row['mode']]}"
+    return (f"{row['network']:8} {row['dtype']:5} {row['mode']:9}{times}{row['ratio']:8.3f} of {row['faster']:10}"
+            f"{verdict:12} differs {row['difference']:.1e}\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer blocks and smaller pictures")
+    parser.add_argument("--device", default="cpu", help="where to run (default: cpu)")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--modes", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--networks", nargs="+", choices=["C", "B"], default=["C", "B"])
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    options = parser.parse_args()
+
+    from comfy.cli_args import args
+    args.cpu = options.device == "cpu"
+    args.use_pytorch_cross_attention = True
+
+    rows = []
+    sys.stdout.write(f"torch {torch.__version__}, {torch.get_num_threads()} threads, milliseconds\n"
+                     f"{'':24}{'ours':>10}{'compiled':>10}{'host':>10}{'diffusers':>10}   ratio\n")
+    with torch.inference_mode():
+        for case in cases(options.quick):
+            if case.name[-1] not in options.networks:
+                continue
+            for dtype in options.dtypes:
+                for mode in options.modes:
+                    rows.append(compare(case, dtype, mode, torch.device(options.device), options.repetitions))
+                    sys.stdout.write(line(rows[-1]))
+                    sys.stdout.flush()
+                    gc.collect()
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0 if all(row["ratio"] <= TARGETS[row["mode"]] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

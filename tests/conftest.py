@@ -1,0 +1,27 @@
+"""Puts the host's root before the pack's on ``sys.path`` and names the pack, before any test module is imported."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+import harness  # noqa: E402
+
+harness.arrange_path()
+harness.name_pack()
+
+
+class PlainRoot:
+    """Keeps pytest from importing the repository's ``__init__.py``, which is for ComfyUI, as a test package."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == harness.REPOSITORY else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(PlainRoot(), "plain-root")

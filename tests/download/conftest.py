@@ -1,0 +1,51 @@
+"""A faulty server, and a place that fetches from it."""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import stages
+from cascade_studio.nodes.checkpoints.catalogue import Entry
+from downloads import Place, safetensors
+from faulty_server import FaultyServer, File
+from safetensors.torch import save
+
+
+@pytest.fixture
+def servers() -> Iterator[Callable[[], FaultyServer]]:
+    started: list[FaultyServer] = []
+
+    def start() -> FaultyServer:
+        started.append(FaultyServer())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def place(servers, tmp_path) -> Place:
+    server = servers()
+    data = safetensors(1 << 20)
+    entry = Entry("x", "stage_a", "x.safetensors", "vae", server.url("x"), bytes=len(data), provenance="official page",
+                  sha256=hashlib.sha256(data).hexdigest())
+    server.files["x"] = File(data)
+    return Place(server, tmp_path / "models", data, entry)
+
+
+@pytest.fixture(scope="session")
+def tiny_stage_a() -> bytes:
+    """A very small Stage A as a safetensors file."""
+    net = stages.StageA(stages.StageAConfig(bottleneck_blocks=1, c_hidden=32, codebook_size=64))
+    return save({key: value.contiguous() for key, value in net.state_dict().items()})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests run when they are asked for."""
+    if not os.environ.get("CASCADE_STUDIO_SOAK"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="takes long; 'dev.py test --soak' runs it"))

@@ -1,0 +1,53 @@
+"""Processes that fetch and may be killed: imports everything once, then forks one for every job.
+
+Reads one JSON object a line: ``{"start": JOB}`` answers with ``{"pid": N}``, ``{"wait": N}`` with ``{"status": S}``.
+"""
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent.parent)]
+
+import harness  # noqa: E402
+
+harness.arrange_path()
+harness.name_pack()
+
+import stages.layouts  # noqa: E402, F401 - what a fetch imports late belongs to the time in which it may be killed
+from cascade_studio.nodes.checkpoints.catalogue import Entry  # noqa: E402
+from cascade_studio.nodes.checkpoints.errors import CheckpointError  # noqa: E402
+from cascade_studio.nodes.checkpoints.fetch import fetch_plan  # noqa: E402
+from cascade_studio.nodes.checkpoints.find import Finder, models_roots  # noqa: E402
+from cascade_studio.nodes.checkpoints.plan import make_plan  # noqa: E402
+from cascade_studio.nodes.checkpoints.settings import Settings  # noqa: E402
+
+
+def fetch(job: dict) -> int:
+    plan = make_plan([Entry(**job["entry"])], Finder(models_roots(job["models"])))
+    try:
+        fetch_plan(plan, Settings(**job["settings"]))
+    except CheckpointError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def main() -> None:
+    for line in sys.stdin:
+        command = json.loads(line)
+        if "start" in command:
+            pid = os.fork()
+            if pid == 0:
+                os._exit(fetch(command["start"]))
+            answer = {"pid": pid}
+        else:
+            answer = {"status": os.waitpid(command["wait"], 0)[1]}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""No node changes what it is given: the host keeps it for other nodes and for the next run."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from graphs import Graph, Parts, parts  # noqa: F401
+from torch import Tensor
+
+
+def snapshot(value: Any) -> Any:
+    """A deep copy of tensors and containers; of a model, what another node could change in it."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: snapshot(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(snapshot(each) for each in value)
+    if hasattr(value, "model_options"):
+        return snapshot({"options": value.model_options, "objects": value.object_patches, "patches": value.patches,
+                         "weights": value.model.state_dict(), "wrappers": value.wrappers, "callbacks": value.callbacks})
+    if hasattr(value, "patcher"):
+        return snapshot(value.patcher)
+    return value
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first is second or first == second
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def given(parts: Parts) -> dict[str, dict[str, Any]]:
+    """Inputs for every node that takes objects, with everything in them that a node could be tempted to change."""
+    seen = SimpleNamespace(image_embeds=noise(1, 64))
+    image_prompt = [{"clip_vision_output": seen, "strength": 1.0, "noise_augmentation": 0.0}]
+    text, entries = parts.positive[0]
+    prompts = {"positive": [[text, {**entries, "unclip_conditioning": image_prompt, "start_percent": 0.0}],
+                            [text * 0.5, {**entries, "area": (2, 2, 0, 0), "strength": 0.5}]],
+               "negative": parts.negative}
+    prior = {"samples": noise(2, 16, 3, 3), "noise_mask": torch.ones(1, 1, 6, 6), "batch_index": [5, 8], "mine": [1]}
+    latent = {"samples": noise(2, 4, 32, 32), "noise_mask": torch.ones(2, 1, 32, 32), "mine": {"deep": noise(2)}}
+    image = torch.rand(2, 130, 100, 4, generator=torch.Generator().manual_seed(0))
+    run = {"steps": 2, "denoise": 0.5}
+    return {
+        "CascadeStudio_SamplePrior": {"model": parts.prior, "latent": prior, **prompts, **run},
+        "CascadeStudio_SampleDecoder": {"model": parts.decoder, "prior": prior, "latent": latent, **prompts, **run},
+        "CascadeStudio_DecoderConditioning": {"prior": prior, **prompts},
+        "CascadeStudio_Schedule": {"model": parts.prior, "shift": 3.0},
+        "CascadeStudio_Guider": {"model": parts.prior, "cfg_end": 2.0, **prompts},
+        "CascadeStudio_DecodeStageA": {"latent": latent, "vae": parts.stage_a},
+        "CascadeStudio_EncodeStageA": {"image": image, "vae": parts.stage_a},
+        "CascadeStudio_EncodeImage": {"image": image, "vae": parts.stage_c_vae},
+        "CascadeStudio_DecodePreview": {"prior": prior, "vae": parts.stage_c_vae},
+    }
+
+
+NO_OBJECTS = {"CascadeStudio_Canvas", "CascadeStudio_Sampler"}
+
+
+def takers(host: Any) -> set[str]:
+    """The pack's nodes that take more than widgets."""
+    return {name for name in host.pack_ids if not name.startswith("CascadeStudio_Load")} - NO_OBJECTS
+
+
+def test_every_node_is_here(host, parts):
+    assert takers(host) == set(given(parts))
+
+
+@pytest.mark.parametrize("kind", [
+    "CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder", "CascadeStudio_DecoderConditioning",
+    "CascadeStudio_Schedule", "CascadeStudio_Guider", "CascadeStudio_DecodeStageA", "CascadeStudio_EncodeStageA",
+    "CascadeStudio_EncodeImage", "CascadeStudio_DecodePreview"])
+def test_inputs_are_kept(host, parts, kind):
+    inputs = given(parts)[kind]
+    before = {name: snapshot(value) for name, value in inputs.items()}
+    graph = Graph(host)
+    first = graph.run(graph.add(kind, **inputs)[0])
+    changed = [name for name, value in inputs.items() if not same(before[name], snapshot(value))]
+    assert not changed
+    if kind != "CascadeStudio_Guider":
+        kept = snapshot(first)
+        graph = Graph(host)
+        second = graph.run(graph.add(kind, **inputs)[0])
+        assert same(kept, second), "the same inputs gave something else"
+        assert same(kept, first), "the second run changed the result of the first"
+
+
+@pytest.mark.parametrize("stage", ["C", "B"])
+def test_core_sampling_with_our_nodes_keeps_inputs(host, parts, stage):
+    inputs = given(parts)["CascadeStudio_SamplePrior" if stage == "C" else "CascadeStudio_SampleDecoder"]
+    model, latent = inputs["model"], inputs["latent"]
+    prompts = {name: inputs[name] for name in ("positive", "negative")}
+    before = snapshot([model, latent, prompts])
+    graph = Graph(host)
+    node = graph.add(
+        "SamplerCustomAdvanced", latent_image=latent, noise=graph.add("RandomNoise", noise_seed=0)[0],
+        guider=graph.add("CascadeStudio_Guider", model=model, **prompts)[0],
+        sampler=graph.add("CascadeStudio_Sampler", sampler="lcm")[0],
+        sigmas=graph.add("CascadeStudio_Schedule", model=model, steps=2)[0])
+    graph.run(node[0])
+    assert same(before, snapshot([model, latent, prompts]))

@@ -1,0 +1,152 @@
+"""What every node promises before it runs: its id, texts on every input and output, a schema that costs nothing."""
+from __future__ import annotations
+
+import ast
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+
+PREFIX = "CascadeStudio_"
+IDS = {PREFIX + name for name in (
+    "Load", "LoadPrior", "LoadDecoder", "LoadTextEncoder", "LoadStageA", "LoadImageEncoder", "LoadClipVision", "Canvas",
+    "SamplePrior", "SampleDecoder", "Schedule", "Sampler", "Guider", "DecoderConditioning", "DecodeStageA",
+    "EncodeStageA", "EncodeImage", "DecodePreview")}
+CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
+              "Cascade Studio/conditioning")
+SECONDS = 0.005
+PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
+
+
+def classes(host: Any) -> dict[str, Any]:
+    return {name: host.nodes.NODE_CLASS_MAPPINGS[name] for name in sorted(host.pack_ids)}
+
+
+def static_ids() -> dict[str, str]:
+    """Class name by id as a scan without running anything finds them: direct base, one literal ``node_id``."""
+    found = {}
+    for path in Path(harness.REPOSITORY, "nodes").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            bases = {ast.unparse(base) for base in node.bases} if isinstance(node, ast.ClassDef) else set()
+            if bases & {"io.ComfyNode", "ComfyNode"}:
+                assert node.name not in found.values(), f"two classes are called {node.name}"
+                given = [keyword.value.value for call in ast.walk(node) if isinstance(call, ast.Call)
+                         for keyword in call.keywords
+                         if keyword.arg == "node_id" and isinstance(keyword.value, ast.Constant)]
+                assert len(given) == 1, f"{node.name} has {len(given)} literal node ids"
+                assert given[0] not in found, f"two nodes have the id {given[0]}"
+                found[given[0]] = node.name
+    return found
+
+
+def test_exactly_these_nodes_are_registered(host):
+    assert host.pack_ids == IDS
+
+
+def test_a_scan_of_the_source_finds_every_node(host):
+    assert static_ids() == {name: kind.__name__ for name, kind in classes(host).items()}
+
+
+def test_nodes_are_direct_children_of_the_host_class(host):
+    from comfy_api.latest import io
+    for name, kind in classes(host).items():
+        # The host registers a class of its own around ours in some versions.
+        assert io.ComfyNode in kind.__bases__, name
+
+
+def is_text(text: Any) -> bool:
+    """A whole, plain sentence or name: no trailing space, no pictograms."""
+    return isinstance(text, str) and bool(text) and text == text.strip() and not PICTOGRAMS.search(text)
+
+
+def test_every_node_describes_itself(host):
+    displayed = [kind.define_schema().display_name for kind in classes(host).values()]
+    assert len(set(displayed)) == len(displayed)
+    for name, kind in classes(host).items():
+        schema = kind.define_schema()
+        assert schema.node_id == name and name.startswith(PREFIX)
+        assert schema.category in CATEGORIES, name
+        assert is_text(schema.display_name), name
+        assert is_text(schema.description) and schema.description.endswith("."), name
+        assert "stable cascade" in schema.search_aliases and len(schema.search_aliases) > 1, name
+        assert all(is_text(alias) and alias == alias.lower() for alias in schema.search_aliases), name
+
+
+def test_every_input_and_output_has_a_tooltip(host):
+    for name, kind in classes(host).items():
+        schema = kind.define_schema()
+        for entry in [*schema.inputs, *schema.outputs]:
+            assert is_text(entry.tooltip) and entry.tooltip.endswith("."), f"{name}.{entry.id}: {entry.tooltip}"
+            assert re.fullmatch("[a-z][a-z_0-9]*", entry.id), f"{name}.{entry.id}"
+        assert all(is_text(output.display_name) for output in schema.outputs), name
+        for entries in (schema.inputs, schema.outputs):
+            assert len({entry.id for entry in entries}) == len(entries), name
+
+
+def test_every_number_says_its_limits_and_lies_within_them(host):
+    from comfy_api.latest import io
+    for name, kind in classes(host).items():
+        for entry in kind.define_schema().inputs:
+            if isinstance(entry, (io.Int.Input, io.Float.Input)):
+                assert None not in (entry.min, entry.max, entry.default), f"{name}.{entry.id}"
+                assert entry.min <= entry.default <= entry.max, f"{name}.{entry.id}"
+            if isinstance(entry, io.Combo.Input) and entry.default is not None:
+                assert entry.default in entry.options, f"{name}.{entry.id}"
+
+
+def test_defaults_are_the_official_ones(host):
+    found = {}
+    for kind in ("SamplePrior", "SampleDecoder", "Guider", "Schedule", "Canvas"):
+        inputs = classes(host)[PREFIX + kind].define_schema().inputs
+        found[kind] = {entry.id: getattr(entry, "default", None) for entry in inputs}
+    official = {"rescale": 0.7, "denoise": 1.0, "sampler": "ddpm"}
+    assert {**official, "steps": 20, "cfg": 4.0, "shift": 2.0}.items() <= found["SamplePrior"].items()
+    assert {**official, "steps": 10, "cfg": 1.1, "shift": 1.0}.items() <= found["SampleDecoder"].items()
+    assert {"cfg": 4.0, "rescale": 0.7}.items() <= found["Guider"].items()
+    assert {"steps": 20, "denoise": 1.0}.items() <= found["Schedule"].items()
+    assert {"width": 1024, "height": 1024, "batch_size": 1}.items() <= found["Canvas"].items()
+
+
+def test_schemas_are_cheap(host, family):
+    """The host makes them anew for every request, validation and execution."""
+    for name, kind in classes(host).items():
+        taken = []
+        for _ in range(12):
+            start = time.perf_counter()
+            kind.define_schema()
+            taken.append(time.perf_counter() - start)
+        assert min(taken[1:]) < SECONDS, f"{name} takes {1000 * min(taken):.1f} ms"
+
+
+def test_schemas_touch_nothing(host, family):
+    """Making a schema changes no shared state: two of them are equal, and no list is shared between them."""
+    for name, kind in classes(host).items():
+        first, second = kind.define_schema(), kind.define_schema()
+        assert [entry.as_dict() for entry in first.inputs] == [entry.as_dict() for entry in second.inputs], name
+        for one, other in zip(first.inputs, second.inputs):
+            assert one is not other, f"{name}.{one.id} is shared"
+
+
+FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision"}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in IDS if "_Load" in name))
+def test_loaders_check_their_files_themselves(host, family, name):
+    """Each names its file inputs in ``validate_inputs``, so that the host's own refusal does not come first."""
+    kind = classes(host)[name]
+    files = {entry.id for entry in kind.define_schema().inputs} & FILE_INPUTS
+    assert files
+    code = kind.validate_inputs.__func__.__code__
+    assert files <= set(code.co_varnames[:code.co_argcount])
+
+
+@pytest.mark.parametrize("name", sorted(name for name in IDS if "_Load" in name))
+def test_fingerprints_follow_the_file_on_disk(host, family, name):
+    kind = classes(host)[name]
+    chosen = {entry.id: "absent.safetensors" for entry in kind.define_schema().inputs if entry.id in FILE_INPUTS}
+    absent = kind.fingerprint_inputs(**chosen)
+    assert isinstance(absent, str) and absent == kind.fingerprint_inputs(**chosen)
+    assert kind.fingerprint_inputs() == kind.fingerprint_inputs(), "inputs that are wires are not passed"

@@ -1,0 +1,67 @@
+"""Real ComfyUI servers over HTTP. Fixture ``server``: the main host; every pinned host for tests marked ``smoke``."""
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import main_setup
+from tools.client import Run
+from tools.env import Setup
+from tools.hosts import pinned_host, supported
+from tools.prompt import convert
+from tools.server import Base, Server
+
+MAIN = "main"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the small family's layers mostly wait for each other on more
+
+
+def _smoke_hosts() -> list[str]:
+    """The other pinned hosts that the pack supports."""
+    given = os.environ.get("CASCADE_STUDIO_SMOKE_HOSTS", "").split(",")
+    return [version for version in given if version and supported(version)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server" in metafunc.fixturenames:
+        smoke = metafunc.definition.get_closest_marker("smoke") is not None
+        metafunc.parametrize("server", [*(_smoke_hosts() if smoke else []), MAIN], indirect=True, scope="session")
+
+
+class TestServer(Server):
+    """A running server with the tiny checkpoint family in its models folder."""
+
+    __test__ = False
+
+    def run(self, prompt: dict, workflow: dict | None = None, **options: object) -> Run:
+        """Queue an API prompt and follow it to its end (see :meth:`tools.client.Client.run`)."""
+        return self.client.run(prompt, workflow, alive=lambda: self.process.poll() is None, **options)
+
+    def run_workflow(self, workflow: dict, **options: object) -> Run:
+        """Queue a workflow as the frontend saves it."""
+        return self.run(convert(workflow, self.client.get("/object_info")).prompt, workflow, **options)
+
+
+@pytest.fixture(scope="session")
+def family_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the tiny checkpoint family."""
+    from family import write_family
+    folder = tmp_path_factory.mktemp("models")
+    write_family(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest, family_models: Path) -> Iterator[TestServer]:
+    """A running server; its log is in ``server.log``, its client in ``server.client``."""
+    base = Base()
+    try:
+        shutil.copytree(family_models, base.models, dirs_exist_ok=True)
+        setup = main_setup() if request.param == MAIN else Setup(pinned_host(request.param), Path(sys.executable))
+        with TestServer(setup, base, cpu=True) as running:
+            yield running
+    finally:
+        base.close()

@@ -1,0 +1,38 @@
+"""``dev.py demo`` as a user types it: a picture on disk, its path and the seconds of each stage on the screen."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from harness import REPOSITORY
+from PIL import Image
+from tools.png import text_chunks
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    return subprocess.run([sys.executable, "dev.py", "demo", *arguments], cwd=REPOSITORY, env=environment, timeout=600,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+
+
+def test_demo_writes_a_picture(tmp_path):
+    path = tmp_path / "fox.png"
+    result = demo("--prompt", "a blue fox", "--seed", "7", "--size", "192x136", "--output", str(path))
+    assert result.returncode == 0, result.stderr
+    with Image.open(path) as picture:
+        assert picture.size == (192, 136)
+        assert max(high - low for low, high in picture.convert("RGB").getextrema()) > 20, "the picture is flat"
+    texts = text_chunks(path.read_bytes())
+    assert "a blue fox" in json.dumps(json.loads(texts["workflow"])) and "a blue fox" in texts["prompt"]
+    assert str(path) in result.stdout
+    for stage in ("Stage C", "Stage B", "Stage A"):
+        assert any(stage in line and line.rstrip().endswith(" s") for line in result.stdout.splitlines()), stage
+    assert "tiny random checkpoint family" in result.stdout + result.stderr
+
+
+def test_demo_that_cannot_work_says_why(tmp_path):
+    result = demo("--size", "wide", "--output", str(tmp_path / "x.png"))
+    assert result.returncode == 1 and "--size wide is not a size" in result.stdout + result.stderr
+    assert not list(tmp_path.iterdir()) and "Traceback" not in result.stderr

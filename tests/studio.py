@@ -1,0 +1,161 @@
+"""The tiny family as the host loaded it, its pure networks, and short ways to sample with both."""
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from graphs import FILES, Graph
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stages import diffusion, from_file
+from stages.diffusion import Guidance
+
+NAMES = ("prior", "decoder", "clip", "clip_vision", "stage_a", "stage_c_vae")
+FP32 = dict(prior_dtype="fp32", decoder_dtype="fp32", text_dtype="fp32", vae_dtype="fp32")
+PRIOR_SCALE, DECODER_SCALE = 1.0, 1 / 0.43
+"""What the host multiplies latents by before a stage sees them; Stage A divides by the second (official)."""
+
+
+def relative(given: Tensor, expected: Tensor) -> float:
+    """The largest difference in units of the standard deviation of what is expected."""
+    assert given.shape == expected.shape
+    given, expected = given.float(), expected.float()
+    assert torch.isfinite(given).all() and expected.std() > 0
+    return float((given - expected).abs().max() / expected.std())
+
+
+def of_range(given: Tensor, expected: Tensor) -> float:
+    """The largest difference in units of the range of what is expected: for results that differ by rounding alone."""
+    return relative(given, expected) * float(expected.float().std() / (expected.max() - expected.min()))
+
+
+def changed(given: Tensor, before: Tensor) -> bool:
+    """Whether two results differ by more than rounding."""
+    return relative(given, before) > 1e-3
+
+
+class Studio:
+    """All parts of the family, loaded once; every call builds a prompt and runs it in the host."""
+
+    def __init__(self, host: Any, models: Path) -> None:
+        self.host, self.models = host, models
+
+    @classmethod
+    def of(cls, host: Any, models: Path) -> Studio:
+        """The one studio of this process."""
+        if not hasattr(host, "studio"):
+            host.studio = cls(host, models)
+        return host.studio
+
+    @cached_property
+    def parts(self) -> SimpleNamespace:
+        graph = self.graph()
+        load = graph.add("CascadeStudio_Load", **FILES, **FP32)
+        return SimpleNamespace(**dict(zip(NAMES, graph.run(*(load[slot] for slot in range(len(NAMES)))))))
+
+    @cached_property
+    def positive(self) -> Any:
+        return self.text("a small house by the sea, in the style of nobody in particular")
+
+    @cached_property
+    def negative(self) -> Any:
+        return self.text("")
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        return {"positive": self.positive, "negative": self.negative}
+
+    @cached_property
+    def nets(self) -> dict[str, nn.Module]:
+        """The pure networks of the same files, in fp32."""
+        files = {"C": "diffusion_models/stage_c", "B": "diffusion_models/stage_b", "A": "vae/stage_a",
+                 "encoder": "vae/effnet_encoder", "previewer": "vae/previewer"}
+        return {name: from_file(self.models / f"{file}.safetensors", dtype=torch.float32)
+                for name, file in files.items()}
+
+    @cached_property
+    def prior_latent(self) -> dict[str, Any]:
+        """A sampled Stage C latent of a 256x256 picture."""
+        return self.sample_prior(self.canvas()[0], steps=2)
+
+    def write(self, name: str, tensors: dict[str, Tensor]) -> str:
+        """Save a model file as "folder/name"; returns the name that a loader offers."""
+        path = self.models / f"{name}.safetensors"
+        save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
+        self.host.folder_paths.filename_list_cache.clear()
+        return path.name
+
+    def load(self, stage: str, name: str, dtype: str = "fp32") -> Any:
+        """A MODEL of ours: ``stage`` "prior" or "decoder" from the file ``name``."""
+        kind = {"prior": "CascadeStudio_LoadPrior", "decoder": "CascadeStudio_LoadDecoder"}[stage]
+        return self.call(kind, **{stage: name}, dtype=dtype)
+
+    def graph(self) -> Graph:
+        return Graph(self.host)
+
+    def call(self, kind: str, slot: int = 0, **inputs: Any) -> Any:
+        """One output of one node, or all of the first n outputs when ``slot`` is a range."""
+        graph = self.graph()
+        node = graph.add(kind, **inputs)
+        return graph.run(node[slot]) if isinstance(slot, int) else graph.run(*(node[i] for i in slot))
+
+    def text(self, text: str, clip: Any = None) -> Any:
+        return self.call("CLIPTextEncode", clip=clip or self.parts.clip, text=text)
+
+    def canvas(self, width: int = 256, height: int = 256, batch: int = 1, **inputs: Any) -> list[dict[str, Any]]:
+        """Empty latents of both stages."""
+        return self.call("CascadeStudio_Canvas", range(2), width=width, height=height, batch_size=batch, **inputs)
+
+    def sample_prior(self, latent: dict[str, Any], **inputs: Any) -> dict[str, Any]:
+        given = {"model": self.parts.prior, **self.prompts, "latent": latent, **inputs}
+        return self.call("CascadeStudio_SamplePrior", **given)
+
+    def sample_decoder(self, prior: dict[str, Any], **inputs: Any) -> dict[str, Any]:
+        given = {"model": self.parts.decoder, **self.prompts, "prior": prior, **inputs}
+        return self.call("CascadeStudio_SampleDecoder", **given)
+
+    def core_sample(self, model: Any, latent: dict[str, Any], *, steps: int = 2, **inputs: Any) -> Tensor:
+        """Core's KSampler."""
+        given = {"model": model, **self.prompts, "latent_image": latent, "sampler_name": "euler", "scheduler": "simple",
+                 "steps": steps, "cfg": 2.0, **inputs}
+        return self.call("KSampler", **given)["samples"]
+
+    def decoder_prompts(self, prior: dict[str, Any] | None = None, **prompts: Any
+                        ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Stage B's conditioning for core samplers, and its empty latent."""
+        given = {**self.prompts, **prompts, "prior": prior or self.prior_latent}
+        positive, negative, latent = self.call("CascadeStudio_DecoderConditioning", range(3), **given)
+        return {"positive": positive, "negative": negative}, latent
+
+    def pure_prior(self, shape: tuple[int, ...], seeds: list[int], start: Tensor | None = None, **run: Any) -> Tensor:
+        """What ``stages`` alone makes of the same prompts; ``shape`` is (B, 16, h, w)."""
+        conds = [{"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"]}
+                 for text in (self.positive, self.negative)]
+        return pure(self.nets["C"], conds, shape, seeds, start, **{"steps": 20, "shift": 2.0, "cfg": 4.0, **run})
+
+    def pure_decoder(self, prior: Tensor, shape: tuple[int, ...], seeds: list[int], start: Tensor | None = None,
+                     **run: Any) -> Tensor:
+        conds = [{"effnet": codes, "clip": text[0][1]["pooled_output"]} for text, codes in
+                 ((self.positive, prior), (self.negative, torch.zeros_like(prior)))]
+        return pure(self.nets["B"], conds, shape, seeds, start, **{"steps": 10, "shift": 1.0, "cfg": 1.1, **run})
+
+
+@torch.inference_mode()
+def pure(net: nn.Module, conds: list[dict[str, Tensor]], shape: tuple[int, ...], seeds: list[int],
+         start: Tensor | None, *, steps: int, shift: float, cfg: float, denoise: float = 1.0,
+         step: Any = diffusion.ddpm_step, **guidance: Any) -> Tensor:
+    """The official sampling loop on a pure network; ``start`` is x0 in the network's own scale."""
+    conds = [{name: value.float().expand(shape[0], *value.shape[1:]) for name, value in cond.items()} for cond in conds]
+    times = diffusion.timesteps(steps, denoise)
+    x = diffusion.NoiseStreams(seeds).next(shape)
+    if start is not None:
+        x = diffusion.add_noise(start, x, diffusion.logsnr(times[0], shift))
+    noise = diffusion.NoiseStreams(seeds, stream=1).next
+    predict = diffusion.paired(net, *conds)
+    *_, last = diffusion.sample(predict, x, timesteps=times, shift=shift, step=step, noise=noise,
+                                guidance=Guidance(cfg, **guidance))
+    return last.x0

@@ -1,0 +1,136 @@
+"""The Mini recipe's machinery: interruption, composition and loading the files it writes. No training data needed."""
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stages import from_file
+from stages.training import Optimiser
+from training.mini import compose, export, sizes
+from training.mini.data import COLOURS
+from training.mini.loop import Loop, Part, Place, factor_at, grid
+
+
+class Line(Part):
+    """Fits a line to random points; counts its steps and can be stopped."""
+
+    name = "line"
+
+    def __init__(self, place: Place, stop: int = 0) -> None:
+        super().__init__(place)
+        torch.manual_seed(0)
+        self.net, self.stop = nn.Linear(3, 1), stop
+        self.state = {"net": self.net, "optimiser": Optimiser(self.net.parameters(), 0.1)}
+
+    def step(self, factor: float) -> dict[str, float]:
+        self.stop -= 1
+        if self.stop == 0:
+            raise KeyboardInterrupt
+        points = torch.rand(8, 3) + self.rng.random()
+        loss = (self.net(points) - points.sum(1, keepdim=True)).square().mean()
+        self.state["optimiser"].step(loss)
+        return {"loss": loss.item()}
+
+    def sheet(self) -> torch.Tensor:
+        return torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def result(self) -> dict[str, torch.Tensor]:
+        return self.net.state_dict()
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path, torch.device("cpu"))
+
+
+class Steps(Loop):
+    """A loop whose clock ticks one second a step."""
+
+    ticks = 0
+
+    def now(self) -> float:
+        self.ticks += 1
+        return self.ticks
+
+
+def test_an_interrupted_run_continues_as_if_it_had_not_been(place, tmp_path):
+    whole = Place(tmp_path / "whole", place.device)
+    whole.work.mkdir()
+    Steps(Line(whole), minutes=0.5).run()
+    with pytest.raises(KeyboardInterrupt):
+        Steps(Line(place, stop=12), minutes=0.5).run()
+    torch.rand(5)
+    loop = Steps(Line(place), minutes=0.5)
+    loop.run()
+    assert loop.steps == 30
+    wanted, given = (torch.load(where.weights("line")) for where in (whole, place))
+    assert all(torch.equal(given[key], wanted[key]) for key in wanted)
+    assert (tmp_path / "sheets" / "line-000030.png").is_file()
+    assert (tmp_path / "losses.csv").read_text().count("line,") >= 2
+    again = Steps(Line(place, stop=1), minutes=0.5)
+    again.run()
+    assert again.steps == 30, "the minutes are used up"
+
+
+def test_learning_rate_rises_then_falls_to_its_end():
+    factors = [factor_at(progress / 100) for progress in range(101)]
+    assert factors[2] == pytest.approx(1) and factors[100] == pytest.approx(0.03)
+    assert all(a >= b for a, b in zip(factors[2:], factors[3:]))
+    assert 0 < factors[0] < factors[1] < 1
+
+
+def test_compositions_show_the_named_background_and_the_whole_subject():
+    picture = np.zeros((1, 256, 256, 4), np.uint8)
+    picture[0, :, :, 0] = picture[0, :, :, 3] = 255  # red all over
+    rng = random.Random(0)
+    for colour in COLOURS:
+        rgb, alpha = compose.compose(picture, [colour], rng, 64)
+        share = float(alpha.mean())
+        assert compose.SIZES[0] ** 2 - 0.03 <= share <= compose.SIZES[1] ** 2 + 0.03, "nothing is cut off"
+        ground = rgb[0, :, 0, 0] * 255
+        assert (ground - torch.tensor(COLOURS[colour])).abs().max() <= compose.JITTER + 1e-3
+        inside = rgb[0].flatten(1)[:, (alpha[0] > 0.999).flatten()]
+        assert (inside - torch.tensor([1.0, 0, 0])[:, None]).abs().max() <= 1e-5
+    same, _ = compose.compose(picture, ["blue"], rng, 64, centred=True)
+    assert torch.allclose(same, same.flip(-1), atol=1e-5)
+
+
+def test_held_out_backgrounds_are_never_trained_on():
+    subject, rng = SimpleNamespace(held=("blue", "red")), random.Random(0)
+    seen = [compose.random_colour(subject, rng) for _ in range(600)]
+    assert set(seen) == set(COLOURS) - {"blue", "red"}
+    assert seen.count("white") == pytest.approx(600 * compose.PLAIN_SHARE, rel=0.25)
+    assert {compose.random_colour(subject, rng, held=True) for _ in range(40)} == {"blue", "red"}
+
+
+def test_grid_places_pictures_in_rows():
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    assert grid(images, 3)[0, ::2, ::2].tolist() == [[0, 1, 2], [3, 4, 0]]
+
+
+def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_path, monkeypatch):
+    """Untrained nets of Mini's sizes, through the files that would ship and the pack's own loader."""
+    def fresh(_: Place, name: str) -> nn.Module:
+        torch.manual_seed(0)
+        kind, config, _ = export.NETS[name]
+        net = kind(config)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.uniform_(-1, 1)
+        return net
+    monkeypatch.setattr(export, "trained", fresh)
+    files = export.export(place, tmp_path)
+    assert sum(files.values()) <= 43_500_000, "a LoRA and a ControlNet have to fit into the 48 MB as well"
+    for part in ("stage_a", "stage_b", "stage_c"):
+        net = from_file(tmp_path / f"{export.FILES[part][1]}.safetensors")
+        assert net.config == getattr(sizes, part.upper())
+        wanted = fresh(place, part).state_dict()
+        assert all(torch.equal(value, wanted[key].half() if value.is_floating_point() else wanted[key])
+                   for key, value in net.state_dict().items() if key in wanted)
+    coder = from_file(tmp_path / f"{export.PRIOR_CODER}.safetensors")
+    assert (coder.config.encoder, coder.config.previewer) == (sizes.ENCODER, sizes.PREVIEWER)

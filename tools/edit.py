@@ -1,0 +1,109 @@
+"""Puts a person's choices (prompt, seed, size, files) into a converted workflow, wherever it keeps them."""
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from .messages import Stop
+from .prompt import Converted
+
+TEXTS = ("text", "prompt", "clip_l", "clip_g")
+FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+
+
+def _constants(converted: Converted, *names: str) -> list[tuple[str, str]]:
+    """The (node, input) pairs with one of these names that hold a number of their own."""
+    return [(node, name) for node, entry in converted.prompt.items() for name in names
+            if isinstance(entry["inputs"].get(name), (int, float))]
+
+
+def set_seed(converted: Converted, seed: int) -> None:
+    """Give every sampler the same seed, as the official pipelines do."""
+    found = _constants(converted, "seed", "noise_seed")
+    if not found:
+        raise Stop("--seed has no effect: the workflow has no input called seed or noise_seed.")
+    for node, name in found:
+        converted.set(node, name, seed)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``1024x768`` as numbers."""
+    found = re.fullmatch(r"\s*(\d+)\s*[xX×*]\s*(\d+)\s*", text)
+    if not found:
+        raise Stop(f"--size {text} is not a size. Write width and height in pixels, for example --size 1024x768.")
+    return int(found.group(1)), int(found.group(2))
+
+
+def set_size(converted: Converted, width: int, height: int) -> None:
+    """Set width and height wherever a node keeps both."""
+    nodes = {node for node, _ in _constants(converted, "width")} & {node for node, _ in _constants(converted, "height")}
+    if not nodes:
+        raise Stop("--size has no effect: no node of the workflow has a width and a height.")
+    for node in nodes:
+        converted.set(node, "width", width)
+        converted.set(node, "height", height)
+
+
+def _text_inputs(converted: Converted, start: str) -> list[tuple[str, str]]:
+    """The text inputs nearest upstream of a node, itself included."""
+    waiting, seen = [start], set()
+    while waiting:
+        node = waiting.pop(0)
+        if node in seen or node not in converted.prompt:
+            continue
+        seen.add(node)
+        inputs = converted.prompt[node]["inputs"]
+        texts = [name for name in inputs if name in TEXTS and isinstance(inputs[name], str)]
+        if texts:
+            return [(node, name) for name in texts]
+        waiting += [value[0] for value in inputs.values() if isinstance(value, list) and len(value) == 2]
+    return []
+
+
+def set_prompt(converted: Converted, text: str) -> None:
+    """Set the texts that reach an input called ``positive``."""
+    starts = [entry["inputs"]["positive"][0] for entry in converted.prompt.values()
+              if isinstance(entry["inputs"].get("positive"), list)]
+    found = {pair for start in starts for pair in _text_inputs(converted, start)}
+    if not found:
+        raise Stop("--prompt has no effect: no text of the workflow leads to an input called positive.")
+    for node, name in found:
+        converted.set(node, name, text)
+
+
+def _options(definition: dict[str, Any], name: str) -> list[Any] | None:
+    for group in ("required", "optional"):
+        spec = (definition.get("input") or {}).get(group, {}).get(name)
+        if spec:
+            options = spec[0] if isinstance(spec[0], list) else (spec[1] if len(spec) > 1 else {}).get("options")
+            return options if isinstance(options, list) else None
+    return None
+
+
+def _likeness(first: str, second: str) -> tuple[int, float]:
+    """How much two file names have in common: whole words first, then letters."""
+    words = [set(re.split(r"[^a-z0-9]+", name.lower())) for name in (first, second)]
+    return len(words[0] & words[1]), difflib.SequenceMatcher(None, first, second).ratio()
+
+
+def fit_files(converted: Converted, object_info: dict[str, Any]) -> list[str]:
+    """Where the workflow names a model file that the server does not have, take the one with the nearest name.
+
+    Returns one line per replacement; raises ``Stop`` where the server has no file at all for an input.
+    """
+    lines = []
+    for node, entry in converted.prompt.items():
+        definition = object_info.get(entry["class_type"]) or {}
+        for name, value in list(entry["inputs"].items()):
+            options = _options(definition, name)
+            if options is None or value in options or not str(value).lower().endswith(FILES):
+                continue
+            files = [option for option in options if str(option).lower().endswith(FILES)]
+            if not files:
+                raise Stop(f"The workflow's node {entry['_meta']['title']} needs the file {value} as {name}, and the "
+                           "models folder has none for that input. Put it there, or give another folder with --model.")
+            nearest = max(files, key=lambda file: _likeness(str(file), str(value)))
+            converted.set(node, name, nearest)
+            lines.append(f"{entry['_meta']['title']}: {name} = {nearest} (instead of {value})")
+    return lines

@@ -1,0 +1,31 @@
+"""The text chunks of a PNG file, where ComfyUI keeps prompt and workflow."""
+from __future__ import annotations
+
+import struct
+import zlib
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def text_chunks(data: bytes) -> dict[str, str]:
+    """The texts of a PNG by keyword. Raises ``ValueError`` if the data is no PNG or is cut off."""
+    if not data.startswith(SIGNATURE):
+        raise ValueError("not a PNG file")
+    texts, position = {}, len(SIGNATURE)
+    while position + 8 <= len(data):
+        size, kind = struct.unpack(">I4s", data[position:position + 8])
+        body = data[position + 8:position + 8 + size]
+        position += 12 + size
+        if kind == b"tEXt":
+            keyword, text = body.split(b"\0", 1)
+            texts[keyword.decode("latin-1")] = text.decode("latin-1")
+        elif kind == b"zTXt":
+            keyword, text = body.split(b"\0", 1)
+            texts[keyword.decode("latin-1")] = zlib.decompress(text[1:]).decode("latin-1")
+        elif kind == b"iTXt":
+            keyword, rest = body.split(b"\0", 1)
+            packed, text = rest[0], rest[2:].split(b"\0", 2)[2]
+            texts[keyword.decode("latin-1")] = (zlib.decompress(text) if packed else text).decode("utf-8")
+        elif kind == b"IEND":
+            return texts
+    raise ValueError("the PNG file is cut off")

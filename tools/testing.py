@@ -1,0 +1,50 @@
+"""`dev.py test`: pytest in the environment, on one host or on all of them."""
+from __future__ import annotations
+
+import subprocess
+
+from .env import REPOSITORY, Setup, other_versions, set_up
+from .hosts import pinned_host, supported
+from .messages import Stop, say
+
+NO_TESTS = 5
+
+
+def _need_packages(setup: Setup) -> None:
+    """An installation of the user's is never changed: what its Python lacks for testing is said."""
+    code = "import importlib.util as u; print(*(n for n in ('torch', 'pytest') if u.find_spec(n) is None))"
+    missing = subprocess.run(setup.command("-c", code), env=setup.environment(), stdin=subprocess.DEVNULL, check=True,
+                             stdout=subprocess.PIPE, encoding="utf-8").stdout.split()
+    if missing:
+        raise Stop(f"{' and '.join(missing)} cannot be imported by {setup.python}, the Python of COMFYUI_PATH. Install "
+                   f"it there ('{setup.python} -m pip install {' '.join(missing)}'), name the right Python with "
+                   "COMFYUI_PYTHON, or unset COMFYUI_PATH.")
+
+
+def run_tests(setup: Setup, arguments: list[str], all_hosts: bool, soak: bool = False) -> int:
+    """Run pytest; the main host's run is the last, so that the closing line is its own. The first failure counts.
+
+    Tests marked ``smoke`` visit every pinned host within one run; ``all_hosts`` runs the whole host and server
+    suites on the other hosts too, each in a process of its own; ``soak`` adds the long tests.
+    """
+    if setup.host.python is not None:
+        _need_packages(setup)
+    versions = other_versions(setup)
+    for version in versions:
+        pinned_host(version)
+    smoke = {"CASCADE_STUDIO_SMOKE_HOSTS": ",".join(versions), **({"CASCADE_STUDIO_SOAK": "1"} if soak else {})}
+    codes = []
+    if all_hosts:
+        folders = ["tests/host", "tests/server"]
+        for version in filter(supported, versions):
+            say(f"The host and server tests on ComfyUI {version}:")
+            codes.append(set_up(version).run("-m", "pytest", *folders, *_without_paths(arguments),
+                                             extra={"CASCADE_STUDIO_SMOKE_HOSTS": ""}))
+        say(f"All tests on ComfyUI {setup.host.version}:")
+    codes.append(setup.run("-m", "pytest", *arguments, extra=smoke))
+    *others, main = codes
+    return next((code for code in others if code not in (0, NO_TESTS)), main)
+
+
+def _without_paths(arguments: list[str]) -> list[str]:
+    return [argument for argument in arguments if not (REPOSITORY / argument.split("::")[0]).exists()]

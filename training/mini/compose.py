@@ -1,0 +1,51 @@
+"""Pictures over named backgrounds, their place, size and direction varied."""
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .data import COLOURS, PLAIN, SIDE, Subject
+
+SIZES = (0.66, 0.92)
+"""Side of the subject's picture as a share of the canvas."""
+ROOM = 0.6
+"""How much of the room around the subject its place may use."""
+JITTER = 5
+PLAIN_SHARE = 0.22
+
+
+def random_colour(subject: Subject, rng: random.Random, held: bool = False) -> str:
+    """A background for ``subject``: one of its training pairs, or one of its held-out ones."""
+    if held:
+        return rng.choice(subject.held)
+    if rng.random() < PLAIN_SHARE:
+        return PLAIN
+    return rng.choice([colour for colour in COLOURS if colour != PLAIN and colour not in subject.held])
+
+
+def compose(pictures: np.ndarray, colours: list[str], rng: random.Random, side: int = SIDE,
+            centred: bool = False) -> tuple[Tensor, Tensor]:
+    """``pictures`` (B, 256, 256, 4) uint8 premultiplied → RGB (B, 3, side, side) in [0, 1], alpha (B, 1, side, side).
+
+    Scaled, moved and mirrored at random, or upright in the middle if ``centred``.
+    """
+    batch = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(255)
+    theta, grounds = torch.zeros(len(colours), 2, 3), []
+    for row, colour in zip(theta, colours):
+        size = sum(SIZES) / 2 if centred else rng.uniform(*SIZES)
+        mirrored = not centred and rng.random() < 0.5
+        room = 0.0 if centred else ROOM * (1 - size)
+        x, y = (rng.uniform(-room, room) for _ in range(2))
+        row[0, 0], row[1, 1] = (-1 if mirrored else 1) / size, 1 / size
+        row[0, 2], row[1, 2] = -x * row[0, 0], -y * row[1, 1]
+        shift = [0 if centred else rng.uniform(-JITTER, JITTER) for _ in range(3)]
+        grounds.append([(value + change) / 255 for value, change in zip(COLOURS[colour], shift)])
+    grid = F.affine_grid(theta, [len(colours), 4, side, side], align_corners=False)
+    placed = F.grid_sample(batch, grid, align_corners=False)
+    alpha = placed[:, 3:].clamp(0, 1)
+    ground = torch.tensor(grounds)[:, :, None, None]
+    return (placed[:, :3] + (1 - alpha) * ground).clamp(0, 1), alpha

@@ -1,0 +1,70 @@
+"""Writes the finished nets as the files that ship: float16, the token table in float8, configs in the metadata."""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stages.layouts import PriorCoderConfig
+from stages.marker import MARKER, marker_text
+from tools.env import REPOSITORY
+
+from .generators import NETS, trained
+from .language import FLOAT8
+from .loop import Place
+from .sizes import ENCODER, PREVIEWER
+
+log = logging.getLogger(__name__)
+
+FOLDER = REPOSITORY / "mini"
+FILES = {  # part: (kind of its marker, file below the folder, laid out as ComfyUI's models folder)
+    "stage_c": ("stage_c", "diffusion_models/cascade_mini_stage_c"),
+    "stage_b": ("stage_b", "diffusion_models/cascade_mini_stage_b"),
+    "text": ("text_encoder", "text_encoders/cascade_mini_text"),
+    "vision": ("clip_vision", "clip_vision/cascade_mini_vision"),
+    "stage_a": ("stage_a", "vae/cascade_mini_stage_a"),
+}
+PRIOR_CODER = "vae/cascade_mini_stage_c_vae"
+TABLE = "text_model.embeddings.token_embedding.weight"
+MOST, MOST_OF_ONE = 48_000_000, 20_000_000
+
+
+def export(place: Place, folder: Path = FOLDER) -> dict[str, int]:
+    """Write every finished part to ``folder``; returns bytes by file. Raises where the files would be too large."""
+    sizes = {}
+    for part, (kind, name) in FILES.items():
+        sizes[name] = _save(folder, name, kind, NETS[part][1], trained(place, part).state_dict())
+    parts = {"encoder": trained(place, "encoder"), "previewer": trained(place, "previewer")}
+    tensors = {f"{part}.{key}": value for part, net in parts.items() for key, value in net.state_dict().items()}
+    sizes[PRIOR_CODER] = _save(folder, PRIOR_CODER, "stage_c_vae", _prior_coder(), tensors)
+    total = sum(sizes.values())
+    log.info("%d files, %.1f MB in all", len(sizes), total / 1e6)
+    if total > MOST or max(sizes.values()) > MOST_OF_ONE:
+        raise SystemExit(f"The files take {total / 1e6:.1f} MB, the largest {max(sizes.values()) / 1e6:.1f} MB: more "
+                         "than the repository takes. Make the nets in sizes.py narrower.")
+    return sizes
+
+
+def _prior_coder() -> Any:
+    return PriorCoderConfig(ENCODER, PREVIEWER)
+
+
+def _save(folder: Path, name: str, kind: str, config: Any, tensors: dict[str, Tensor]) -> int:
+    path = folder / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compact = {}
+    for key, value in tensors.items():
+        if value.is_floating_point():
+            value = value.to(FLOAT8 if key == TABLE else torch.float16)
+            if not torch.isfinite(value.float()).all():
+                raise SystemExit(f"{key} of {path.name} does not fit into {value.dtype}: train it to the end.")
+        compact[key] = value.contiguous().cpu()
+    draft = path.with_suffix(".new")
+    save_file(compact, draft, metadata={"format": "pt", MARKER: marker_text(kind, config)})
+    draft.replace(path)
+    log.info("%s: %.2f MB", path.name, path.stat().st_size / 1e6)
+    return path.stat().st_size

@@ -1,0 +1,201 @@
+"""Parts 4 and 5: Stage B and Stage C, on pictures encoded once."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.backend import Backend
+from stages.diffusion import Guidance, NoiseStreams, paired, sample, timesteps
+from stages.encoder import ImageEncoder
+from stages.initial import initialise_unet
+from stages.previewer import Previewer
+from stages.stage_a import StageA
+from stages.stage_b import StageB
+from stages.stage_c import StageC
+from stages.training import (EMA, AdaptiveLossWeight, Optimiser, epsilon_losses, keep_mask, noised, replace_dropped,
+                             sample_times)
+
+from .captions import LENGTH, batch_tokens
+from .loop import Part, Place, frozen, grid
+from .scenes import CANVAS, SHORT, Scenes, make_pool
+from .sizes import ENCODER, PREVIEWER, STAGE_A, STAGE_B, STAGE_C, TEXT, VISION
+from .towers import TextTower, VisionTower
+
+NETS = {"stage_a": (StageA, STAGE_A, None), "encoder": (ImageEncoder, ENCODER, "encoder"),
+        "previewer": (Previewer, PREVIEWER, "encoder"), "text": (TextTower, TEXT, "language"),
+        "vision": (VisionTower, VISION, "language"), "stage_b": (StageB, STAGE_B, None),
+        "stage_c": (StageC, STAGE_C, None)}
+
+
+def trained(place: Place, name: str) -> nn.Module:
+    """A net of an earlier part, from its result; eval mode, no gradients."""
+    kind, config, part = NETS[name]
+    saved = torch.load(place.weights(part or name), map_location="cpu")
+    net = kind(config)
+    net.load_state_dict(saved[name] if part else saved)
+    return frozen(net).to(place.device)
+
+
+def small_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None) -> Tensor:
+    """Attention by plain products: for 36 cells PyTorch's fused kernel takes three times as long to train on a CPU."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (scores.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+TRAINING = Backend(attention=small_attention)
+
+
+class DiffusionPart(Part):
+    """What training Stage B and Stage C has in common: noise, adaptive weights, averaged weights."""
+
+    LR, BATCH, EMA_DECAY = 1e-3, 32, 0.998
+    SEED = 3
+
+    def __init__(self, place: Place, net: StageB | StageC) -> None:
+        super().__init__(place)
+        torch.manual_seed(place.seed + self.SEED)
+        initialise_unet(net)
+        self.net = net.to(place.device)
+        self.text = trained(place, "text")
+        self.weights = AdaptiveLossWeight()
+        self.ema = EMA(net, self.EMA_DECAY)
+        self.state = {"net": net, "ema": self.ema, "weights": self.weights,
+                      "optimiser": Optimiser(net.parameters(), self.LR, betas=(0.9, 0.98), weight_decay=0.01)}
+
+    @torch.no_grad()
+    def said(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states and pooled text of token ids."""
+        return self.text(ids.to(self.place.device))
+
+    def learn(self, x0: Tensor, conditions: dict[str, Tensor], factor: float) -> dict[str, float]:
+        """One update on ``x0`` (B, C, H, W)."""
+        seen = noised(x0, torch.randn_like(x0), sample_times(len(x0), device=x0.device))
+        with self.place.autocast():
+            predicted = self.net(seen.x, seen.r, **conditions)
+        losses = epsilon_losses(predicted, seen.noise)
+        weights = self.weights.weights(seen.logsnr)
+        norm = self.state["optimiser"].step((losses * weights).mean(), factor)
+        self.weights.update(seen.logsnr, losses)
+        self.ema.update(self.net)
+        high = seen.logsnr < -2
+        losses = losses.detach()
+        return {"loss": float(losses.mean()), "weighted": float((losses * weights).mean()), "norm": norm,
+                "noisy": float(losses[high].mean()) if high.any() else 0.0}
+
+    def result(self) -> dict[str, Tensor]:
+        return self.ema.copy_of(self.net).state_dict()
+
+
+class StageBPart(DiffusionPart):
+    """Stage B from latents of the image encoder, with a little noise on them, and the pooled caption."""
+
+    name = "stage_b"
+    LR, BATCH, SEED = 1e-3, 24, 4
+    PICTURES, OTHERS = 5000, 0.4
+    DROP_TEXT, DROP_EFFNET, NOISE = 0.1, 0.05, 0.3
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place, StageB(STAGE_B, backend=TRAINING))
+        self.scenes = Scenes(self.rng, others=self.OTHERS)
+        self.stage_a = trained(place, "stage_a")
+        subjects = [self.rng.randrange(len(self.scenes.subjects)) for _ in range(self.PICTURES)]
+        nets = {"stage_a": self.stage_a, "encoder": trained(place, "encoder")}
+        self.pool = make_pool(place.work / "pool_b.pt", self.scenes, subjects, nets, place.device)
+        self.nothing = self.said(batch_tokens([[]], SHORT))[1]
+
+    def step(self, factor: float) -> dict[str, float]:
+        index = self.rng.sample(range(len(self.pool)), self.BATCH)
+        rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
+        ids = self.scenes.captions([self.pool.subjects[i] for i in index], [self.pool.colours[i] for i in index])
+        clip = replace_dropped(self.said(ids)[1], keep_mask(len(index), self.DROP_TEXT), self.nothing)
+        effnet = rows["effnet"]
+        blur = self.NOISE * torch.rand(len(effnet), 1, 1, 1, device=effnet.device)
+        effnet = replace_dropped(effnet + blur * torch.randn_like(effnet), keep_mask(len(index), self.DROP_EFFNET))
+        return self.learn(rows["latent"], {"effnet": effnet, "clip": clip}, factor)
+
+    def sheet(self) -> Tensor:
+        """Rows: pictures through Stage A alone, and through encoder, Stage B and Stage A."""
+        index = [i * len(self.pool) // 8 for i in range(8)]
+        rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
+        ids = self.scenes.captions([self.pool.subjects[i] for i in index], [self.pool.colours[i] for i in index])
+        made = decode(self.ema.copy_of(self.net), rows["effnet"], self.said(ids)[1], self.nothing, list(range(8)))
+        return grid(torch.cat([self.stage_a.decode(rows["latent"]), self.stage_a.decode(made)]).cpu(), 8)
+
+
+class StageCPart(DiffusionPart):
+    """Stage C from captions, and at times from the image embedding of the vision tower."""
+
+    name = "stage_c"
+    LR, BATCH, SEED = 1e-3, 128, 5
+    VARIANTS = 24
+    DROP_TEXT, KEEP_IMAGE, LONG_FROM = 0.1, 0.1, 0.75
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place, StageC(STAGE_C, backend=TRAINING))
+        self.scenes = Scenes(self.rng)
+        subjects = [i for _ in range(self.VARIANTS) for i in range(len(self.scenes.subjects))]
+        nets = {"encoder": trained(place, "encoder"), "vision": trained(place, "vision")}
+        self.pool = make_pool(place.work / "pool_c.pt", self.scenes, subjects, nets, place.device)
+
+    def step(self, factor: float) -> dict[str, float]:
+        length = LENGTH if self.progress > self.LONG_FROM else SHORT
+        index = self.rng.sample(range(len(self.pool)), self.BATCH)
+        rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
+        subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
+        ids = self.scenes.captions(subjects, colours, length)
+        empty = batch_tokens([[]], length)
+        ids = torch.where(keep_mask(len(index), self.DROP_TEXT)[:, None], ids, empty)
+        text, pooled = self.said(ids)
+        image = replace_dropped(rows["image"], keep_mask(len(index), 1 - self.KEEP_IMAGE))
+        return self.learn(rows["effnet"], {"clip_text": text, "clip_text_pooled": pooled, "clip_img": image}, factor)
+
+    def sheet(self) -> Tensor:
+        """Sixteen held-out prompts, seen through the Previewer."""
+        previewer = trained(self.place, "previewer")
+        prompts = [prompt["prompt"] for prompt in self.scenes.prompts[::12]][:16]
+        latent = paint(self.ema.copy_of(self.net), self.text, prompts, list(range(16)))
+        return F.interpolate(grid(previewer(latent).cpu(), 8)[None], scale_factor=3.0)[0]
+
+
+# Sampling, as the nodes do it
+
+
+def told(text: nn.Module, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, 77, width) and pooled text (B, width) of prompts as written."""
+    device = next(text.parameters()).device
+    return text(batch_tokens([[prompt] if prompt else [] for prompt in prompts]).to(device))
+
+
+@torch.no_grad()
+def paint(net: StageC, text: nn.Module, prompts: list[str], seeds: list[int], *, steps: int = 20, cfg: float = 4.0,
+          shift: float = 2.0, image: Tensor | None = None, grid_size: tuple[int, int] | None = None) -> Tensor:
+    """Stage C latents of ``prompts``, one seed each."""
+    (said, pooled), (said_empty, pooled_empty) = told(text, prompts), told(text, [""] * len(prompts))
+    image = pooled.new_zeros(len(prompts), STAGE_C.c_clip_img) if image is None else image
+    cond = {"clip_text": said, "clip_text_pooled": pooled, "clip_img": image}
+    uncond = {"clip_text": said_empty, "clip_text_pooled": pooled_empty, "clip_img": torch.zeros_like(image)}
+    rows, columns = grid_size or (CANVAS.prior_height, CANVAS.prior_width)
+    return _sampled(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, said.device)
+
+
+@torch.no_grad()
+def decode(net: StageB, effnet: Tensor, pooled: Tensor, empty: Tensor, seeds: list[int], *, steps: int = 10,
+           cfg: float = 1.1, shift: float = 1.0) -> Tensor:
+    """Stage A latents for Stage C latents (B, 16, h, w) and pooled text (B, width)."""
+    cond = {"effnet": effnet, "clip": pooled}
+    uncond = {"effnet": torch.zeros_like(effnet), "clip": empty.expand_as(pooled)}
+    shape = CANVAS.decoder_shape()[1:]
+    return _sampled(net, cond, uncond, seeds, shape, steps, cfg, shift, effnet.device)
+
+
+def _sampled(net: nn.Module, cond: dict[str, Any], uncond: dict[str, Any], seeds: list[int], shape: tuple[int, ...],
+             steps: int, cfg: float, shift: float, device: torch.device) -> Tensor:
+    start = NoiseStreams(seeds).next((len(seeds), *shape)).to(device)
+    for step in sample(paired(net, cond, uncond), start, timesteps=timesteps(steps), shift=shift,
+                       guidance=Guidance(cfg), noise=NoiseStreams(seeds, 1).next):
+        last = step.x0
+    return last

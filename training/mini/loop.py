@@ -1,0 +1,183 @@
+"""The loop that every part of the recipe runs in: a budget of minutes, a state that survives, losses and sheets."""
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+SAVE_SECONDS, SHEET_SECONDS, LOG_SECONDS = 300, 300, 20
+WARM_UP, FINAL = 0.02, 0.03
+"""Shares of the budget and of the learning rate: linear up, then a cosine down to ``FINAL``."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how to train: the work folder, the device, whether products are computed in bfloat16, and the seed."""
+
+    work: Path
+    device: torch.device
+    bfloat16: bool = True
+    seed: int = 0
+
+    def autocast(self) -> torch.autocast:
+        """Products in bfloat16, sums and weights in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def weights(self, name: str) -> Path:
+        """The finished tensors of a part."""
+        return self.work / f"{name}.pt"
+
+
+class Part:
+    """One thing to train. ``state`` names everything with a state_dict that a resumed run needs."""
+
+    name = ""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.rng = random.Random(place.seed)
+        self.state: dict[str, Any] = {}
+        self.progress = 0.0
+
+    def step(self, factor: float) -> dict[str, float]:
+        """One update at ``factor`` of the learning rate; returns what to log."""
+        raise NotImplementedError
+
+    def sheet(self) -> Tensor:
+        """Samples as one picture (3, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    def result(self) -> dict[str, Any]:
+        """What the next parts need; written when the budget is used, and with every save."""
+        raise NotImplementedError
+
+
+def factor_at(progress: float) -> float:
+    """The learning rate's factor when a share ``progress`` of the budget is used."""
+    if progress < WARM_UP:
+        return progress / WARM_UP + 1e-3
+    return FINAL + (1 - FINAL) * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP)))) / 2
+
+
+def write_atomically(value: Any, path: Path) -> None:
+    """``torch.save`` that leaves the old file alone until the new one is whole."""
+    draft = path.with_suffix(".new")
+    torch.save(value, draft)
+    draft.replace(path)
+
+
+def save_sheet(sheet: Tensor, path: Path) -> None:
+    """A picture (3, H, W) in [0, 1] as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet.detach().float().cpu().clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(path)
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """(B, 3, H, W) → one picture with ``columns`` across; rows are filled up with black."""
+    rows = -(-len(images) // columns)
+    padded = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
+    return torch.cat([torch.cat(list(row), dim=2) for row in padded.split(columns)], dim=1)
+
+
+class Loop:
+    """Runs one part until ``minutes`` of training are used up, over any number of starts.
+
+    On a CPU those are minutes of a calm machine, processor time over threads, so that other work beside the training
+    makes it longer but not worse.
+    """
+
+    def __init__(self, part: Part, minutes: float) -> None:
+        self.part, self.seconds = part, minutes * 60
+        self.used, self.steps, self.taken = 0.0, 0, defaultdict(list)
+        self.path = part.place.work / f"{part.name}.state.pt"
+
+    def now(self) -> float:
+        """Seconds of training."""
+        if self.part.place.device.type == "cpu":
+            return time.process_time() / torch.get_num_threads()
+        return time.monotonic()
+
+    def load(self) -> None:
+        """Continue from the last save, if there is one."""
+        if self.path.is_file():
+            saved = torch.load(self.path, map_location="cpu", weights_only=False)
+            for name, value in saved["state"].items():
+                self.part.state[name].load_state_dict(value)
+            self.used, self.steps = saved["used"], saved["steps"]
+            self.part.rng.setstate(saved["random"])
+            torch.set_rng_state(saved["torch"])
+            log.info("%s: continues after %d steps and %.1f minutes", self.part.name, self.steps, self.used / 60)
+
+    def save(self) -> None:
+        """Everything that :meth:`load` needs, and the result so far."""
+        state = {name: value.state_dict() for name, value in self.part.state.items()}
+        write_atomically({"state": state, "used": self.used, "steps": self.steps, "random": self.part.rng.getstate(),
+                          "torch": torch.get_rng_state()}, self.path)
+        write_atomically(self.part.result(), self.part.place.weights(self.part.name))
+
+    def run(self) -> None:
+        """Train. An interrupt saves first."""
+        self.load()
+        if self.used >= self.seconds:
+            log.info("%s: its %.0f minutes are used up", self.part.name, self.seconds / 60)
+            return
+        saved = sheet = logged = time.monotonic()
+        try:
+            while self.used < self.seconds:
+                started = self.now()
+                self.part.progress = self.used / self.seconds
+                for name, value in self.part.step(factor_at(self.part.progress)).items():
+                    self.taken[name].append(value)
+                self.used += self.now() - started
+                self.steps += 1
+                now = time.monotonic()
+                if now - logged > LOG_SECONDS:
+                    self._log()
+                    logged = now
+                if now - saved > SAVE_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+                if now - sheet > SHEET_SECONDS:
+                    self._sheet()
+                    sheet = time.monotonic()
+        finally:
+            self._log()
+            self.save()
+        self._sheet()
+
+    def _log(self) -> None:
+        if not self.taken:
+            return
+        means = {name: sum(values) / len(values) for name, values in self.taken.items()}
+        self.taken.clear()
+        path = self.part.place.work / "losses.csv"
+        fresh = not path.is_file()
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["part", "step", "minutes", "name", "value"])
+            writer.writerows([self.part.name, self.steps, f"{self.used / 60:.2f}", name, f"{value:.6f}"]
+                             for name, value in means.items())
+        text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+        log.info("%s: step %d, %.1f min, %s", self.part.name, self.steps, self.used / 60, text)
+
+    def _sheet(self) -> None:
+        with torch.no_grad():
+            save_sheet(self.part.sheet(), self.part.place.work / "sheets" / f"{self.part.name}-{self.steps:06d}.png")
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    """``net`` in eval mode without gradients."""
+    return net.eval().requires_grad_(False)

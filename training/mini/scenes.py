@@ -1,0 +1,144 @@
+"""Batches of composed pictures, and pools of encoded ones that the diffusion stages learn from."""
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.encoder import normalise
+from stages.geometry import plan
+
+from .captions import batch_tokens, caption, fragment_tokens
+from .compose import compose, random_colour
+from .data import MAIN, OTHER_STYLES, SIDE, pictures, read_split
+from .loop import write_atomically
+from .towers import clip_normalise
+
+log = logging.getLogger(__name__)
+
+CANVAS = plan(SIDE, SIDE)
+SHORT = 24
+"""Tokens that nearly every caption fits into; training mostly leaves out the padding beyond them."""
+
+
+@dataclass
+class Batch:
+    """``rgb`` (B, 3, side, side) in [0, 1], ``alpha`` (B, 1, side, side), subjects' numbers and background names."""
+
+    rgb: Tensor
+    alpha: Tensor
+    subjects: list[int]
+    colours: list[str]
+
+
+class Scenes:
+    """Draws subjects in the main style, with the share ``others`` in one of the others, at ``side`` (256, 128) px."""
+
+    def __init__(self, rng: random.Random, others: float = 0.0, side: int = SIDE) -> None:
+        self.rng, self.others, self.side = rng, others, side
+        self.subjects, self.prompts = read_split()
+        self.styles = {style: pictures(style) for style in (MAIN, *(OTHER_STYLES if others else ()))}
+        if side != SIDE:
+            self.styles = {style: shrunk(array, SIDE // side) for style, array in self.styles.items()}
+        self.there = {style: array[:, ::16, ::16, 3].any(axis=(1, 2)) for style, array in self.styles.items()}
+
+    def picture(self, subject: int) -> np.ndarray:
+        """(256, 256, 4) uint8 in a random style that has the subject."""
+        if self.rng.random() < self.others:
+            style = self.rng.choice(OTHER_STYLES)
+            if self.there[style][subject]:
+                return self.styles[style][subject]
+        return self.styles[MAIN][subject]
+
+    def batch(self, count: int, subjects: list[int] | None = None, held: bool = False) -> Batch:
+        """``count`` pictures of different subjects, or of the given ones."""
+        chosen = self.rng.sample(range(len(self.subjects)), count) if subjects is None else subjects
+        colours = [random_colour(self.subjects[i], self.rng, held) for i in chosen]
+        rgb, alpha = compose(np.stack([self.picture(i) for i in chosen]), colours, self.rng, self.side)
+        return Batch(rgb, alpha, chosen, colours)
+
+    def captions(self, subjects: list[int], colours: list[str], length: int = SHORT) -> Tensor:
+        """Tokens (B, length) of random captions that fit into ``SHORT`` of them, as far as eight tries find one."""
+        said = []
+        for index, colour in zip(subjects, colours):
+            for _ in range(8):
+                fragments = caption(self.subjects[index], colour, self.rng)
+                if sum(len(fragment_tokens(part)) for part in fragments) <= SHORT - 2:
+                    break
+            said.append(fragments)
+        return batch_tokens(said, length)
+
+
+def shrunk(array: np.ndarray, factor: int) -> np.ndarray:
+    """Pictures (N, H, W, 4) uint8 averaged over squares of ``factor`` pixels."""
+    count, height, width, channels = array.shape
+    small = np.empty((count, height // factor, width // factor, channels), np.uint8)
+    for index, picture in enumerate(array):
+        small[index] = picture.reshape(height // factor, factor, width // factor, factor, channels).mean((1, 3)).round()
+    return small
+
+
+def for_encoder(rgb: Tensor) -> Tensor:
+    """RGB at 256 px → the image encoder's input, resized as the nodes do."""
+    size = CANVAS.encoder_size[::-1]
+    return normalise(F.interpolate(rgb, size=size, mode="bilinear", antialias=True))
+
+
+def for_vision(rgb: Tensor, side: int) -> Tensor:
+    """RGB → the vision tower's input of ``side`` px."""
+    if rgb.shape[-1] == side:
+        return clip_normalise(rgb)
+    return clip_normalise(F.interpolate(rgb, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1))
+
+
+class Pool:
+    """Encoded pictures. ``tensors`` hold one row a picture; ``subjects`` and ``colours`` say what it shows."""
+
+    def __init__(self, saved: dict[str, Any]) -> None:
+        self.tensors, self.subjects, self.colours = saved["tensors"], saved["subjects"], saved["colours"]
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    def rows(self, index: list[int]) -> dict[str, Tensor]:
+        """The tensors of some pictures, float32."""
+        return {name: value[index].float() for name, value in self.tensors.items()}
+
+
+@torch.no_grad()
+def make_pool(path: Path, scenes: Scenes, subjects: list[int], nets: dict[str, nn.Module],
+              device: torch.device) -> Pool:
+    """Compose and encode one picture for each entry of ``subjects``; read from ``path`` if it is there.
+
+    ``nets``: "encoder" gives ``effnet``, "stage_a" gives ``latent``, "vision" gives ``image``; kept in float16.
+    """
+    if path.is_file():
+        return Pool(torch.load(path, weights_only=False))
+    kept: dict[str, list[Tensor]] = {}
+    colours: list[str] = []
+    for start in range(0, len(subjects), 32):
+        batch = scenes.batch(0, subjects[start:start + 32])
+        rgb = batch.rgb.to(device)
+        found = {}
+        if "encoder" in nets:
+            found["effnet"] = nets["encoder"](for_encoder(rgb))
+        if "stage_a" in nets:
+            found["latent"] = nets["stage_a"].encode(rgb)
+        if "vision" in nets:
+            found["image"] = nets["vision"](for_vision(rgb, nets["vision"].config.image_size))
+        for name, value in found.items():
+            kept.setdefault(name, []).append(value.half().cpu())
+        colours += batch.colours
+    tensors = {name: torch.cat(rows) for name, rows in kept.items()}
+    saved = {"tensors": tensors, "subjects": subjects, "colours": colours}
+    for name, value in saved["tensors"].items():
+        log.info("%s: %s mean %.3f std %.3f", path.stem, name, value.float().mean(), value.float().std())
+    write_atomically(saved, path)
+    return Pool(saved)
