@@ -21,7 +21,7 @@ from .tiling import Grid, largest_window, run_tiled, spans
 
 EPS = 1e-6
 BAND_BYTES = 24 * 2**20  # of the widest activation that is held at once; measured best from 24 to 32 MiB on a CPU
-ALLOCATOR_SLACK = 1.35  # measured: 1.1 to 1.2 where the allocator returns memory at once, up to 1.7 where it keeps it
+ALLOCATOR_SLACK = 1.2  # measured: 1.05 to 1.2 where the allocator returns memory at once, up to 1.7 where it keeps it
 DEFAULT_BUDGET = 2**30
 
 
