@@ -130,7 +130,7 @@ class StageCPart(DiffusionPart):
     """Stage C from captions, and at times from the image embedding of the vision tower."""
 
     name = "stage_c"
-    LR, BATCH, SEED = 1e-3, 128, 5
+    LR, BATCH, SEED = 1e-3, 64, 5
     VARIANTS = 24
     DROP_TEXT, KEEP_IMAGE, LONG_FROM = 0.1, 0.1, 0.75
 
