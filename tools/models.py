@@ -102,17 +102,21 @@ def show_list(options: argparse.Namespace) -> int:
     out("Presets:")
     for preset in known.presets.values():
         size = sum(known.entries[key].size or 0 for key in preset.entries)
-        out(f"  {preset.key:16} {disk.in_words(size):>8}  {preset.title}")
+        words = disk.in_words(size) if any(known.entries[key].url for key in preset.entries) else "bundled"
+        out(f"  {preset.key:16} {words:>8}  {preset.title}")
     out("Files:")
     for entry in known.entries.values():
-        size = disk.in_words(entry.size) if entry.size else "?"
-        out(f"  {entry.key:38} {size:>8}  {entry.folder}/{entry.relative}{'' if entry.sha256 else '  (no hash known)'}")
+        size = disk.in_words(entry.size) if entry.size else "?" if entry.url else "bundled"
+        remark = "" if entry.sha256 or entry.bundled else "  (no hash known)"
+        place = f"{entry.bundled}/" if entry.bundled else ""
+        out(f"  {entry.key:38} {size:>8}  {place}{entry.folder}/{entry.relative}{remark}")
     return 0
 
 
 def as_json(entry: Any) -> dict[str, Any]:
     """A catalogue entry for scripts."""
-    names = ("key", "role", "name", "folder", "subfolder", "url", "bytes", "about", "sha256", "provenance", "note")
+    names = ("key", "role", "name", "folder", "subfolder", "url", "bundled", "bytes", "about", "sha256", "provenance",
+             "note")
     return {**{name: getattr(entry, name) for name in names}, "licence": entry.licence.describe()}
 
 
@@ -128,9 +132,10 @@ def models_folder(given: str | None) -> Path:
 def the_plan(options: argparse.Namespace) -> tuple[Any, Any]:
     from cascade_studio.nodes.checkpoints import catalogue, find, plan
     from cascade_studio.nodes.checkpoints.hashes import HashCache
+    known = catalogue.load(options.catalogue)
     roots, hashes = find.models_roots(models_folder(options.to)), HashCache(cache_root() / "hashes.json")
-    finder = find.Finder(roots, hashes, find.hub_folders(os.environ))
-    return plan.make_plan(catalogue.load(options.catalogue).choose(options.what), finder), hashes
+    finder = find.Finder(find.with_bundled(roots, known.entries.values()), hashes, find.hub_folders(os.environ))
+    return plan.make_plan(known.choose(options.what), finder, roots), hashes
 
 
 def show_plan(options: argparse.Namespace) -> int:
