@@ -274,7 +274,7 @@ def _check_source(values: dict[str, Any]) -> None:
     if check_subfolder(values.setdefault("bundled", "")):
         if values.get("url") or values["mirrors"]:
             raise BadCatalogue("it is bundled and has an address, too. Give one of the two.")
-    elif "url" not in values:
+    elif not values.get("url"):
         raise BadCatalogue("it lacks url.")
     for url in () if values["bundled"] else (values["url"], *values["mirrors"]):
         check_url(url)

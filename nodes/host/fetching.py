@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -36,7 +37,7 @@ from ..checkpoints.advice import suited
 from ..checkpoints.catalogue import FROM_CHECKPOINT, NONE, Entry, Preset
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.fetch import fetch_plan
-from ..checkpoints.find import bundled_path
+from ..checkpoints.find import layout_fits
 from ..checkpoints.progress import Progress
 from ..checkpoints.settings import Settings
 from . import advice, files
@@ -106,8 +107,8 @@ def ready(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, line:
     """
     known, made, wanted = files.catalogue(), Ready({}, [line] if line else []), {}
     for role, value in chosen.items():
-        here = value if value in (NONE, FROM_CHECKPOINT) else at_once(role, value)
         entry = value if isinstance(value, Entry) else known.named(role, value or "")
+        here = value if value in (NONE, FROM_CHECKPOINT) else at_once(role, value, entry)
         if here is not None:
             made.paths[role] = here
         elif entry is not None:
@@ -122,11 +123,13 @@ def ready(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, line:
     return made
 
 
-def at_once(role: str, value: str | Entry) -> str | None:
-    """The path of a file that needs no search."""
-    if not isinstance(value, Entry):
-        return files.local(role, value)
-    return str(bundled_path(value)) if value.bundled and bundled_path(value).is_file() else None
+def at_once(role: str, value: str | Entry, entry: Entry | None) -> str | None:
+    """The path of a file that needs no search: it has the very name, or is where the host lists a known one."""
+    path = None if isinstance(value, Entry) else files.local(role, value)
+    if path is None and entry is not None:
+        path = files.listed(role, entry)
+        path = path if path and (entry.bundled or layout_fits(entry, Path(path))) else None
+    return path
 
 
 def provide(node: str | None, entries: list[Entry], missing_files: str, lines: list[str]) -> dict[str, str]:
