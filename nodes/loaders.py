@@ -21,11 +21,12 @@ def file_input(role: str, tooltip: str, extra: tuple[str, ...] = ()) -> io.Combo
     Which of the names would be fetched goes to the web extension as ``published``.
     """
     return io.Combo.Input(role, options=files.names(role, extra), extra_dict={"published": files.published(role)},
-                          tooltip=f"{tooltip} After the files here follow published ones, which are fetched when needed.")
+                          tooltip=f"{tooltip} After the files here follow published ones, fetched when needed.")
 
 
 def missing_input() -> io.Combo.Input:
-    return io.Combo.Input("missing_files", options=list(fetching.MODES), default=fetching.DOWNLOAD, optional=True, tooltip=(
+    return io.Combo.Input("missing_files", options=list(fetching.MODES), default=fetching.DOWNLOAD, optional=True,
+                          tooltip=(
         "What to do about published files that are not here: download shows what it takes and fetches them, ask stops "
         "and shows it, never stops and tells how to get them by hand."))
 
@@ -120,7 +121,8 @@ class CascadeStudioLoad(io.ComfyNode):
         return io.NodeOutput(
             prior, decoder, text.load_text_encoder(text_path, text_dtype), cls.vision(vision_path),
             vae_loading.load_stage_a(stage_a_path, vae_dtype, vae_device),
-            cls.coder(encoder_path, previewer_path, vae_dtype, vae_device), ui=fetching.told(node, found, prior, decoder))
+            cls.coder(encoder_path, previewer_path, vae_dtype, vae_device),
+            ui=fetching.told(node, found, prior, decoder))
 
     @classmethod
     def vision(cls, path: str | None):

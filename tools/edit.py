@@ -79,7 +79,8 @@ def _options(definition: dict[str, Any], name: str) -> list[Any] | None:
         if spec:
             more = spec[1] if len(spec) > 1 else {}
             options = spec[0] if isinstance(spec[0], list) else more.get("options")
-            return [one for one in options if one not in more.get("published", ())] if isinstance(options, list) else None
+            fetched = more.get("published", ())
+            return [one for one in options if one not in fetched] if isinstance(options, list) else None
     return None
 
 

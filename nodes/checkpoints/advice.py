@@ -61,7 +61,8 @@ def choose(machine: Machine, stage: str, stored: str, parameters: int) -> Choice
     fitting = [step for step, most in zip(steps, needed) if most <= machine.room]
     storage = fitting[0] if fitting else steps[-1]
     if storage != compute:
-        reason += f"; kept in {storage}, since {in_words(machine.room)} of memory are free and {in_words(needed[0])} needed"
+        reason += (f"; kept in {storage}, since {in_words(machine.room)} of memory are free and {in_words(needed[0])} "
+                   "needed")
     return Choice(storage, compute, reason)
 
 
@@ -76,8 +77,8 @@ def _compute(machine: Machine, stage: str, stored: str) -> tuple[str, str]:
     if stage == "stage_b" and machine.fp16:
         return "fp16", f"{machine.name} computes in fp16"
     if stage == "stage_c" and machine.fp16:
-        return "fp32", (f"{machine.name} computes in fp16, which Stage C overflows in; a Stage C made for fp16 is quicker "
-                        "here (preset 'Full models for devices without bf16')")
+        return "fp32", (f"{machine.name} computes in fp16, which Stage C overflows in; a Stage C made for fp16 is "
+                        "quicker here (preset 'Full models for devices without bf16')")
     return "fp32", f"{machine.name} computes neither in bf16 nor in fp16"
 
 

@@ -6,7 +6,8 @@ While a node runs, the client that queued it gets two kinds of messages over its
 
     {"node": "12", "state": "fetches" | "asks" | "refuses", "text": "2 files are missing, …", "plan": {
         "found": [{"key", "name", "path", "how", "verified"}],
-        "missing": [{"key", "name", "url", "target", "bytes", "about", "here", "sha256", "provenance", "licence", "note"}],
+        "missing": [{"key", "name", "url", "target", "bytes", "about", "here", "sha256", "provenance", "licence",
+                     "note"}],
         "to_come": bytes, "spaces": [{"folder", "needed", "free"}]}}
 
 "asks" and "refuses" mean that the node stops with the same text as its error ('missing_files' is "ask" or "never", or

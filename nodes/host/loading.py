@@ -189,5 +189,5 @@ class Parts:
             if any(found.part(kind) for kind in kinds):
                 return path
         label, (first, second) = role.replace("_", " "), map(os.path.basename, checkpoints)
-        raise WrongFile(f"'{role}' is set to '{files.FROM_CHECKPOINT}', but neither {first} nor {second} holds a {label}. "
-                        f"Choose the {label}'s own file.")
+        raise WrongFile(f"'{role}' is set to '{files.FROM_CHECKPOINT}', but neither {first} nor {second} holds a "
+                        f"{label}. Choose the {label}'s own file.")

@@ -81,8 +81,9 @@ def shop(host, family, tmp_path, monkeypatch) -> Iterator[Shop]:
     entries = []
     for role, data in contents.items():
         server.files[role] = File(data)
-        entries.append({"key": f"small_{role}", "role": role, "name": f"small_{role}.safetensors", "url": server.url(role),
-                        "folder": FOLDERS[role], "subfolder": "Small", "licence": "mit", "bytes": len(data),
+        entries.append({"key": f"small_{role}", "role": role, "name": f"small_{role}.safetensors",
+                        "url": server.url(role), "folder": FOLDERS[role], "subfolder": "Small", "licence": "mit",
+                        "bytes": len(data),
                         "sha256": hashlib.sha256(data).hexdigest()})
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"files": entries, "presets": {
@@ -163,7 +164,7 @@ def test_networking_can_be_switched_off(shop, monkeypatch):
 def test_an_unknown_name_gets_our_sentence(shop, kind):
     role = next(role for role, single in SINGLE.items() if kind in ("Load", single))
     text = shop.graph(kind, **{role: "nobody_knows.safetensors"}).error(["1", 0])
-    check_sentence(text, "nobody_knows.safetensors", "not on this computer", "the catalogue does not know it", "models/")
+    check_sentence(text, "nobody_knows.safetensors", "not on this computer", "catalogue does not know it", "models/")
     assert shop.server.requests == []
 
 
@@ -253,7 +254,8 @@ def test_lists_hold_files_here_then_published_ones(shop):
     shop.place("stage_a").parent.mkdir()
     shop.place("stage_a").write_bytes(shop.contents["stage_a"])
     listed, published = options(shop.host, "CascadeStudio_LoadStageA", "stage_a")
-    assert [name.replace("\\", "/") for name in listed][:2] == ["Small/small_stage_a.safetensors", "stage_a.safetensors"]
+    listed = [name.replace("\\", "/") for name in listed]
+    assert listed[:2] == ["Small/small_stage_a.safetensors", "stage_a.safetensors"]
     assert shop.name("stage_a") in listed and shop.name("stage_a") not in published
     assert "stage_a_ft_hq.safetensors" in published and set(published) < set(listed)
     presets, _ = options(shop.host, "CascadeStudio_Load", "preset")
@@ -293,6 +295,19 @@ def test_automatic_prefers_what_is_here(shop, monkeypatch):
         shop.place(role).write_bytes(data)
     result = shop.graph(preset="automatic").execute(["1", 0])
     assert result.success and f"Preset {TITLE}: it can." in result.ui["1"]["text"][0]
+
+
+def test_the_workflow_with_core_loaders_raises_the_hosts_own_dialog(shop):
+    """The dialog wants a file name that is no choice of its widget, and its address and folder beside it."""
+    workflow = json.loads((harness.REPOSITORY / "workflows" / "text_to_image_core_loaders.json").read_text("utf-8"))
+    loaders = [node for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple"]
+    assert len(loaders) == 2
+    for node in loaders:
+        choices = shop.host.nodes.NODE_CLASS_MAPPINGS[node["type"]].INPUT_TYPES()["required"]["ckpt_name"][0]
+        [value], [model] = node["widgets_values"], node["properties"]["models"]
+        assert value not in choices and value == model["name"] and value.endswith(".safetensors")
+        assert model["directory"] == "checkpoints" in shop.host.folder_paths.folder_names_and_paths
+        assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(f"/{value}")
 
 
 # What comes with the pack

@@ -72,7 +72,8 @@ def test_presets_fill_every_input_of_the_loader():
 
 def test_presets_go_by_title_and_key():
     known = load()
-    assert known.preset("Lite models, bf16, for little memory") is known.preset("lite-bf16") is known.presets["lite-bf16"]
+    for name in ("Lite models, bf16, for little memory", "lite-bf16"):
+        assert known.preset(name) is known.presets["lite-bf16"]
     with pytest.raises(BadCatalogue, match="There is no preset 'big'. Choose one of 'All-in-one"):
         known.preset("big")
 
