@@ -118,11 +118,11 @@ class CascadeStudioLoad(io.ComfyNode):
         previewer_path = paths.find("previewer", "previewer", "stage_c_vae")
         prior = loading.load_diffusion(prior_path, "stage_c", prior_dtype)
         decoder = loading.load_diffusion(decoder_path, "stage_b", decoder_dtype)
-        return io.NodeOutput(
-            prior, decoder, text.load_text_encoder(text_path, text_dtype), cls.vision(vision_path),
-            vae_loading.load_stage_a(stage_a_path, vae_dtype, vae_device),
-            cls.coder(encoder_path, previewer_path, vae_dtype, vae_device),
-            ui=fetching.told(node, found, prior, decoder))
+        clip, vision = text.load_text_encoder(text_path, text_dtype), cls.vision(vision_path)
+        vae = vae_loading.load_stage_a(stage_a_path, vae_dtype, vae_device)
+        return io.NodeOutput(prior, decoder, clip, vision, vae,
+                             cls.coder(encoder_path, previewer_path, vae_dtype, vae_device),
+                             ui=fetching.told(node, found, prior, decoder, vae))
 
     @classmethod
     def vision(cls, path: str | None):
@@ -249,8 +249,8 @@ class CascadeStudioLoadStageA(io.ComfyNode):
     @classmethod
     def execute(cls, stage_a, vae_dtype, vae_device, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
         found = fetching.ready(cls.hidden.unique_id, {"stage_a": stage_a}, missing_files)
-        return io.NodeOutput(vae_loading.load_stage_a(found.paths["stage_a"], vae_dtype, vae_device),
-                             ui=fetching.told(cls.hidden.unique_id, found))
+        vae = vae_loading.load_stage_a(found.paths["stage_a"], vae_dtype, vae_device)
+        return io.NodeOutput(vae, ui=fetching.told(cls.hidden.unique_id, found, vae))
 
 
 class CascadeStudioLoadImageEncoder(io.ComfyNode):

@@ -28,3 +28,11 @@ class PlainRoot:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PlainRoot(), "plain-root")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests run when they are asked for."""
+    if not os.environ.get("CASCADE_STUDIO_SOAK"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="takes long; 'dev.py test --soak' runs it"))

@@ -24,6 +24,17 @@ from tools.messages import Stop, say, speak_plainly  # noqa: E402
 if TYPE_CHECKING:
     from tools.env import Setup
 
+EXAMPLES = """for example:
+  dev.py models list                                       presets, files, sizes
+  dev.py models plan lite-bf16 --to ComfyUI/models         what is here, what is missing, what it takes
+  dev.py models get lite-bf16 --to ComfyUI/models          fetch it; the same command goes on after a stop
+  dev.py models get stage_a_ft_hq --to ComfyUI/models      one file
+  dev.py models get all-in-one --to DIR --endpoint URL     from a mirror of Hugging Face
+  dev.py models plan mine --to DIR --catalogue own.json    files of a catalogue of your own
+  dev.py models verify ComfyUI/models                      every checkpoint there by its hash
+
+The files of the preset cascade-mini come with the pack; nothing is fetched for them.
+CASCADE_STUDIO_OFFLINE, HF_ENDPOINT, HF_TOKEN and proxies are in web/docs/files.md."""
 PACKAGE = "cascade_studio"
 MISSING = 3
 
@@ -55,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     net = argparse.ArgumentParser(add_help=False)
     net.add_argument("--endpoint", metavar="URL", help="a mirror of Hugging Face (default: HF_ENDPOINT, or the hub "
                                                        "itself)")
-    made = argparse.ArgumentParser(prog="dev.py models", description=__doc__,
+    made = argparse.ArgumentParser(prog="dev.py models", description=__doc__, epilog=EXAMPLES,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     folder = "a ComfyUI models folder, or the folder of a ComfyUI"

@@ -70,7 +70,8 @@ class Finder:
         for rank, known in enumerate(entry.known_names):
             yield from ((path, "other name" if rank > 1 else "name") for path in fitting if names[path] == known)
         yield from ((path, "hub cache") for path in self._in_hub(entry) if size_fits(entry, path.stat().st_size))
-        yield from ((path, "contents") for path in fitting if names[path] not in entry.known_names)
+        if entry.sha256:
+            yield from ((path, "contents") for path in fitting if names[path] not in entry.known_names)
 
     def _files(self, entry: Entry) -> Iterator[tuple[Path, int]]:
         seen = set()

@@ -73,7 +73,7 @@ def keep(patcher: Any, choice: Choice) -> None:
     patcher.set_attachments(ATTACHMENT, choice)
 
 
-def told(patcher: Any) -> str:
-    """A line on the formats of a loaded model, and why they were taken."""
-    choice = patcher.get_attachment(ATTACHMENT)
-    return f"{patcher.model.stage} in {choice.describe()}."
+def told(model: Any) -> str:
+    """A line on the formats of a loaded MODEL or VAE of ours, and why they were taken."""
+    patcher = getattr(model, "patcher", model)
+    return f"{getattr(patcher.model, 'stage', 'Stage A')} in {patcher.get_attachment(ATTACHMENT).describe()}."

@@ -4,7 +4,8 @@ While a node runs, the client that queued it gets two kinds of messages over its
 
 ``cascade_studio.plan``, once, when files are missing::
 
-    {"node": "12", "state": "fetches" | "asks" | "refuses", "text": "2 files are missing, …", "plan": {
+    {"node": "12", "prompt_id": "…", "state": "fetches" | "asks" | "refuses",
+     "text": "2 files are missing, …", "plan": {
         "found": [{"key", "name", "path", "how", "verified"}],
         "missing": [{"key", "name", "url", "target", "bytes", "about", "here", "sha256", "provenance", "licence",
                      "note"}],
@@ -15,10 +16,13 @@ networking is off); nothing is fetched then.
 
 ``cascade_studio.progress``, four times a second while files come, and once with "finished" true (also after an error)::
 
-    {"node": "12", "file": "stage_c_bf16.safetensors", "done": bytes, "total": bytes or 0, "speed": bytes a second,
-     "left": seconds or null, "note": "", "text": "stage_c_bf16.safetensors: 41 % of …", "finished": false}
+    {"node": "12", "prompt_id": "…", "file": "stage_c_bf16.safetensors", "done": bytes, "total": bytes or 0,
+     "speed": bytes a second, "left": seconds or null, "note": "", "text": "stage_c_bf16.safetensors: 41 % of …",
+     "finished": false}
 
-Both texts also go to the host's own text under a node, so that they are seen without any extension.
+Both texts also go to the host's own text under a node, so that they are seen without any extension; so does what the node
+tells when it is done, which is its ``ui`` output ``{"text": [lines]}``. Which choices of a file input would be fetched is
+told by the list ``published`` in the input's definition (``/object_info``).
 """
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ from ..checkpoints import plan as planning
 from ..checkpoints.advice import suited
 from ..checkpoints.catalogue import FROM_CHECKPOINT, NONE, Entry, Preset
 from ..checkpoints.errors import CheckpointError
-from ..checkpoints.fetch import fetch_plan
+from ..checkpoints.fetch import Result, fetch_plan
 from ..checkpoints.find import layout_fits
 from ..checkpoints.progress import Progress
 from ..checkpoints.settings import Settings
@@ -106,7 +110,7 @@ def ready(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, line:
 
     Raises :class:`WrongFile` with a sentence; the host's own exception when it is interrupted.
     """
-    known, made, wanted = files.catalogue(), Ready({}, [line] if line else []), {}
+    known, made, wanted = files.known(), Ready({}, [line] if line else []), {}
     for role, value in chosen.items():
         entry = value if isinstance(value, Entry) else known.named(role, value or "")
         here = value if value in (NONE, FROM_CHECKPOINT) else at_once(role, value, entry)
@@ -115,6 +119,7 @@ def ready(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, line:
         elif entry is not None:
             wanted[role] = entry
         else:
+            files.catalogue()  # says so if the user's own cannot be read: the name may stand there
             raise WrongFile(files.missing(role, value))
     try:
         places = provide(node, list(dict.fromkeys(wanted.values())), missing_files, made.lines) if wanted else {}
@@ -144,8 +149,11 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, lines: l
             refuse(node, plan, missing_files)
         state = "refuses" if settings.offline else "fetches"
         send(node, PLAN, {"state": state, "text": plan.describe(), "plan": plan.as_json()})
-        places.update(fetch(node, plan, settings))
-        lines.append(f"Fetched:\n{plan.describe()}")
+        results = fetch(node, plan, settings)
+        places.update((result.entry.key, str(result.path)) for result in results)
+        lines.append(f"All of this was fetched:\n{plan.describe()}")
+        lines += [f"{result.path.name} is unverified: neither the catalogue nor the official host has told its hash."
+                  for result in results if not result.verified]
     return places
 
 
@@ -159,8 +167,8 @@ def refuse(node: str | None, plan: planning.Plan, missing_files: str) -> None:
     raise WrongFile(text)
 
 
-def fetch(node: str | None, plan: planning.Plan, settings: Settings) -> dict[str, str]:
-    """Fetch what is missing under one bar of the node, by bytes over all files; paths by key."""
+def fetch(node: str | None, plan: planning.Plan, settings: Settings) -> list[Result]:
+    """Fetch what is missing under one bar of the node, by bytes over all files."""
     bar, last = comfy.utils.ProgressBar(max(1, plan.to_come), node_id=node), Progress("", 0, 0, 0.0, None)
 
     def show(moment: Progress) -> None:
@@ -174,11 +182,10 @@ def fetch(node: str | None, plan: planning.Plan, settings: Settings) -> dict[str
         return False
 
     try:
-        results = fetch_plan(plan, settings, show, interrupted, files.hashes())
+        return fetch_plan(plan, settings, show, interrupted, files.hashes())
     finally:
         if last.file:
             send(node, PROGRESS, {**vars(last), "text": last.describe(), "finished": True})
-    return {result.entry.key: str(result.path) for result in results}
 
 
 def send(node: str | None, event: str, message: dict[str, Any]) -> None:
@@ -186,7 +193,8 @@ def send(node: str | None, event: str, message: dict[str, Any]) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node is not None:
         client = getattr(server, "client_id", None)
-        server.send_sync(event, {"node": node, **message}, client)
+        prompt = getattr(server, "last_prompt_id", None)
+        server.send_sync(event, {"node": node, "prompt_id": prompt, **message}, client)
         server.send_progress_text(message["text"], node, client)
 
 

@@ -74,15 +74,24 @@ def _catalogue(path: str, changed: int) -> tuple[Catalogue, str]:
         return load(), str(error)
 
 
+def bundled(role: str) -> dict[str, Path]:
+    """Files for ``role`` that come with the pack, by name: those of the catalogue and what lies beside them."""
+    entries, found = [entry for entry in known().entries.values() if entry.bundled], {}
+    others = {entry.name for entry in entries if role not in entry.roles}
+    for models in dict.fromkeys(entry.bundled for entry in entries):
+        for folder in FOLDERS[role]:
+            found.update((path.name, path) for path in sorted((finding.PACK / models / folder).glob("*.safetensors"))
+                         if path.name not in others)
+    return found
+
+
 def local_names(role: str) -> list[str]:
     """Names of the files for ``role`` on this computer, the bundled ones last; cheap, from the host's cached lists."""
     found: dict[str, None] = {}
     for folder in FOLDERS[role]:
         if folder in folder_paths.folder_names_and_paths:
             found.update(dict.fromkeys(folder_paths.get_filename_list(folder)))
-    found.update((entry.name, None) for entry in known().for_role(role) if entry.bundled and
-                 finding.bundled_path(entry).is_file())
-    return list(found)
+    return list(dict.fromkeys([*found, *bundled(role)]))
 
 
 def published(role: str) -> list[str]:
@@ -105,20 +114,19 @@ def local(role: str, name: str) -> str | None:
             path = folder_paths.get_full_path(folder, name)
             if path is not None:
                 return path
-    for entry in known().for_role(role):
-        if entry.bundled and name in (entry.name, entry.relative) and finding.bundled_path(entry).is_file():
-            return str(finding.bundled_path(entry))
-    return None
+    path = bundled(role).get(name)
+    return str(path) if path else None
 
 
 def find(role: str, name: str) -> str:
     """Full path of the file that ``name`` means for ``role``; raises :class:`WrongFile` in plain words."""
-    path, entry = local(role, name), catalogue().named(role, name or "")
-    if path is None and entry is not None:
-        found = finder().find(entry)
-        path = str(found.path) if found else None
+    path = local(role, name)
     if path is None:
-        raise WrongFile(missing(role, name))
+        entry = catalogue().named(role, name or "")
+        found = entry and finder().find(entry)
+        if not found:
+            raise WrongFile(missing(role, name))
+        path = str(found.path)
     return path
 
 

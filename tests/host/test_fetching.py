@@ -122,6 +122,7 @@ def test_an_empty_installation_one_queue_one_picture(shop, caplog):
     for words in ("7 files are missing", str(shop.place("decoder")), "Licence: MIT", "Free on the disk"):
         assert words in plan["text"] and words in caplog.text and words in result.ui["1"]["text"][0]
     assert f"Preset {TITLE}." in result.ui["1"]["text"][0] and "Stage C in fp32: " in result.ui["1"]["text"][0]
+    assert "Stage A in fp32: as the host's flags" in result.ui["1"]["text"][0]
     moments = shop.told(fetching.PROGRESS)
     assert [m["done"] for m in moments] == sorted(m["done"] for m in moments) and moments[-1]["finished"]
     assert {(m["node"], m["total"]) for m in moments} == {("1", shop.wanted())}
@@ -139,7 +140,7 @@ def test_every_loader_fetches_its_own(shop, kind):
     result = shop.graph(kind).execute(["1", 0])
     assert result.success, result.error
     shop.assert_whole(*roles)
-    assert "Fetched:" in result.ui["1"]["text"][0]
+    assert "All of this was fetched:" in result.ui["1"]["text"][0]
 
 
 @pytest.mark.parametrize("mode, state, words", [
@@ -241,6 +242,15 @@ def test_a_file_that_arrives_changes_the_fingerprint(shop):
     assert kind.fingerprint_inputs(**given) != before and kind.fingerprint_inputs(preset=TITLE) != by_preset
 
 
+def test_a_file_without_a_known_hash_is_called_unverified(shop):
+    content = json.loads(shop.catalogue.read_text("utf-8"))
+    for entry in content["files"]:
+        del entry["sha256"]
+    shop.catalogue.write_text(json.dumps(content), encoding="utf-8")
+    result = shop.graph("LoadStageA").execute(["1", 0])
+    assert result.success and "small_stage_a.safetensors is unverified" in result.ui["1"]["text"][0]
+
+
 # Lists and catalogues
 
 
@@ -267,6 +277,9 @@ def test_a_broken_catalogue_is_a_sentence_and_lists_go_on(shop, caplog):
     shop.catalogue.write_text("{", encoding="utf-8")
     assert TITLE not in options(shop.host, "CascadeStudio_Load", "preset")[0]
     check_sentence(shop.graph("LoadStageA", stage_a="x.safetensors").error(["1", 0]), "own.json is not valid JSON")
+    (shop.models / "vae" / "mine.safetensors").write_bytes(shop.contents["stage_a"])
+    mine = shop.graph("LoadStageA", stage_a="mine.safetensors").execute(["1", 0])
+    assert mine.success, "what is here needs no catalogue"
     shop.catalogue.unlink()
     check_sentence(shop.graph("LoadStageA", stage_a="x.safetensors").error(["1", 0]), "own.json cannot be read")
 
@@ -351,6 +364,10 @@ def test_bundled_files_are_listed_after_those_of_the_models_folders(shop, bundle
         assert "cascade_mini_stage_c_vae.safetensors" in options(shop.host, "CascadeStudio_LoadImageEncoder", role)[0]
     result = shop.graph("LoadPrior", prior="cascade_mini_stage_c.safetensors").execute(["1", 0])
     assert result.success, result.error
+    more = bundle / "mini" / "loras" / "in_no_catalogue.safetensors"
+    more.parent.mkdir()
+    more.write_bytes(b"")
+    assert files.names("lora") == [more.name] and files.find("lora", more.name) == str(more)
 
 
 def test_a_bundled_file_that_is_not_there_is_a_sentence(shop, bundle):
