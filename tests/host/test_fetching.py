@@ -206,7 +206,9 @@ def test_two_programs_fetch_a_file_once(shop):
         other.kill()
     shop.assert_whole("text_encoder")
     assert shop.server.sent == shop.wanted("text_encoder") and len(shop.server.requests) == 1
-    assert any(message["note"] == "another process fetches it" for message in shop.told(fetching.PROGRESS))
+    moments = shop.told(fetching.PROGRESS)
+    assert any(message["note"] == "another process fetches it" for message in moments)
+    assert moments[-1]["finished"] and moments[-1]["done"] == shop.wanted("text_encoder")
 
 
 def test_a_file_that_lies_elsewhere_under_another_name_is_used(shop):
