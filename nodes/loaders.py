@@ -1,22 +1,40 @@
 """Loaders: everything at once, or one network at a time.
 
 Every ``validate_inputs`` names the file inputs, so that the host accepts names that are not on this computer: its own
-refusal does not say what to do. A missing file gets its sentence when the node runs, before anything is loaded.
+refusal does not say what to do. A missing file is fetched, or gets its sentence, when the node runs, before anything is
+loaded.
 """
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host import files, loading, text, vae_loading
+from .host import fetching, files, loading, text, vae_loading
 
 CATEGORY = "Cascade Studio/loaders"
 CHECKPOINT = files.FROM_CHECKPOINT
 NONE = files.NONE
 
 
-def file_input(role: str, tooltip: str, extra: tuple[str, ...] = (), name: str | None = None) -> io.Combo.Input:
-    """A file name from the host's folders; ``extra`` are choices that are no files."""
-    return io.Combo.Input(name or role, options=files.names(role, extra), tooltip=tooltip)
+def file_input(role: str, tooltip: str, extra: tuple[str, ...] = ()) -> io.Combo.Input:
+    """A file name: the files here, then published ones; ``extra`` are choices that are no files.
+
+    Which of the names would be fetched goes to the web extension as ``published``.
+    """
+    return io.Combo.Input(role, options=files.names(role, extra), extra_dict={"published": files.published(role)},
+                          tooltip=f"{tooltip} After the files here follow published ones, fetched when needed.")
+
+
+def missing_input() -> io.Combo.Input:
+    return io.Combo.Input("missing_files", options=list(fetching.MODES), default=fetching.DOWNLOAD, optional=True,
+                          tooltip=(
+        "What to do about published files that are not here: download shows what it takes and fetches them, ask stops "
+        "and shows it, never stops and tells how to get them by hand."))
+
+
+def preset_input() -> io.Combo.Input:
+    return io.Combo.Input("preset", options=fetching.presets(), default=fetching.OWN, optional=True, tooltip=(
+        f"Files that belong together, instead of those in the inputs; '{fetching.AUTOMATIC}' takes what suits this "
+        f"machine, '{fetching.OWN}' keeps to the inputs."))
 
 
 def dtype_input(name: str, what: str) -> io.Combo.Input:
@@ -36,6 +54,8 @@ def vae_device_input() -> io.Combo.Input:
 
 
 class CascadeStudioLoad(io.ComfyNode):
+    ROLES = ("prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision")
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -60,7 +80,10 @@ class CascadeStudioLoad(io.ComfyNode):
                 dtype_input("text_dtype", "the text encoder"),
                 vae_dtype_input(),
                 vae_device_input(),
+                preset_input(),
+                missing_input(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output("prior", display_name="prior", tooltip="Stage C, for Sample Stage C."),
                 io.Model.Output("decoder", display_name="decoder", tooltip="Stage B, for Sample Stage B."),
@@ -73,31 +96,33 @@ class CascadeStudioLoad(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prior, decoder, text_encoder, stage_a, image_encoder, previewer, clip_vision) -> bool | str:
+    def validate_inputs(cls, prior, decoder, text_encoder, stage_a, image_encoder, previewer, clip_vision,
+                        preset=fetching.OWN) -> bool | str:
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, **chosen) -> str:
-        return "|".join(files.stamp(role, chosen.get(role)) for role in files.FOLDERS)
+    def fingerprint_inputs(cls, preset=fetching.OWN, **chosen) -> str:
+        return fetching.stamps(preset, {role: chosen.get(role) for role in cls.ROLES})
 
     @classmethod
-    def execute(cls, prior, decoder, text_encoder, stage_a, image_encoder, previewer, clip_vision, prior_dtype,
-                decoder_dtype, text_dtype, vae_dtype, vae_device) -> io.NodeOutput:
-        prior_path, decoder_path = files.find("prior", prior), files.find("decoder", decoder)
-        loading.recognise(prior_path, "stage_c")
-        loading.recognise(decoder_path, "stage_b")
-        paths = loading.Parts(prior_path, decoder_path)
-        text_path = paths.find("text_encoder", text_encoder, "text_encoder")
-        vision_path = paths.find("clip_vision", clip_vision, "clip_vision")
-        stage_a_path = paths.find("stage_a", stage_a, "stage_a")
-        encoder_path = paths.find("image_encoder", image_encoder, "encoder", "stage_c_vae")
-        previewer_path = paths.find("previewer", previewer, "previewer", "stage_c_vae")
-        return io.NodeOutput(
-            loading.load_diffusion(prior_path, "stage_c", prior_dtype),
-            loading.load_diffusion(decoder_path, "stage_b", decoder_dtype),
-            text.load_text_encoder(text_path, text_dtype), cls.vision(vision_path),
-            vae_loading.load_stage_a(stage_a_path, vae_dtype, vae_device),
-            cls.coder(encoder_path, previewer_path, vae_dtype, vae_device))
+    def execute(cls, prior_dtype, decoder_dtype, text_dtype, vae_dtype, vae_device, preset=fetching.OWN,
+                missing_files=fetching.DOWNLOAD, **chosen) -> io.NodeOutput:
+        node, (values, line) = cls.hidden.unique_id, fetching.applied(preset, chosen)
+        found = fetching.ready(node, values, missing_files, line)
+        paths = loading.Parts(found.paths)
+        prior_path, decoder_path = paths.find("prior", "stage_c"), paths.find("decoder", "stage_b")
+        text_path = paths.find("text_encoder", "text_encoder")
+        vision_path = paths.find("clip_vision", "clip_vision")
+        stage_a_path = paths.find("stage_a", "stage_a")
+        encoder_path = paths.find("image_encoder", "encoder", "stage_c_vae")
+        previewer_path = paths.find("previewer", "previewer", "stage_c_vae")
+        prior = loading.load_diffusion(prior_path, "stage_c", prior_dtype)
+        decoder = loading.load_diffusion(decoder_path, "stage_b", decoder_dtype)
+        clip, vision = text.load_text_encoder(text_path, text_dtype), cls.vision(vision_path)
+        vae = vae_loading.load_stage_a(stage_a_path, vae_dtype, vae_device)
+        return io.NodeOutput(prior, decoder, clip, vision, vae,
+                             cls.coder(encoder_path, previewer_path, vae_dtype, vae_device),
+                             ui=fetching.told(node, found, prior, decoder, vae))
 
     @classmethod
     def vision(cls, path: str | None):
@@ -118,7 +143,8 @@ class CascadeStudioLoadPrior(io.ComfyNode):
             description="Loads Stage C alone, from any of its file layouts.",
             search_aliases=["stable cascade", "unet loader", "stage c"],
             inputs=[file_input("prior", "A Stage C file, or an all-in-one Stage C checkpoint."),
-                    dtype_input("dtype", "Stage C")],
+                    dtype_input("dtype", "Stage C"), missing_input()],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output("prior", display_name="prior", tooltip="Stage C, for Sample Stage C.")],
         )
 
@@ -131,8 +157,10 @@ class CascadeStudioLoadPrior(io.ComfyNode):
         return files.stamp("prior", prior)
 
     @classmethod
-    def execute(cls, prior, dtype) -> io.NodeOutput:
-        return io.NodeOutput(loading.load_diffusion(files.find("prior", prior), "stage_c", dtype))
+    def execute(cls, prior, dtype, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
+        found = fetching.ready(cls.hidden.unique_id, {"prior": prior}, missing_files)
+        model = loading.load_diffusion(found.paths["prior"], "stage_c", dtype)
+        return io.NodeOutput(model, ui=fetching.told(cls.hidden.unique_id, found, model))
 
 
 class CascadeStudioLoadDecoder(io.ComfyNode):
@@ -145,7 +173,8 @@ class CascadeStudioLoadDecoder(io.ComfyNode):
             description="Loads Stage B alone, from any of its file layouts.",
             search_aliases=["stable cascade", "unet loader", "stage b"],
             inputs=[file_input("decoder", "A Stage B file, or an all-in-one Stage B checkpoint."),
-                    dtype_input("dtype", "Stage B")],
+                    dtype_input("dtype", "Stage B"), missing_input()],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output("decoder", display_name="decoder", tooltip="Stage B, for Sample Stage B.")],
         )
 
@@ -158,8 +187,10 @@ class CascadeStudioLoadDecoder(io.ComfyNode):
         return files.stamp("decoder", decoder)
 
     @classmethod
-    def execute(cls, decoder, dtype) -> io.NodeOutput:
-        return io.NodeOutput(loading.load_diffusion(files.find("decoder", decoder), "stage_b", dtype))
+    def execute(cls, decoder, dtype, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
+        found = fetching.ready(cls.hidden.unique_id, {"decoder": decoder}, missing_files)
+        model = loading.load_diffusion(found.paths["decoder"], "stage_b", dtype)
+        return io.NodeOutput(model, ui=fetching.told(cls.hidden.unique_id, found, model))
 
 
 class CascadeStudioLoadTextEncoder(io.ComfyNode):
@@ -172,7 +203,8 @@ class CascadeStudioLoadTextEncoder(io.ComfyNode):
             description="Loads the text encoder of Stable Cascade alone (CLIP ViT-bigG).",
             search_aliases=["stable cascade", "clip loader"],
             inputs=[file_input("text_encoder", "The text encoder's file, or an all-in-one checkpoint."),
-                    dtype_input("dtype", "the text encoder")],
+                    dtype_input("dtype", "the text encoder"), missing_input()],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Clip.Output("clip", display_name="clip", tooltip="For CLIP Text Encode.")],
         )
 
@@ -185,8 +217,10 @@ class CascadeStudioLoadTextEncoder(io.ComfyNode):
         return files.stamp("text_encoder", text_encoder)
 
     @classmethod
-    def execute(cls, text_encoder, dtype) -> io.NodeOutput:
-        return io.NodeOutput(text.load_text_encoder(files.find("text_encoder", text_encoder), dtype))
+    def execute(cls, text_encoder, dtype, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
+        found = fetching.ready(cls.hidden.unique_id, {"text_encoder": text_encoder}, missing_files)
+        return io.NodeOutput(text.load_text_encoder(found.paths["text_encoder"], dtype),
+                             ui=fetching.told(cls.hidden.unique_id, found))
 
 
 class CascadeStudioLoadStageA(io.ComfyNode):
@@ -199,7 +233,8 @@ class CascadeStudioLoadStageA(io.ComfyNode):
             description="Loads Stage A alone: the VQGAN that paints the pixels.",
             search_aliases=["stable cascade", "vae loader", "vqgan"],
             inputs=[file_input("stage_a", "stage_a.safetensors, or an all-in-one Stage B checkpoint."),
-                    vae_dtype_input(), vae_device_input()],
+                    vae_dtype_input(), vae_device_input(), missing_input()],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Vae.Output("stage_a", display_name="stage_a", tooltip="For Decode and Encode Stage A.")],
         )
 
@@ -212,8 +247,10 @@ class CascadeStudioLoadStageA(io.ComfyNode):
         return files.stamp("stage_a", stage_a)
 
     @classmethod
-    def execute(cls, stage_a, vae_dtype, vae_device) -> io.NodeOutput:
-        return io.NodeOutput(vae_loading.load_stage_a(files.find("stage_a", stage_a), vae_dtype, vae_device))
+    def execute(cls, stage_a, vae_dtype, vae_device, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
+        found = fetching.ready(cls.hidden.unique_id, {"stage_a": stage_a}, missing_files)
+        vae = vae_loading.load_stage_a(found.paths["stage_a"], vae_dtype, vae_device)
+        return io.NodeOutput(vae, ui=fetching.told(cls.hidden.unique_id, found, vae))
 
 
 class CascadeStudioLoadImageEncoder(io.ComfyNode):
@@ -227,7 +264,8 @@ class CascadeStudioLoadImageEncoder(io.ComfyNode):
             search_aliases=["stable cascade", "effnet", "previewer", "vae loader"],
             inputs=[file_input("image_encoder", "effnet_encoder.safetensors, or a Stage C checkpoint.", (NONE,)),
                     file_input("previewer", "previewer.safetensors, or a Stage C checkpoint.", (NONE,)),
-                    vae_dtype_input(), vae_device_input()],
+                    vae_dtype_input(), vae_device_input(), missing_input()],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Vae.Output("stage_c_vae", display_name="stage_c_vae", tooltip=(
                 "For Encode for Stage C and Preview Stage C."))],
         )
@@ -243,10 +281,12 @@ class CascadeStudioLoadImageEncoder(io.ComfyNode):
         return files.stamp("image_encoder", image_encoder) + files.stamp("previewer", previewer)
 
     @classmethod
-    def execute(cls, image_encoder, previewer, vae_dtype, vae_device) -> io.NodeOutput:
-        paths = [None if name == NONE else files.find(role, name) for role, name in
-                 (("image_encoder", image_encoder), ("previewer", previewer))]
-        return io.NodeOutput(vae_loading.load_stage_c_vae(*paths, vae_dtype, vae_device))
+    def execute(cls, image_encoder, previewer, vae_dtype, vae_device, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
+        chosen = {"image_encoder": image_encoder, "previewer": previewer}
+        found = fetching.ready(cls.hidden.unique_id, chosen, missing_files)
+        paths = [None if found.paths[role] == NONE else found.paths[role] for role in chosen]
+        return io.NodeOutput(vae_loading.load_stage_c_vae(*paths, vae_dtype, vae_device),
+                             ui=fetching.told(cls.hidden.unique_id, found))
 
 
 class CascadeStudioLoadClipVision(io.ComfyNode):
@@ -258,7 +298,9 @@ class CascadeStudioLoadClipVision(io.ComfyNode):
             category=CATEGORY,
             description="Loads the CLIP vision tower that image prompts of Stable Cascade need (ViT-L/14), or another size.",
             search_aliases=["stable cascade", "clip vision loader", "image prompt"],
-            inputs=[file_input("clip_vision", "The CLIP vision file, or an all-in-one Stage C checkpoint.")],
+            inputs=[file_input("clip_vision", "The CLIP vision file, or an all-in-one Stage C checkpoint."),
+                    missing_input()],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.ClipVision.Output("clip_vision", display_name="clip_vision", tooltip="For CLIP Vision Encode.")],
         )
 
@@ -271,8 +313,10 @@ class CascadeStudioLoadClipVision(io.ComfyNode):
         return files.stamp("clip_vision", clip_vision)
 
     @classmethod
-    def execute(cls, clip_vision) -> io.NodeOutput:
-        return io.NodeOutput(text.load_clip_vision(files.find("clip_vision", clip_vision)))
+    def execute(cls, clip_vision, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
+        found = fetching.ready(cls.hidden.unique_id, {"clip_vision": clip_vision}, missing_files)
+        return io.NodeOutput(text.load_clip_vision(found.paths["clip_vision"]),
+                             ui=fetching.told(cls.hidden.unique_id, found))
 
 
 NODES = [CascadeStudioLoad, CascadeStudioLoadPrior, CascadeStudioLoadDecoder, CascadeStudioLoadTextEncoder,

@@ -1,10 +1,13 @@
 """Puts the host's root before the pack's on ``sys.path`` and names the pack, before any test module is imported."""
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("CASCADE_STUDIO_OFFLINE", "1")  # no test asks for a file of the real catalogue
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
@@ -25,3 +28,11 @@ class PlainRoot:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PlainRoot(), "plain-root")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests run when they are asked for."""
+    if not os.environ.get("CASCADE_STUDIO_SOAK"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="takes long; 'dev.py test --soak' runs it"))

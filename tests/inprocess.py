@@ -21,7 +21,9 @@ from typing import Any
 import harness
 from tools.server import FAILURES, PACK, link_pack, unlink_pack
 
-FLAGS = ("--cpu", "--use-pytorch-cross-attention", "--disable-api-nodes", "--database-url", "sqlite:///:memory:")
+FLAGS = ("--cpu", "--use-pytorch-cross-attention", "--disable-api-nodes", "--database-url", "sqlite:///:memory:",
+         "--fp32-unet")
+"""The last one keeps the numbers of the tests the same on processors with and without instructions for bf16."""
 CAPTURE = "CascadeStudioTestCapture"
 
 

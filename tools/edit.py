@@ -73,11 +73,14 @@ def set_prompt(converted: Converted, text: str) -> None:
 
 
 def _options(definition: dict[str, Any], name: str) -> list[Any] | None:
+    """The choices of an input that are here; those that a loader would fetch (``published``) are left out."""
     for group in ("required", "optional"):
         spec = (definition.get("input") or {}).get(group, {}).get(name)
         if spec:
-            options = spec[0] if isinstance(spec[0], list) else (spec[1] if len(spec) > 1 else {}).get("options")
-            return options if isinstance(options, list) else None
+            more = spec[1] if len(spec) > 1 else {}
+            options = spec[0] if isinstance(spec[0], list) else more.get("options")
+            fetched = more.get("published", ())
+            return [one for one in options if one not in fetched] if isinstance(options, list) else None
     return None
 
 

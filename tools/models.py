@@ -24,6 +24,17 @@ from tools.messages import Stop, say, speak_plainly  # noqa: E402
 if TYPE_CHECKING:
     from tools.env import Setup
 
+EXAMPLES = """for example:
+  dev.py models list                                       presets, files, sizes
+  dev.py models plan lite-bf16 --to ComfyUI/models         what is here, what is missing, what it takes
+  dev.py models get lite-bf16 --to ComfyUI/models          fetch it; the same command goes on after a stop
+  dev.py models get stage_a_ft_hq --to ComfyUI/models      one file
+  dev.py models get all-in-one --to DIR --endpoint URL     from a mirror of Hugging Face
+  dev.py models plan mine --to DIR --catalogue own.json    files of a catalogue of your own
+  dev.py models verify ComfyUI/models                      every checkpoint there by its hash
+
+The files of the preset cascade-mini come with the pack; nothing is fetched for them.
+CASCADE_STUDIO_OFFLINE, HF_ENDPOINT, HF_TOKEN and proxies are in web/docs/files.md."""
 PACKAGE = "cascade_studio"
 MISSING = 3
 
@@ -55,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     net = argparse.ArgumentParser(add_help=False)
     net.add_argument("--endpoint", metavar="URL", help="a mirror of Hugging Face (default: HF_ENDPOINT, or the hub "
                                                        "itself)")
-    made = argparse.ArgumentParser(prog="dev.py models", description=__doc__,
+    made = argparse.ArgumentParser(prog="dev.py models", description=__doc__, epilog=EXAMPLES,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     folder = "a ComfyUI models folder, or the folder of a ComfyUI"
@@ -102,17 +113,21 @@ def show_list(options: argparse.Namespace) -> int:
     out("Presets:")
     for preset in known.presets.values():
         size = sum(known.entries[key].size or 0 for key in preset.entries)
-        out(f"  {preset.key:16} {disk.in_words(size):>8}  {preset.title}")
+        words = disk.in_words(size) if any(known.entries[key].url for key in preset.entries) else "bundled"
+        out(f"  {preset.key:16} {words:>8}  {preset.title}")
     out("Files:")
     for entry in known.entries.values():
-        size = disk.in_words(entry.size) if entry.size else "?"
-        out(f"  {entry.key:38} {size:>8}  {entry.folder}/{entry.relative}{'' if entry.sha256 else '  (no hash known)'}")
+        size = disk.in_words(entry.size) if entry.size else "?" if entry.url else "bundled"
+        remark = "" if entry.sha256 or entry.bundled else "  (no hash known)"
+        place = f"{entry.bundled}/" if entry.bundled else ""
+        out(f"  {entry.key:38} {size:>8}  {place}{entry.folder}/{entry.relative}{remark}")
     return 0
 
 
 def as_json(entry: Any) -> dict[str, Any]:
     """A catalogue entry for scripts."""
-    names = ("key", "role", "name", "folder", "subfolder", "url", "bytes", "about", "sha256", "provenance", "note")
+    names = ("key", "role", "name", "folder", "subfolder", "url", "bundled", "bytes", "about", "sha256", "provenance",
+             "note")
     return {**{name: getattr(entry, name) for name in names}, "licence": entry.licence.describe()}
 
 
@@ -128,9 +143,10 @@ def models_folder(given: str | None) -> Path:
 def the_plan(options: argparse.Namespace) -> tuple[Any, Any]:
     from cascade_studio.nodes.checkpoints import catalogue, find, plan
     from cascade_studio.nodes.checkpoints.hashes import HashCache
+    known = catalogue.load(options.catalogue)
     roots, hashes = find.models_roots(models_folder(options.to)), HashCache(cache_root() / "hashes.json")
-    finder = find.Finder(roots, hashes, find.hub_folders(os.environ))
-    return plan.make_plan(catalogue.load(options.catalogue).choose(options.what), finder), hashes
+    finder = find.Finder(find.with_bundled(roots, known.entries.values()), hashes, find.hub_folders(os.environ))
+    return plan.make_plan(known.choose(options.what), finder, roots), hashes
 
 
 def show_plan(options: argparse.Namespace) -> int:

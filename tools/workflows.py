@@ -15,16 +15,17 @@ from .env import REPOSITORY
 FOLDER = REPOSITORY / "workflows"
 PACK, VERSION = "cascade-studio", "0.1.0"
 PROMPT, NEGATIVE, NOTE = ("#232", "#353"), ("#322", "#533"), ("#222", "#000")
-HUB = "https://huggingface.co/stabilityai/stable-cascade/resolve/main/"
 
-PRIOR_FILE = {
-    "name": "stable_cascade_stage_c.safetensors", "directory": "checkpoints",
-    "url": HUB + "comfyui_checkpoints/stable_cascade_stage_c.safetensors",
-    "hash": "088ddf1e444abf399007b2da2bac87791df165c69f477994f6b3c745a20904b0", "hash_type": "SHA256"}
-DECODER_FILE = {
-    "name": "stable_cascade_stage_b.safetensors", "directory": "checkpoints",
-    "url": HUB + "comfyui_checkpoints/stable_cascade_stage_b.safetensors",
-    "hash": "6c218dc948575e3b14b03dffe2014d7870ac505005770ce3abdc28e920a03c05", "hash_type": "SHA256"}
+
+def published(key: str) -> dict[str, str]:
+    """The ``properties.models`` item of a file in the catalogue, where alone its address and hash are written."""
+    content = json.loads((REPOSITORY / "nodes" / "checkpoints" / "catalogue.json").read_text(encoding="utf-8"))
+    found = next(file for file in content["files"] if file["key"] == key)
+    known = {"hash": found["sha256"], "hash_type": "SHA256"} if found["sha256"] else {}
+    return {"name": found["name"], "directory": found["folder"], "url": found["url"], **known}
+
+
+PRIOR_FILE, DECODER_FILE = published("checkpoint_stage_c"), published("checkpoint_stage_b")
 
 
 @dataclass
@@ -103,18 +104,30 @@ LOAD_OUTPUTS = [("prior", "MODEL"), ("decoder", "MODEL"), ("clip", "CLIP"), ("cl
                 ("stage_a", "VAE"), ("stage_c_vae", "VAE")]
 CHECKPOINT, NONE, AUTO = "from the checkpoint", "none", "auto"
 
-MODELS_NOTE = """## Models
-
-Put both files into `ComfyUI/models/checkpoints/`:
-
+FILES_NOTE = """\
 - [stable_cascade_stage_c.safetensors]({c}) (9.2 GB: Stage C, text encoder, image encoder, Previewer, CLIP vision)
 - [stable_cascade_stage_b.safetensors]({b}) (4.6 GB: Stage B, Stage A)
 
 They come under Stability AI's **non-commercial research licence**.
-
-Split files (`stage_c_bf16`, `stage_b_lite_bf16`, …) work as well: choose them in the loader, from
-`models/diffusion_models/`.
 """.format(c=PRIOR_FILE["url"], b=DECODER_FILE["url"])
+
+MODELS_NOTE = f"""## Models
+
+The loader fetches both files into `ComfyUI/models/checkpoints/` when they are not here; it shows what that takes first.
+
+{FILES_NOTE}
+Another **preset** takes other files: *Lite models* for little memory, *Cascade Mini* to try everything without a
+download (set the canvas to 256x256). *files below* keeps to the inputs under it.
+"""
+
+CORE_NOTE = f"""## Models
+
+ComfyUI's own loaders do not fetch files. Its dialog offers those that are missing when you open this workflow; or put
+them into `ComfyUI/models/checkpoints/` by hand:
+
+{FILES_NOTE}
+*Load Stable Cascade* in the other workflows fetches its files itself, checks them, and knows every layout.
+"""
 
 STAGES_NOTE = """## The three stages
 
@@ -129,12 +142,30 @@ official settings.
 
 def text_to_image() -> dict[str, Any]:
     """Prompt → Stage C → Stage B → Stage A → file."""
-    encode = {"clip": ("CLIP", "load", 2)}
+    load = Node("load", "CascadeStudio_Load", (40, 120), (360, 450), [
+        PRIOR_FILE["name"], DECODER_FILE["name"], CHECKPOINT, CHECKPOINT, NONE, NONE, NONE, *[AUTO] * 5,
+        "files below", "download"], outputs=LOAD_OUTPUTS, models=[PRIOR_FILE, DECODER_FILE])
+    return three_stages([load], ("load", 2), ("load", 0), ("load", 1), ("load", 4), MODELS_NOTE)
+
+
+def text_to_image_core_loaders() -> dict[str, Any]:
+    """The same picture with core's loaders: their files are offered by the host's own dialog."""
+    outputs = [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")]
+    loads = [Node(name, "CheckpointLoaderSimple", (40, y), (360, 150), [file["name"]], outputs=outputs, title=title,
+                  models=[file]) for name, y, file, title in (("load_c", 120, PRIOR_FILE, "Load Stage C checkpoint"),
+                                                              ("load_b", 320, DECODER_FILE, "Load Stage B checkpoint"))]
+    return three_stages(loads, ("load_c", 1), ("load_c", 0), ("load_b", 0), ("load_b", 2), CORE_NOTE)
+
+
+Slot = tuple[str, int]
+
+
+def three_stages(loads: list[Node], clip: Slot, prior: Slot, decoder: Slot, stage_a: Slot, note: str) -> dict[str, Any]:
+    """Text to image behind any loaders, whose outputs are named by node and slot."""
+    encode = {"clip": ("CLIP", *clip)}
     guidance = [1.0, "ddpm", 0.7, False, -1.0, 0.0, 1.0]  # denoise, sampler and the rest of the guidance
     nodes = [
-        Node("load", "CascadeStudio_Load", (40, 120), (360, 400), [
-            PRIOR_FILE["name"], DECODER_FILE["name"], CHECKPOINT, CHECKPOINT, NONE, NONE, NONE, AUTO, AUTO, AUTO, AUTO,
-            AUTO], outputs=LOAD_OUTPUTS, models=[PRIOR_FILE, DECODER_FILE]),
+        *loads,
         Node("positive", "CLIPTextEncode", (460, 120), (380, 160), [
             "a red apple on a wooden table, soft morning light, photograph"], encode,
             [("CONDITIONING", "CONDITIONING")], "Prompt", PROMPT),
@@ -143,27 +174,28 @@ def text_to_image() -> dict[str, Any]:
         Node("canvas", "CascadeStudio_Canvas", (460, 560), (380, 170), [1024, 1024, 1, 0.0],
              outputs=[("Stage C latent", "LATENT"), ("Stage B latent", "LATENT")]),
         Node("c", "CascadeStudio_SamplePrior", (900, 120), (320, 340), [0, "randomize", 20, 4.0, 2.0, *guidance], {
-            "model": ("MODEL", "load", 0), "positive": ("CONDITIONING", "positive", 0),
+            "model": ("MODEL", *prior), "positive": ("CONDITIONING", "positive", 0),
             "negative": ("CONDITIONING", "negative", 0), "latent": ("LATENT", "canvas", 0)}, [("prior", "LATENT")]),
         Node("b", "CascadeStudio_SampleDecoder", (1280, 120), (320, 340), [0, "fixed", 10, 1.1, 1.0, *guidance], {
-            "model": ("MODEL", "load", 1), "positive": ("CONDITIONING", "positive", 0),
+            "model": ("MODEL", *decoder), "positive": ("CONDITIONING", "positive", 0),
             "negative": ("CONDITIONING", "negative", 0), "prior": ("LATENT", "c", 0)}, [("latent", "LATENT")]),
         Node("a", "CascadeStudio_DecodeStageA", (1280, 560), (320, 110), [0], {
-            "latent": ("LATENT", "b", 0), "vae": ("VAE", "load", 4)}, [("image", "IMAGE")]),
+            "latent": ("LATENT", "b", 0), "vae": ("VAE", *stage_a)}, [("image", "IMAGE")]),
         Node("save", "SaveImage", (1660, 120), (480, 550), ["cascade"], {"images": ("IMAGE", "a", 0)}),
-        Node("models", "MarkdownNote", (40, 580), (360, 300), [MODELS_NOTE], title="Model Links", colours=NOTE),
+        Node("models", "MarkdownNote", (40, 640), (360, 330), [note], title="Model Links", colours=NOTE),
         Node("stages", "MarkdownNote", (900, 560), (320, 300), [STAGES_NOTE], title="The three stages", colours=NOTE),
     ]
     return workflow(nodes, [
-        Group("Step 1 - Load models", (20, 40, 400, 500)), Group("Step 2 - Prompt", (440, 40, 420, 430)),
-        Group("Step 3 - Picture size", (440, 480, 420, 270)), Group("Step 4 - Stage C and Stage B", (880, 40, 740, 440)),
+        Group("Step 1 - Load models", (20, 40, 400, 550)), Group("Step 2 - Prompt", (440, 40, 420, 430)),
+        Group("Step 3 - Picture size", (440, 480, 420, 270)),
+        Group("Step 4 - Stage C and Stage B", (880, 40, 740, 440)),
         Group("Step 5 - Stage A and picture", (1260, 480, 380, 210))])
 
 
 def main() -> None:
     """Write every workflow."""
     FOLDER.mkdir(exist_ok=True)
-    for build in (text_to_image,):
+    for build in (text_to_image, text_to_image_core_loaders):
         path = Path(FOLDER, f"{build.__name__}.json")
         content = {**build(), "id": f"cascade-studio-{build.__name__}"}
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

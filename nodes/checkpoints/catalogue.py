@@ -29,9 +29,9 @@ KINDS = {
 """Roles (most are inputs of the loader), and what :func:`stages.layouts.identify` calls the files that fill them."""
 
 LAYOUTS = ("official", "comfyui", "diffusers", "transformers", "open-clip", "all-in-one", "")
-_REQUIRED = {"key", "role", "name", "folder", "url"}
+_REQUIRED = {"key", "role", "name", "folder"}
 _OPTIONAL = {"subfolder", "layout", "dtype", "licence", "bytes", "about", "sha256", "provenance", "other_names", "note",
-             "mirrors"}
+             "mirrors", "url", "bundled", "other_roles"}
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,15 @@ class Entry:
     bytes: exact size or None; about: the size as the publisher rounds it, where the exact one is not known.
     sha256, provenance: the hash and where it was read, one of :data:`PROVENANCES`; None when nobody published it.
     other_names: under which other names people keep this very file. mirrors: further addresses of it.
+    bundled: the folder inside the pack, laid out as a models folder, that the file comes in; "" if it is fetched from
+    url instead. other_roles: further loader inputs that the same file fills.
     """
 
     key: str
     role: str
     name: str
     folder: str
-    url: str
+    url: str = ""
     subfolder: str = ""
     layout: str = ""
     dtype: str | None = None
@@ -73,6 +75,13 @@ class Entry:
     other_names: tuple[str, ...] = ()
     note: str = ""
     mirrors: tuple[str, ...] = ()
+    bundled: str = ""
+    other_roles: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every loader input that the file fills."""
+        return (self.role, *self.other_roles)
 
     @property
     def size(self) -> int | None:
@@ -97,7 +106,12 @@ class Entry:
 
     @property
     def for_workflow(self) -> dict[str, str]:
-        """The item of ``properties.models`` in a workflow file, from which the host's own dialog fetches."""
+        """The item of ``properties.models`` in a workflow file, from which the host's own dialog fetches.
+
+        Empty for a bundled file, which is never fetched.
+        """
+        if not self.url:
+            return {}
         known = {"hash": self.sha256, "hash_type": "SHA256"} if self.sha256 else {}
         return {"name": self.name, "url": self.url, "directory": self.folder, **known}
 
@@ -125,7 +139,7 @@ class Catalogue:
 
     def for_role(self, role: str) -> list[Entry]:
         """The files that can fill the loader input ``role``."""
-        return [entry for entry in self.entries.values() if entry.role == role]
+        return [entry for entry in self.entries.values() if role in entry.roles]
 
     def named(self, role: str, name: str) -> Entry | None:
         """The entry for ``role`` that a loader's value means: its name, with or without its sub-folder."""
@@ -134,6 +148,14 @@ class Catalogue:
             if wanted in (entry.name.lower(), entry.relative.lower()):
                 return entry
         return None
+
+    def preset(self, name: str) -> Preset:
+        """The preset that a loader's value means: its title, or its key; :class:`BadCatalogue` for neither."""
+        for preset in self.presets.values():
+            if name in (preset.title, preset.key):
+                return preset
+        known = ", ".join(f"'{preset.title}'" for preset in self.presets.values())
+        raise BadCatalogue(f"There is no preset '{name}'. Choose one of {known}.")
 
     def choose(self, keys: Iterable[str]) -> list[Entry]:
         """The entries of presets, entry keys or file names; :class:`BadCatalogue` names what is unknown."""
@@ -238,14 +260,27 @@ def _checked(raw: Mapping[str, Any], licences: Mapping[str, Licence]) -> Entry:
     if not re.fullmatch(r"[a-z0-9_]{1,60}", str(values["folder"])):
         raise BadCatalogue(f"its folder is {values['folder']!r}; it must be one of ComfyUI's folder keys, such as "
                            "'vae'.")
-    values["mirrors"] = tuple(values.get("mirrors") or ())
-    for url in (values["url"], *values["mirrors"]):
-        check_url(url)
+    _check_source(values)
     _check_hash(values)
     values["other_names"] = tuple(check_name(name, "other name") for name in values.get("other_names") or ())
     licence = values.get("licence") or "unknown licence"
     values["licence"] = licences.get(licence) or Licence(str(licence))
     return Entry(**values)
+
+
+def _check_source(values: dict[str, Any]) -> None:
+    """Where the file comes from (an address, or a folder of the pack), and what else it fills."""
+    values["mirrors"] = tuple(values.get("mirrors") or ())
+    if check_subfolder(values.setdefault("bundled", "")):
+        if values.get("url") or values["mirrors"]:
+            raise BadCatalogue("it is bundled and has an address, too. Give one of the two.")
+    elif not values.get("url"):
+        raise BadCatalogue("it lacks url.")
+    for url in () if values["bundled"] else (values["url"], *values["mirrors"]):
+        check_url(url)
+    values["other_roles"] = tuple(values.get("other_roles") or ())
+    if unknown := [role for role in values["other_roles"] if role not in KINDS]:
+        raise BadCatalogue(f"its other roles hold {unknown[0]!r}; they must be among {', '.join(KINDS)}.")
 
 
 def _check_hash(values: dict[str, Any]) -> None:
@@ -265,7 +300,7 @@ def _check_new(entry: Entry, entries: Mapping[str, Entry]) -> None:
         raise BadCatalogue(f"The key '{entry.key}' is taken. Give your file another one.")
     place = (entry.folder, entry.relative.lower())
     for other in entries.values():
-        if (other.folder, other.relative.lower()) == place:
+        if (other.bundled, other.folder, other.relative.lower()) == (entry.bundled, *place):
             raise BadCatalogue(f"The files '{entry.key}' and '{other.key}' would both be {os.path.join(*place)}. Give "
                                "one of them another name or sub-folder.")
 
@@ -282,7 +317,7 @@ def _preset(key: str, raw: Mapping[str, Any], entries: Mapping[str, Entry], pres
         if value not in entries:
             raise BadCatalogue(f"The preset '{key}' names the file {value!r} for '{role}', which is not in the "
                                "catalogue.")
-        if entries[value].role != role:
+        if role not in entries[value].roles:
             raise BadCatalogue(f"The preset '{key}' uses the file '{value}' for '{role}', but it is for "
                                f"'{entries[value].role}'.")
     return Preset(key, str(raw.get("title") or key), dict(inputs))

@@ -126,6 +126,8 @@ class _Job:
         if not right:
             raise FetchFailed(f"Meanwhile another file is at {target}; it stays as it is. Start again: the download "
                               "then gets another name.")
+        size, self.meter.note = target.stat().st_size, ""
+        self.meter.show(entry.key, entry.name, size, size, self._begun, at_once=True)
         return Result(entry, target, 0, "catalogue" if entry.sha256 else "")
 
     def _rounds(self) -> Result:

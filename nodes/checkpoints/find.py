@@ -18,6 +18,9 @@ from .names import hub_parts
 Roots = Mapping[str, Sequence[str | Path]]
 """Folders by the host's folder keys, as in ``folder_paths``: the first is the usual one."""
 
+PACK = Path(__file__).resolve().parents[2]
+"""The pack's own folder, in which bundled files lie."""
+
 NEAR = 0.01
 """How far a size may be from one that its publisher rounded, as a share of it."""
 
@@ -67,7 +70,8 @@ class Finder:
         for rank, known in enumerate(entry.known_names):
             yield from ((path, "other name" if rank > 1 else "name") for path in fitting if names[path] == known)
         yield from ((path, "hub cache") for path in self._in_hub(entry) if size_fits(entry, path.stat().st_size))
-        yield from ((path, "contents") for path in fitting if names[path] not in entry.known_names)
+        if entry.sha256:
+            yield from ((path, "contents") for path in fitting if names[path] not in entry.known_names)
 
     def _files(self, entry: Entry) -> Iterator[tuple[Path, int]]:
         seen = set()
@@ -161,6 +165,22 @@ def hub_folders(environ: Mapping[str, str]) -> list[Path]:
         home = os.path.join(cache, "huggingface")
     given = [environ.get("HF_HUB_CACHE"), environ.get("HUGGINGFACE_HUB_CACHE"), os.path.join(home, "hub")]
     return list(dict.fromkeys(Path(os.path.expanduser(folder)) for folder in given if folder))
+
+
+def bundled_path(entry: Entry) -> Path:
+    """Where a file that comes with the pack lies, or should lie."""
+    return PACK.joinpath(entry.bundled, entry.folder, *entry.relative.split("/"))
+
+
+def with_bundled(roots: Roots, entries: Iterable[Entry]) -> dict[str, list[str | Path]]:
+    """``roots`` with the pack's own folders of ``entries`` as the last ones of each key."""
+    made = {key: list(folders) for key, folders in roots.items()}
+    for entry in entries:
+        if entry.bundled:
+            folder, folders = PACK / entry.bundled / entry.folder, made.setdefault(entry.folder, [])
+            if folder not in folders:
+                folders.append(folder)
+    return made
 
 
 def models_roots(models: str | Path) -> dict[str, list[Path]]:

@@ -10,7 +10,7 @@ from typing import Any
 from . import disk, partial
 from .catalogue import Entry
 from .errors import BadCatalogue, CheckpointError, DiskFull
-from .find import Finder, Found, Roots
+from .find import Finder, Found, Roots, bundled_path
 from .names import inside, shown
 
 
@@ -93,7 +93,7 @@ class Plan:
         return {
             "found": [{"key": f.entry.key, "name": f.entry.name, "path": str(f.path), "how": f.how,
                        "verified": f.verified} for f in self.found],
-            "missing": [{"key": m.entry.key, "name": m.entry.name, "url": m.entry.url, "target": str(m.target),
+            "missing": [{"key": m.entry.key, "name": m.entry.name, "url": shown(m.entry.url), "target": str(m.target),
                          "bytes": m.entry.bytes, "about": m.entry.size, "here": m.here, "sha256": m.entry.sha256,
                          "provenance": m.entry.provenance, "licence": m.entry.licence.describe(), "note": m.note}
                         for m in self.missing],
@@ -139,6 +139,9 @@ def make_plan(entries: Iterable[Entry], finder: Finder, roots: Roots | None = No
 
 
 def _missing(entry: Entry, roots: Roots) -> Missing:
+    if entry.bundled:
+        raise CheckpointError(f"{entry.name} comes with Cascade Studio, but is not where it belongs, in "
+                              f"{bundled_path(entry).parent}. Install the pack again, or update it.")
     target, note = inside(target_root(entry, roots), entry.subfolder, entry.name), ""
     if os.path.lexists(disk.system_path(target)):
         note = f"Another file is at {target}; it stays as it is."

@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from ...stages import convert, layouts, load
 from ...stages.errors import WrongFile
 from ...stages.files import read_header
 from ...stages.layouts import FileKind
-from . import files
+from ..checkpoints.advice import Choice
+from . import advice, files
 from .models import DecoderConfig, PriorConfig
 from .nets import network_arguments
 
@@ -76,18 +77,19 @@ def weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype | None:
     return comfy.utils.weight_dtype(tensors)
 
 
-def load_diffusion(path: str, kind: str, dtype: str = AUTO, disable_dynamic: bool = False) -> Any:
+def load_diffusion(path: str, kind: str, dtype: str | Choice = AUTO, disable_dynamic: bool = False) -> Any:
     """A ModelPatcher of Stage C (``kind`` "stage_c") or Stage B ("stage_b") from ``path``.
 
-    ``dtype`` is a name in :data:`DTYPES`, or "auto" for the host's flags and its advice for this machine.
+    ``dtype`` is a name in :data:`DTYPES`, or "auto" for the host's flags and the advice for this machine. A model that
+    the host makes a second time gets what was chosen the first time.
     """
     loaded = read(path, kind)
     patcher = diffusion_from_tensors(loaded, dtype, disable_dynamic)
-    patcher.cached_patcher_init = (load_diffusion, (path, kind, dtype))
+    patcher.cached_patcher_init = (load_diffusion, (path, kind, patcher.get_attachment(advice.ATTACHMENT)))
     return patcher
 
 
-def diffusion_from_tensors(loaded: Loaded, dtype: str, disable_dynamic: bool = False) -> Any:
+def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic: bool = False) -> Any:
     """Build the host's model around our network, and load the tensors into it."""
     is_prior = loaded.kind.kind == "stage_c"
     arguments = network_arguments(loaded.kind.config, "c" if is_prior else "b")
@@ -96,7 +98,8 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str, disable_dynamic: bool = F
     stored = weight_dtype(loaded.tensors)
     if is_prior and (stored == torch.float16 or dtype == "fp16"):
         config.supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
-    set_dtypes(config, loaded.tensors, stored, dtype)
+    choice = dtype if isinstance(dtype, Choice) else choose(config, loaded, stored, dtype)
+    config.set_inference_dtype(advice.DTYPES[choice.storage], cast_to(choice, config.quant_config))
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
     model = config.get_model(loaded.tensors)
@@ -106,23 +109,39 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str, disable_dynamic: bool = F
         model.to(offload)
     load.fill(model.diffusion_model, loaded.tensors, loaded.kind, loaded.name, assign=patcher.is_dynamic(),
               strict=False)
-    log.info("%s: %s, weights %s, computing in %s", loaded.name, loaded.kind.describe(), model.get_dtype(),
-             model.get_dtype_inference())
+    advice.keep(patcher, choice)
+    log.info("%s: %s; weights %s", loaded.name, loaded.kind.describe(), choice.describe())
     return patcher
 
 
-def set_dtypes(config: Any, tensors: dict[str, Tensor], stored: torch.dtype | None, choice: str) -> None:
-    """Storage and computing dtype: the node's choice, else the host's flags, else its advice."""
-    device = comfy.model_management.get_torch_device()
-    supported = list(config.supported_inference_dtypes)
-    if choice == AUTO:
+def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) -> Choice:
+    """Formats of storage and computing: the node's choice, else the host's flags, else the advice for this machine."""
+    parameters = comfy.utils.calculate_parameters(loaded.tensors)
+    if dtype == AUTO and not config.quant_config:
+        found = advice.for_weights(loaded.kind.kind, stored, parameters)
+        if found:
+            return found
+    device, supported = comfy.model_management.get_torch_device(), list(config.supported_inference_dtypes)
+    if dtype == AUTO:
         storage = comfy.model_management.unet_dtype(
-            model_params=comfy.utils.calculate_parameters(tensors), supported_dtypes=supported,
-            weight_dtype=None if config.quant_config else stored)
+            model_params=parameters, supported_dtypes=supported, weight_dtype=None if config.quant_config else stored)
+        reason = "as the host's flags say" if advice.flagged() else "as the file is stored, and the host advises"
     else:
-        storage = DTYPES[choice]
-    cast_from = None if config.quant_config else storage
-    config.set_inference_dtype(storage, comfy.model_management.unet_manual_cast(cast_from, device, supported))
+        storage, reason = DTYPES[dtype], "chosen in the node"
+    compute = comfy.model_management.unet_manual_cast(None if config.quant_config else storage, device, supported)
+    if compute == torch.float32 and storage not in (torch.float32, torch.float16) and computes_in_bf16(device):
+        compute = torch.bfloat16
+    return Choice(advice.NAMES[storage], advice.NAMES[compute or storage], reason)
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether ``device`` is a processor with instructions for bf16, which the host does not ask for."""
+    return comfy.model_management.is_device_cpu(device) and not advice.flagged() and advice.processor_has_bf16()
+
+
+def cast_to(choice: Choice, quantised: Any) -> torch.dtype | None:
+    """The format that the host casts weights to at use; None where they are computed in as they are."""
+    return None if choice.compute == choice.storage and not quantised else advice.DTYPES[choice.compute]
 
 
 def lacking(loaded: Loaded, missing: Sequence[str]) -> WrongFile:
@@ -150,24 +169,25 @@ def device_for(choice: str) -> torch.device | None:
 class Parts:
     """Where the parts of a model lie when some of them are inside the checkpoints of the two diffusion models.
 
-    Files are recognised as they are found, so that a wrong one is told before any is loaded.
+    ``paths`` holds by input a path, or one of the two words that are no file. Files are recognised as they are asked
+    for, so that a wrong one is told before any is loaded.
     """
 
-    prior: str
-    decoder: str
+    paths: Mapping[str, str]
 
-    def find(self, role: str, name: str, *kinds: str) -> str | None:
-        """Path of the file for ``role``: ``name`` itself, or the checkpoint that holds one of ``kinds``; None for none."""
-        if name == files.NONE:
+    def find(self, role: str, *kinds: str) -> str | None:
+        """Path of the file for ``role``: its own, or the checkpoint that holds one of ``kinds``; None for none."""
+        path = self.paths[role]
+        if path == files.NONE:
             return None
-        if name != files.FROM_CHECKPOINT:
-            path = files.find(role, name)
+        if path != files.FROM_CHECKPOINT:
             recognise(path, *kinds)
             return path
-        for path in (self.prior, self.decoder):
+        checkpoints = [self.paths[role] for role in ("prior", "decoder")]
+        for path in checkpoints:
             found = look(path)
             if any(found.part(kind) for kind in kinds):
                 return path
-        label = role.replace("_", " ")
-        raise WrongFile(f"'{role}' is set to '{files.FROM_CHECKPOINT}', but neither {os.path.basename(self.prior)} nor "
-                        f"{os.path.basename(self.decoder)} holds a {label}. Choose the {label}'s own file.")
+        label, (first, second) = role.replace("_", " "), map(os.path.basename, checkpoints)
+        raise WrongFile(f"'{role}' is set to '{files.FROM_CHECKPOINT}', but neither {first} nor {second} holds a "
+                        f"{label}. Choose the {label}'s own file.")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ...stages.errors import WrongFile
+from ..checkpoints.advice import Choice
+from . import advice
 from .loading import AUTO, DTYPES, Loaded, device_for, read
 from .vae import StageAVAE, StageCVAE
 
@@ -19,6 +21,9 @@ def load_stage_a(path: str, dtype: str = AUTO, device: str = AUTO, **patcher: An
     target = device_for(device)
     vae = StageAVAE(loaded.kind.config, vae_dtype(dtype, target), target, comfy.ops.disable_weight_init, **patcher)
     vae.load_weights(loaded)
+    name = advice.NAMES[vae.vae_dtype]
+    reason = "as the host's flags and its advice say" if dtype == AUTO else "chosen in the node"
+    advice.keep(vae.patcher, Choice(name, name, reason))
     vae.patcher.cached_patcher_init = (load_stage_a_patcher, (path, dtype, device))
     return vae
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -41,11 +40,3 @@ def tiny_stage_a() -> bytes:
     """A very small Stage A as a safetensors file."""
     net = stages.StageA(stages.StageAConfig(bottleneck_blocks=1, c_hidden=32, codebook_size=64))
     return save({key: value.contiguous() for key, value in net.state_dict().items()})
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long tests run when they are asked for."""
-    if not os.environ.get("CASCADE_STUDIO_SOAK"):
-        for item in items:
-            if item.get_closest_marker("soak"):
-                item.add_marker(pytest.mark.skip(reason="takes long; 'dev.py test --soak' runs it"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from downloads import Place, safetensors
-from faulty_server import File
+from faulty_server import Fault
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing needs processes as POSIX has them")
 
@@ -139,11 +139,10 @@ def test_who_waits_takes_over_when_the_other_is_killed(place, nursery):
 
 @pytest.mark.soak
 def test_a_gibibyte(place, nursery):
-    """Cut, flipped and killed once each; hashed while it comes."""
+    """Cut twice and killed once; hashed while it comes."""
     size = 1 << 30
-    data = safetensors(size)
-    place.data, place.server.files["x"] = data, File(data)
-    place.serve(data)
+    place.serve(safetensors(size))
+    place.server.script = lambda number, request: Fault(cut=5 << 20) if number in (3, 12) else None
     pid = nursery.start(place, connections=4, piece=16 << 20)
     wait_for(lambda: len(place.server.requests) >= 8)
     nursery.kill(pid)

@@ -165,7 +165,9 @@ def test_choice_beats_flags(monkeypatch, studio, choice, storage, flags):
 
 
 def set_flags(monkeypatch, **flags) -> None:
+    """The host's switches as if it was started with these alone."""
     from comfy.cli_args import args
+    monkeypatch.setattr(args, "fp32_unet", False)
     for name, value in flags.items():
         assert hasattr(args, name)
         monkeypatch.setattr(args, name, value)
@@ -180,14 +182,34 @@ def test_auto_follows_flags(monkeypatch, studio, flag, storage):
         assert studio.load(stage, file, "auto").model.get_dtype() == storage
 
 
-def test_auto_is_what_core_chooses(studio):
-    """Without flags, the host's own advice for this machine and these weights."""
-    import comfy.model_management
-    for stage, file in (("prior", "stage_c.safetensors"), ("decoder", "stage_b.safetensors")):
-        model = studio.load(stage, file, "auto").model
-        advice = comfy.model_management.unet_dtype(
-            supported_dtypes=list(type(model.model_config).supported_inference_dtypes), weight_dtype=torch.bfloat16)
-        assert model.get_dtype() == advice
+@pytest.mark.parametrize("bf16", [False, True])
+def test_auto_asks_the_processor(monkeypatch, studio, bf16):
+    """Without flags, a processor with instructions for bf16 keeps and computes both stages in it, and says so."""
+    from cascade_studio.nodes.host import advice
+    set_flags(monkeypatch)
+    monkeypatch.setattr(advice, "processor_has_bf16", lambda: bf16)
+    expected = torch.bfloat16 if bf16 else torch.float32
+    for stage, kind in (("prior", "Stage C"), ("decoder", "Stage B")):
+        graph = studio.graph()
+        load = graph.add(f"CascadeStudio_Load{stage.title()}", **{stage: FILES[stage]})
+        result = graph.execute(load[0])
+        model = result.values[(load.name, 0)]
+        assert model.model.get_dtype() == model.model.get_dtype_inference() == expected
+        assert result.ui[load.name]["text"][0].startswith(f"{kind} in {'bf16' if bf16 else 'fp32'}: this processor ")
+        again = model.cached_patcher_init[0](*model.cached_patcher_init[1], disable_dynamic=True)
+        assert again.model.get_dtype() == expected
+
+
+def test_short_memory_keeps_weights_in_eight_bits(monkeypatch, studio):
+    """What is computed then is what the same 8 bits give when the node asks for them."""
+    from cascade_studio.nodes.host import advice
+    set_flags(monkeypatch)
+    monkeypatch.setattr(advice, "processor_has_bf16", lambda: False)
+    monkeypatch.setattr(advice, "room", lambda device: 1)
+    chosen = studio.load("prior", FILES["prior"], "fp8_e4m3fn")
+    advised = studio.load("prior", FILES["prior"], "auto")
+    assert advised.model.get_dtype() == torch.float8_e4m3fn and advised.model.get_dtype_inference() == torch.float32
+    assert torch.equal(result(studio, "prior", advised), result(studio, "prior", chosen))
 
 
 @pytest.mark.parametrize("flags, choice, expected", [

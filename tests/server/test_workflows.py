@@ -117,11 +117,34 @@ def test_nodes_say_where_they_come_from(server, name):
         assert properties["cnr_id"] == ("cascade-studio" if node["type"] in ours else "comfy-core")
 
 
+SINGLE = {("stage_c", 0): ("Prior", "prior"), ("stage_c", 1): ("TextEncoder", "text_encoder"),
+          ("stage_b", 0): ("Decoder", "decoder"), ("stage_b", 2): ("StageA", "stage_a")}
+"""Our loader, and its file input, for each output of core's loader of an all-in-one checkpoint."""
+
+
+def with_our_loaders(prompt: dict[str, Any]) -> None:
+    """Put ours in the place of core's checkpoint loaders, which cannot load networks as narrow as the family's."""
+    loaders = {key: node["inputs"]["ckpt_name"] for key, node in prompt.items()
+               if node["class_type"] == "CheckpointLoaderSimple"}
+    for node in list(prompt.values()):
+        for name, value in node["inputs"].items():
+            if not (isinstance(value, list) and value[0] in loaders):
+                continue
+            file = loaders[value[0]]
+            kind, role = SINGLE["stage_c" if "stage_c" in file else "stage_b", value[1]]
+            more = {"vae_dtype": "auto", "vae_device": "auto"} if kind == "StageA" else {"dtype": "auto"}
+            node["inputs"][name] = [f"{value[0]}-{value[1]}", 0]
+            prompt[f"{value[0]}-{value[1]}"] = {"class_type": f"CascadeStudio_Load{kind}", "inputs": {role: file, **more}}
+    for key in loaders:
+        del prompt[key]
+
+
 @every_workflow
 def test_the_server_accepts_it(server, name):
     info = server.client.get("/object_info")
     converted = convert(read(name), info)
     fit_files(converted, info)
+    with_our_loaders(converted.prompt)
     for node in converted.prompt.values():
         for entry, value in node["inputs"].items():
             small = {"steps": 1, "width": 128, "height": 128}.get(entry)

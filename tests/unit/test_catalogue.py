@@ -14,6 +14,7 @@ import pytest
 from cascade_studio.nodes.checkpoints.catalogue import FROM_CHECKPOINT, NONE, load
 from cascade_studio.nodes.checkpoints.disk import in_words
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue
+from cascade_studio.nodes.checkpoints.find import bundled_path
 from cascade_studio.nodes.checkpoints.names import check_name, check_url, inside, shown
 
 INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision"}
@@ -49,7 +50,8 @@ def test_sizes_agree_with_the_number_of_weights():
 
 def test_entries_are_complete():
     for entry in load().entries.values():
-        assert entry.size and entry.licence.url.startswith("https://"), entry.key
+        assert entry.licence.url.startswith("https://"), entry.key
+        assert bool(entry.url) != bool(entry.bundled) and (entry.size or entry.bundled), entry.key
         assert bool(entry.sha256) == bool(entry.provenance), entry.key
         assert entry.bytes is None or not entry.about, entry.key
         assert entry.own_name != entry.name and check_name(entry.own_name)
@@ -64,6 +66,27 @@ def test_presets_fill_every_input_of_the_loader():
         assert all(value in known.entries or value in (NONE, FROM_CHECKPOINT) for value in preset.inputs.values())
     assert known.presets["all-in-one"].entries == ("checkpoint_stage_c", "checkpoint_stage_b")
     assert sum(entry.size for entry in known.choose(["all-in-one"])) == 9224575566 + 4552331265
+    titles = Counter(name for preset in known.presets.values() for name in (preset.key, preset.title))
+    assert max(titles.values()) == 1, "loaders and workflows know presets by title"
+
+
+def test_presets_go_by_title_and_key():
+    known = load()
+    for name in ("Lite models, bf16, for little memory", "lite-bf16"):
+        assert known.preset(name) is known.presets["lite-bf16"]
+    with pytest.raises(BadCatalogue, match="There is no preset 'big'. Choose one of 'All-in-one"):
+        known.preset("big")
+
+
+def test_what_comes_with_the_pack_is_never_fetched():
+    known = load()
+    mini = known.choose(["cascade-mini"])
+    assert len(mini) == 6 and all(entry.bundled and not entry.url and entry.for_workflow == {} for entry in mini)
+    [both] = [entry for entry in mini if entry.other_roles]
+    assert both.roles == ("image_encoder", "previewer")
+    assert known.named("previewer", both.name) is known.named("image_encoder", both.name) is both
+    for entry in mini:
+        assert bundled_path(entry) == harness.REPOSITORY / "mini" / entry.folder / entry.name
 
 
 def test_the_loaders_use_the_same_words_and_folders():
@@ -101,15 +124,18 @@ def test_the_documentation_lists_what_the_catalogue_has():
     text = (harness.REPOSITORY / "web" / "docs" / "files.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \[(.+?)\]\((.+?)\) \| (.+?) \| (.+?) \| (.+?) \|$", text, re.M)
     expected = [(e.name, e.url, ("" if e.bytes else "about ") + in_words(e.size),
-                 "/".join(filter(None, (e.folder, e.subfolder)))) for e in load().entries.values()]
+                 "/".join(filter(None, (e.folder, e.subfolder)))) for e in load().entries.values() if e.url]
     assert sorted(row[:4] for row in rows) == sorted(expected)
+    bundled = re.findall(r"^\| `(.+?)` \| `(.+?)` \| (.+?) \|$", text, re.M)
+    assert bundled == [(e.name, f"{e.bundled}/{e.folder}", "GPL") for e in load().entries.values() if e.bundled]
     licences = {e.name: e.licence for e in load().entries.values()}
     short = {row[4]: licences[row[0]].name for row in rows}
-    assert len(short) == len({licence.name for licence in licences.values()})
+    assert len(short) + 1 == len({licence.name for licence in licences.values()})
     presets = dict(re.findall(r"^\| `(.+?)` \| (.+?) \| ", text.split("## Where")[0], re.M))
     known = load()
-    assert presets == {key: in_words(sum(e.size for e in known.choose([key]))) for key in known.presets}
-    for variable in ("CASCADE_STUDIO_OFFLINE", "CASCADE_STUDIO_MIRRORS", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE"):
+    sums = {key: sum(e.size or 0 for e in known.choose([key])) for key in known.presets}
+    assert presets == {key: in_words(size) if size else "nothing" for key, size in sums.items()}
+    for variable in ("CASCADE_STUDIO_CATALOGUE", "CASCADE_STUDIO_OFFLINE", "CASCADE_STUDIO_MIRRORS", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE"):
         assert f"`{variable}`" in text
 
 
@@ -158,6 +184,10 @@ def test_a_user_adds_files_and_presets(tmp_path):
     ({"role": "painter"}, "its role is 'painter'; it must be one of prior, decoder"),
     ({"layout": "gguf"}, "its layout is 'gguf'"),
     ({"other_names": ["../x.safetensors"]}, "The other name"),
+    ({"url": None}, "it lacks url"),
+    ({"bundled": "mini"}, "it is bundled and has an address, too"),
+    ({"bundled": "../mini"}, "it begins with a dot"),
+    ({"other_roles": ["painter"]}, "its other roles hold 'painter'"),
     ({"key": "a b"}, "A key is made of letters"),
     ({"colour": "red"}, "unknown fields: colour"),
     ({"key": "stage_a"}, "The key 'stage_a' is taken"),
@@ -181,6 +211,11 @@ def test_a_broken_file_is_a_sentence(tmp_path, text, words):
     (tmp_path / "own.json").write_text(text)
     with pytest.raises(BadCatalogue, match=words):
         load(tmp_path / "own.json")
+
+
+def test_a_file_comes_from_somewhere(tmp_path):
+    with pytest.raises(BadCatalogue, match="In the file 'mine': it lacks url."):
+        load(written(tmp_path / "own.json", {key: value for key, value in GOOD.items() if key != "url"}))
 
 
 def test_a_missing_file_is_a_sentence(tmp_path):

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cascade_studio.nodes.checkpoints import disk, partial
+import stages
+from cascade_studio.nodes.checkpoints import disk, find, partial
 from cascade_studio.nodes.checkpoints.catalogue import Licence, load
-from cascade_studio.nodes.checkpoints.errors import BadCatalogue, DiskFull
-from cascade_studio.nodes.checkpoints.find import Finder, models_roots
+from cascade_studio.nodes.checkpoints.errors import BadCatalogue, CheckpointError, DiskFull
+from cascade_studio.nodes.checkpoints.find import Finder, bundled_path, models_roots, with_bundled
 from cascade_studio.nodes.checkpoints.partial import Partial, beside, gaps, merged
 from cascade_studio.nodes.checkpoints.plan import make_plan, target_root
 from cascade_studio.nodes.checkpoints.progress import Meter, duration
+from safetensors.torch import save
 
 
 def plan_for(tmp_path: Path, *keys: str):
@@ -78,6 +80,36 @@ def test_a_name_from_outside_cannot_leave_the_folder(tmp_path):
     entry = replace(load().entries["stage_a"], name="../../evil.safetensors", licence=Licence("x"))
     with pytest.raises(BadCatalogue, match="leads out of the folder"):
         make_plan([entry], Finder(models_roots(tmp_path)))
+
+
+def test_what_comes_with_the_pack_is_found_last_and_missed_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(find, "PACK", tmp_path / "pack")
+    [entry] = load().choose(["cascade_mini_stage_a"])
+    roots = models_roots(tmp_path / "models")
+    everywhere = with_bundled(roots, load().entries.values())
+    assert everywhere["vae"] == [*roots["vae"], tmp_path / "pack" / "mini" / "vae"]
+    with pytest.raises(CheckpointError, match="stage_a.safetensors comes with Cascade Studio.*Install the pack again"):
+        make_plan([entry], Finder(everywhere), roots)
+    stored = bundled_path(entry)
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(tiny_stage_a())
+    [found] = make_plan([entry], Finder(everywhere), roots).found
+    assert found.path == stored
+    mine = roots["vae"][0] / entry.name
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(tiny_stage_a())
+    assert make_plan([entry], Finder(everywhere), roots).found[0].path == mine
+
+
+def tiny_stage_a() -> bytes:
+    net = stages.StageA(stages.StageAConfig(bottleneck_blocks=1, c_hidden=16, codebook_size=32))
+    return save({key: value.contiguous() for key, value in net.state_dict().items()})
+
+
+def test_addresses_in_a_plan_hold_no_secret(tmp_path):
+    entry = replace(load().entries["stage_a"], url="https://example.org/a.safetensors?token=geheim")
+    plan = make_plan([entry], Finder(models_roots(tmp_path)))
+    assert "geheim" not in json.dumps(plan.as_json()) + plan.describe() + plan.by_hand()
 
 
 def test_all_here_is_said(tmp_path):

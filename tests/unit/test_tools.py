@@ -176,6 +176,17 @@ def test_missing_files_are_replaced_by_the_nearest_or_asked_for():
         fit_files(sampling(), info)
 
 
+def test_a_file_that_would_be_fetched_is_not_here():
+    """Loaders offer published files, too: a run on other files replaces those as it does unknown ones."""
+    options = {"options": ["stage_b.safetensors", "stage_c.safetensors", "stage_c_bf16.safetensors"]}
+    info = {"Load": {"input": {"required": {"file": ["COMBO", options]}}}}
+    assert fit_files(sampling(), info) == []
+    options["published"] = ["stage_c_bf16.safetensors"]
+    converted = sampling()
+    fit_files(converted, info)
+    assert converted.prompt["9"]["inputs"]["file"] == "stage_c.safetensors"
+
+
 def test_png_texts_are_read():
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
