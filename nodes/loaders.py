@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host import files, loading, text, vae_loading
+from .host import files, loading, preview, text, vae_loading
 
 CATEGORY = "Cascade Studio/loaders"
 CHECKPOINT = files.FROM_CHECKPOINT
@@ -33,6 +33,11 @@ def vae_dtype_input() -> io.Combo.Input:
 def vae_device_input() -> io.Combo.Input:
     return io.Combo.Input("vae_device", options=list(loading.DEVICES), default=loading.AUTO, advanced=True,
                           tooltip="Where they run; wins over the host's --cpu-vae.")
+
+
+def preview_input() -> io.Combo.Input:
+    return io.Combo.Input("previewer", options=files.names("previewer", (NONE,)), default=NONE, optional=True, tooltip=(
+        "previewer.safetensors, which shows the picture while it is sampled; without it a rougher preview is shown."))
 
 
 class CascadeStudioLoad(io.ComfyNode):
@@ -92,12 +97,12 @@ class CascadeStudioLoad(io.ComfyNode):
         stage_a_path = paths.find("stage_a", stage_a, "stage_a")
         encoder_path = paths.find("image_encoder", image_encoder, "encoder", "stage_c_vae")
         previewer_path = paths.find("previewer", previewer, "previewer", "stage_c_vae")
+        coder = cls.coder(encoder_path, previewer_path, vae_dtype, vae_device)
         return io.NodeOutput(
-            loading.load_diffusion(prior_path, "stage_c", prior_dtype),
+            preview.attach(loading.load_diffusion(prior_path, "stage_c", prior_dtype), coder),
             loading.load_diffusion(decoder_path, "stage_b", decoder_dtype),
             text.load_text_encoder(text_path, text_dtype), cls.vision(vision_path),
-            vae_loading.load_stage_a(stage_a_path, vae_dtype, vae_device),
-            cls.coder(encoder_path, previewer_path, vae_dtype, vae_device))
+            vae_loading.load_stage_a(stage_a_path, vae_dtype, vae_device), coder)
 
     @classmethod
     def vision(cls, path: str | None):
@@ -118,21 +123,25 @@ class CascadeStudioLoadPrior(io.ComfyNode):
             description="Loads Stage C alone, from any of its file layouts.",
             search_aliases=["stable cascade", "unet loader", "stage c"],
             inputs=[file_input("prior", "A Stage C file, or an all-in-one Stage C checkpoint."),
-                    dtype_input("dtype", "Stage C")],
+                    dtype_input("dtype", "Stage C"),
+                    preview_input()],
             outputs=[io.Model.Output("prior", display_name="prior", tooltip="Stage C, for Sample Stage C.")],
         )
 
     @classmethod
-    def validate_inputs(cls, prior) -> bool | str:
+    def validate_inputs(cls, prior, previewer=NONE) -> bool | str:
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, prior=None, **_) -> str:
-        return files.stamp("prior", prior)
+    def fingerprint_inputs(cls, prior=None, previewer=NONE, **_) -> str:
+        return files.stamp("prior", prior) + ("" if previewer == NONE else files.stamp("previewer", previewer))
 
     @classmethod
-    def execute(cls, prior, dtype) -> io.NodeOutput:
-        return io.NodeOutput(loading.load_diffusion(files.find("prior", prior), "stage_c", dtype))
+    def execute(cls, prior, dtype, previewer=NONE) -> io.NodeOutput:
+        model = loading.load_diffusion(files.find("prior", prior), "stage_c", dtype)
+        if previewer == NONE:
+            return io.NodeOutput(model)
+        return io.NodeOutput(preview.attach(model, vae_loading.load_stage_c_vae(None, files.find("previewer", previewer))))
 
 
 class CascadeStudioLoadDecoder(io.ComfyNode):

@@ -18,8 +18,10 @@ from ...stages.errors import WrongInput
 from ...stages.geometry import Canvas
 from .backend import backend_for
 from .loading import Loaded
+from .measure import measured
 from .memory import explained, is_out_of_memory
 from .models import check_finite
+from .report import StageReport, weights_of
 
 DECODE_SHARE = 0.7
 """Part of the free memory that one decode may plan for before it is cut into tiles."""
@@ -261,6 +263,15 @@ def decode(vae: Any, samples: Tensor, tile_size: int = 0) -> Tensor:
             image = vae.decode_tiled(samples, tile_x=cells, tile_y=cells,
                                      overlap=0 if isinstance(vae, StageAVAE) else 16)
     return image.clamp(0.0, 1.0)
+
+
+def decode_reported(vae: Any, samples: Tensor, tile_size: int = 0) -> tuple[Tensor, StageReport]:
+    """As :func:`decode`, with what it took."""
+    with measured(vae.patcher.load_device) as taken:
+        image = decode(vae, samples, tile_size)
+    count, height, width, _ = image.shape
+    settings = (("tile_size", tile_size),) if tile_size else ()
+    return image, StageReport("Stage A", width, height, count, "px", settings, weights_of(vae.patcher)).taking(taken)
 
 
 def encode(vae: Any, image: Tensor) -> Tensor:
