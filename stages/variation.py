@@ -17,7 +17,8 @@ PARALLEL = 1e-6
 def slerp(first: Tensor, second: Tensor, amount: float) -> Tensor:
     """Spherical interpolation (Shoemake 1985) from ``first`` to ``second``, both (B, ...), each picture on its own.
 
-    On the arc between two noises the result has the length of noise, where a straight mix would be too weak.
+    The direction follows the arc and the length goes evenly from one to the other: noise stays as strong as noise,
+    where a straight mix of two would be too weak.
     ``amount`` 0 gives ``first`` itself and 1 gives ``second`` itself. Raises WrongInput for other amounts.
     """
     if not 0 <= amount <= 1:
@@ -28,15 +29,16 @@ def slerp(first: Tensor, second: Tensor, amount: float) -> Tensor:
                          f"{tuple(second.shape)}: both have to be of one shape.")
     if amount in (0, 1):
         return second if amount else first
-    a, b = first.flatten(1).double(), second.flatten(1).double()
-    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12)
-    angle = cosine.clamp(-1, 1).acos()
+    lengths = [values.flatten(1).double().norm(dim=1, keepdim=True) for values in (first, second)]
+    a, b = (values.flatten(1).double() / length.clamp(min=1e-12) for values, length in zip((first, second), lengths))
+    angle = (a * b).sum(1, keepdim=True).clamp(-1, 1).acos()
     sine = angle.sin()
     straight = sine < PARALLEL
     safe = sine.where(~straight, torch.ones_like(sine))
     from_first = torch.where(straight, 1 - amount, ((1 - amount) * angle).sin() / safe)
     from_second = torch.where(straight, amount, (amount * angle).sin() / safe)
-    return (from_first[:, None] * a + from_second[:, None] * b).reshape(first.shape).to(first.dtype)
+    length = torch.lerp(*lengths, amount)
+    return (length * (from_first * a + from_second * b)).reshape(first.shape).to(first.dtype)
 
 
 @dataclass(frozen=True)
