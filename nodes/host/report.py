@@ -2,17 +2,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.model_management
+import comfy.utils
 import folder_paths
 
 from ...stages.errors import CascadeError
 from ...stages.files import read_header
 from ..checkpoints import catalogue
-from ..checkpoints.hashes import HashCache
+from ..checkpoints.hashes import CHUNK, HashCache
 from .measure import Taken
 
 REPORT = "cascade_studio_report"
@@ -69,6 +70,8 @@ Reports = tuple[StageReport, ...]
 
 def number(value: Any) -> str:
     """A setting's value without needless digits."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -96,7 +99,7 @@ def shown(report: StageReport) -> dict[str, Any]:
 def weights_of(patcher: Any) -> str | None:
     """The file that a model was loaded from, by us or by core: both note it for loading it a second time."""
     factory = getattr(patcher, "cached_patcher_init", None)
-    paths = [value for value in (factory[1] if factory else ()) if isinstance(value, str) and os.path.isfile(value)]
+    paths = [value for value in (factory[1] if factory else ()) if isinstance(value, str) and os.path.isabs(value)]
     return paths[0] if paths else None
 
 
@@ -121,16 +124,23 @@ class ModelFile:
 
 def model_files(reports: Iterable[StageReport], hashes: bool) -> list[ModelFile]:
     """The files behind ``reports``, each once; a file that is gone by now is left out."""
-    paths = dict.fromkeys(report.weights for report in reports if report.weights)
-    known, cache = catalogue.load(), known_hashes()
-    return [model_file(path, known, cache if hashes else None) for path in paths if os.path.isfile(path)]
+    named = dict.fromkeys(report.weights for report in reports if report.weights)
+    paths, known = [path for path in named if os.path.isfile(path)], catalogue.load()
+    digests = hashes_of(paths) if hashes else {}
+    return [ModelFile(os.path.basename(path), os.path.getsize(path), digests.get(path),
+                      licence_of(path, digests.get(path), known)) for path in paths]
 
 
-def model_file(path: str, known: catalogue.Catalogue, cache: HashCache | None) -> ModelFile:
-    """What is known of one file; with ``cache`` its hash too, for which a file not seen before is read once."""
-    check = comfy.model_management.throw_exception_if_processing_interrupted
-    digest = None if cache is None else cache.sha256(path, check)
-    return ModelFile(os.path.basename(path), os.path.getsize(path), digest, licence_of(path, digest, known))
+def hashes_of(paths: Sequence[str]) -> dict[str, str]:
+    """The SHA-256 of each file. Those not seen before are read once, under the node's progress bar and its Cancel."""
+    bar = comfy.utils.ProgressBar(max(1, sum(os.path.getsize(path) for path in paths) // CHUNK))
+
+    def tick() -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update(1)
+
+    cache = known_hashes()
+    return {path: cache.sha256(path, tick) for path in paths}
 
 
 def licence_of(path: str, digest: str | None, known: catalogue.Catalogue) -> str:

@@ -146,7 +146,7 @@ class Run:
         told = [("steps", self.steps), ("sampler", self.step), ("cfg", self.guidance.scale), ("shift", self.shift),
                 ("seed", self.seed)]
         if self.denoise < 1:
-            told.append(("denoise", self.denoise))
+            told += [("denoise", self.denoise), ("official_noise", self.unshifted_noise)]
         if self.variation_strength:
             told += [("variation_seed", self.variation_seed), ("variation_strength", self.variation_strength)]
         return tuple(told)

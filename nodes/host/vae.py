@@ -314,6 +314,8 @@ def expect_stage_c(vae: Any, where: str) -> None:
 
 def vae_name(vae: Any) -> str:
     """What a VAE is, for a sentence."""
+    if vae is None:
+        return "nothing (no file for it was chosen in the loader)"
     if isinstance(vae, StageAVAE):
         return "Stage A"
     if isinstance(vae, StageCVAE):

@@ -125,6 +125,9 @@ def test_wrong_wires_are_explained(studio):
     graph = studio.graph()
     node = graph.add(BOARD, prior=studio.canvas()[0], vae=studio.parts.stage_a)
     check_sentence(graph.error(node[1]), "Draft Board", "stage_c_vae")
+    graph = studio.graph()
+    node = graph.add(BOARD, prior=studio.canvas()[0], vae=None)
+    check_sentence(graph.error(node[1]), "Draft Board", "no file", "stage_c_vae")
 
 
 def test_choosing_does_not_sample_the_drafts_again(studio):

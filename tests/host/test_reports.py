@@ -134,13 +134,32 @@ def test_hashes_are_remembered(studio, made, monkeypatch):
     assert not read and "0" * 64 not in text
 
 
+def test_hashing_can_be_cancelled(studio, tmp_path):
+    from cascade_studio.nodes.host.report import hashes_of
+    from comfy.model_management import InterruptProcessingException
+    file = tmp_path / "large.safetensors"
+    file.write_bytes(b"x" * 100)
+    studio.host.interrupt()
+    with pytest.raises(InterruptProcessingException):
+        hashes_of([str(file)])
+    assert hashes_of([str(file)]) == {str(file): hashlib.sha256(b"x" * 100).hexdigest()}
+
+
+def test_starting_from_a_picture_is_told(studio):
+    latent = {**studio.canvas()[0], "samples": torch.randn(1, 16, 6, 6)}
+    text, _ = card(studio, latent=studio.sample_prior(latent, steps=2, denoise=0.5, official_noise=True,
+                                                      variation_seed=8, variation_strength=0.2), hashes=False)
+    for words in ("denoise 0.5", "official noise on", "variation seed 8", "variation strength 0.2", "sampler ddpm"):
+        assert words in text
+
+
 def test_licences(studio, tmp_path):
     """By hash before by what the file says, and that before its name."""
     from cascade_studio.nodes.checkpoints import catalogue
     from cascade_studio.nodes.host.report import licence_of
     from safetensors.torch import save_file
     known = catalogue.load()
-    entry = next(entry for entry in known.entries.values() if entry.sha256 and entry.bytes is None or entry.name == "previewer.safetensors")
+    entry = known.named("prior", "stage_c_bf16.safetensors")
     path = tmp_path / entry.name
     save_file({"x": torch.zeros(1)}, path, metadata={"modelspec.license": "CC0"})
     assert licence_of(str(path), None, known) == "CC0"
