@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host import fetching, files, loading, text, vae_loading
+from .host import fetching, files, loading, preview, text, vae_loading
 
 CATEGORY = "Cascade Studio/loaders"
 CHECKPOINT = files.FROM_CHECKPOINT
@@ -51,6 +51,11 @@ def vae_dtype_input() -> io.Combo.Input:
 def vae_device_input() -> io.Combo.Input:
     return io.Combo.Input("vae_device", options=list(loading.DEVICES), default=loading.AUTO, advanced=True,
                           tooltip="Where they run; wins over the host's --cpu-vae.")
+
+
+def preview_input() -> io.Combo.Input:
+    return io.Combo.Input("previewer", options=files.names("previewer", (NONE,)), default=NONE, optional=True, tooltip=(
+        "previewer.safetensors, which shows the picture while it is sampled; without it a rougher preview is shown."))
 
 
 class CascadeStudioLoad(io.ComfyNode):
@@ -120,8 +125,8 @@ class CascadeStudioLoad(io.ComfyNode):
         decoder = loading.load_diffusion(decoder_path, "stage_b", decoder_dtype)
         clip, vision = text.load_text_encoder(text_path, text_dtype), cls.vision(vision_path)
         vae = vae_loading.load_stage_a(stage_a_path, vae_dtype, vae_device)
-        return io.NodeOutput(prior, decoder, clip, vision, vae,
-                             cls.coder(encoder_path, previewer_path, vae_dtype, vae_device),
+        coder = cls.coder(encoder_path, previewer_path, vae_dtype, vae_device)
+        return io.NodeOutput(preview.attach(prior, coder), decoder, clip, vision, vae, coder,
                              ui=fetching.told(node, found, prior, decoder, vae))
 
     @classmethod
@@ -143,24 +148,27 @@ class CascadeStudioLoadPrior(io.ComfyNode):
             description="Loads Stage C alone, from any of its file layouts.",
             search_aliases=["stable cascade", "unet loader", "stage c"],
             inputs=[file_input("prior", "A Stage C file, or an all-in-one Stage C checkpoint."),
-                    dtype_input("dtype", "Stage C"), missing_input()],
+                    dtype_input("dtype", "Stage C"), missing_input(), preview_input()],
             hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output("prior", display_name="prior", tooltip="Stage C, for Sample Stage C.")],
         )
 
     @classmethod
-    def validate_inputs(cls, prior) -> bool | str:
+    def validate_inputs(cls, prior, previewer=NONE) -> bool | str:
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, prior=None, **_) -> str:
-        return files.stamp("prior", prior)
+    def fingerprint_inputs(cls, prior=None, previewer=NONE, **_) -> str:
+        return files.stamp("prior", prior) + ("" if previewer == NONE else files.stamp("previewer", previewer))
 
     @classmethod
-    def execute(cls, prior, dtype, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
-        found = fetching.ready(cls.hidden.unique_id, {"prior": prior}, missing_files)
+    def execute(cls, prior, dtype, missing_files=fetching.DOWNLOAD, previewer=NONE) -> io.NodeOutput:
+        found = fetching.ready(cls.hidden.unique_id, {"prior": prior, "previewer": previewer}, missing_files)
         model = loading.load_diffusion(found.paths["prior"], "stage_c", dtype)
-        return io.NodeOutput(model, ui=fetching.told(cls.hidden.unique_id, found, model))
+        told = fetching.told(cls.hidden.unique_id, found, model)
+        if previewer != NONE:
+            model = preview.attach(model, vae_loading.load_stage_c_vae(None, found.paths["previewer"]))
+        return io.NodeOutput(model, ui=told)
 
 
 class CascadeStudioLoadDecoder(io.ComfyNode):

@@ -4,7 +4,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..stages import geometry
-from .host import latents, vae as vaes
+from .host import latents, report, vae as vaes
+from .types import Report
 
 CATEGORY = "Cascade Studio/latent"
 AUTOMATIC = 0
@@ -27,15 +28,20 @@ class CascadeStudioDecodeStageA(io.ComfyNode):
                                  "Pixels a tile; 0 cuts tiles only when the picture does not fit into memory. Tiles "
                                  "give exactly the same picture.")),
             ],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="The picture.")],
+            outputs=[
+                io.Image.Output("image", display_name="image", tooltip="The picture."),
+                Report.Output("report", display_name="report", tooltip=(
+                    "What all stages did and how long they took, for Report Card and Save Cascade Image.")),
+            ],
         )
 
     @classmethod
     def execute(cls, latent, vae, tile_size) -> io.NodeOutput:
         samples = latents.as_decoder(latent, "Decode Stage A")
         vaes.expect_stage_a(vae, "Decode Stage A")
-        image = vaes.decode(vae, samples, tile_size)
-        return io.NodeOutput(latents.cropped(image, latents.canvas_of_decoder(latent)))
+        image, done = vaes.decode_reported(vae, samples, tile_size)
+        image = latents.cropped(image, latents.canvas_of_decoder(latent))
+        return io.NodeOutput(image, (*report.reports_of(latent), done), ui=report.shown(done))
 
 
 class CascadeStudioEncodeStageA(io.ComfyNode):

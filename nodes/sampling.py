@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..stages import diffusion
 from ..stages.diffusion import Guidance
-from .host import latents, sampling
+from .host import latents, report, sampling
 
 CATEGORY = "Cascade Studio/sampling"
 PRIOR, DECODER = "Sample Stage C", "Sample Stage B"
@@ -56,6 +56,30 @@ def denoise_input() -> io.Float.Input:
         "Less than 1 starts from the latent with that much noise instead of from noise alone."))
 
 
+def start_inputs() -> list[io.Input]:
+    """How the official image to image differs from ours."""
+    return [
+        io.Boolean.Input("official_noise", default=False, optional=True, advanced=True, tooltip=(
+            "With denoise below 1, noise the picture as at shift 1, as the official image to image does: at shift 2 "
+            "more of it is kept. Off noises it as the sampling expects.")),
+        io.Boolean.Input("fewer_steps", default=False, optional=True, advanced=True, tooltip=(
+            "With denoise below 1, run only that part of the steps, as the official image to image does: 16 of 20 at "
+            "0.8.")),
+    ]
+
+
+def variation_inputs() -> list[io.Input]:
+    """Variations of one seed."""
+    return [
+        io.Int.Input("variation_seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True, advanced=True, tooltip=(
+            "Which variation; picture i of a batch is that of variation_seed + i, all of them of the same seed.")),
+        io.Float.Input("variation_strength", default=0.0, min=0.0, max=1.0, step=0.01, round=0.001, optional=True,
+                       advanced=True, tooltip=(
+                           "How far from the seed's own picture: 0 is that picture itself, 0.1 a close relative, 1 the "
+                           "picture of the variation's seed.")),
+    ]
+
+
 def guidance(cfg: float, rescale: float, rescale_batch: bool, cfg_end: float, guidance_start: float,
              guidance_end: float) -> Guidance:
     """The guidance that a node's inputs describe; the run goes from t = 1 to t = 0."""
@@ -82,6 +106,8 @@ class CascadeStudioSamplePrior(io.ComfyNode):
                 denoise_input(),
                 step_input(),
                 *guidance_inputs(),
+                *start_inputs(),
+                *variation_inputs(),
             ],
             outputs=[io.Latent.Output("prior", display_name="prior", tooltip=(
                 "The Stage C latent: wire it into Sample Stage B, or look at it with Preview Stage C."))],
@@ -89,12 +115,16 @@ class CascadeStudioSamplePrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, seed, steps, cfg, shift, denoise, sampler,
+                official_noise=False, fewer_steps=False, variation_seed=0, variation_strength=0.0,
                 **guided) -> io.NodeOutput:
         latents.check_model(model, "Stage C", PRIOR)
         canvas = latents.canvas_of_prior(latent, PRIOR)
-        run = sampling.Run("Stage C", steps, shift, guidance(cfg, **guided), seed, sampler, denoise)
-        samples = sampling.run_stage(model, positive, negative, latent, run)
-        return io.NodeOutput({**latents.replaced(latent, samples), latents.CANVAS: canvas})
+        run = sampling.Run("Stage C", max(1, int(steps * denoise)) if fewer_steps else steps, shift,
+                           guidance(cfg, **guided), seed, sampler, denoise, official_noise, variation_seed,
+                           variation_strength)
+        samples, done = sampling.run_reported(model, positive, negative, latent, run)
+        result = {**latents.replaced(latent, samples), latents.CANVAS: canvas}
+        return io.NodeOutput(report.with_reports(result, *report.reports_of(latent), done), ui=report.shown(done))
 
 
 class CascadeStudioSampleDecoder(io.ComfyNode):
@@ -119,6 +149,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
                 io.Latent.Input("latent", optional=True, tooltip=(
                     "A Stage B latent that gives the size, and with denoise below 1 the picture to start from. "
                     "Without it the size follows from the prior.")),
+                *variation_inputs(),
             ],
             outputs=[io.Latent.Output("latent", display_name="latent", tooltip=(
                 "The Stage B latent: wire it into Decode Stage A."))],
@@ -126,7 +157,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, prior, seed, steps, cfg, shift, denoise, sampler, latent=None,
-                **guided) -> io.NodeOutput:
+                variation_seed=0, variation_strength=0.0, **guided) -> io.NodeOutput:
         latents.check_model(model, "Stage B", DECODER)
         canvas = latents.canvas_of_prior(prior, DECODER)
         codes = latents.as_prior(prior, DECODER)
@@ -134,11 +165,13 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
             latent = latents.empty_decoder(canvas, codes.shape[0])
             latent.update({key: prior[key] for key in ("batch_index",) if key in prior})
         latents.as_decoder(latent, DECODER)
-        run = sampling.Run("Stage B", steps, shift, guidance(cfg, **guided), seed, sampler, denoise)
-        samples = sampling.run_stage(
+        run = sampling.Run("Stage B", steps, shift, guidance(cfg, **guided), seed, sampler, denoise, False,
+                           variation_seed, variation_strength)
+        samples, done = sampling.run_reported(
             model, latents.with_prior(positive, codes), latents.with_prior(negative, codes.new_zeros(codes.shape)),
             latent, run)
-        return io.NodeOutput(latents.replaced(latent, samples))
+        result = report.with_reports(latents.replaced(latent, samples), *report.reports_of(prior), done)
+        return io.NodeOutput(result, ui=report.shown(done))
 
 
 class CascadeStudioSchedule(io.ComfyNode):

@@ -147,13 +147,16 @@ class Studio:
 @torch.inference_mode()
 def pure(net: nn.Module, conds: list[dict[str, Tensor]], shape: tuple[int, ...], seeds: list[int],
          start: Tensor | None, *, steps: int, shift: float, cfg: float, denoise: float = 1.0,
-         step: Any = diffusion.ddpm_step, **guidance: Any) -> Tensor:
-    """The official sampling loop on a pure network; ``start`` is x0 in the network's own scale."""
+         step: Any = diffusion.ddpm_step, noise_shift: float | None = None, **guidance: Any) -> Tensor:
+    """The official sampling loop on a pure network; ``start`` is x0 in the network's own scale.
+
+    ``noise_shift`` is the shift at which ``start`` is noised, where that differs from the sampling's.
+    """
     conds = [{name: value.float().expand(shape[0], *value.shape[1:]) for name, value in cond.items()} for cond in conds]
     times = diffusion.timesteps(steps, denoise)
     x = diffusion.NoiseStreams(seeds).next(shape)
     if start is not None:
-        x = diffusion.add_noise(start, x, diffusion.logsnr(times[0], shift))
+        x = diffusion.add_noise(start, x, diffusion.logsnr(times[0], noise_shift or shift))
     noise = diffusion.NoiseStreams(seeds, stream=1).next
     predict = diffusion.paired(net, *conds)
     *_, last = diffusion.sample(predict, x, timesteps=times, shift=shift, step=step, noise=noise,

@@ -112,6 +112,11 @@ def padded(image: Tensor, canvas: Canvas) -> Tensor:
     return F.pad(image.movedim(-1, 1), sides, mode="replicate").movedim(1, -1)
 
 
+def picture_size(image: Tensor | None) -> tuple[int, int, int] | None:
+    """How many pictures (B, H, W, C) there are, and their width and height."""
+    return None if image is None else (int(image.shape[0]), int(image.shape[2]), int(image.shape[1]))
+
+
 def canvas_for_image(image: Tensor, compression: float | None = None) -> Canvas:
     """The canvas of a picture (B, H, W, C)."""
     return geometry.plan(int(image.shape[2]), int(image.shape[1]), compression)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -15,8 +15,11 @@ from torch import Tensor
 from ...stages import diffusion
 from ...stages.diffusion import Guidance
 from ...stages.errors import BadValues, OutOfMemory
+from ...stages.variation import Seeds
+from .measure import measured
 from .memory import is_out_of_memory, make_room
 from .models import OWN_SAMPLER
+from .report import StageReport, weights_of
 from .sampling_math import with_shift
 
 STEPS = {"ddpm": diffusion.ddpm_step, "ddim": diffusion.ddim_step, "lcm": diffusion.lcm_step}
@@ -38,15 +41,19 @@ def patch_shift(model: Any, shift: float) -> Any:
     return clone
 
 
-def official_sampler(step: str = "ddpm", seeds: Sequence[int] | None = None) -> comfy.samplers.KSAMPLER:
-    """A SAMPLER that takes the official ``step``; ``seeds`` name each picture's noise (default: seed + index)."""
-    return comfy.samplers.KSAMPLER(sample_official, {"step": step, "seeds": seeds})
+def official_sampler(step: str = "ddpm", seeds: Seeds | None = None, start: Tensor | None = None
+                     ) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER that takes the official ``step``; ``seeds`` name each picture's noise (default: seed + index).
+
+    ``start`` (B, C, h, w) replaces the noised latent that the host would begin with.
+    """
+    return comfy.samplers.KSAMPLER(sample_official, {"step": step, "seeds": seeds, "start": start})
 
 
 @torch.no_grad()
 def sample_official(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
                     callback: Any = None, disable: bool | None = None, *, step: str = "ddpm",
-                    seeds: Sequence[int] | None = None) -> Tensor:
+                    seeds: Seeds | None = None, start: Tensor | None = None) -> Tensor:
     """Run the official sampler over ``sigmas`` (b/a) and return x0 of the last step where they end at zero.
 
     The host's latents are x/a of the variance-preserving process. Each picture draws its noise from its own stream,
@@ -54,8 +61,9 @@ def sample_official(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str,
     """
     extra_args = extra_args or {}
     if seeds is None:
-        seeds = diffusion.image_seeds(int(extra_args.get("seed") or 0), x.shape[0])
-    noise = diffusion.NoiseStreams(seeds, stream=STEP_NOISE)
+        seeds = Seeds(tuple(diffusion.image_seeds(int(extra_args.get("seed") or 0), x.shape[0])))
+    noise = seeds.streams(STEP_NOISE)
+    x = x if start is None else start.to(x)
     ones = x.new_ones([x.shape[0]])
     for index in range(len(sigmas) - 1):
         sigma, following = sigmas[index], sigmas[index + 1]
@@ -108,7 +116,12 @@ class CascadeGuider(comfy.samplers.CFGGuider):
 
 @dataclass(frozen=True)
 class Run:
-    """One stage's sampling: what to run, how long, how guided, and from which noise."""
+    """One stage's sampling: what to run, how long, how guided, and from which noise.
+
+    With ``denoise`` below 1, ``unshifted_noise`` noises the latent as at shift 1, whatever the shift of the sampling
+    (official). With ``variation_strength`` above 0 every picture starts from ``seed`` and is turned towards its own
+    variation's seed; without, picture i has ``seed`` + i.
+    """
 
     stage: str
     steps: int
@@ -117,6 +130,26 @@ class Run:
     seed: int
     step: str = "ddpm"
     denoise: float = 1.0
+    unshifted_noise: bool = False
+    variation_seed: int = 0
+    variation_strength: float = 0.0
+
+    def seeds(self, latent: dict[str, Any]) -> Seeds:
+        """The seeds of the pictures of ``latent``."""
+        if self.variation_strength == 0:
+            return Seeds(tuple(picture_seeds(self.seed, latent)))
+        other = tuple(picture_seeds(self.variation_seed, latent))
+        return Seeds((self.seed % 2**64,) * len(other), other, self.variation_strength)
+
+    def settings(self) -> tuple[tuple[str, Any], ...]:
+        """What a report says of it."""
+        told = [("steps", self.steps), ("sampler", self.step), ("cfg", self.guidance.scale), ("shift", self.shift),
+                ("seed", self.seed)]
+        if self.denoise < 1:
+            told += [("denoise", self.denoise), ("official_noise", self.unshifted_noise)]
+        if self.variation_strength:
+            told += [("variation_seed", self.variation_seed), ("variation_strength", self.variation_strength)]
+        return tuple(told)
 
 
 def picture_seeds(seed: int, latent: dict[str, Any]) -> list[int]:
@@ -126,12 +159,24 @@ def picture_seeds(seed: int, latent: dict[str, Any]) -> list[int]:
     return [(seed + place) % 2**64 for place in (places + list(range(count)))[:count]]
 
 
+def run_reported(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run
+                 ) -> tuple[Tensor, StageReport]:
+    """As :func:`run_stage`, with what it took."""
+    with measured(model.load_device) as taken:
+        samples = run_stage(model, positive, negative, latent, run)
+    run = replace(run, shift=shift_of(model, run.shift))
+    count, _, height, width = samples.shape
+    report = StageReport(run.stage, width, height, count, "cells" if run.stage == "Stage C" else "latents",
+                         run.settings(), weights_of(model), len(model.patches))
+    return samples, report.taking(taken)
+
+
 def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run) -> Tensor:
     """Sample one stage through the host and return the latent; errors are sentences.
 
     A batch that does not fit into memory is tried once more picture by picture, which gives the same pictures.
     """
-    seeds = picture_seeds(run.seed, latent)
+    seeds = run.seeds(latent)
     check_memory(model, latent["samples"].shape, run.stage)
     model = patch_shift(model, run.shift)
     model.model_options.setdefault("transformer_options", {})[OWN_SAMPLER] = True
@@ -160,33 +205,49 @@ def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
 
 
 def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run,
-                 seeds: Sequence[int]) -> Tensor:
+                 seeds: Seeds) -> Tensor:
     """Sample the whole batch at once."""
     image = latent["samples"]
     shift = shift_of(model, run.shift)
     sigmas = diffusion.schedule_sigmas(run.steps, shift, start=run.denoise)
-    noise = diffusion.NoiseStreams(seeds).next(image.shape)
+    noise = seeds.streams().next(image.shape)
+    start = unshifted_start(model, image, noise, sigmas[0], run.denoise) if run.unshifted_noise else None
     guider = CascadeGuider(model)
     guider.set_prompts(positive, negative)
     guider.set_guidance(run.guidance)
     samples = guider.sample(
-        noise, image, official_sampler(run.step, list(seeds)), sigmas, denoise_mask=latent.get("noise_mask"),
+        noise, image, official_sampler(run.step, seeds, start), sigmas, denoise_mask=latent.get("noise_mask"),
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1), seed=run.seed)
     return samples.to(comfy.model_management.intermediate_device())
 
 
+def unshifted_start(model: Any, image: Tensor, noise: Tensor, sigma: Tensor, denoise: float) -> Tensor | None:
+    """The latent as the official image to image noises it: to time ``denoise`` of the schedule at shift 1.
+
+    The host's latents are x/a, with a at the first ``sigma`` of the sampling. None at ``denoise`` 1, where both agree.
+    """
+    if denoise >= 1:
+        return None
+    if torch.count_nonzero(image):
+        image = model.model.process_latent_in(image)
+    noised = diffusion.add_noise(image.float(), noise.to(image.device), diffusion.logsnr(denoise, 1.0))
+    a, _ = diffusion.alpha_sigma(diffusion.logsnr_from_sigma(sigma))
+    return noised / a.to(noised)
+
+
 def sample_singly(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run,
-                  seeds: Sequence[int]) -> Tensor:
+                  seeds: Seeds) -> Tensor:
     """Sample picture by picture after the batch ran out of memory."""
     make_room()
     image, mask = latent["samples"], latent.get("noise_mask")
     pictures = []
     try:
-        for index, seed in enumerate(seeds):
+        for index in range(len(seeds)):
             part = {**latent, "samples": image[index:index + 1]}
             if mask is not None and mask.shape[0] > 1:
                 part["noise_mask"] = mask[index % mask.shape[0]][None]
-            pictures.append(sample_batch(model, pick(positive, index), pick(negative, index), part, run, [seed]))
+            pictures.append(sample_batch(model, pick(positive, index), pick(negative, index), part, run,
+                                         seeds.only(index)))
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -18,8 +18,10 @@ from ...stages.errors import WrongInput
 from ...stages.geometry import Canvas
 from .backend import backend_for
 from .loading import Loaded
+from .measure import measured
 from .memory import explained, is_out_of_memory
 from .models import check_finite
+from .report import StageReport, weights_of
 
 DECODE_SHARE = 0.7
 """Part of the free memory that one decode may plan for before it is cut into tiles."""
@@ -263,6 +265,15 @@ def decode(vae: Any, samples: Tensor, tile_size: int = 0) -> Tensor:
     return image.clamp(0.0, 1.0)
 
 
+def decode_reported(vae: Any, samples: Tensor, tile_size: int = 0) -> tuple[Tensor, StageReport]:
+    """As :func:`decode`, with what it took."""
+    with measured(vae.patcher.load_device) as taken:
+        image = decode(vae, samples, tile_size)
+    count, height, width, _ = image.shape
+    settings = (("tile_size", tile_size),) if tile_size else ()
+    return image, StageReport("Stage A", width, height, count, "px", settings, weights_of(vae.patcher)).taking(taken)
+
+
 def encode(vae: Any, image: Tensor) -> Tensor:
     """Stage B latents (B, 4, H/4, W/4) of pictures (B, H, W, 3)."""
     with explained("Stage A, encoding a picture,", LESS_MEMORY):
@@ -303,6 +314,8 @@ def expect_stage_c(vae: Any, where: str) -> None:
 
 def vae_name(vae: Any) -> str:
     """What a VAE is, for a sentence."""
+    if vae is None:
+        return "nothing (no file for it was chosen in the loader)"
     if isinstance(vae, StageAVAE):
         return "Stage A"
     if isinstance(vae, StageCVAE):

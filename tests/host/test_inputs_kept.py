@@ -9,6 +9,8 @@ import torch
 from graphs import Graph, Parts, parts  # noqa: F401
 from torch import Tensor
 
+from stages import inpaint
+
 
 def snapshot(value: Any) -> Any:
     """A deep copy of tensors and containers; of a model, what another node could change in it."""
@@ -51,6 +53,9 @@ def given(parts: Parts) -> dict[str, dict[str, Any]]:
     prior = {"samples": noise(2, 16, 3, 3), "noise_mask": torch.ones(1, 1, 6, 6), "batch_index": [5, 8], "mine": [1]}
     latent = {"samples": noise(2, 4, 32, 32), "noise_mask": torch.ones(2, 1, 32, 32), "mine": {"deep": noise(2)}}
     image = torch.rand(2, 130, 100, 4, generator=torch.Generator().manual_seed(0))
+    mask = (noise(1, 130, 100) > 2).float()
+    from cascade_studio.nodes.host import report
+    done = report.StageReport("Stage C", 3, 3, 2, settings=(("seed", 3),))
     run = {"steps": 2, "denoise": 0.5}
     return {
         "CascadeStudio_SamplePrior": {"model": parts.prior, "latent": prior, **prompts, **run},
@@ -62,6 +67,11 @@ def given(parts: Parts) -> dict[str, dict[str, Any]]:
         "CascadeStudio_EncodeStageA": {"image": image, "vae": parts.stage_a},
         "CascadeStudio_EncodeImage": {"image": image, "vae": parts.stage_c_vae},
         "CascadeStudio_DecodePreview": {"prior": prior, "vae": parts.stage_c_vae},
+        "CascadeStudio_DraftBoard": {"prior": prior, "vae": parts.stage_c_vae, "chosen": "2"},
+        "CascadeStudio_InpaintCrop": {"image": image, "mask": mask, "target_size": 0},
+        "CascadeStudio_InpaintStitch": {"stitch": inpaint.crop(image, mask).stitch, "image": image},
+        "CascadeStudio_ReportCard": {"latent": {**prior, report.REPORT: (done,)}, "image": image},
+        "CascadeStudio_SaveImage": {"images": image, "report": (done,)},
     }
 
 
@@ -80,7 +90,8 @@ def test_every_node_is_here(host, parts):
 @pytest.mark.parametrize("kind", [
     "CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder", "CascadeStudio_DecoderConditioning",
     "CascadeStudio_Schedule", "CascadeStudio_Guider", "CascadeStudio_DecodeStageA", "CascadeStudio_EncodeStageA",
-    "CascadeStudio_EncodeImage", "CascadeStudio_DecodePreview"])
+    "CascadeStudio_EncodeImage", "CascadeStudio_DecodePreview", "CascadeStudio_DraftBoard", "CascadeStudio_InpaintCrop",
+    "CascadeStudio_InpaintStitch", "CascadeStudio_ReportCard", "CascadeStudio_SaveImage"])
 def test_inputs_are_kept(host, parts, kind):
     inputs = given(parts)[kind]
     before = {name: snapshot(value) for name, value in inputs.items()}

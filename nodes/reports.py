@@ -1,0 +1,83 @@
+"""The report card, and a save node that writes it into the picture's file."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from .host import latents, report, saving
+from .types import Report
+
+CATEGORY = "Cascade Studio/image"
+NO_REPORT = ("No report arrived. Wire the 'report' output of Decode Stage A, or a latent from Sample Stage C or Sample "
+             "Stage B, into this node.")
+
+
+def hashes_input() -> io.Boolean.Input:
+    return io.Boolean.Input("hashes", default=True, advanced=True, tooltip=(
+        "Tell the SHA-256 of the model files too. Each file is read once for it, which takes a while for large ones; "
+        "after that it is remembered until the file changes."))
+
+
+class CascadeStudioReportCard(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_ReportCard",
+            display_name="Report Card",
+            category=CATEGORY,
+            description=("Tells what each stage did: seconds, peak memory, sizes, settings, and the model files with "
+                         "their hashes and licences."),
+            search_aliases=["stable cascade", "benchmark", "timing", "memory", "hash", "licence", "license", "metadata"],
+            inputs=[
+                Report.Input("report", optional=True, tooltip="From Decode Stage A: all three stages."),
+                io.Latent.Input("latent", optional=True, tooltip=(
+                    "From Sample Stage C or Sample Stage B: the stages so far. Used when no report is wired.")),
+                io.Image.Input("image", optional=True, tooltip="The finished picture, to tell its size too."),
+                hashes_input(),
+            ],
+            outputs=[io.String.Output("text", display_name="text", tooltip="The report, to read or to save.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, hashes, report=None, latent=None, image=None) -> io.NodeOutput:
+        text = told(report, latent, image, hashes)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+def told(done, latent, image, hashes: bool) -> str:
+    """The text of whichever report arrived, or how to get one."""
+    done = done or report.reports_of(latent)
+    return report.card_text(done, hashes, latents.picture_size(image)) if done else NO_REPORT
+
+
+class CascadeStudioSaveImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_SaveImage",
+            display_name="Save Cascade Image",
+            category=CATEGORY,
+            description=("Saves pictures as PNG as the host does, prompt and workflow included, and adds the report of "
+                         "the stages under a name of its own."),
+            search_aliases=["stable cascade", "save image", "png", "metadata", "export"],
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to save."),
+                io.String.Input("filename_prefix", default="CascadeStudio", tooltip=(
+                    "Start of the file names, sub-folders with / included. %date:yyyy-MM-dd% and the like work as in "
+                    "Save Image.")),
+                Report.Input("report", optional=True, tooltip=(
+                    "From Decode Stage A. Without it only what Save Image writes is written.")),
+                hashes_input(),
+            ],
+            outputs=[io.Image.Output("images", display_name="images", tooltip="The pictures, as they came.")],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, images, filename_prefix, hashes, report=None) -> io.NodeOutput:
+        saved = saving.save_png(images, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, report, hashes)
+        return io.NodeOutput(images, ui=ui.SavedImages([ui.SavedResult(*place) for place in saved]))
+
+
+NODES = [CascadeStudioReportCard, CascadeStudioSaveImage]

@@ -1,0 +1,150 @@
+"""Cutting a part out and pasting it back: what is kept, what fades, and where the part lies."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stages import geometry, inpaint
+from stages.errors import WrongInput
+from stages.inpaint import CropSettings
+
+
+def picture(width: int, height: int, batch: int = 1, channels: int = 3) -> torch.Tensor:
+    return torch.rand(batch, height, width, channels, generator=torch.Generator().manual_seed(0))
+
+
+def spot(width: int, height: int, left: int, top: int, right: int, bottom: int) -> torch.Tensor:
+    mask = torch.zeros(1, height, width)
+    mask[:, top:bottom, left:right] = 1
+    return mask
+
+
+PLACES = {"middle": (200, 150, 260, 230), "corner": (0, 0, 40, 30), "edge": (350, 100, 400, 180),
+          "long": (20, 140, 380, 150), "tall": (190, 5, 200, 295), "all": (0, 0, 400, 300), "one pixel": (77, 88, 78, 89)}
+
+
+@pytest.mark.parametrize("target", [0, 256])
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_pixels_beyond_the_feather_are_the_very_same(place, target):
+    image, mask = picture(400, 300), spot(400, 300, *place)
+    settings = CropSettings(1.5, 6, 10, target, 32)
+    part = inpaint.crop(image, mask, settings)
+    result = inpaint.paste(part.stitch, torch.zeros_like(part.image))
+    reach = inpaint.widened(mask, settings.grow + settings.feather)[0] > 0
+    assert torch.equal(result[0][~reach], image[0][~reach])
+    grown = inpaint.widened(mask, settings.grow)[0] > 0
+    assert not result[0][grown].any(), "inside the widened mask there is nothing of the old picture"
+    ring = reach & ~grown
+    if ring.any():
+        assert (result[0][ring] != image[0][ring]).float().mean() > 0.5, "the feather fades"
+        assert (result[0][ring] <= image[0][ring]).all()
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_the_part_holds_the_mask_and_fits_the_grids(place):
+    image, mask = picture(400, 300), spot(400, 300, *place)
+    for target, multiple in ((0, 8), (512, 128), (300, 64)):
+        part = inpaint.crop(image, mask, CropSettings(1.3, 4, 8, target, multiple))
+        crop = part.stitch.crop
+        assert 0 <= crop.left < crop.right <= 400 and 0 <= crop.top < crop.bottom <= 300
+        left, top, right, bottom = place
+        assert crop.left <= max(0, left - 12) and crop.right >= min(400, right + 12)
+        assert crop.top <= max(0, top - 12) and crop.bottom >= min(300, bottom + 12)
+        assert crop.width % multiple == 0 and crop.height % multiple == 0
+        assert part.image.shape == (1, crop.height, crop.width, 3) and part.mask.shape == (1, crop.height, crop.width)
+        assert float(part.mask.max()) > 0.99
+
+
+def test_more_context_cuts_a_larger_part():
+    image, mask = picture(400, 300), spot(400, 300, *PLACES["middle"])
+    areas = []
+    for context in (1.0, 1.5, 2.5):
+        crop = inpaint.crop(image, mask, CropSettings(context=context, target=0, multiple=8)).stitch.crop
+        areas.append((crop.right - crop.left) * (crop.bottom - crop.top))
+    assert areas == sorted(areas) and len(set(areas)) == 3
+
+
+def test_target_and_default_multiple_need_no_padding():
+    """With multiples of 128 px Stage C's grid is exactly 3 cells for each, at the official compression."""
+    part = inpaint.crop(picture(1600, 1200), spot(1600, 1200, 700, 500, 900, 640))
+    crop = part.stitch.crop
+    assert abs(crop.width * crop.height / 1024**2 - 1) < 0.15
+    canvas = geometry.plan(crop.width, crop.height)
+    assert canvas.padding == 0 and (canvas.prior_width, canvas.prior_height) == (crop.width * 3 // 128, crop.height * 3 // 128)
+    stretch = (crop.right - crop.left) / crop.width * crop.height / (crop.bottom - crop.top)
+    assert abs(stretch - 1) < 0.01
+
+
+def test_its_own_size_is_not_resampled():
+    image, mask = picture(400, 300), spot(400, 300, *PLACES["middle"])
+    part = inpaint.crop(image, mask, CropSettings(target=0, multiple=8))
+    assert torch.equal(part.image, part.stitch.crop.of(image))
+    assert torch.equal(inpaint.paste(part.stitch, part.image), image), "pasting the part itself changes nothing"
+
+
+def test_every_touched_cell_counts():
+    """A line of two pixels in a 1024 px part is on Stage C's grid, which sampling the mask at cell centres would miss."""
+    mask = torch.zeros(1, 1024, 1024)
+    mask[:, 10:12, 100:900] = 1
+    cells = inpaint.cell_mask(mask)
+    assert cells.shape == (1, 24, 24) and cells[0, 0, 2:22].eq(1).all() and not cells[0, 1:].any()
+    odd = inpaint.cell_mask(torch.ones(1, 500, 700))
+    assert odd.shape[1:] == geometry.plan(700, 500).prior_shape()[2:] and odd.eq(1).all()
+
+
+def test_soft_masks_and_no_feather():
+    image = picture(200, 200)
+    mask = spot(200, 200, 80, 80, 120, 120) * 0.5
+    part = inpaint.crop(image, mask, CropSettings(grow=0, feather=0, target=0, multiple=8))
+    result = inpaint.paste(part.stitch, torch.zeros_like(part.image))
+    inside = mask[0] > 0
+    assert torch.allclose(result[0][inside], image[0][inside] * 0.5, atol=1e-6)
+    assert torch.equal(result[0][~inside], image[0][~inside])
+
+
+def test_batches():
+    image, masks = picture(200, 160, batch=2), torch.cat([spot(200, 160, 20, 20, 60, 60), spot(200, 160, 120, 90, 160, 130)])
+    part = inpaint.crop(image, masks, CropSettings(grow=0, feather=4, target=0, multiple=8))
+    assert part.image.shape[0] == 2 and part.stitch.blend.shape[0] == 2
+    result = inpaint.paste(part.stitch, torch.zeros_like(part.image))
+    for index in range(2):
+        own = inpaint.widened(masks[index:index + 1], 4)[0] > 0
+        assert torch.equal(result[index][~own], image[index][~own])
+    one = inpaint.crop(image[:1], masks[:1], CropSettings(target=0, multiple=8))
+    tries = inpaint.paste(one.stitch, torch.rand(3, *one.image.shape[1:]))
+    assert tries.shape == (3, 160, 200, 3) and not torch.equal(tries[0], tries[1])
+    both = inpaint.paste(inpaint.crop(image, masks[:1]).stitch, one.image)
+    assert both.shape[0] == 2
+
+
+def test_transparency_is_kept():
+    image, mask = picture(200, 200, channels=4), spot(200, 200, 80, 80, 120, 120)
+    part = inpaint.crop(image, mask, CropSettings(target=0, multiple=8))
+    result = inpaint.paste(part.stitch, torch.zeros_like(part.image))
+    assert torch.equal(result[..., 3], image[..., 3]) and not torch.equal(result[..., :3], image[..., :3])
+
+
+def test_nothing_given_is_changed():
+    image, mask = picture(200, 200), spot(200, 200, 80, 80, 120, 120)
+    kept = image.clone(), mask.clone()
+    part = inpaint.crop(image, mask)
+    given = torch.zeros_like(part.image)
+    inpaint.paste(part.stitch, given)
+    assert torch.equal(image, kept[0]) and torch.equal(mask, kept[1]) and not given.any()
+
+
+def test_errors_are_sentences():
+    image = picture(200, 200)
+    with pytest.raises(WrongInput, match="64 x 64 px is empty"):
+        inpaint.crop(image, torch.zeros(1, 64, 64))
+    with pytest.raises(WrongInput, match="3 masks were given for 1 pictures"):
+        inpaint.crop(image, torch.ones(3, 200, 200))
+    two = inpaint.crop(picture(200, 200, batch=2), spot(200, 200, 80, 80, 120, 120))
+    with pytest.raises(WrongInput, match="3 parts were given for 2 pictures"):
+        inpaint.paste(two.stitch, torch.zeros(3, 64, 64, 3))
+
+
+def test_a_mask_of_another_size_is_fitted():
+    part = inpaint.crop(picture(400, 200), spot(200, 100, 40, 40, 60, 60), CropSettings(1.0, 0, 0, 0, 8))
+    crop = part.stitch.crop
+    assert crop.left <= 80 and crop.right >= 120 and crop.top <= 80 and crop.bottom >= 120
