@@ -76,10 +76,11 @@ def named(prefix: str, adapters: Mapping[str, Mapping[str, Tensor]]) -> dict[str
     return {f"{prefix}{module}.{part}": tensor for module, parts in adapters.items() for part, tensor in parts.items()}
 
 
-def match(tensors: Mapping[str, Tensor], nets: Mapping[str, Mapping[str, Shape]], metadata: Mapping[str, str] | None = None,
-          name: str = "This LoRA") -> Lora:
-    """What a LoRA file does to ``nets``: shapes of parameters by canonical name, for "stage_c", "stage_b", "text_encoder".
+def match(tensors: Mapping[str, Tensor], nets: Mapping[str, Mapping[str, Shape]],
+          metadata: Mapping[str, str] | None = None, name: str = "This LoRA") -> Lora:
+    """What a LoRA file does to ``nets``.
 
+    nets: shapes of parameters by canonical name, for each of "stage_c", "stage_b" and "text_encoder" that is there.
     A file for one stage is given to the one that it fits. Raises :class:`WrongFile` where nothing fits at all; keys
     that fit nothing, or have the wrong shape, are in the report.
     """

@@ -48,9 +48,9 @@ def token_tensors(lora: Lora) -> dict[str, Tensor]:
 def to_official(lora: Lora, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     """The positional layout: ``weights.N.lora_up`` (out, rank) and ``lora_down`` (rank, in), fused q, k and v.
 
-    The official trainer adds up @ down / rank, so another strength goes into ``lora_up``. All layers have one rank there:
-    lower ones are filled with zeros, and so are layers that the LoRA leaves alone. Bands of q, k and v with different
-    ``lora_down`` become the blocks of one three times as high.
+    The official trainer adds up @ down / rank, so another strength goes into ``lora_up``. All layers have one rank
+    there: lower ones are filled with zeros, and so are layers that the LoRA leaves alone. Bands of q, k and v with
+    different ``lora_down`` become the blocks of one three times as high.
     """
     if not lora.unet:
         raise WrongFile("The official layout holds changes to Stage C, and this LoRA has none. Choose another layout.")

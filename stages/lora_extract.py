@@ -41,9 +41,9 @@ class Extraction:
         worst = sorted(self.layers, key=lambda layer: layer.energy)[:shown]
         mean = sum(layer.energy for layer in self.layers) / len(self.layers)
         ranks = [layer.rank for layer in self.layers if layer.rank]
+        span = f", rank {min(ranks)} to {max(ranks)}" if ranks else ""
         lines = [f"{len(self.layers)} layers differ, {self.same} are the same",
-                 f"{mean:.1%} of the change kept on average" + (f", rank {min(ranks)} to {max(ranks)}" if ranks else ""),
-                 "Layers that lose most:"]
+                 f"{mean:.1%} of the change kept on average{span}", "Layers that lose most:"]
         return "\n".join(lines + [f"  {layer.module}: {layer.energy:.1%} kept at rank {layer.rank or 'full'}"
                                   for layer in worst])
 
@@ -56,7 +56,7 @@ def in_scope(name: str, shape: tuple[int, ...], scope: str) -> bool:
     return matrix and (scope == MATRICES or ATTENTION in name)
 
 
-def extract(name: str, delta: Tensor, rank: int, energy: float = 1.0, dtype: torch.dtype | None = None
+def extract(name: str, delta: Tensor, rank: int, energy: float = 1.0, dtype: torch.dtype = torch.float32
             ) -> tuple[dict[str, Tensor], Layer] | None:
     """``(parts, layer)`` for the change ``delta`` of the parameter ``name``; None where nothing changed.
 

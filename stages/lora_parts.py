@@ -1,4 +1,4 @@
-"""The parts of one adapter (LoRA, LoHa, LoKr, OFT, plain differences): its method, size and rank, and cutting it in rows.
+"""The parts of one adapter (LoRA, LoHa, LoKr, OFT, plain differences): its method, size and rank, and its rows.
 
 Parts are the tensors of one layer by the names that ComfyUI reads (see :mod:`stages.lora_names`). What an adapter
 does to a weight is the host's mathematics; here are only the shapes.

@@ -92,23 +92,26 @@ class Report:
         return "\n".join([*lines, *notes])
 
     def _tokens(self) -> list[str]:
-        lines = [f"Adds {self.new_tokens} new token{'s' * (self.new_tokens > 1)} to the prompt"] if self.new_tokens else []
-        if self.moved_tokens:
-            lines.append(f"Moves {self.moved_tokens} known token{'s' * (self.moved_tokens > 1)}")
+        lines = [f"{what} {count} {'token' if count == 1 else 'tokens'}{where}" for count, what, where in (
+            (self.new_tokens, "Adds", " to the prompt"), (self.moved_tokens, "Moves", " that the prompt knew before"))
+            if count]
         return lines + [f"Brings the embedding {word}" for word in self.bundled]
 
     def nothing_fits(self) -> str:
         """The sentence for a file of which no key is used."""
         start = f"No key of the LoRA {self.name} fits the models that are wired"
         if self.mismatched:
-            return (f"{start}: all {len(self.mismatched)} known keys have another shape (for example {self.mismatched[0]}). "
-                    "It was trained for another size of Stable Cascade: choose the full or lite model that it belongs to.")
+            return (f"{start}: all {len(self.mismatched)} known keys have another shape (for example "
+                    f"{self.mismatched[0]}). "
+                    "It was trained for another size of Stable Cascade: choose the full or lite model that it belongs "
+                    "to.")
         if self.idle_unet or self.idle_text:
             missing = " and ".join(what for what, keys in (
                 ("a Stage C or Stage B model", self.idle_unet), ("the CLIP", self.idle_text)) if keys)
             return f"{start}: it changes {missing}, which is not wired here. Wire it into this node."
         if self.layout == "official" and self.unmatched:
-            return (f"{start}: it counts {len(self.unmatched) // 2} attention layers by their position, and this model has "
+            return (f"{start}: it counts {len(self.unmatched) // 2} attention layers by their position, and this "
+                    f"model has "
                     "another number of them. Choose the full or lite Stage C that it was trained for.")
         example = f" (for example {self.unmatched[0]})" if self.unmatched else ""
         return (f"{start}: its {len(self.unmatched)} keys{example} belong to another model. "
