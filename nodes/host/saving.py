@@ -45,14 +45,28 @@ def check_room(path: Path, size: int) -> None:
                          f"{path.parent}. Make room, or choose a smaller number format.")
 
 
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` contiguous and in memory of their own, as the format wants them; those that are already stay.
+
+    Weights that the host bakes only when they are written are no plain tensors, and have to reach its writer as they are.
+    """
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        if type(tensor) is Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
+                tensor = tensor.clone(memory_format=torch.contiguous_format)
+            seen.add(storage.data_ptr())
+        found[name] = tensor if tensor.is_contiguous() else tensor.contiguous()
+    return found
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file at ``path``, which must not exist, and check that it is whole."""
     check_room(path, size_of(tensors))
     part = path.with_name(path.name + ".part")
     try:
-        # Weights that the host bakes only when they are written must reach its writer as they are.
-        whole = {name: each if each.is_contiguous() else each.contiguous() for name, each in tensors.items()}
-        comfy.utils.save_torch_file(whole, str(part), metadata=dict(metadata))
+        comfy.utils.save_torch_file(apart(tensors), str(part), metadata=dict(metadata))
         header = read_header(part)
         if set(header.tensors) != set(tensors):
             raise WrongInput(f"{path.name} was not written completely. Save it again, on another disk if need be.")
