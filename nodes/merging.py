@@ -87,7 +87,7 @@ class CascadeStudioSaveModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to write, with everything on its wire."),
                 io.Combo.Input("layout", options=list(merging.LAYOUTS), tooltip=(
-                    "Key names of the file. All three load here and in ComfyUI's own loader at the published sizes.")),
+                    "Key names of the file. All three load here; ComfyUI's own loader reads the first two.")),
                 io.Combo.Input("dtype", options=list(merging.SAVED_DTYPES), default="bf16", tooltip=(
                     "Number format of the file; half the size in bf16 or fp16 compared to fp32.")),
                 io.String.Input("filename_prefix", default="diffusion_models/cascade", tooltip=(

@@ -166,24 +166,30 @@ class Placed:
 
 
 def place(groups: Mapping[str, Group], net: Mapping[str, Shape]) -> Placed:
-    """Find the modules that ``groups`` mean in the network of these parameter shapes, and see whether they fit."""
+    """Find the modules that ``groups`` mean in the network of these parameter shapes, and see whether they fit.
+
+    A second adapter for a module that has one already is left out: the host keeps one of a file.
+    """
     shapes = lora_names.modules_of(net)
     table, placed = lora_names.table(shapes), Placed()
     numbered, order = [name for name in groups if is_position(name)], lora_names.positions(shapes)
     if len(numbered) == len(order):  # another number of them counts the layers of another network
         table.update({f"weights_{index}": modules for index, modules in enumerate(order)})
+    taken: set[str] = set()
     for name, parts in groups.items():
         modules = table.get(lora_names.bare(name), ())
-        if not modules or not lora_parts.method(parts):
+        if not modules or not lora_parts.method(parts) or taken.intersection(modules):
             placed.unknown.append(name)
             continue
         first = shapes[modules[0]]
         needed = (first[0] * len(modules), *first[1:])
         bands = [dict(parts)] if len(modules) == 1 else lora_parts.cut(parts, len(modules))
-        if not lora_parts.fits(parts, needed) or bands is None:
+        bias = net.get(f"{modules[0]}.bias")
+        if not lora_parts.fits(parts, needed, bias and bias[0] * len(modules)) or bands is None:
             placed.mismatched.extend(Mismatch(key, lora_parts.delta_shape(parts), needed, bands is None)
                                      for key in parts.keys_read)
             continue
+        taken.update(modules)
         placed.adapters.append(Adapter(name, tuple(parts.keys_read), modules, tuple(bands)))
     return placed
 

@@ -70,9 +70,13 @@ def extract(name: str, delta: Tensor, rank: int, energy: float = 1.0, dtype: tor
         return {"diff_b": delta.to(dtype)}, Layer(name, 0, 1.0)
     module, matrix = name.removesuffix(".weight"), delta.flatten(1) if delta.ndim > 1 else delta[None]
     rows, columns = matrix.shape
-    if not name.endswith(".weight") or delta.ndim < 2 or rank * (rows + columns) >= rows * columns:
-        return {"diff": delta.to(dtype)}, Layer(module, 0, 1.0)
+    whole = {"diff": delta.to(dtype)}, Layer(module, 0, 1.0)
+    most = (rows * columns - 1) // (rows + columns)
+    if not name.endswith(".weight") or delta.ndim < 2 or most == 0 or (rank > most and energy >= 1):
+        return whole
     up, down, kept = low_rank(matrix, rank, energy)
+    if len(down) > most:
+        return whole
     kernel = delta.shape[2:]
     up, down = up.to(dtype).reshape(rows, -1, *[1] * len(kernel)), down.to(dtype).reshape(-1, *delta.shape[1:])
     parts = {"lora_up.weight": up.contiguous(), "lora_down.weight": down.contiguous(),

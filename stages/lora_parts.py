@@ -38,13 +38,16 @@ def alpha(parts: Parts) -> float | None:
     return float(parts["alpha"]) if "alpha" in parts else None
 
 
-def fits(parts: Parts, shape: Sequence[int]) -> bool:
-    """Whether the adapter changes a weight of ``shape``, or of its rows and columns."""
+def fits(parts: Parts, shape: Sequence[int], bias_size: int | None = None) -> bool:
+    """Whether the adapter changes a weight of ``shape``, or of its rows and columns, and a bias of this size.
+
+    A bias is as long as the weight has rows, unless told otherwise: that of a transposed convolution is not.
+    """
     given, rows, columns = delta_shape(parts), shape[0] if shape else 1, prod(shape[1:])
     if given is not None and (given[0] != rows or given[1] not in (None, columns)):
         return False
     bias = parts.get("diff_b", parts.get("b_norm"))
-    return bias is None or bias.numel() == rows
+    return bias is None or bias.numel() == (rows if bias_size is None else bias_size)
 
 
 def delta_shape(parts: Parts) -> tuple[int, int | None] | None:

@@ -199,6 +199,12 @@ def test_every_key_is_accounted_for():
     assert set(both.text) == {"text_projection"} and both.report.text_layers == 1 and not both.report.idle_text
 
 
+def test_a_layer_that_comes_twice_is_used_once():
+    file = {**FILES["kohya"], **FILES["fused peft"]}
+    report = match(file, {"stage_c": shapes()}).report
+    assert report.unet_layers == 4 and set(report.unmatched) == set(FILES["fused peft"])
+
+
 def test_nothing_that_fits_is_an_error():
     wrong_size = {key: noise(7, *value.shape[1:]) if "up" in key else value for key, value in FILES["kohya"].items()}
     foreign = {"lora_unet_input_blocks_1_1_proj_in.lora_up.weight": noise(320, 4)}
@@ -281,6 +287,12 @@ def test_sizes_of_adapters():
         assert lora_parts.fits(parts, (8, expected[1] or 5) if expected else (8, 5))
         assert not lora_parts.fits(parts, (9, 5))
     assert lora_parts.method({"lora_up.weight": noise(2, 2)}) == "", "half an adapter is none"
+
+
+def test_transposed_convolutions_have_a_bias_of_another_length():
+    nets = {"stage_b": {"up_upscalers.0.1.weight": (8, 4, 2, 2), "up_upscalers.0.1.bias": (4,)}}
+    file = {"diffusion_model.up_upscalers.0.1.diff": noise(8, 4, 2, 2), "diffusion_model.up_upscalers.0.1.diff_b": noise(4)}
+    assert set(match(file, nets).unet["up_upscalers.0.1"]) == {"diff", "diff_b"}
 
 
 def test_tokens_and_bundled_embeddings():

@@ -60,6 +60,8 @@ def test_parts_of_each_kind_of_parameter():
         parts, layer = extract(name, noise(*shape), 16)
         assert set(parts) == {part} and torch.equal(parts[part], noise(*shape)) and layer.rank == 0
     assert extract("a.weight", torch.zeros(64, 32), 4) is None
+    assert set(extract("a.weight", noise(64, 32), 64, energy=0.3)[0]) > {"lora_up.weight"}, "a low rank is enough"
+    assert set(extract("a.weight", noise(64, 32), 64, energy=0.999)[0]) == {"diff"}
 
 
 def test_scopes():
