@@ -4,7 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..stages import lora_convert, lora_extract
-from .host import merging, saving
+from .host import merging, model_files
 from .host.loading import DTYPES
 from .host.lora import Choice, Targets, apply_all, hook, lora_files, match, stamp
 from .host.notes import show
@@ -273,8 +273,8 @@ def name_output() -> io.String.Output:
 
 def saved(prefix: str, tensors, metadata, report: str, node: str | None) -> io.NodeOutput:
     """Write a LoRA, and show where and what."""
-    path = saving.next_path(prefix)
-    saving.write(path, tensors, metadata)
+    path = model_files.next_path(prefix)
+    model_files.write(path, tensors, metadata)
     report = f"Saved as {path.name}\n{report}"
     show(report, node)
     return io.NodeOutput(path.name, report, ui=ui.PreviewText(report))

@@ -16,7 +16,7 @@ from ...stages.errors import BadValues, WrongInput
 from ...stages.marker import MARKER, marker_text
 from ...stages.merge import group_of
 from ...stages.published import is_published, published_name
-from . import saving
+from . import model_files
 from .loading import DTYPES
 from .lora import TITLES, kind_of, shapes_of
 
@@ -121,23 +121,23 @@ def save_model(model: Any, layout: str, dtype: str, prefix: str, hidden: Mapping
 
     Raises :class:`WrongInput` where the disk is too full or a number does not fit into the format.
     """
-    kind, path = kind_of(model, where), saving.next_path(prefix)
+    kind, path = kind_of(model, where), model_files.next_path(prefix)
     comfy.model_management.load_models_gpu([model])
     stored = model.state_dict_for_saving()
     part = layouts.identify(stored)
     tensors = convert.normalise(stored, part)
     wanted = SAVED_DTYPES[dtype]
     if wanted is None and layout == "ComfyUI":
-        saving.check_room(path, saving.size_of(tensors))
+        model_files.check_room(path, model_files.size_of(tensors))
     else:
-        saving.check_room(path, saving.size_of(tensors, wanted))
+        model_files.check_room(path, model_files.size_of(tensors, wanted))
         tensors = convert.dequantise({key: cast(tensor, wanted, key) for key, tensor in tensors.items()}, wanted)
     tensors = LAYOUTS[layout](tensors)
     metadata = metadata_for(kind, part.config, layout, notes)
     if MARKER in metadata and layout == "ComfyUI":  # core's own nodes lose metadata, but keep tensors
         tensors.update({key: value for key, value in stored.items() if key.endswith(MARKER)})
-    saving.write(path, tensors, saving.with_workflow(metadata, hidden))
-    size = saving.disk.in_words(path.stat().st_size)
+    model_files.write(path, tensors, model_files.with_workflow(metadata, hidden))
+    size = model_files.disk.in_words(path.stat().st_size)
     return path.name, f"{path.name}: {TITLES[kind]} in {layout} layout, {dtype}, {len(tensors)} tensors, {size}"
 
 

@@ -206,7 +206,7 @@ def test_quantised_models_are_written_as_plain_ones(studio):
 
 
 def test_saving_errors(studio, models, monkeypatch):
-    from cascade_studio.nodes.host import saving
+    from cascade_studio.nodes.host import model_files
     model = models["prior"][0]
 
     def failure(**inputs) -> str:
@@ -218,10 +218,10 @@ def test_saving_errors(studio, models, monkeypatch):
     huge = studio.write("loras/t_huge", {"diffusion_model.embedding.1.diff_b": 1e6 * noise(128)})
     big = studio.call("CascadeStudio_LoadLora", lora=huge, prior=model)
     check_sentence(failure(model=big, dtype="fp16"), "embedding.1.bias", "fp16 cannot hold")
-    monkeypatch.setattr(saving.disk, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(model_files.disk, "free_bytes", lambda path: 1000)
     check_sentence(failure(), "free", "smaller number format")
     monkeypatch.undo()
-    monkeypatch.setattr(saving.comfy.utils, "save_torch_file", full_disk)
+    monkeypatch.setattr(model_files.comfy.utils, "save_torch_file", full_disk)
     check_sentence(failure(), "disk is full")
     assert not list((studio.host.base / "output" / "diffusion_models").glob("t_fail*"))
 
