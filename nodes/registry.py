@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import canvas, conditioning, drafts, inpaint, loaders, pictures, reports, sampling
+from . import canvas, conditioning, loaders, lora, merging, pictures, sampling
 
 
 class CascadeStudioExtension(ComfyExtension):
@@ -11,4 +12,5 @@ class CascadeStudioExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         areas = (loaders, canvas, sampling, conditioning, pictures, inpaint, drafts, reports)
+        areas = (loaders, canvas, sampling, conditioning, pictures, lora, merging)
         return [node for area in areas for node in area.NODES]

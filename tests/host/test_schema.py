@@ -18,6 +18,10 @@ IDS = {PREFIX + name for name in (
     "SaveImage")}
 CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
               "Cascade Studio/conditioning", "Cascade Studio/image")
+    "EncodeStageA", "EncodeImage", "DecodePreview", "LoadLora", "LoraStack", "ApplyLoraStack", "LoadHookLora",
+    "ConvertLora", "ExtractLora", "MergeModels", "AddDifference", "SaveModel")}
+CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
+              "Cascade Studio/conditioning", "Cascade Studio/lora", "Cascade Studio/merging")
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 
@@ -131,14 +135,20 @@ def test_schemas_touch_nothing(host, family):
             assert one is not other, f"{name}.{one.id} is shared"
 
 
-FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision"}
+FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision", "lora"}
+
+
+def file_inputs(kind: Any) -> set[str]:
+    """The inputs that choose a file; wires may have the same names."""
+    from comfy_api.latest import io
+    return {entry.id for entry in kind.define_schema().inputs if isinstance(entry, io.Combo.Input)} & FILE_INPUTS
 
 
 @pytest.mark.parametrize("name", sorted(name for name in IDS if "_Load" in name))
 def test_loaders_check_their_files_themselves(host, family, name):
     """Each names its file inputs in ``validate_inputs``, so that the host's own refusal does not come first."""
     kind = classes(host)[name]
-    files = {entry.id for entry in kind.define_schema().inputs} & FILE_INPUTS
+    files = file_inputs(kind)
     assert files
     code = kind.validate_inputs.__func__.__code__
     assert files <= set(code.co_varnames[:code.co_argcount])
@@ -147,7 +157,7 @@ def test_loaders_check_their_files_themselves(host, family, name):
 @pytest.mark.parametrize("name", sorted(name for name in IDS if "_Load" in name))
 def test_fingerprints_follow_the_file_on_disk(host, family, name):
     kind = classes(host)[name]
-    chosen = {entry.id: "absent.safetensors" for entry in kind.define_schema().inputs if entry.id in FILE_INPUTS}
+    chosen = dict.fromkeys(file_inputs(kind), "absent.safetensors")
     absent = kind.fingerprint_inputs(**chosen)
     assert isinstance(absent, str) and absent == kind.fingerprint_inputs(**chosen)
     assert kind.fingerprint_inputs() == kind.fingerprint_inputs(), "inputs that are wires are not passed"

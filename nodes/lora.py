@@ -1,0 +1,284 @@
+"""LoRAs: load one or a stack of them, as hooks with schedules, convert them, and extract them from trained models."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..stages import lora_convert, lora_extract
+from .host import merging, model_files
+from .host.loading import DTYPES
+from .host.lora import Choice, Targets, apply_all, hook, lora_files, match, stamp
+from .host.notes import show
+
+CATEGORY = "Cascade Studio/lora"
+Stack = io.Custom("CASCADE_STUDIO_LORA_STACK")
+LOAD, APPLY, HOOK = "Load Cascade LoRA", "Apply Cascade LoRA Stack", "Load Cascade Hook LoRA"
+CONVERT, EXTRACT = "Convert Cascade LoRA", "Extract Cascade LoRA"
+
+
+def file_input() -> io.Combo.Input:
+    return io.Combo.Input("lora", options=lora_files(), tooltip=(
+        "A LoRA for Stable Cascade in any layout: official, kohya, OneTrainer, diffusers, PEFT or ComfyUI."))
+
+
+def strength_input(name: str, what: str) -> io.Float.Input:
+    return io.Float.Input(name, default=1.0, min=-20.0, max=20.0, step=0.05, tooltip=(
+        f"How strongly {what} changes; 0 leaves it exactly as it is, below 0 it goes the other way."))
+
+
+def tokens_input() -> io.String.Input:
+    return io.String.Input("tokens", default="", multiline=True, optional=True, advanced=True, tooltip=(
+        "For official LoRAs with new tokens: one word a line for the prompt and the word that its training started "
+        "from, as in [fernando] = ^dog</w>. Leave it empty if the report shows no new tokens."))
+
+
+def choice_inputs() -> list[io.Input]:
+    return [file_input(), strength_input("strength_model", "Stage C or Stage B"),
+            strength_input("strength_clip", "the text encoder")]
+
+
+def model_inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("prior", optional=True, tooltip="Stage C, for LoRAs of Stage C."),
+        io.Model.Input("decoder", optional=True, tooltip="Stage B, for LoRAs of Stage B."),
+        io.Clip.Input("clip", optional=True, tooltip="The text encoder, for LoRAs that change it or bring new words."),
+    ]
+
+
+def model_outputs() -> list[io.Output]:
+    return [
+        io.Model.Output("prior", display_name="prior", tooltip="Stage C with the LoRA; nothing if none is wired."),
+        io.Model.Output("decoder", display_name="decoder", tooltip="Stage B with the LoRA; nothing if none is wired."),
+        io.Clip.Output("clip", display_name="clip", tooltip="The text encoder with the LoRA; nothing if none is "
+                                                            "wired."),
+        report_output(),
+    ]
+
+
+def report_output() -> io.String.Output:
+    return io.String.Output("report", display_name="report", tooltip=(
+        "What of the file is used and what is not, its rank, and what it was trained on."))
+
+
+def applied(choices: list[Choice], targets: Targets, where: str, node: str | None) -> io.NodeOutput:
+    """Models with the LoRAs on them, and the report as text and in the node."""
+    result, report = apply_all(choices, targets, where)
+    show(report, node)
+    return io.NodeOutput(result.prior, result.decoder, result.clip, report, ui=ui.PreviewText(report))
+
+
+class CascadeStudioLoadLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_LoadLora",
+            display_name=LOAD,
+            category=CATEGORY,
+            description=("Puts a LoRA on Stage C, Stage B and the text encoder, from any file layout, and reports "
+                         "which of "
+                         "its keys are used."),
+            search_aliases=["stable cascade", "lora loader", "lycoris", "style"],
+            inputs=[*choice_inputs(), *model_inputs(), tokens_input()],
+            outputs=model_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora) -> bool | str:
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora=None, **_) -> str:
+        return stamp(lora)
+
+    @classmethod
+    def execute(cls, lora, strength_model, strength_clip, prior=None, decoder=None, clip=None,
+                tokens="") -> io.NodeOutput:
+        return applied([Choice(lora, strength_model, strength_clip, tokens)], Targets(prior, decoder, clip), LOAD,
+                       cls.hidden.unique_id)
+
+
+class CascadeStudioLoraStack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_LoraStack",
+            display_name="Cascade LoRA Stack",
+            category=CATEGORY,
+            description="Adds a LoRA to a list that Apply Cascade LoRA Stack puts on the models all at once.",
+            search_aliases=["stable cascade", "lora stacker", "multiple loras"],
+            inputs=[*choice_inputs(), tokens_input(),
+                    Stack.Input("stack", optional=True, tooltip="LoRAs to apply before this one.")],
+            outputs=[Stack.Output("stack", display_name="stack", tooltip=(
+                "The list, for another Cascade LoRA Stack or for Apply Cascade LoRA Stack."))],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora) -> bool | str:
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora=None, **_) -> str:
+        return stamp(lora)
+
+    @classmethod
+    def execute(cls, lora, strength_model, strength_clip, tokens="", stack=()) -> io.NodeOutput:
+        return io.NodeOutput((*stack, Choice(lora, strength_model, strength_clip, tokens)))
+
+
+class CascadeStudioApplyLoraStack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_ApplyLoraStack",
+            display_name=APPLY,
+            category=CATEGORY,
+            description="Puts all LoRAs of a stack on the models, in the order of the stack, with one report on all "
+                        "of them.",
+            search_aliases=["stable cascade", "lora stack", "multiple loras"],
+            inputs=[Stack.Input("stack", tooltip="The list from Cascade LoRA Stack."), *model_inputs()],
+            outputs=model_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, stack, prior=None, decoder=None, clip=None) -> io.NodeOutput:
+        return applied(list(stack), Targets(prior, decoder, clip), APPLY, cls.hidden.unique_id)
+
+
+class CascadeStudioLoadHookLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_LoadHookLora",
+            display_name=HOOK,
+            category=CATEGORY,
+            description=("A LoRA as hooks: it acts on the prompts that it is attached to, and with keyframes on a "
+                         "part of "
+                         "the steps. Attach it with the host's hook nodes."),
+            search_aliases=["stable cascade", "hook lora", "scheduled lora", "regional lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model it is made for (Stage C or Stage B); it is not changed."),
+                *choice_inputs(),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder, for LoRAs that change it."),
+                io.Hooks.Input("prev_hooks", optional=True, tooltip="Hooks to keep beside this one."),
+            ],
+            outputs=[
+                io.Hooks.Output("hooks", display_name="hooks", tooltip=(
+                    "For Cond Set Props, Set CLIP Hooks and Set Hook Keyframes.")),
+                report_output(),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora) -> bool | str:
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora=None, **_) -> str:
+        return stamp(lora)
+
+    @classmethod
+    def execute(cls, model, lora, strength_model, strength_clip, clip=None, prev_hooks=None) -> io.NodeOutput:
+        wired = Targets.of_model(model, clip, HOOK)
+        found = match(lora, wired)
+        report = found.report.text()
+        show(report, cls.hidden.unique_id)
+        return io.NodeOutput(hook(found, wired, strength_model, strength_clip, prev_hooks), report,
+                             ui=ui.PreviewText(report))
+
+
+class CascadeStudioConvertLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_ConvertLora",
+            display_name=CONVERT,
+            category=CATEGORY,
+            description="Writes a LoRA in another layout: for ComfyUI's own loader, for kohya's tools or for the "
+                        "official code.",
+            search_aliases=["stable cascade", "lora converter", "export lora", "kohya"],
+            inputs=[
+                file_input(),
+                io.Model.Input("model", tooltip="The model that the LoRA is for (Stage C or Stage B); it is not "
+                                                "changed."),
+                io.Combo.Input("layout", options=list(lora_convert.LAYOUTS), tooltip=(
+                    "ComfyUI: works in every LoRA loader. kohya: older names. official: attention layers only.")),
+                prefix_input("loras/converted"),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder; without it, changes to it are left "
+                                                             "out."),
+            ],
+            outputs=[name_output(), report_output()],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora) -> bool | str:
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora=None, **_) -> str:
+        return stamp(lora)
+
+    @classmethod
+    def execute(cls, lora, model, layout, filename_prefix, clip=None) -> io.NodeOutput:
+        wired = Targets.of_model(model, clip, CONVERT)
+        found = match(lora, wired)
+        tensors, metadata = lora_convert.to_layout(found, layout, wired.shapes().get(found.stage, {}))
+        return saved(filename_prefix, tensors, metadata, found.report.text(), cls.hidden.unique_id)
+
+
+class CascadeStudioExtractLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_ExtractLora",
+            display_name=EXTRACT,
+            category=CATEGORY,
+            description="Writes the difference of two models as a LoRA: the best of each layer that the rank can hold.",
+            search_aliases=["stable cascade", "lora extract", "svd", "difference"],
+            inputs=[
+                io.Model.Input("tuned", tooltip="The trained or merged model, LoRAs on its wire included."),
+                io.Model.Input("base", tooltip="The model to compare it with, of the same stage and size."),
+                io.Int.Input("rank", default=32, min=1, max=4096, tooltip="The most that is kept of each layer."),
+                io.Float.Input("energy", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                    "Below 1, each layer gets the lowest rank that keeps this share of its change.")),
+                io.Combo.Input("layers", options=list(lora_extract.SCOPES), default=lora_extract.MATRICES, tooltip=(
+                    "attention gives small files that also fit the official layout; biases and norms are kept whole.")),
+                io.Combo.Input("dtype", options=["fp16", "bf16", "fp32"], default="fp16", tooltip="Number format of "
+                                                                                                  "the file."),
+                prefix_input("loras/extracted"),
+            ],
+            outputs=[name_output(), report_output()],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, tuned, base, rank, energy, layers, dtype, filename_prefix) -> io.NodeOutput:
+        tensors, found = merging.extract(tuned, base, rank, energy, layers, DTYPES[dtype], EXTRACT)
+        return saved(filename_prefix, tensors, {"format": "pt"}, found.text(), cls.hidden.unique_id)
+
+
+def prefix_input(default: str) -> io.String.Input:
+    return io.String.Input("filename_prefix", default=default, tooltip=(
+        "Name in the output folder; a number is added and nothing is overwritten. Files in output/loras are in the "
+        "lists."))
+
+
+def name_output() -> io.String.Output:
+    return io.String.Output("name", display_name="name", tooltip="The name of the new file.")
+
+
+def saved(prefix: str, tensors, metadata, report: str, node: str | None) -> io.NodeOutput:
+    """Write a LoRA, and show where and what."""
+    path = model_files.next_path(prefix)
+    model_files.write(path, tensors, metadata)
+    report = f"Saved as {path.name}\n{report}"
+    show(report, node)
+    return io.NodeOutput(path.name, report, ui=ui.PreviewText(report))
+
+
+NODES = [CascadeStudioLoadLora, CascadeStudioLoraStack, CascadeStudioApplyLoraStack, CascadeStudioLoadHookLora,
+         CascadeStudioConvertLora, CascadeStudioExtractLora]
