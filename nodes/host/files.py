@@ -19,6 +19,7 @@ FOLDERS = {
     "image_encoder": ("vae", "checkpoints"),
     "previewer": ("vae", "vae_approx", "checkpoints"),
     "clip_vision": ("clip_vision", "checkpoints"),
+    "controlnet": ("controlnet",),
 }
 """Folder keys of the host that each loader input offers, the usual one first."""
 

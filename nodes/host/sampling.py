@@ -15,6 +15,7 @@ from torch import Tensor
 from ...stages import diffusion
 from ...stages.diffusion import Guidance
 from ...stages.errors import BadValues, OutOfMemory
+from .control import for_picture
 from .memory import is_out_of_memory, make_room
 from .models import OWN_SAMPLER
 from .sampling_math import with_shift
@@ -210,4 +211,5 @@ def pick(conditioning: Any, index: int) -> Any:
             return value[place:place + 1]
         return value
 
-    return [[narrow(text), {key: narrow(value) for key, value in extra.items()}] for text, extra in conditioning]
+    return [[narrow(text), {key: for_picture(value, index) if key == "control" else narrow(value)
+                            for key, value in extra.items()}] for text, extra in conditioning]

@@ -14,9 +14,10 @@ PREFIX = "CascadeStudio_"
 IDS = {PREFIX + name for name in (
     "Load", "LoadPrior", "LoadDecoder", "LoadTextEncoder", "LoadStageA", "LoadImageEncoder", "LoadClipVision", "Canvas",
     "SamplePrior", "SampleDecoder", "Schedule", "Sampler", "Guider", "DecoderConditioning", "DecodeStageA",
-    "EncodeStageA", "EncodeImage", "DecodePreview")}
+    "EncodeStageA", "EncodeImage", "DecodePreview", "LoadControlNet", "ApplyControl", "CannyHint", "InpaintHint",
+    "OutpaintCanvas", "SuperResolutionHint", "IdentityHint")}
 CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
-              "Cascade Studio/conditioning")
+              "Cascade Studio/conditioning", "Cascade Studio/control")
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 
@@ -130,7 +131,7 @@ def test_schemas_touch_nothing(host, family):
             assert one is not other, f"{name}.{one.id} is shared"
 
 
-FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision"}
+FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision", "controlnet"}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in IDS if "_Load" in name))
