@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import canvas, conditioning, control, hints, loaders, pictures, sampling
+from . import canvas, conditioning, control, hints, image_prompts, loaders, pictures, sampling
 
 
 class CascadeStudioExtension(ComfyExtension):
     """What the host asks a pack for."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        areas = (loaders, canvas, sampling, conditioning, pictures, control, hints)
+        areas = (loaders, canvas, sampling, conditioning, pictures, control, hints, image_prompts)
         return [node for area in areas for node in area.NODES]

@@ -15,7 +15,7 @@ IDS = {PREFIX + name for name in (
     "Load", "LoadPrior", "LoadDecoder", "LoadTextEncoder", "LoadStageA", "LoadImageEncoder", "LoadClipVision", "Canvas",
     "SamplePrior", "SampleDecoder", "Schedule", "Sampler", "Guider", "DecoderConditioning", "DecodeStageA",
     "EncodeStageA", "EncodeImage", "DecodePreview", "LoadControlNet", "ApplyControl", "CannyHint", "InpaintHint",
-    "OutpaintCanvas", "SuperResolutionHint", "IdentityHint")}
+    "OutpaintCanvas", "SuperResolutionHint", "IdentityHint", "ImagePrompts")}
 CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
               "Cascade Studio/conditioning", "Cascade Studio/control")
 SECONDS = 0.005
