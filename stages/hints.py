@@ -4,13 +4,15 @@ All tensors are (B, C, H, W). The packing is that of the official filters (Stabl
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .encoder import CELL
 from .errors import WrongInput
-from .geometry import Canvas
+from .geometry import Canvas, from_prior
 
 WHITE = 1.0
 MOST_FACES = 4
@@ -57,6 +59,24 @@ def padding(width: int, height: int, canvas: Canvas) -> Sides:
     across, down = width / canvas.width, height / canvas.height
     return (round(left * across), round(top * down), round((canvas.padded_width - right) * across),
             round((canvas.padded_height - bottom) * down))
+
+
+# Super-resolution
+
+
+def whole_cells(image: Tensor) -> Tensor:
+    """``image`` with its edges repeated, evenly on both sides, to whole cells of the image encoder (32 pixels)."""
+    across, down = (-side % CELL for side in (image.shape[-1], image.shape[-2]))
+    borders = (across // 2, across - across // 2, down // 2, down - down // 2)
+    return F.pad(image, borders, mode="replicate") if any(borders) else image
+
+
+def enlarged(width: int, height: int) -> Canvas:
+    """The canvas that a picture is enlarged to: two Stage C cells for each of its encoder's, so 2.67 times the size."""
+    columns, rows = (-(-side // CELL) for side in (width, height))
+    whole = from_prior(2 * rows, 2 * columns)
+    return replace(whole, width=round(width * whole.padded_width / (CELL * columns)),
+                   height=round(height * whole.padded_height / (CELL * rows)))
 
 
 # Inpainting and outpainting

@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...stages import canny, geometry, hints
-from ...stages.encoder import CELL
+from ...stages import canny, hints
 from ...stages.errors import WrongInput
 from ...stages.geometry import Canvas
 from . import latents, vae as vaes
 
-SUPER_RESOLUTION = 8 / 3
-"""How much larger the picture gets: twice the encoder's cells, at 42.67 pixels each instead of 32."""
 IDENTITY_WIDTH = 512
 
 
@@ -73,11 +70,8 @@ def outpaint_canvas(image: Tensor, mask: Tensor | None, sides: hints.Sides, widt
 def super_resolution(image: Tensor, vae: Any, where: str) -> tuple[Tensor, Tensor, Canvas]:
     """The hint (B, 2h, 2w, 16), the picture that the encoder read, and the canvas of the larger picture."""
     vaes.expect_stage_c(vae, where)
-    height, width = (int(side) for side in image.shape[1:3])
-    columns, rows = (-(-side // CELL) for side in (width, height))
-    canvas = geometry.from_prior(2 * rows, 2 * columns, round(width * SUPER_RESOLUTION), round(height * SUPER_RESOLUTION))
-    picture = hints.on_canvas(rgb(image).float(), canvas, (CELL * columns, CELL * rows)).clamp(0.0, 1.0)
-    picture = as_image(picture)
+    canvas = hints.enlarged(int(image.shape[2]), int(image.shape[1]))
+    picture = as_image(hints.whole_cells(rgb(image).float()).clamp(0.0, 1.0))
     cells = F.interpolate(vaes.encode_picture(vae, picture), scale_factor=2, mode="nearest")
     return as_image(cells), picture, canvas
 

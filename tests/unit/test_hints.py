@@ -57,6 +57,33 @@ def test_another_aspect_is_cropped_from_the_middle():
     assert set(nearest.unique().tolist()) == {0.0, 1.0} and nearest.shape[-2:] == (768, 768)
 
 
+# Super-resolution
+
+
+@pytest.mark.parametrize("side, expected", [(768, 2048), (384, 1024), (1024, 2728)])
+def test_enlarged_squares(side, expected):
+    """The official sizes; whole cells are neither padded nor resized."""
+    canvas = hints.enlarged(side, side)
+    assert (canvas.width, canvas.height, canvas.padded_width) == (expected, expected, expected)
+    assert canvas.prior_width == canvas.prior_height == side // 16
+    image = torch.rand(1, 3, side, 64)
+    assert hints.whole_cells(image) is image
+
+
+@pytest.mark.parametrize("width, height", [(700, 500), (1000, 333), (97, 640)])
+def test_enlarged_other_sizes(width, height):
+    """The picture lies in the padded canvas where its pixels lie among those that the encoder reads."""
+    canvas = hints.enlarged(width, height)
+    cells = hints.whole_cells(ramp(height, width))
+    columns, rows = cells.shape[-1] // 32, cells.shape[-2] // 32
+    assert (canvas.prior_width, canvas.prior_height) == (2 * columns, 2 * rows) and canvas.stretch <= 0.005
+    assert abs(canvas.width / width / (8 / 3) - 1) < 0.06
+    left, top, right, bottom = canvas.crop
+    scale = canvas.padded_width / cells.shape[-1]
+    assert abs(left / scale - (cells.shape[-1] - width) // 2) < 1 and abs(top / scale - (cells.shape[-2] - height) // 2) < 1
+    assert right <= canvas.padded_width and bottom <= canvas.padded_height
+
+
 # Inpainting and outpainting
 
 
