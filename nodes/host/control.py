@@ -33,8 +33,8 @@ from .vae_loading import vae_dtype
 log = logging.getLogger(__name__)
 
 KEYS = ("input", "middle", "output")
-MOST_PIXELS = 1536**2
-"""Pixels of a hint that the memory estimate counts at most: what a 2048 px picture's ControlNet reads."""
+COUNTED_CELLS = (24**2, 64**2)
+"""The grids of 1024 and 2731 px pictures, between which the memory estimate takes a picture hint to be used."""
 
 
 @dataclass
@@ -83,7 +83,9 @@ class CascadeControl(comfy.controlnet.ControlBase):
     def inference_memory_requirements(self, dtype: torch.dtype) -> float:
         """Bytes that making the maps takes beside the weights, and those of the nets before this one."""
         net, shape = self.patcher.model, self.cond_hint_original.shape
-        pixels = min(shape[-1] * shape[-2], MOST_PIXELS)
+        least, most = (cells * self.config.cell**2 for cells in COUNTED_CELLS)
+        pixels = max(shape[-1] * shape[-2], least)  # a picture is scaled to the grid, which is not known yet
+        pixels = min(pixels, most) if self.config.cell > 1 else pixels
         own = net.memory(shape[0], pixels, comfy.model_management.dtype_size(net.dtype))
         return own + super().inference_memory_requirements(dtype)
 
@@ -218,6 +220,14 @@ def applied(positive: Any, negative: Any, net: Any, hint: Tensor, strength: floa
     # Prompt and negative prompt share a copy, so that the host runs them in one batch and the maps are made once.
     return tuple([[text, {**extra, "control": behind(extra.get("control")), "control_apply_to_uncond": False}]
                   for text, extra in conditioning] for conditioning in (positive, negative))
+
+
+def release(*conditionings: Any) -> None:
+    """Drop what the nets of ``conditionings`` hold for a run; the host does so only after a run that went well."""
+    for conditioning in conditionings:
+        for _, extra in conditioning or ():
+            if extra.get("control") is not None:
+                extra["control"].cleanup()
 
 
 def for_picture(control: Any, index: int) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...stages import diffusion
 from ...stages.diffusion import Guidance
 from ...stages.errors import BadValues, OutOfMemory
-from .control import for_picture
+from .control import for_picture, release
 from .memory import is_out_of_memory, make_room
 from .models import OWN_SAMPLER
 from .sampling_math import with_shift
@@ -170,9 +170,12 @@ def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any
     guider = CascadeGuider(model)
     guider.set_prompts(positive, negative)
     guider.set_guidance(run.guidance)
-    samples = guider.sample(
-        noise, image, official_sampler(run.step, list(seeds)), sigmas, denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1), seed=run.seed)
+    try:
+        samples = guider.sample(
+            noise, image, official_sampler(run.step, list(seeds)), sigmas, denoise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1), seed=run.seed)
+    finally:
+        release(positive, negative)
     return samples.to(comfy.model_management.intermediate_device())
 
 

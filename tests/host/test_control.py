@@ -308,6 +308,24 @@ def test_maps_are_made_once_a_run(studio, nets):
     assert sizes == [1] * 4
 
 
+def test_nothing_stays_after_an_interrupt(studio, nets):
+    """A run that the user stops leaves no maps behind, and the next one is right."""
+    from comfy.patcher_extension import WrappersMP
+    prompts, model = apply(studio, nets["canny"]), studio.parts.prior.clone()
+    expected = sample(studio, prompts)
+
+    def stop(executor, *arguments, **keywords):
+        studio.host.interrupt()
+        return executor(*arguments, **keywords)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stop", stop)
+    graph = studio.graph()
+    node = graph.add("CascadeStudio_SamplePrior", model=model, latent=studio.canvas()[0], seed=SEED, steps=STEPS, **prompts)
+    assert graph.execute(node[0]).interrupted
+    assert prompts["positive"][0][1]["control"].run is None
+    assert torch.equal(sample(studio, prompts), expected)
+
+
 def test_a_hint_for_every_picture(monkeypatch, studio, nets):
     """Picture i of a batch follows hint i; also when the batch has to be made picture by picture."""
     from cascade_studio.nodes.host import sampling
@@ -348,13 +366,13 @@ def test_memory_is_counted(monkeypatch, studio, nets):
     real = management.load_models_gpu
     monkeypatch.setattr(management, "load_models_gpu", lambda models, memory_required=0, **more: asked.append(
         (models, memory_required)) or real(models, memory_required=memory_required, **more))
-    image = torch.rand(1, 512, 640, 3)
+    image = torch.rand(1, 800, 1024, 3)
     before = sample(studio, studio.prompts), asked.pop()[1]
     prompts = apply(studio, nets["canny"], image)
     sample(studio, prompts)
     models, needed = asked.pop()
     assert nets["canny"].patcher in models
-    own = nets["canny"].patcher.model.memory(1, 512 * 640, 4)
+    own = nets["canny"].patcher.model.memory(1, 800 * 1024, 4)
     control = prompts["positive"][0][1]["control"]
     assert control.inference_memory_requirements(torch.float32) == own > 10 * 2**20
     assert needed - before[1] >= own
