@@ -12,10 +12,12 @@ from cascade_studio.nodes.host.control import CascadeControl
 from cascade_studio.nodes.host.models import PriorConfig
 from cascade_studio.nodes.host.nets import network_arguments
 from graphs import check_sentence
+from recipe import weights_for
 from reference_nets import host_net
-from studio import Studio, changed, relative
-from tiny import golden, tiny_net, tiny_weights
+from studio import Studio, changed, pure, relative
+from tiny import golden, index, tiny_net, tiny_weights
 
+from stages import from_file
 from stages.control import BlockWeights
 from stages.controlnet import ControlNetConfig
 
@@ -198,6 +200,37 @@ def test_golden_maps(monkeypatch, stage_c, model):
     assert changed(host_call(model, tensors, None), tensors["out_control"])
     again = [host_call(model, tensors, control_of(one, tensors)) for _ in range(2)]
     assert torch.equal(*again) and one.patcher.model.calls == 1, "maps are made once, and never changed"
+
+
+@pytest.mark.parametrize("name", ["controlnet_canny", "controlnet_simple_tiny"])
+def test_published_layouts_through_the_loader(studio, name):
+    """The official outputs, from a file of the official layout in the host's layers."""
+    tensors = golden(name)
+    file = studio.write(f"controlnet/{name}", weights_for(index()[name]["keys"]))
+    net = load(studio, file)
+    (studio.models / "controlnet" / file).unlink()
+    assert list(net.config.proj_blocks) == index()[name]["config"]["proj_blocks"]
+    rows, columns = (side // net.config.cell for side in tensors["hint"].shape[2:])
+    net.cond_hint_original = tensors["hint"]
+    maps = net.maps(host_control.ControlRun(64), torch.zeros(1, 16, rows, columns))
+    for block, values in maps.items():
+        assert relative(values, tensors[f"out_{block}"]) <= 5e-5
+    assert len(maps) == len(tensors) - 1
+
+
+def test_official_run(studio, nets):
+    """Our sampler gives what the pure networks give with the same maps for prompt and negative, times the strength."""
+    image, strength = picture(6), 0.8
+    result = sample(studio, apply(studio, nets["shallow"], image, strength=strength))
+    net, hint = from_file(studio.models / "controlnet/shallow.safetensors"), image.movedim(-1, 1)
+    with torch.inference_mode():
+        maps = net(torch.nn.functional.interpolate(hint, (6, 6), mode="nearest-exact"))
+    control = [None, strength * maps[1]]
+    conds = [{"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"]}
+             for text in (studio.positive, studio.negative)]
+    expected = pure(lambda x, r, **given: studio.nets["C"](x, r, **given, control=control), conds, (1, 16, 6, 6), [SEED],
+                    None, steps=STEPS, shift=2.0, cfg=4.0)
+    assert relative(result, expected) <= 1e-3 and changed(result, studio.pure_prior((1, 16, 6, 6), [SEED], steps=STEPS))
 
 
 def test_strength_does_not_change_the_maps(stage_c):
