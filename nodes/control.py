@@ -75,7 +75,8 @@ class CascadeStudioApplyControl(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt with the hint."),
-                io.Conditioning.Output("negative", display_name="negative", tooltip="The negative prompt with the hint."),
+                io.Conditioning.Output("negative", display_name="negative", tooltip=(
+                    "The negative prompt with the hint.")),
             ],
         )
 

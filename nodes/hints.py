@@ -32,15 +32,16 @@ class CascadeStudioCannyHint(io.ComfyNode):
             node_id="CascadeStudio_CannyHint",
             display_name=CANNY,
             category=CATEGORY,
-            description=("Finds edges as the canny ControlNet was trained on: at 224 pixels, stretched back, so that they "
-                         "look soft. Sharp edges of other preprocessors work less well."),
+            description=("Finds edges as the canny ControlNet was trained on: at 224 pixels, stretched back, so that "
+                         "they look soft. Sharp edges of other preprocessors work less well."),
             search_aliases=["stable cascade", "canny", "edge detection", "preprocessor", "controlnet"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture whose edges you want."),
                 io.Int.Input("low", default=canny.LOW, min=0, max=2040, step=5, tooltip=(
                     "Weaker edges than this are dropped; 100 in training. Lower it for more detail.")),
                 io.Int.Input("high", default=canny.HIGH, min=0, max=2040, step=5, tooltip=(
-                    "Edges as strong as this are always kept, weaker ones only where they touch them; 200 in training.")),
+                    "Edges as strong as this are always kept, weaker ones only where they touch them; 200 in "
+                    "training.")),
                 latent_input(),
             ],
             outputs=[hint_output("The edges.")],
@@ -153,8 +154,8 @@ class CascadeStudioIdentityHint(io.ComfyNode):
             node_id="CascadeStudio_IdentityHint",
             display_name=IDENTITY,
             category=CATEGORY,
-            description=("Paints face embeddings into a map for an identity ControlNet. Stability AI never published the "
-                         "face weights: this is for nets of that layout that you trained yourself."),
+            description=("Paints face embeddings into a map for an identity ControlNet. Stability AI never published "
+                         "the face weights: this is for nets of that layout that you trained yourself."),
             search_aliases=["stable cascade", "face", "identity", "arcface", "controlnet"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture in which the boxes were found."),

@@ -49,8 +49,8 @@ def parse_curve(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError:
         raise WrongInput(f"The block weights are '{text.strip()}', but they have to be numbers with commas between "
-                         "them, such as '1, 0.5, 0': from the first block of Stage C to the last. Leave the field empty "
-                         "for full strength everywhere.") from None
+                         "them, such as '1, 0.5, 0': from the first block of Stage C to the last. Leave the field "
+                         "empty for full strength everywhere.") from None
 
 
 def title(config: ControlNetConfig) -> str:
@@ -75,8 +75,8 @@ def check_model(config: ControlNetConfig, width: int, res_blocks: int) -> None:
     """Raises WrongInput unless the ControlNet's maps fit a Stage C of ``width`` channels and ``res_blocks`` blocks."""
     if config.c_proj != width:
         raise WrongInput(f"The {title(config)} makes maps of {config.c_proj} channels, but this Stage C is "
-                         f"{width} wide. The published ControlNets belong to the full Stage C (3.6B, 2048 channels), not "
-                         "to the lite one: load the full Stage C, or a ControlNet that was trained for this one.")
+                         f"{width} wide. The published ControlNets belong to the full Stage C (3.6B, 2048 channels), "
+                         "not to the lite one: load the full Stage C, or a ControlNet that was trained for this one.")
     last = max(config.proj_blocks)
     if last >= res_blocks:
         raise WrongInput(f"The {title(config)} feeds ResBlock {last}, but this Stage C has {res_blocks} of "

@@ -114,8 +114,8 @@ def sides_for(width: int, height: int, sides: Sides, wanted_width: int = 0, want
     grown_width, grown_height = width + left + right, height + top + bottom
     if (wanted_width and wanted_width < grown_width) or (wanted_height and wanted_height < grown_height):
         raise WrongInput(f"The picture with its new borders is {grown_width} x {grown_height} px, but a canvas of "
-                         f"{wanted_width or grown_width} x {wanted_height or grown_height} px was asked for, which does "
-                         "not hold it. Ask for a larger canvas, or make the picture smaller first.")
+                         f"{wanted_width or grown_width} x {wanted_height or grown_height} px was asked for, which "
+                         "does not hold it. Ask for a larger canvas, or make the picture smaller first.")
     across, down = max(0, wanted_width - grown_width), max(0, wanted_height - grown_height)
     return left + across // 2, top + down // 2, right + across - across // 2, bottom + down - down // 2
 
@@ -149,7 +149,8 @@ def face_cells(boxes: Tensor, width: int, height: int, canvas: Canvas) -> list[S
     cells = []
     for box in boxes.tolist():
         found = []
-        for axis, (start, size, count) in enumerate(((left, across, canvas.prior_width), (top, down, canvas.prior_height))):
+        axes = ((left, across, canvas.prior_width), (top, down, canvas.prior_height))
+        for axis, (start, size, count) in enumerate(axes):
             whole = border[axis] + size + border[axis + 2]
             scaled = [(edge - start + border[axis]) / whole * count for edge in (box[axis], box[axis + 2])]
             first = min(max(round(scaled[0]), 0), count - 1)

@@ -119,7 +119,8 @@ class CascadeControl(comfy.controlnet.ControlBase):
             weight = self.weights.at(block, count)
             if weight:
                 values = comfy.controlnet.broadcast_image_to(values, x_noisy.shape[0], batched_number)
-                blocks[block] = values.to(x_noisy.dtype) * weight  # a copy: the host multiplies by the strength in place
+                # A copy: the host multiplies by the strength in place.
+                blocks[block] = values.to(x_noisy.dtype) * weight
         return self.control_merge({"input": blocks[::-1]}, aligned(previous, count), x_noisy.dtype)
 
     def active(self, t: Tensor) -> bool:
@@ -180,7 +181,8 @@ def load_control(path: str, dtype: str = AUTO, disable_dynamic: bool = False) ->
     loaded = read(path, "controlnet")
     tensors = convert.dequantise(loaded.tensors, torch.float32) if loaded.kind.quantised else loaded.tensors
     device = comfy.model_management.get_torch_device()
-    net = ControlNet(loaded.kind.config, dtype=vae_dtype(dtype, device), backend=backend_for(comfy.ops.disable_weight_init))
+    backend = backend_for(comfy.ops.disable_weight_init)
+    net = ControlNet(loaded.kind.config, dtype=vae_dtype(dtype, device), backend=backend)
     net.requires_grad_(False)
     comfy.model_management.archive_model_dtypes(net)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher

@@ -93,10 +93,10 @@ def faces(boxes: Any, embeddings: Any, where: str) -> tuple[Tensor, Tensor]:
     corners = numbers([box_of(each) for each in listed(boxes)], 4, scored=True)
     vectors = numbers([vector_of(each) for each in listed(embeddings)], IDENTITY_WIDTH)
     if corners is None or vectors is None or len(corners) != len(vectors):
-        raise WrongInput(f"{where} could not read the faces: it needs one box (left, top, right, bottom in pixels) and "
-                         f"one ArcFace embedding ({IDENTITY_WIDTH} numbers) for each face. Wire a face detector's boxes "
-                         "into 'boxes' and a face recogniser's embeddings into 'embeddings'; a list of insightface faces "
-                         "can go into both.")
+        raise WrongInput(f"{where} could not read the faces: it needs one box (left, top, right, bottom in pixels) "
+                         f"and one ArcFace embedding ({IDENTITY_WIDTH} numbers) for each face. Wire a face detector's "
+                         "boxes into 'boxes' and a face recogniser's embeddings into 'embeddings'; a list of "
+                         "insightface faces can go into both.")
     return corners, vectors
 
 

@@ -29,7 +29,8 @@ def pictures(vision: Any, images: Iterable[Tensor | None], weights: Iterable[flo
             found.append(rules.clip_picture(rgb(image).float(), image_size(vision, where), crop))
             kept += [weight] * image.shape[0]
     if len(kept) > rules.MOST:
-        raise WrongInput(f"{where} got {len(kept)} pictures, but {rules.MOST} are the most. Give fewer, or smaller batches.")
+        raise WrongInput(f"{where} got {len(kept)} pictures, but {rules.MOST} are the most. Give fewer, or "
+                         "smaller batches.")
     return torch.cat(found) if found else torch.zeros(0, 3, 1, 1), kept
 
 
@@ -63,8 +64,8 @@ def prompted(positive: Any, negative: Any, vision: Any, found: Tensor, weights: 
     """
     start, end = percents
     if end <= start:
-        raise WrongInput(f"{where} starts at {start:g} and ends at {end:g}, so the pictures would never be heard. The end "
-                         "has to come after the start: 0 is the beginning of sampling, 1 its end.")
+        raise WrongInput(f"{where} starts at {start:g} and ends at {end:g}, so the pictures would never be heard. The "
+                         "end has to come after the start: 0 is the beginning of sampling, 1 its end.")
     entries: dict[bool, Entries] = {True: [], False: []}
     for picture, weight in zip(found, weights):
         entries[weight > 0].append({"clip_vision_output": embedded(vision, picture[None]), "strength": abs(weight),
@@ -101,8 +102,8 @@ def empty_prompt(text: tuple[float, Any], where: str) -> tuple[float, Tensor, Te
     if weight == 1.0:
         return None
     if clip is None:
-        raise WrongInput(f"The text weight of {where} is {weight:g}, but there is no text encoder to fade the prompt with. "
-                         "Wire the 'clip' output of Load Stable Cascade into it, or set the text weight to 1.")
+        raise WrongInput(f"The text weight of {where} is {weight:g}, but there is no text encoder to fade the prompt "
+                         "with. Wire the 'clip' output of Load Stable Cascade into it, or set the text weight to 1.")
     [[tokens, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     return weight, tokens, extra["pooled_output"]
 

@@ -1,6 +1,7 @@
 """ControlNets in the host: the right maps before the right ResBlocks, chains, time ranges, memory and errors."""
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,11 +34,11 @@ def studio(host, family) -> Studio:
 @pytest.fixture(scope="module")
 def nets(studio) -> dict[str, Any]:
     """The family's canny net (ResBlocks 0 and 3 of 4), and one of the identity layout that feeds ResBlock 1 alone."""
-    config = '{"kind": "controlnet", "config": {"c_in": 3, "c_proj": 128, "proj_blocks": [1], "bottleneck_mode": "simple"}}'
+    config = {"c_in": 3, "c_proj": 128, "proj_blocks": [1], "bottleneck_mode": "simple"}
+    marker = torch.tensor(list(json.dumps({"kind": "controlnet", "config": config}).encode()), dtype=torch.uint8)
     shapes = {"backbone.0.weight": (12, 3, 3, 3), "backbone.0.bias": (12,), "backbone.2.weight": (3, 12, 3, 3),
               "backbone.2.bias": (3,), "projections.0.0.weight": (3, 3, 1, 1), "projections.0.2.weight": (128, 3, 1, 1)}
-    weights = {**tiny_family.weights_for(shapes), tiny_family.MARKER: torch.tensor(list(config.encode()), dtype=torch.uint8)}
-    file = studio.write("controlnet/shallow", weights)
+    file = studio.write("controlnet/shallow", {**tiny_family.weights_for(shapes), tiny_family.MARKER: marker})
     return {"canny": load(studio, "canny.safetensors"), "shallow": load(studio, file)}
 
 
@@ -49,17 +50,16 @@ def picture(seed: int = 0, batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, 48, 48, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def apply(studio: Studio, net: Any, image: torch.Tensor | None = None, before: Any = None, **inputs: Any) -> dict[str, Any]:
+def apply(studio: Studio, net: Any, image: torch.Tensor | None = None, before: Any = None,
+          kind: str = "CascadeStudio_ApplyControl", **inputs: Any) -> dict[str, Any]:
     """Both prompts with ``net`` on them, behind the nets of ``before``."""
-    prompts = before or studio.prompts
-    given = {"control_net": net, "image": picture() if image is None else image, "strength": STRONG, **prompts, **inputs}
-    return dict(zip(("positive", "negative"), studio.call("CascadeStudio_ApplyControl", range(2), **given)))
+    given = {"control_net": net, "image": picture() if image is None else image, "strength": STRONG,
+             **(before or studio.prompts), **inputs}
+    return dict(zip(("positive", "negative"), studio.call(kind, range(2), **given)))
 
 
 def core_apply(studio: Studio, net: Any, image: torch.Tensor | None = None, before: Any = None, **inputs: Any) -> Any:
-    prompts = before or studio.prompts
-    given = {"control_net": net, "image": picture() if image is None else image, "strength": STRONG, **prompts, **inputs}
-    return dict(zip(("positive", "negative"), studio.call("ControlNetApplyAdvanced", range(2), **given)))
+    return apply(studio, net, image, before, "ControlNetApplyAdvanced", **inputs)
 
 
 class Recorder:
@@ -191,7 +191,8 @@ def test_golden_maps(monkeypatch, stage_c, model):
     assert set(maps) == {0, 1, 3, 5}
     deep, shallow = ({block: maps[block] for block in blocks} for blocks in ((1, 5), (0, 3)))
     one = started(fixed(maps), model)
-    chains = [one, started(fixed(deep, before=fixed(shallow)), model), started(fixed(shallow, before=fixed(deep)), model)]
+    pairs = ((deep, shallow), (shallow, deep))
+    chains = [one, *(started(fixed(last, before=fixed(first)), model) for last, first in pairs)]
     for chain in chains:
         control = control_of(chain, tensors)
         assert len(control["input"]) == 6
@@ -228,8 +229,8 @@ def test_official_run(studio, nets):
     control = [None, strength * maps[1]]
     conds = [{"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"]}
              for text in (studio.positive, studio.negative)]
-    expected = pure(lambda x, r, **given: studio.nets["C"](x, r, **given, control=control), conds, (1, 16, 6, 6), [SEED],
-                    None, steps=STEPS, shift=2.0, cfg=4.0)
+    expected = pure(lambda x, r, **given: studio.nets["C"](x, r, **given, control=control), conds, (1, 16, 6, 6),
+                    [SEED], None, steps=STEPS, shift=2.0, cfg=4.0)
     assert relative(result, expected) <= 1e-3 and changed(result, studio.pure_prior((1, 16, 6, 6), [SEED], steps=STEPS))
 
 
@@ -269,7 +270,7 @@ def core_control(net: CascadeControl) -> Any:
 
 
 def test_same_as_core_class(studio, nets):
-    """The same weights in core's own classes, on our model: the same picture. Its list is shorter than Stage C is deep."""
+    """The same weights in core's own classes, on our model: the same picture. Its list is short."""
     image = picture(3)
     ours, core = core_apply(studio, nets["shallow"], image), core_apply(studio, core_control(nets["shallow"]), image)
     results = [sample(studio, prompts) for prompts in (ours, core)]
@@ -353,7 +354,8 @@ def test_nothing_stays_after_an_interrupt(studio, nets):
 
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stop", stop)
     graph = studio.graph()
-    node = graph.add("CascadeStudio_SamplePrior", model=model, latent=studio.canvas()[0], seed=SEED, steps=STEPS, **prompts)
+    run = {"model": model, "latent": studio.canvas()[0], "seed": SEED, "steps": STEPS}
+    node = graph.add("CascadeStudio_SamplePrior", **run, **prompts)
     assert graph.execute(node[0]).interrupted
     assert prompts["positive"][0][1]["control"].run is None
     assert torch.equal(sample(studio, prompts), expected)
@@ -411,7 +413,8 @@ def test_memory_is_counted(monkeypatch, studio, nets):
     assert needed - before[1] >= own
     chain = apply(studio, nets["shallow"], before=prompts)["positive"][0][1]["control"]
     assert chain.inference_memory_requirements(torch.float32) > own
-    assert [model is net.patcher for model, net in zip(chain.get_models(), (nets["canny"], nets["shallow"]))] == [True, True]
+    counted = chain.get_models()
+    assert len(counted) == 2 and counted[0] is nets["canny"].patcher and counted[1] is nets["shallow"].patcher
     assert control.patcher is nets["canny"].patcher, "copies share the weights"
 
 
@@ -448,7 +451,8 @@ def test_our_net_on_a_core_model(studio, nets):
     from comfy.supported_models import Stable_Cascade_C
     from reference_nets import as_lists
     weights = tiny_family.stage_c_weights()
-    weights["clip_img_mapper.weight"] = tiny_family.tensor_for("clip_img", (len(weights["clip_img_mapper.weight"]), 768))
+    rows = len(weights["clip_img_mapper.weight"])
+    weights["clip_img_mapper.weight"] = tiny_family.tensor_for("clip_img", (rows, 768))
     weights = tiny_family.split(weights)
     ours = studio.load("prior", studio.write("diffusion_models/control_pair", weights))
     config = {name: as_lists(value) for name, value in vars(ours.model.diffusion_model.config).items()}
@@ -456,7 +460,8 @@ def test_our_net_on_a_core_model(studio, nets):
     made.set_inference_dtype(torch.float32, None)
     model = made.get_model({}, "", device=torch.device("cpu"))
     model.diffusion_model.load_state_dict(weights)
-    core = comfy.model_patcher.CoreModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    core = comfy.model_patcher.CoreModelPatcher(model, load_device=cpu, offload_device=cpu)
     chain = apply(studio, nets["shallow"], before=apply(studio, nets["canny"]))
     results = [sample(studio, chain, each) for each in (ours, core)]
     assert relative(*results) <= 1e-4 and changed(results[1], sample(studio, studio.prompts, core))
@@ -485,7 +490,8 @@ def test_errors(studio, nets):
     given = {**prompts, "control_net": canny, "image": image}
     four = torch.rand(1, 32, 32, 4)
     for kind in ("CascadeStudio_ApplyControl", "ControlNetApplyAdvanced"):
-        check_sentence(refused(studio, kind, **{**given, "image": four}), "4 channels", "canny ControlNet", "Canny Hint")
+        text = refused(studio, kind, **{**given, "image": four})
+        check_sentence(text, "4 channels", "canny ControlNet", "Canny Hint")
     apply_node = "CascadeStudio_ApplyControl"
     check_sentence(refused(studio, apply_node, **given, start_percent=0.6, end_percent=0.2), "0.6", "0.2", "never act")
     check_sentence(refused(studio, apply_node, **given, block_weights="1, a lot"), "1, a lot", "commas")

@@ -134,12 +134,14 @@ def test_identity(studio, held):
     hint, preview = studio.call(IDENTITY, range(2), image=scene(), boxes=BOXES[held], embeddings=vectors)
     canvas = geometry.plan(160, 128)
     assert tuple(hint.shape) == (1, canvas.prior_height, canvas.prior_width, 512)
-    assert hint[..., 3].sum() > 0 and (hint[..., 7].sum() > 0) == (count == 2) and hint.sum() < hint.shape[1] * hint.shape[2]
+    assert hint[..., 3].sum() > 0 and (hint[..., 7].sum() > 0) == (count == 2)
+    assert hint.sum() < hint.shape[1] * hint.shape[2]
     assert hint[0, 0, 0, 3] == 1 and tuple(preview.shape[1:3]) == tuple(reversed(canvas.encoder_size))
 
 
 @pytest.mark.parametrize("boxes, vectors", [
-    ([[1, 2, 3, 4]], torch.eye(512)[:2]), ("a face", torch.eye(512)[:1]), ([[1, 2, 3, 4]], torch.zeros(1, 128)), ([], [])])
+    ([[1, 2, 3, 4]], torch.eye(512)[:2]), ("a face", torch.eye(512)[:1]), ([[1, 2, 3, 4]], torch.zeros(1, 128)),
+    ([], [])])
 def test_faces_that_cannot_be_read(studio, boxes, vectors):
     graph = studio.graph()
     text = graph.error(graph.add(IDENTITY, image=scene(), boxes=graph.give(boxes), embeddings=graph.give(vectors))[0])

@@ -97,7 +97,8 @@ def test_core_nodes_go_on_with_it(studio):
 def test_weight_zero_is_exact(studio, plain):
     given = prompts(studio, weight_1=0.0, image_2=picture(3), weight_2=0.0)
     assert torch.equal(sample(studio, given), plain)
-    assert torch.equal(sample(studio, prompts(studio, image_3=picture(3), weight_3=0.0)), sample(studio, prompts(studio)))
+    one = prompts(studio, image_3=picture(3), weight_3=0.0)
+    assert torch.equal(sample(studio, one), sample(studio, prompts(studio)))
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -124,7 +125,8 @@ def test_eight_pictures(studio):
     weights = {f"weight_{n}": 0.1 * n * (-1) ** (n // 4) for n in range(1, 9)}
     given = prompts(studio, **images, **weights)
     held = {name: [entry["strength"] for entry in text[0][1]["unclip_conditioning"]] for name, text in given.items()}
-    assert held["positive"] == pytest.approx([0.1, 0.2, 0.3, 0.8]) and held["negative"] == pytest.approx([0.4, 0.5, 0.6, 0.7])
+    assert held["positive"] == pytest.approx([0.1, 0.2, 0.3, 0.8])
+    assert held["negative"] == pytest.approx([0.4, 0.5, 0.6, 0.7])
     result = sample(studio, given, steps=1)
     for n in (1, 4, 8):
         other = sample(studio, prompts(studio, **{**images, f"image_{n}": picture(n + 20)}, **weights), steps=1)

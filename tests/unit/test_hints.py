@@ -80,7 +80,8 @@ def test_enlarged_other_sizes(width, height):
     assert abs(canvas.width / width / (8 / 3) - 1) < 0.06
     left, top, right, bottom = canvas.crop
     scale = canvas.padded_width / cells.shape[-1]
-    assert abs(left / scale - (cells.shape[-1] - width) // 2) < 1 and abs(top / scale - (cells.shape[-2] - height) // 2) < 1
+    assert abs(left / scale - (cells.shape[-1] - width) // 2) < 1
+    assert abs(top / scale - (cells.shape[-2] - height) // 2) < 1
     assert right <= canvas.padded_width and bottom <= canvas.padded_height
 
 
