@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import canvas, conditioning, drafts, inpaint, loaders, pictures, reports, sampling
 from . import canvas, conditioning, loaders, lora, merging, pictures, sampling
+from . import canvas, conditioning, control, hints, image_prompts, loaders, pictures, sampling
 
 
 class CascadeStudioExtension(ComfyExtension):
@@ -13,4 +14,5 @@ class CascadeStudioExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         areas = (loaders, canvas, sampling, conditioning, pictures, inpaint, drafts, reports)
         areas = (loaders, canvas, sampling, conditioning, pictures, lora, merging)
+        areas = (loaders, canvas, sampling, conditioning, pictures, control, hints, image_prompts)
         return [node for area in areas for node in area.NODES]

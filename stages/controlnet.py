@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .backend import TORCH, Backend
-from .encoder import EncoderConfig, FrozenNorms, Layers, trunk
+from .encoder import ALLOCATOR_SLACK, EncoderConfig, FrozenNorms, Layers, trunk, trunk_peak
 from .errors import WrongInput
 
 SLOPE = 0.2
@@ -109,6 +109,19 @@ class ControlNet(FrozenNorms):
             for _ in config.proj_blocks
         )
         self.eval()
+
+    def memory(self, batch: int, pixels: int, dtype_size: int) -> int:
+        """Bytes that the maps of ``batch`` hints of ``pixels`` pixels each need without gradients."""
+        config = self.config
+        cells = pixels / config.cell**2
+        if config.bottleneck_mode == "effnet":
+            c, backbone = config.trunk.c_features, pixels * trunk_peak(config.trunk)
+        elif config.bottleneck_mode == "simple":
+            c, backbone = config.c_in, cells * 9 * config.c_in
+        else:
+            c, backbone = config.c_embed, cells * (config.c_in + 2 * config.c_large[0])
+        maps = cells * (3 * c + config.c_proj * len(config.proj_blocks))
+        return int(ALLOCATOR_SLACK * batch * max(backbone, maps) * dtype_size)
 
     def forward(self, hint: Tensor) -> dict[int, Tensor]:
         """Hint (B, c_in, H, W) → one map for each of ``config.proj_blocks``."""

@@ -135,5 +135,9 @@ def check_model(model: Any, stage: str, where: str) -> None:
 
 
 def with_prior(conditioning: Any, prior: Tensor) -> Any:
-    """``conditioning`` with the Stage C latent that Stage B is to follow, under the key of the host's own node."""
-    return [[text, {**extra, "stable_cascade_prior": prior}] for text, extra in conditioning]
+    """``conditioning`` with the Stage C latent that Stage B is to follow, under the key of the host's own node.
+
+    ControlNets act on Stage C only; left in, the host would load them for Stage B as well.
+    """
+    return [[text, {**{key: value for key, value in extra.items() if key != "control"}, "stable_cascade_prior": prior}]
+            for text, extra in conditioning]

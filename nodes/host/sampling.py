@@ -16,6 +16,7 @@ from ...stages import diffusion
 from ...stages.diffusion import Guidance
 from ...stages.errors import BadValues, OutOfMemory
 from ...stages.variation import Seeds
+from .control import for_picture, release
 from .measure import measured
 from .memory import is_out_of_memory, make_room
 from .models import OWN_SAMPLER
@@ -215,9 +216,12 @@ def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any
     guider = CascadeGuider(model)
     guider.set_prompts(positive, negative)
     guider.set_guidance(run.guidance)
-    samples = guider.sample(
-        noise, image, official_sampler(run.step, seeds, start), sigmas, denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1), seed=run.seed)
+    try:
+        samples = guider.sample(
+            noise, image, official_sampler(run.step, seeds, start), sigmas, denoise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1), seed=run.seed)
+    finally:
+        release(positive, negative)
     return samples.to(comfy.model_management.intermediate_device())
 
 
@@ -271,4 +275,5 @@ def pick(conditioning: Any, index: int) -> Any:
             return value[place:place + 1]
         return value
 
-    return [[narrow(text), {key: narrow(value) for key, value in extra.items()}] for text, extra in conditioning]
+    return [[narrow(text), {key: for_picture(value, index) if key == "control" else narrow(value)
+                            for key, value in extra.items()}] for text, extra in conditioning]

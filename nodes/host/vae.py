@@ -291,8 +291,13 @@ def encode_for_prior(vae: Any, image: Tensor, canvas: Canvas) -> Tensor:
     width, height = canvas.encoder_size
     if tuple(image.shape[1:3]) != (height, width):
         image = F.interpolate(image.movedim(-1, 1), size=(height, width), mode="bilinear", antialias=True).movedim(1, -1)
+    return encode_picture(vae, image.clamp(0.0, 1.0))
+
+
+def encode_picture(vae: Any, image: Tensor) -> Tensor:
+    """Stage C latents (B, 16, H/32, W/32) of pictures (B, H, W, 3) as they are."""
     with explained("The image encoder", LESS_MEMORY):
-        return vae.encode(image.clamp(0.0, 1.0))
+        return vae.encode(image)
 
 
 def expect_stage_a(vae: Any, where: str) -> None:

@@ -22,6 +22,10 @@ CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio
     "ConvertLora", "ExtractLora", "MergeModels", "AddDifference", "SaveModel")}
 CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
               "Cascade Studio/conditioning", "Cascade Studio/lora", "Cascade Studio/merging")
+    "EncodeStageA", "EncodeImage", "DecodePreview", "LoadControlNet", "ApplyControl", "CannyHint", "InpaintHint",
+    "OutpaintCanvas", "SuperResolutionHint", "IdentityHint", "ImagePrompts")}
+CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
+              "Cascade Studio/conditioning", "Cascade Studio/control")
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 
@@ -142,6 +146,7 @@ def file_inputs(kind: Any) -> set[str]:
     """The inputs that choose a file; wires may have the same names."""
     from comfy_api.latest import io
     return {entry.id for entry in kind.define_schema().inputs if isinstance(entry, io.Combo.Input)} & FILE_INPUTS
+FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision", "controlnet"}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in IDS if "_Load" in name))
