@@ -5,6 +5,7 @@ Weights carry the names of the official modules/stage_b.py, with the attention's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,14 +79,16 @@ class StageB(CascadeUNet):
         cond = joined_tokens([tokens], self.config.c_cond)
         run = Run(dtype, self.embed_times(r, {"sca": sca}, dtype), cond, (), hooks, options)
         h = self.embed(x)
-        h = h + self.mapped_effnet(effnet, h, dtype)
+        h = h + self.mapped_effnet(effnet, h, dtype, hooks)
         h = h + self.mapped_pixels(pixels, h, dtype)
         return self.read_out(self.through(h, run), dtype)
 
-    def mapped_effnet(self, effnet: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
+    def mapped_effnet(self, effnet: Tensor, h: Tensor, dtype: torch.dtype, hooks: BlockHooks = NO_HOOKS) -> Tensor:
         """Stage C latent (1 or B, 16, h, w), resized first and mapped then, as (1 or B, H, W, C) to add to ``h``."""
         effnet = self.checked_map("effnet", effnet, self.config.c_effnet, h)
-        return self.map(self.effnet_mapper, resized(nhwc(effnet.float()), h.shape[1:3]).to(dtype)).to(h.dtype)
+        stretched = resized(nhwc(effnet.float()), h.shape[1:3]).to(dtype)
+        width = 8 * self.config.c_hidden[0]  # before and after the activation
+        return hooks.pointwise(partial(self.map, self.effnet_mapper), stretched, width).to(h.dtype)
 
     def mapped_pixels(self, pixels: Tensor | None, h: Tensor, dtype: torch.dtype) -> Tensor:
         """Picture (1 or B, 3, h, w), mapped first and resized then; the zeros of no picture are mapped as one pixel."""

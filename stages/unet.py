@@ -252,14 +252,14 @@ class CascadeUNet(nn.Module):
         attentions = 0
         for block in group:
             if isinstance(block, ResBlock):
-                x, skip = block(run.controlled(x), skip, run.dtype), None
+                x, skip = run.hooks.residual(block, run.controlled(x), skip, run.dtype), None
             elif isinstance(block, TimestepBlock):
                 x = block(x, run.times)
             elif isinstance(block, AttnBlock):
                 x = block(x, run.cond, run.dtype, place._replace(layer=attentions), run.hooks, run.options)
                 attentions += 1
             else:
-                x = block(x, run.dtype)
+                x = run.hooks.residual(block, x, None, run.dtype)
         return x
 
     @staticmethod

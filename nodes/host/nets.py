@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...stages import memory
-from ...stages.blocks import NO_HOOKS, BlockHooks
+from ...stages.layers import AttentionLayer, TokenLayer
+from ...stages.regions import Layout, RegionLayer
 from ...stages.stage_b import StageB, StageBConfig
 from ...stages.stage_c import StageC, StageCConfig
 from ...stages.unet import UNetConfig
 from .backend import backend_for
-from .hooks import TransformerHooks
-
-PATCH_KEYS = ("patches", "patches_replace")
+from .hooks import hooks_for
 
 
 def network_arguments(config: UNetConfig, stage: str) -> dict[str, Any]:
@@ -28,11 +27,6 @@ def network_arguments(config: UNetConfig, stage: str) -> dict[str, Any]:
 def config_from(kind: type[UNetConfig], arguments: dict[str, Any]) -> UNetConfig:
     """Our configuration out of the keyword arguments that the host passes to a network."""
     return kind(**{field.name: arguments[field.name] for field in fields(kind) if field.name in arguments})
-
-
-def hooks_for(options: dict[str, Any] | None) -> BlockHooks:
-    """Block hooks for these ``transformer_options``; the free default where nothing is patched."""
-    return TransformerHooks(options) if options and any(options.get(key) for key in PATCH_KEYS) else NO_HOOKS
 
 
 def control_by_block(control: dict[str, Any] | None) -> list[Tensor | None] | None:
@@ -67,10 +61,17 @@ class HostStageC(StageC, HostNet):
     def denoise_for_host(self, x: Tensor, r: Tensor, context: Tensor | None, control: dict[str, Any] | None,
                          transformer_options: dict[str, Any] | None, clip_text: Tensor | None = None,
                          clip_text_pooled: Tensor | None = None, clip_img: Tensor | None = None,
-                         sca: Tensor | None = None, crp: Tensor | None = None, **unused: Any) -> Tensor:
+                         sca: Tensor | None = None, crp: Tensor | None = None, text_weights: Tensor | None = None,
+                         region_weights: Tensor | None = None, region_layout: Layout | None = None,
+                         **unused: Any) -> Tensor:
         text = context if clip_text is None else clip_text
+        layers: tuple[AttentionLayer, ...] = ()
+        if text_weights is not None:
+            layers += (TokenLayer(text_weights),)
+        if region_weights is not None:
+            layers += (RegionLayer(region_weights, region_layout),)
         return self.denoise(x, r, text, clip_text_pooled, clip_img, sca, crp, control_by_block(control),
-                            hooks_for(transformer_options), transformer_options)
+                            hooks_for(transformer_options, layers), transformer_options)
 
     def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
         """Peak bytes of one pass beside the weights."""
@@ -109,7 +110,11 @@ class HostStageB(StageB, HostNet):
         out = self.denoise(x, r, effnet, clip, pixels, sca, hooks_for(transformer_options), transformer_options)
         return out[..., :height, :width]
 
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Cells of the embedded grid a side in one cell of each level."""
+        return tuple(2**level for level in range(len(self.config.c_hidden)))
+
     def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
         """Peak bytes of one pass beside the weights."""
-        strides = tuple(2**level for level in range(len(self.config.c_hidden)))
-        return memory.activation_memory(self.config, batch, height, width, dtype_size, strides)
+        return memory.activation_memory(self.config, batch, height, width, dtype_size, self.level_strides)
