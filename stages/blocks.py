@@ -86,8 +86,15 @@ class BlockHooks:
         """``block`` on x (B, H, W, C): the place to give its response norm other lengths, or to run it in pieces."""
         return block(x, skip, dtype)
 
-    def pointwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-        """A ``layer`` on x (B, H, W, C) whose cells do not see each other and are up to ``width`` numbers wide."""
+    def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """``x`` (B, H, W, C) in the size of the skip that it meets."""
+        return resized(x, size)
+
+    def rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+        """A ``layer`` on x (B, H, W, C) in which pairs of rows do not see each other; it needs ``width`` numbers a cell.
+
+        It may have half or twice as many rows and columns as ``x``.
+        """
         return layer(x)
 
 

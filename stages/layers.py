@@ -58,8 +58,11 @@ class LayeredHooks(BlockHooks):
                  ) -> Tensor:
         return self.blocks.residual(block, x, skip, dtype)
 
-    def pointwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-        return self.blocks.pointwise(layer, x, width)
+    def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.blocks.resized(x, size)
+
+    def rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+        return self.blocks.rowwise(layer, x, width)
 
     def attention(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int) -> Tensor | None:
         if not self.layers:

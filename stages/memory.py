@@ -23,7 +23,7 @@ def activation_memory(config: UNetConfig, batch: int, height: int, width: int, d
     return _peak(config, batch, height, width, dtype_size, level_strides, math.inf)
 
 
-NARROW_BLOCK = 5
+NARROW_BLOCK = 4
 """Activations of a ResBlock in pieces, in units of its width: the stream before and after it, the skip, and what a
 change of levels or a repetition holds beside them."""
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .blocks import BlockHooks, FeedForwardBlock, Place, ResBlock, channel_lengths
+from .blocks import BlockHooks, FeedForwardBlock, Place, ResBlock, channel_lengths, nchw, nhwc
 from .cropping import crop_prior
 from .errors import WrongInput
 from .layers import NO_CHANGES, Attend, AttentionLayer, Changes, log_weights
@@ -54,15 +55,19 @@ class PieceHooks(BlockHooks):
             torch.add(x[:, first:last], change, out=out[:, first:last])
         return out
 
-    def pointwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-        step = self.rows(x, width)
+    def rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+        step = max(2, self.rows(x, width) // 2 * 2)
         if step >= x.shape[1]:
             return layer(x)
-        out = None
+        out, done = None, 0
         for first in range(0, x.shape[1], step):
+            if first == x.shape[1] - 1 and out.shape[1] == done:
+                break  # a single last row, which halving drops
             part = layer(x[:, first:first + step])
-            out = part.new_empty(*x.shape[:3], part.shape[-1]) if out is None else out
-            out[:, first:first + step] = part
+            if out is None:
+                out = part.new_empty(part.shape[0], x.shape[1] * part.shape[1] // step, *part.shape[2:])
+            out[:, done:done + part.shape[1]] = part
+            done += part.shape[1]
         return out
 
 
@@ -144,36 +149,63 @@ class Surroundings(AttentionLayer):
         return 1.0 - (inside[0][:, None] & inside[1][None, :]).float().flatten()
 
 
-class WholeNorms(BlockHooks):
-    """The blocks of ``count`` tiles with the response norms of the whole picture."""
+class TileBlocks(BlockHooks):
+    """The blocks of ``tiles`` as parts of a latent of ``size``, with the response norms of the ``whole`` if given."""
 
-    def __init__(self, whole: Whole, count: int):
-        self.whole, self.count, self.calls = whole, count, 0
+    def __init__(self, tiles: list[Tile], size: tuple[int, int], whole: Whole | None):
+        self.tiles, self.size, self.whole, self.calls = tiles, size, whole, 0
 
     def residual(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
                  ) -> Tensor:
-        length = self.whole.lengths[self.calls].repeat_interleave(self.count, 0)
+        if self.whole is None:
+            return block(x, skip, dtype)
+        length = self.whole.lengths[self.calls].repeat_interleave(len(self.tiles), 0)
         self.calls += 1
         return block(x, skip, dtype, lambda _: length)
+
+    def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """A level of odd size is stretched on its way back up: each tile has to take its part of the whole stretch."""
+        if tuple(x.shape[1:3]) == tuple(size):
+            return x
+        tile = self.tiles[0]
+        axes = [[self.positions(full, side, cells, start) for full, side, cells, start in (
+            (self.size[0], tile.height, size[0], each.top), (self.size[1], tile.width, size[1], each.left))]
+            for each in self.tiles]
+        grids = [torch.stack(torch.meshgrid(2 * rows / max(x.shape[1] - 1, 1) - 1,
+                                            2 * columns / max(x.shape[2] - 1, 1) - 1, indexing="ij")[::-1], dim=-1)
+                 for rows, columns in axes]
+        places = torch.stack(grids).to(x.device).repeat(x.shape[0] // len(grids), 1, 1, 1)
+        return nhwc(F.grid_sample(nchw(x).float(), places, padding_mode="border", align_corners=True)).to(x.dtype)
+
+    @staticmethod
+    def positions(full: int, side: int, cells: int, start: int) -> Tensor:
+        """Where the ``cells`` of a tile's level lie on the level below it, doubled, counted from the tile's own start;
+        ``full``, ``side`` and ``start`` are the latent, the tile and its start in latents."""
+        level, own, stride = -(-full // 2), -(-side // 2), 2
+        while own > cells:
+            level, own, stride = level // 2, own // 2, stride * 2
+        index = start // stride + torch.arange(cells, dtype=torch.float32)
+        return index * ((level // 2 * 2 - 1) / max(level - 1, 1)) - start // stride
 
 
 def starts(length: int, tile: int, overlap: int, step: int) -> tuple[int, list[int]]:
     """One side cut into the fewest equal tiles: their size and where they begin, at multiples of ``step``.
 
     Neighbours share at least ``overlap`` cells. Multiples of ``step`` keep the levels of every tile in line with those
-    of the whole picture. A tile is a little larger than ``tile`` where the length is no multiple of ``step``.
+    of the whole picture, and the sides of all have the same remainder, so that all levels are rounded alike. A tile is
+    a little larger than ``tile`` where there is one.
     """
-    size = tile // step * step + length % step
+    size = max(step, tile // step * step) + length % step
     if length <= size:
         return length, [0]
-    share = -(-max(overlap, 1) // step) * step
-    if size - share < step:
+    advance = (size - max(overlap, 1)) // step
+    if advance < 1:
         raise WrongInput(f"Tiles of {tile * 4} px were asked for with an overlap of {overlap * 4} px, which leaves "
                          f"nothing to go on by. The overlap has to be at least {step * 4} px smaller than the tile: "
                          "use larger tiles or a smaller overlap.")
-    count = -(-(length - share) // (size - share))
     room = (length - size) // step
-    return size, [round(room * index / (count - 1)) * step for index in range(count)]
+    further = -(-room // advance)
+    return size, [room * index // further * step for index in range(further + 1)]
 
 
 def feather(length: int, size: int, begins: list[int]) -> Tensor:
@@ -246,8 +278,8 @@ def run_in_tiles(call: Call, x: Tensor, prior: Tensor, tiling: Tiling, step: int
     for group, shares in batches(tiles, weights, tiling.batch):
         parts = interleaved([tile.cut(x) for tile in group])
         priors = interleaved([crop_prior(prior, size, (t.height, t.width, t.top, t.left), least) for t in group])
-        changes = NO_CHANGES if whole is None else Changes(
-            (Surroundings(whole, group, size, thinned),), WholeNorms(whole, len(group)))
+        layers = () if whole is None else (Surroundings(whole, group, size, thinned),)
+        changes = Changes(layers, TileBlocks(group, size, whole))
         given = call(parts, priors, len(group), changes)
         for index, (tile, share) in enumerate(zip(group, shares)):
             tile.cut(out).add_(given[index::len(group)].float() * share.to(out.device))

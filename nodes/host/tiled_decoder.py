@@ -7,14 +7,27 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ...stages.errors import WrongInput
+from ...stages.geometry import LATENT_PIXELS
 from ...stages.layers import NO_CHANGES, Changes
 from ...stages.memory import activation_memory, pieces_memory
-from ...stages.tiled_decoder import OWN, PIECES, SHARED, PieceHooks, Tiling, piece_elements, run_in_tiles
+from ...stages.tiled_decoder import METHODS, PIECES, PieceHooks, Tiling, piece_elements, run_in_tiles
 from .hooks import CHANGES_KEY
+
+__all__ = ["METHODS", "PIECES", "needed_memory", "patch_tiles", "tiling"]
 
 TILING_KEY = "cascade_studio_tiling"
 """Key in ``transformer_options``: the :class:`Tiling` of a model, for its memory estimate."""
 WRAPPER = "cascade_studio_tiles"
+
+
+def tiling(method: str, tile: int, overlap: int, batch: int) -> Tiling:
+    """A checked tiling; sizes in latents."""
+    if method != PIECES and overlap > tile // 2:
+        raise WrongInput(f"Tiles of {tile * LATENT_PIXELS} px were asked to overlap by {overlap * LATENT_PIXELS} px. The "
+                         f"overlap can be half a tile at most, {tile * LATENT_PIXELS // 2} px: choose a smaller overlap "
+                         "or larger tiles.")
+    return Tiling(method, tile, overlap, batch)
 
 
 def patch_tiles(model: Any, tiling: Tiling) -> Any:
@@ -91,6 +104,3 @@ def prepare(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: A
         height = max(1, int(noise_shape[-2] * needed / whole))
         noise_shape = [*noise_shape[:2], height, noise_shape[-1]]
     return executor(model, noise_shape, *args, **kwargs)
-
-
-__all__ = ["OWN", "PIECES", "SHARED", "Tiling", "needed_memory", "patch_tiles"]
