@@ -4,7 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..stages import geometry, upscale
-from .host import latents, tiled_decoder
+from .host import guidance, latents, tiled_decoder
 
 CATEGORY = "Cascade Studio/high resolution"
 TILES, SECOND = "Tile Stage B", "Enlarge Stage C latent"
@@ -41,6 +41,7 @@ class CascadeStudioTileDecoder(io.ComfyNode):
     @classmethod
     def execute(cls, model, method, tile_size, tile_overlap, tile_batch) -> io.NodeOutput:
         latents.check_model(model, "Stage B", TILES)
+        guidance.check_own(model, TILES, "Stage B")
         return io.NodeOutput(tiled_decoder.patch_tiles(model, tiled_decoder.tiling(
             method, tile_size // PIXELS, tile_overlap // PIXELS, tile_batch)))
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import canvas, conditioning, high_resolution, loaders, pictures, sampling
+from . import canvas, conditioning, guidance, high_resolution, loaders, pictures, prompts, sampling
 
 
 class CascadeStudioExtension(ComfyExtension):
     """What the host asks a pack for."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        areas = (loaders, canvas, sampling, conditioning, pictures, high_resolution)
+        areas = (loaders, canvas, sampling, conditioning, pictures, prompts, guidance, high_resolution)
         return [node for area in areas for node in area.NODES]

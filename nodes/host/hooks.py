@@ -54,7 +54,7 @@ class TransformerHooks(LayeredHooks):
     def extra(self, place: Place, width: int, n_self: int | None = None) -> dict[str, Any]:
         """The host's ``extra_options`` for an attention patch at ``place``."""
         return {**self.plain, "block": (place.kind, place.number), "block_index": place.layer, "n_heads": place.heads,
-                HEAD_WIDTH_KEY: width // place.heads, "attn_precision": None, "n_self": n_self}
+                HEAD_WIDTH_KEY: width // place.heads, "attn_precision": None, "n_self": n_self, "grid": place.grid}
 
     def input_block(self, place: Place, x: Tensor) -> Tensor:
         return self.through("input_block_patch", place, x)

@@ -38,6 +38,15 @@ def control_by_block(control: dict[str, Any] | None) -> list[Tensor | None] | No
 class HostNet:
     """What the host asks of both networks beside their mathematics."""
 
+    def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
+        """Peak bytes of one pass beside the weights."""
+        return memory.activation_memory(self.config, batch, height, width, dtype_size, self.level_strides)
+
+    def deepest_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the middle block for a latent of ``height`` x ``width``."""
+        patch, stride = self.config.patch_size, self.level_strides[-1]
+        return max(1, -(-height // patch) // stride), max(1, -(-width // patch) // stride)
+
     def wrapped(self, call: Any, options: dict[str, Any] | None, *args: Any, **kwargs: Any) -> Tensor:
         """Run ``call`` inside the host's DIFFUSION_MODEL wrappers."""
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(
@@ -73,12 +82,13 @@ class HostStageC(StageC, HostNet):
         return self.denoise(x, r, text, clip_text_pooled, clip_img, sca, crp, control_by_block(control),
                             hooks_for(transformer_options, layers), transformer_options)
 
-    def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
-        """Peak bytes of one pass beside the weights."""
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Cells of the embedded grid a side in one cell of each level."""
         strides = [1]
         for switch in self.config.switch_level:
             strides.append(strides[-1] * (2 if switch else 1))
-        return memory.activation_memory(self.config, batch, height, width, dtype_size, tuple(strides))
+        return tuple(strides)
 
 
 class HostStageB(StageB, HostNet):
@@ -114,7 +124,3 @@ class HostStageB(StageB, HostNet):
     def level_strides(self) -> tuple[int, ...]:
         """Cells of the embedded grid a side in one cell of each level."""
         return tuple(2**level for level in range(len(self.config.c_hidden)))
-
-    def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
-        """Peak bytes of one pass beside the weights."""
-        return memory.activation_memory(self.config, batch, height, width, dtype_size, self.level_strides)

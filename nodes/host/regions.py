@@ -20,7 +20,7 @@ UNSUPPORTED = {"unclip_conditioning": "an image prompt", "control": "a ControlNe
                "mask": "a mask of its own", "hooks": "a hook", REGIONS_KEY: "regions of its own"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
     """A prompt, the part of the picture that hears it, and how loudly."""
 
@@ -31,7 +31,7 @@ class Region:
     token_weights: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Regions:
     """All regions of one conditioning; ``keep_base`` lets them hear the base prompt as well."""
 

@@ -40,6 +40,12 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+GUIDANCE = ("PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention")
+GIVE_OBJECTS = {"CascadeStudio_Guider", "CascadeStudio_TileDecoder", "CascadeStudio_RegionalPrompt",
+                *(f"CascadeStudio_{name}" for name in GUIDANCE)}
+"""Nodes whose result is an object that cannot be compared."""
+
+
 def given(parts: Parts) -> dict[str, dict[str, Any]]:
     """Inputs for every node that takes objects, with everything in them that a node could be tempted to change."""
     seen = SimpleNamespace(image_embeds=noise(1, 64))
@@ -64,11 +70,12 @@ def given(parts: Parts) -> dict[str, dict[str, Any]]:
         "CascadeStudio_DecodePreview": {"prior": prior, "vae": parts.stage_c_vae},
         "CascadeStudio_TileDecoder": {"model": parts.decoder},
         "CascadeStudio_HighResolutionPrior": {"prior": prior},
+        "CascadeStudio_EncodePrompt": {"clip": parts.clip, "text": "a (red:1.4) apple BREAK leaves AVG a (house:0.5)"},
+        "CascadeStudio_RegionalPrompt": {"conditioning": prompts["positive"], "region": parts.negative,
+                                         "mask": noise(1, 8, 8).clamp(0, 1)},
+        **{f"CascadeStudio_{name}": {"model": parts.prior} for name in GUIDANCE},
     }
 
-
-GIVE_OBJECTS = {"CascadeStudio_Guider", "CascadeStudio_TileDecoder"}
-"""Nodes whose result is an object that cannot be compared."""
 
 NO_OBJECTS = {"CascadeStudio_Canvas", "CascadeStudio_Sampler"}
 
@@ -86,7 +93,8 @@ def test_every_node_is_here(host, parts):
     "CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder", "CascadeStudio_DecoderConditioning",
     "CascadeStudio_Schedule", "CascadeStudio_Guider", "CascadeStudio_DecodeStageA", "CascadeStudio_EncodeStageA",
     "CascadeStudio_EncodeImage", "CascadeStudio_DecodePreview", "CascadeStudio_TileDecoder",
-    "CascadeStudio_HighResolutionPrior"])
+    "CascadeStudio_HighResolutionPrior", "CascadeStudio_EncodePrompt", "CascadeStudio_RegionalPrompt",
+    *sorted(f"CascadeStudio_{name}" for name in GUIDANCE)])
 def test_inputs_are_kept(host, parts, kind):
     inputs = given(parts)[kind]
     before = {name: snapshot(value) for name, value in inputs.items()}

@@ -14,9 +14,10 @@ PREFIX = "CascadeStudio_"
 IDS = {PREFIX + name for name in (
     "Load", "LoadPrior", "LoadDecoder", "LoadTextEncoder", "LoadStageA", "LoadImageEncoder", "LoadClipVision", "Canvas",
     "SamplePrior", "SampleDecoder", "Schedule", "Sampler", "Guider", "DecoderConditioning", "DecodeStageA",
-    "EncodeStageA", "EncodeImage", "DecodePreview", "TileDecoder", "HighResolutionPrior")}
+    "EncodeStageA", "EncodeImage", "DecodePreview", "TileDecoder", "HighResolutionPrior",
+    "EncodePrompt", "RegionalPrompt", "PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention")}
 CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
-              "Cascade Studio/conditioning", "Cascade Studio/high resolution")
+              "Cascade Studio/conditioning", "Cascade Studio/high resolution", "Cascade Studio/guidance")
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 
