@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import canvas, conditioning, drafts, inpaint, loaders, pictures, reports, sampling
 from . import canvas, conditioning, loaders, lora, merging, pictures, sampling
 from . import canvas, conditioning, control, hints, image_prompts, loaders, pictures, sampling
+from . import canvas, conditioning, guidance, high_resolution, loaders, pictures, prompts, sampling
 
 
 class CascadeStudioExtension(ComfyExtension):
@@ -15,4 +16,5 @@ class CascadeStudioExtension(ComfyExtension):
         areas = (loaders, canvas, sampling, conditioning, pictures, inpaint, drafts, reports)
         areas = (loaders, canvas, sampling, conditioning, pictures, lora, merging)
         areas = (loaders, canvas, sampling, conditioning, pictures, control, hints, image_prompts)
+        areas = (loaders, canvas, sampling, conditioning, pictures, prompts, guidance, high_resolution)
         return [node for area in areas for node in area.NODES]

@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None) -> Tensor:
-    """Scaled dot-product attention: ``q`` (B, N, C), ``k`` and ``v`` (B, M, C) → (B, N, C)."""
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None,
+                    mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention: ``q`` (B, N, C), ``k`` and ``v`` (B, M, C) → (B, N, C).
+
+    ``mask`` (B, N, M) is added to the products of every head before the softmax.
+    """
     batch, length, width = q.shape
     q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+    bias = None if mask is None else mask[:, None]
+    return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(batch, length, width)
 
 
 def cast_like(parameter: Tensor, like: Tensor) -> Tensor:
@@ -30,8 +35,9 @@ def cast_like(parameter: Tensor, like: Tensor) -> Tensor:
 class Backend:
     """The layer classes take the arguments of their ``torch.nn`` namesakes, ``dtype`` and ``device`` included.
 
-    ``attention(q, k, v, heads, options)`` works on (B, tokens, C) tensors; ``options`` is whatever the caller of
-    the network handed down (ComfyUI's ``transformer_options``, or None). ``cast(parameter, like)`` returns a raw
+    ``attention(q, k, v, heads, options, mask)`` works on (B, tokens, C) tensors; ``options`` is whatever the caller of
+    the network handed down (ComfyUI's ``transformer_options``, or None), and ``mask`` (B, N, M) or None is added to the
+    products of queries and keys. ``cast(parameter, like)`` returns a raw
     parameter ready for use beside ``like``; every raw ``nn.Parameter`` is read through it.
     """
 

@@ -31,13 +31,15 @@ class Place(NamedTuple):
     """Where in the U a hook is called.
 
     ``kind`` and ``number`` name the group: ("input", n), ("middle", 0) or ("output", n), in execution order, repeats
-    counted. For the attention hooks ``layer`` counts the attention blocks of the group and ``heads`` is their heads.
+    counted. For the attention hooks ``layer`` counts the attention blocks of the group, ``heads`` is their heads and
+    ``grid`` the height and width in which the picture's own tokens lie.
     """
 
     kind: str
     number: int
     layer: int = 0
     heads: int = 0
+    grid: tuple[int, int] = (0, 0)
 
 
 class BlockHooks:
@@ -78,6 +80,22 @@ class BlockHooks:
     def attention_output(self, place: Place, x: Tensor) -> Tensor:
         """What the attention adds, after its output projection and before the sum."""
         return x
+
+    def residual(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
+                 ) -> Tensor:
+        """``block`` on x (B, H, W, C): the place to give its response norm other lengths, or to run it in pieces."""
+        return block(x, skip, dtype)
+
+    def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """``x`` (B, H, W, C) in the size of the skip that it meets."""
+        return resized(x, size)
+
+    def rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+        """A ``layer`` on x (B, H, W, C) in which pairs of rows do not see each other; it needs ``width`` numbers a cell.
+
+        It may have half or twice as many rows and columns as ``x``.
+        """
+        return layer(x)
 
 
 NO_HOOKS = BlockHooks()
@@ -155,7 +173,8 @@ class GlobalResponseNorm(nn.Module):
     """Global response normalisation on (B, H, W, C), ConvNeXt V2 (arXiv 2301.00808), section 3.
 
     G is the L2 norm of a channel over the picture, N = G / (mean of G over channels + 1e-6), and the result
-    gamma x N + beta + x is computed as beta + x (1 + gamma N). Without gradients it is written over ``x``.
+    gamma x N + beta + x is computed as beta + x (1 + gamma N). Without gradients it is written over ``x``. ``lengths``
+    gives G where ``x`` is only a part of the picture.
     """
 
     def __init__(self, width: int, *, dtype=None, device=None, backend: Backend = TORCH):
@@ -164,8 +183,8 @@ class GlobalResponseNorm(nn.Module):
         self.gamma = nn.Parameter(torch.empty(1, 1, 1, width, dtype=dtype, device=device))
         self.beta = nn.Parameter(torch.empty(1, 1, 1, width, dtype=dtype, device=device))
 
-    def forward(self, x: Tensor) -> Tensor:
-        norm = channel_lengths(x)
+    def forward(self, x: Tensor, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+        norm = lengths(x)
         scale = 1 + self.cast(self.gamma, norm) * (norm / (norm.mean(dim=-1, keepdim=True) + EPS))
         out = None if torch.is_grad_enabled() else x
         return torch.addcmul(self.cast(self.beta, x), x, scale.to(x.dtype), out=out)
@@ -186,11 +205,19 @@ class Mixer(nn.Sequential):
             nn.Identity(),
             backend.Linear(c * 4, c, dtype=dtype, device=device),
         )
+        self.width = c * 4
 
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+        return self.narrowed(self.widened(x, dtype), dtype, lengths)
+
+    def widened(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Before the response norm: (B, H, W, c_in) -> (B, H, W, 4c)."""
         h = widely(self[0], x, dtype)
-        h = self[1](h) if torch.is_grad_enabled() else torch.ops.aten.gelu_(h)
-        return widely(self[4], self[3](self[2](h)), dtype)
+        return self[1](h) if torch.is_grad_enabled() else torch.ops.aten.gelu_(h)
+
+    def narrowed(self, h: Tensor, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+        """The response norm and what follows: (B, H, W, 4c) -> (B, H, W, c)."""
+        return widely(self[4], self[3](self[2](h, lengths)), dtype)
 
 
 class ResBlock(nn.Module):
@@ -202,12 +229,24 @@ class ResBlock(nn.Module):
         self.depthwise = backend.Conv2d(c, c, kernel_size=kernel_size, padding=kernel_size // 2, groups=c,
                                         dtype=dtype, device=device)
         self.channelwise = Mixer(c + c_skip, c, dtype, device, backend)
+        self.radius = kernel_size // 2
 
-    def forward(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype,
+                lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+        return x + self.channelwise(self.mixed(x, skip, dtype), dtype, lengths)
+
+    def mixed(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What the mixer reads: the normed convolution of ``x``, and the skip behind it."""
         h = channel_norm(widely(partial(conv_last, self.depthwise), x, dtype), dtype)
-        if skip is not None:  # raw residual stream, so from here on the mixer has to be as wide as that
-            h = torch.cat([h.to(skip.dtype), skip], dim=-1)
-        return x + self.channelwise(h, dtype)
+        # The skip is raw residual stream, so from here on the mixer has to be as wide as that.
+        return h if skip is None else torch.cat([h.to(skip.dtype), skip], dim=-1)
+
+    def mixed_rows(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last`` (exclusive) of :meth:`mixed`, computed from no more rows than they depend on."""
+        top, bottom = max(0, first - self.radius), min(x.shape[1], last + self.radius)
+        h = widely(partial(conv_last, self.depthwise), x[:, top:bottom], dtype)[:, first - top:last - top]
+        h = channel_norm(h, dtype)
+        return h if skip is None else torch.cat([h.to(skip.dtype), skip[:, first:last]], dim=-1)
 
 
 class FeedForwardBlock(nn.Module):
@@ -217,8 +256,13 @@ class FeedForwardBlock(nn.Module):
         super().__init__()
         self.channelwise = Mixer(c, c, dtype, device, backend)
 
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x + self.channelwise(channel_norm(x, dtype), dtype)
+    def forward(self, x: Tensor, skip: None, dtype: torch.dtype,
+                lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+        return x + self.channelwise(channel_norm(x, dtype), dtype, lengths)
+
+    def mixed_rows(self, x: Tensor, skip: None, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last`` (exclusive) of what the mixer reads."""
+        return channel_norm(x[:, first:last], dtype)
 
 
 class TimestepBlock(nn.Module):
@@ -266,7 +310,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor, cond: Tensor, dtype: torch.dtype, place: Place, hooks: BlockHooks = NO_HOOKS,
                 options: Any = None) -> Tensor:
         attn = self.attention["attn"]
-        place = place._replace(heads=self.heads)
+        place = place._replace(heads=self.heads, grid=(x.shape[1], x.shape[2]))
         own = channel_norm(x, dtype).flatten(1, 2)
         cond = self.kv_mapper[1](cond).expand(x.shape[0], -1, -1)
         query, keys, values, n_self = self.joined(*hooks.attention_tokens(place, own, cond))

@@ -5,6 +5,7 @@ Weights carry the names of the official modules/stage_b.py, with the attention's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from .backend import TORCH, Backend
 from .blocks import NO_HOOKS, BlockHooks, channel_norm, conv_last, nhwc, resized
 from .errors import WrongInput
-from .unet import CascadeUNet, Run, UNetConfig, joined_tokens
+from .unet import CascadeUNet, Run, UNetConfig, joined_tokens, rescaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +78,24 @@ class StageB(CascadeUNet):
         tokens = self.clip_mapper(self.checked_condition("clip", clip, self.config.c_clip, x))
         cond = joined_tokens([tokens], self.config.c_cond)
         run = Run(dtype, self.embed_times(r, {"sca": sca}, dtype), cond, (), hooks, options)
-        h = self.embed(x)
-        h = h + self.mapped_effnet(effnet, h, dtype)
-        h = h + self.mapped_pixels(pixels, h, dtype)
-        return self.read_out(self.through(h, run), dtype)
+        # The start of the U is handed on and not kept here, where it would outlive its use.
+        return self.read_out(self.through(self.start(x, effnet, pixels, dtype, hooks), run), dtype)
 
-    def mapped_effnet(self, effnet: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
+    def start(self, x: Tensor, effnet: Tensor, pixels: Tensor | None, dtype: torch.dtype, hooks: BlockHooks) -> Tensor:
+        """The embedded latent with the Stage C latent and the picture added: (B, H/2, W/2, C)."""
+        h = self.embed(x)
+        h = h + self.mapped_effnet(effnet, h, dtype, hooks)
+        return h + self.mapped_pixels(pixels, h, dtype)
+
+    def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:
+        return run.hooks.rowwise(partial(rescaled, scaler, run.dtype), x, 8 * x.shape[-1])
+
+    def mapped_effnet(self, effnet: Tensor, h: Tensor, dtype: torch.dtype, hooks: BlockHooks = NO_HOOKS) -> Tensor:
         """Stage C latent (1 or B, 16, h, w), resized first and mapped then, as (1 or B, H, W, C) to add to ``h``."""
         effnet = self.checked_map("effnet", effnet, self.config.c_effnet, h)
-        return self.map(self.effnet_mapper, resized(nhwc(effnet.float()), h.shape[1:3]).to(dtype)).to(h.dtype)
+        stretched = resized(nhwc(effnet.float()), h.shape[1:3]).to(dtype)
+        width = 8 * self.config.c_hidden[0]  # before and after the activation
+        return hooks.rowwise(partial(self.map, self.effnet_mapper), stretched, width).to(h.dtype)
 
     def mapped_pixels(self, pixels: Tensor | None, h: Tensor, dtype: torch.dtype) -> Tensor:
         """Picture (1 or B, 3, h, w), mapped first and resized then; the zeros of no picture are mapped as one pixel."""

@@ -89,6 +89,11 @@ def joined_tokens(parts: Sequence[Tensor], c_cond: int) -> Tensor:
     return F.silu(channel_norm(tokens, tokens.dtype))
 
 
+def rescaled(scaler: nn.Module, dtype: torch.dtype, x: Tensor) -> Tensor:
+    """``x`` (B, H, W, C) on another level."""
+    return conv_last(scaler[1], channel_norm(x, dtype)).to(x.dtype)
+
+
 class CascadeUNet(nn.Module):
     """The part that Stage B and Stage C share. A subclass adds its scalers, its conditions and its ``forward``."""
 
@@ -207,7 +212,7 @@ class CascadeUNet(nn.Module):
         number, skips = 0, []
         for level, blocks in enumerate(self.down_blocks):
             if level > 0:
-                x = self.rescale(self.down_downscalers[level], x, run.dtype)
+                x = self.rescale(self.down_downscalers[level], x, run)
             skip = x
             mappers = self.down_repeat_mappers[level]
             for repeat in range(len(mappers) + 1):
@@ -220,7 +225,7 @@ class CascadeUNet(nn.Module):
                         x = nhwc(run.hooks.input_block_after_skip(place, nchw(x)))
                     number += 1
                 if repeat < len(mappers):
-                    x = skip = self.repeat(mappers[repeat], x, run.dtype)
+                    x = skip = self.repeat(mappers[repeat], x, run)
             skips.insert(0, skip)
         return x, skips[1:]
 
@@ -232,15 +237,16 @@ class CascadeUNet(nn.Module):
                 for j, group in enumerate(self.groups(last - index, blocks)):
                     skip = skips[index - 1] if index > 0 and j == 0 and isinstance(group[0], ResBlock) else None
                     if skip is not None:
-                        x = resized(x, skip.shape[1:3])
+                        x = run.hooks.resized(x, skip.shape[1:3])
                     place = Place("output", number)
                     x, skip = run.hooks.output_block(place, nchw(x), None if skip is None else nchw(skip))
-                    x = self.run_group(group, nhwc(x), None if skip is None else nhwc(skip), place, run)
+                    x, handed = None, [nhwc(x)]  # kept here, it would outlive the first block of the group
+                    x = self.run_group(group, handed.pop(), None if skip is None else nhwc(skip), place, run)
                     number += 1
                 if repeat < len(mappers):
-                    x = self.repeat(mappers[repeat], x, run.dtype)
+                    x = self.repeat(mappers[repeat], x, run)
             if index < last:
-                x = self.rescale(self.up_upscalers[index], x, run.dtype)
+                x = self.rescale(self.up_upscalers[index], x, run)
         return x
 
     def groups(self, level: int, blocks: nn.ModuleList) -> list[list[nn.Module]]:
@@ -252,20 +258,21 @@ class CascadeUNet(nn.Module):
         attentions = 0
         for block in group:
             if isinstance(block, ResBlock):
-                x, skip = block(run.controlled(x), skip, run.dtype), None
+                x, skip = run.hooks.residual(block, run.controlled(x), skip, run.dtype), None
             elif isinstance(block, TimestepBlock):
                 x = block(x, run.times)
             elif isinstance(block, AttnBlock):
                 x = block(x, run.cond, run.dtype, place._replace(layer=attentions), run.hooks, run.options)
                 attentions += 1
             else:
-                x = block(x, run.dtype)
+                x = run.hooks.residual(block, x, None, run.dtype)
         return x
 
-    @staticmethod
-    def rescale(scaler: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return conv_last(scaler[1], channel_norm(x, dtype)).to(x.dtype)
+    def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:
+        return rescaled(scaler, run.dtype, x)
 
-    @staticmethod
-    def repeat(mapper: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return widely(lambda h: conv_last(mapper, h), x, dtype)
+    def repeat(self, mapper: nn.Module, x: Tensor, run: Run) -> Tensor:
+        def mapped(rows: Tensor) -> Tensor:
+            return widely(lambda h: conv_last(mapper, h), rows, run.dtype)
+
+        return run.hooks.rowwise(mapped, x, 2 * x.shape[-1])

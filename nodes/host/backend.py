@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from ...stages.backend import Backend
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None) -> Tensor:
     """The attention that the host chose, overrides included; ``options`` are its ``transformer_options``."""
-    return optimized_attention(q, k, v, heads, transformer_options=options or {})
+    return optimized_attention(q, k, v, heads, mask=mask, transformer_options=options or {})
 
 
 def cast(parameter: Tensor, like: Tensor) -> Tensor:

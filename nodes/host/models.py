@@ -9,12 +9,13 @@ import comfy.model_management
 import comfy.supported_models
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ...stages.cropping import crop_prior
 from ...stages.errors import BadValues, WrongInput
 from ...stages.marker import MARKER, marker_tensor
 from ...stages.published import is_published
 from .nets import HostStageB, HostStageC
+from .regions import REGIONS_KEY, WEIGHTS_KEY, region_conds, token_weights
 from .sampling_math import CascadeSampling
 
 OWN_SAMPLER = "cascade_studio_sampler"
@@ -121,8 +122,22 @@ class CascadePrior(CascadeModel, comfy.model_base.StableCascade_C):
                     f"Stage C got text tokens {text.shape[-1]} wide; this model needs {config.c_clip_text}. The prompt "
                     "was encoded by another model's text encoder: use the CLIP output of the Stable Cascade loader."
                 )
-            out["clip_text"] = comfy.conds.CONDCrossAttn(text)
+            # Core's CONDCrossAttn repeats the shorter of two prompts, which here would count its tokens twice.
+            out["clip_text"] = comfy.conds.CONDRegular(text)
+            out.update(regional(text, pooled, kwargs, config.c_clip_seq))
         return out
+
+
+def regional(text: Tensor, pooled: Tensor, kwargs: dict[str, Any], pooled_tokens: int
+             ) -> dict[str, comfy.conds.CONDRegular]:
+    """The conditions of regional prompts and of token weights, where the conditioning has them."""
+    regions, out = kwargs.get(REGIONS_KEY), {}
+    weights = token_weights(text, kwargs.get(WEIGHTS_KEY), regions)
+    if weights is not None:
+        out["text_weights"] = comfy.conds.CONDRegular(weights.to(text.device))
+    if regions is not None:
+        out.update(region_conds(text, pooled, regions, kwargs["noise"], pooled_tokens))
+    return out
 
 
 def image_embeds(conditioning: list[dict[str, Any]] | None, width: int) -> Tensor:
@@ -158,23 +173,6 @@ class CONDPrior(comfy.conds.CONDRegular):
         if area is None or tuple(area[:2]) == self.grid:
             return whole
         return self._copy_with(crop_prior(whole.cond, self.grid, area, self.least))
-
-
-def crop_prior(prior: Tensor, grid: tuple[int, int], area: Any, least: int = 1) -> Tensor:
-    """Sample ``prior`` (B, C, h, w) where the network's cells of ``area`` [h, w, y, x] lie in the Stage B ``grid``.
-
-    The network pads an area to ``least`` cells a side.
-    """
-    height, width, top, left = area
-    positions = []
-    for size, start, full in ((height, top, grid[0]), (width, left, grid[1])):
-        cells, full_cells = max(least, -(-size // 2)), -(-full // 2)
-        index = start / 2 + torch.arange(cells, dtype=torch.float32, device=prior.device)
-        positions.append(2 * index / max(full_cells - 1, 1) - 1)
-    y, x = torch.meshgrid(*positions, indexing="ij")
-    places = torch.stack((x, y), dim=-1)[None].expand(prior.shape[0], -1, -1, -1)
-    sampled = F.grid_sample(prior.float(), places, mode="bilinear", padding_mode="border", align_corners=True)
-    return sampled.to(prior.dtype)
 
 
 class CascadeDecoder(CascadeModel, comfy.model_base.StableCascade_B):

@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...stages import memory
-from ...stages.blocks import NO_HOOKS, BlockHooks
+from ...stages.layers import AttentionLayer, TokenLayer
+from ...stages.regions import Layout, RegionLayer
 from ...stages.stage_b import StageB, StageBConfig
 from ...stages.stage_c import StageC, StageCConfig
 from ...stages.unet import UNetConfig
 from .backend import backend_for
-from .hooks import TransformerHooks
-
-PATCH_KEYS = ("patches", "patches_replace")
+from .hooks import hooks_for
 
 
 def network_arguments(config: UNetConfig, stage: str) -> dict[str, Any]:
@@ -30,11 +29,6 @@ def config_from(kind: type[UNetConfig], arguments: dict[str, Any]) -> UNetConfig
     return kind(**{field.name: arguments[field.name] for field in fields(kind) if field.name in arguments})
 
 
-def hooks_for(options: dict[str, Any] | None) -> BlockHooks:
-    """Block hooks for these ``transformer_options``; the free default where nothing is patched."""
-    return TransformerHooks(options) if options and any(options.get(key) for key in PATCH_KEYS) else NO_HOOKS
-
-
 def control_by_block(control: dict[str, Any] | None) -> list[Tensor | None] | None:
     """The host's control maps, reversed lists that it pops from the end, by ResBlock; the lists are left as they are."""
     maps = (control or {}).get("input")
@@ -43,6 +37,15 @@ def control_by_block(control: dict[str, Any] | None) -> list[Tensor | None] | No
 
 class HostNet:
     """What the host asks of both networks beside their mathematics."""
+
+    def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
+        """Peak bytes of one pass beside the weights."""
+        return memory.activation_memory(self.config, batch, height, width, dtype_size, self.level_strides)
+
+    def deepest_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the middle block for a latent of ``height`` x ``width``."""
+        patch, stride = self.config.patch_size, self.level_strides[-1]
+        return max(1, -(-height // patch) // stride), max(1, -(-width // patch) // stride)
 
     def wrapped(self, call: Any, options: dict[str, Any] | None, *args: Any, **kwargs: Any) -> Tensor:
         """Run ``call`` inside the host's DIFFUSION_MODEL wrappers."""
@@ -67,17 +70,25 @@ class HostStageC(StageC, HostNet):
     def denoise_for_host(self, x: Tensor, r: Tensor, context: Tensor | None, control: dict[str, Any] | None,
                          transformer_options: dict[str, Any] | None, clip_text: Tensor | None = None,
                          clip_text_pooled: Tensor | None = None, clip_img: Tensor | None = None,
-                         sca: Tensor | None = None, crp: Tensor | None = None, **unused: Any) -> Tensor:
+                         sca: Tensor | None = None, crp: Tensor | None = None, text_weights: Tensor | None = None,
+                         region_weights: Tensor | None = None, region_layout: Layout | None = None,
+                         **unused: Any) -> Tensor:
         text = context if clip_text is None else clip_text
+        layers: tuple[AttentionLayer, ...] = ()
+        if text_weights is not None:
+            layers += (TokenLayer(text_weights),)
+        if region_weights is not None:
+            layers += (RegionLayer(region_weights, region_layout),)
         return self.denoise(x, r, text, clip_text_pooled, clip_img, sca, crp, control_by_block(control),
-                            hooks_for(transformer_options), transformer_options)
+                            hooks_for(transformer_options, layers), transformer_options)
 
-    def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
-        """Peak bytes of one pass beside the weights."""
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Cells of the embedded grid a side in one cell of each level."""
         strides = [1]
         for switch in self.config.switch_level:
             strides.append(strides[-1] * (2 if switch else 1))
-        return memory.activation_memory(self.config, batch, height, width, dtype_size, tuple(strides))
+        return tuple(strides)
 
 
 class HostStageB(StageB, HostNet):
@@ -109,7 +120,7 @@ class HostStageB(StageB, HostNet):
         out = self.denoise(x, r, effnet, clip, pixels, sca, hooks_for(transformer_options), transformer_options)
         return out[..., :height, :width]
 
-    def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
-        """Peak bytes of one pass beside the weights."""
-        strides = tuple(2**level for level in range(len(self.config.c_hidden)))
-        return memory.activation_memory(self.config, batch, height, width, dtype_size, strides)
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Cells of the embedded grid a side in one cell of each level."""
+        return tuple(2**level for level in range(len(self.config.c_hidden)))

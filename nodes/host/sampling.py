@@ -22,6 +22,7 @@ from .memory import is_out_of_memory, make_room
 from .models import OWN_SAMPLER
 from .report import StageReport, weights_of
 from .sampling_math import with_shift
+from .tiled_decoder import needed_memory
 
 STEPS = {"ddpm": diffusion.ddpm_step, "ddim": diffusion.ddim_step, "lcm": diffusion.lcm_step}
 GIB = 1024**3
@@ -197,12 +198,14 @@ def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], 
 
 def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
     """Refuse a latent of which not even one picture fits into the device, with the estimate."""
-    needed = model.model.memory_required([1, *shape[1:]])
+    needed = needed_memory(model, [1, *shape[1:]])
     total = comfy.model_management.get_total_memory(model.load_device)
     if needed > total:
         raise OutOfMemory(
             f"{stage} needs about {needed / GIB:.1f} GiB beside its weights for a latent of {shape[-1]}x{shape[-2]}, but "
-            f"this device has {total / GIB:.1f} GiB. Choose a smaller picture, or a higher compression on the canvas.")
+            f"this device has {total / GIB:.1f} GiB. Choose a smaller picture, "
+            + ("or put Tile Stage B on the model's wire." if stage == "Stage B" else "or a higher compression on the "
+               "canvas."))
 
 
 def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run,

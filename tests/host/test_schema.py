@@ -26,6 +26,10 @@ CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio
     "OutpaintCanvas", "SuperResolutionHint", "IdentityHint", "ImagePrompts")}
 CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
               "Cascade Studio/conditioning", "Cascade Studio/control")
+    "EncodeStageA", "EncodeImage", "DecodePreview", "TileDecoder", "HighResolutionPrior",
+    "EncodePrompt", "RegionalPrompt", "PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention")}
+CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
+              "Cascade Studio/conditioning", "Cascade Studio/high resolution", "Cascade Studio/guidance")
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 

@@ -154,14 +154,15 @@ def test_hooks_see_every_group_in_order():
     ]
     places = [call[1][:2] for call in blocks]
     assert [call[1:] for call in hooks.calls if call[0] == "attention"] == [
-        (Place(*place, layer=0, heads=2), *tokens) for place in places]
+        (Place(*place, layer=0, heads=2, grid=x[2:]), *tokens) for place in places]
 
 
 def test_hooks_count_the_attentions_of_a_group():
     hooks = Recorder()
     denoise("stage_b_tiny", hooks, level_config=("CT", "CT", "CTA", "CTAA"))
     places = [call[1] for call in hooks.calls if call[0] == "attention"]
-    assert [place for place in places if place.kind == "middle"] == [Place("middle", 0, 0, 2), Place("middle", 0, 1, 2)]
+    assert [place for place in places if place.kind == "middle"] == [
+        Place("middle", 0, layer, heads=2, grid=(2, 1)) for layer in (0, 1)]
     skips = [call for call in hooks.calls if call[0] == "output" and call[3] is not None]
     assert [call[2] for call in skips] == [call[3] for call in skips]
     assert [call[2][2:] for call in skips] == [(4, 3)] * 3 + [(9, 7)] * 2 + [(18, 14)] * 2

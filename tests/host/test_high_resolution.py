@@ -1,0 +1,152 @@
+"""Tile Stage B and Enlarge Stage C latent in the host: exact where they promise it, close where they say so."""
+from __future__ import annotations
+
+import pytest
+import torch
+from graphs import check_sentence
+from studio import Studio, changed, relative
+
+SEED = 4
+PIECES, SHARED, OWN = "pieces", "tiles, shared norms", "tiles, own norms"
+
+
+@pytest.fixture(scope="module")
+def studio(host, family) -> Studio:
+    return Studio.of(host, family)
+
+
+@pytest.fixture(scope="module")
+def prior(studio) -> dict:
+    return studio.sample_prior(studio.canvas(640, 448)[0], steps=1)
+
+
+def tiled(studio: Studio, method: str, **inputs):
+    given = {"tile_size": 256, "tile_overlap": 64, **inputs}
+    return studio.call("CascadeStudio_TileDecoder", model=studio.parts.decoder, method=method, **given)
+
+
+def sample(studio: Studio, prior: dict, model=None, **inputs) -> torch.Tensor:
+    given = {"steps": 1, "seed": SEED, **inputs}
+    return studio.sample_decoder(prior, model=model or studio.parts.decoder, **given)["samples"]
+
+
+@pytest.fixture(scope="module")
+def plain(studio, prior) -> torch.Tensor:
+    return sample(studio, prior)
+
+
+def test_pieces_change_nothing_but_memory(studio, prior, plain):
+    assert relative(sample(studio, prior, tiled(studio, PIECES)), plain) <= 1e-5
+
+
+def test_tiles_come_close(studio, prior, plain):
+    shared, own = (sample(studio, prior, tiled(studio, method)) for method in (SHARED, OWN))
+    assert not torch.equal(shared, plain)
+    errors = [float((each - plain).square().mean() / plain.square().mean()) for each in (shared, own)]
+    assert errors[0] < errors[1] < 0.01, errors
+    several = sample(studio, prior, tiled(studio, SHARED, tile_batch=4))
+    assert relative(several, shared) <= 1e-4
+
+
+@pytest.mark.parametrize("method", [SHARED, OWN])
+def test_a_picture_of_one_tile_stays_as_it_is(studio, prior, plain, method):
+    assert torch.equal(sample(studio, prior, tiled(studio, method, tile_size=1024)), plain)
+
+
+def test_core_samplers_patches_and_areas(studio, prior):
+    """Tiles work below core's KSampler, with an attention patch, and on areas with a prior of their own."""
+    prompts, latent = studio.decoder_prompts(prior)
+    half = studio.call("ConditioningSetAreaPercentage", conditioning=prompts["positive"], width=0.7, height=1.0, x=0.3,
+                       y=0.0, strength=1.0)
+    prompts["positive"] = studio.call("ConditioningCombine", conditioning_1=prompts["positive"], conditioning_2=half)
+
+    def run(model, factor: float) -> torch.Tensor:
+        model = model.clone()
+        model.set_model_attn1_output_patch(lambda x, extra: x * factor)
+        return studio.core_sample(model, latent, seed=SEED, steps=1, **prompts)
+
+    expected = run(studio.parts.decoder, 1.0)
+    assert relative(run(tiled(studio, PIECES), 1.0), expected) <= 1e-4
+    shared = run(tiled(studio, SHARED), 1.0)
+    assert float((shared - expected).square().mean() / expected.square().mean()) < 0.01
+    assert not torch.equal(run(tiled(studio, SHARED), 5.0), shared)
+
+
+def test_the_host_makes_room_for_a_tile_only(studio):
+    """The latent that the host is told of needs no more memory than a tile, and our own refusal knows it too."""
+    from cascade_studio.nodes.host.tiled_decoder import needed_memory
+    shape = [1, 4, 2048, 2048]
+    whole = studio.parts.decoder.model.memory_required(shape)
+    told = {}
+    for method in (PIECES, SHARED):
+        model = tiled(studio, method)
+        wrappers = model.get_all_wrappers("prepare_sampling")
+        assert len(wrappers) == 1
+        wrappers[0](lambda model, shape, *args: told.update({method: shape}), model, shape)
+        assert needed_memory(model, shape) < whole / 2
+        assert studio.parts.decoder.model.memory_required(told[method]) < 0.6 * whole
+    assert needed_memory(studio.parts.decoder, shape) == whole
+    one, four = (needed_memory(tiled(studio, SHARED, tile_size=1024, tile_batch=count), shape) for count in (1, 4))
+    assert four > 1.5 * one
+
+
+def test_the_last_tiling_wins_and_the_model_stays(studio, prior, plain):
+    first = tiled(studio, SHARED)
+    second = studio.call("CascadeStudio_TileDecoder", model=first, method=PIECES, tile_size=256, tile_overlap=64)
+    assert relative(sample(studio, prior, second), plain) <= 1e-5
+    assert torch.equal(sample(studio, prior), plain)
+    assert not studio.parts.decoder.wrappers
+
+
+def test_wrong_inputs(studio):
+    graph = studio.graph()
+    node = graph.add("CascadeStudio_TileDecoder", model=studio.parts.prior)
+    check_sentence(graph.error(node[0]), "Tile Stage B", "Stage C", "decoder")
+    graph = studio.graph()
+    node = graph.add("CascadeStudio_TileDecoder", model=studio.parts.decoder, method=SHARED, tile_size=256,
+                     tile_overlap=192)
+    check_sentence(graph.error(node[0]), "256 px", "192 px", "smaller overlap")
+
+
+# The second pass of Stage C
+
+
+def enlarged(studio: Studio, prior: dict, **inputs) -> dict:
+    return studio.call("CascadeStudio_HighResolutionPrior", prior=prior, **inputs)
+
+
+def test_scale_one_changes_nothing(studio, prior):
+    result = enlarged(studio, prior, scale=1.0)
+    assert torch.equal(result["samples"], prior["samples"])
+
+
+def test_the_picture_grows_and_is_guided(studio, prior):
+    """The second pass starts from the first one's latent: the less noise, the more of it is left."""
+    large = enlarged(studio, prior, scale=1.5)
+    canvas = large["cascade_studio_canvas"]
+    assert (canvas.width, canvas.height) == (960, 672)
+    assert large["samples"].shape == canvas.prior_shape()
+    guided = {denoise: studio.sample_prior(large, steps=2, denoise=denoise)["samples"] for denoise in (0.2, 0.8)}
+    distances = [float((each - large["samples"]).square().mean()) for each in guided.values()]
+    assert distances[0] < distances[1]
+    other = {**large, "samples": large["samples"].flip(-1)}
+    assert changed(studio.sample_prior(other, steps=2, denoise=0.5)["samples"],
+                   studio.sample_prior(large, steps=2, denoise=0.5)["samples"])
+
+
+def test_compression_makes_the_grid_smaller(studio, prior):
+    """The other way to a large picture: the canvas itself with a high compression."""
+    found = [enlarged(studio, prior, scale=2.0, compression=compression)["samples"].shape[-1]
+             for compression in (64.0, 0.0, 32.0)]
+    assert found == sorted(found) and found[0] < found[-1]
+    grids = [studio.canvas(2048, 2048, compression=compression)[0]["samples"].shape[-1] for compression in (64.0, 32.0)]
+    assert grids == [32, 64]
+
+
+def test_only_stage_c_latents_can_be_enlarged(studio):
+    graph = studio.graph()
+    node = graph.add("CascadeStudio_HighResolutionPrior", prior=studio.canvas()[1])
+    check_sentence(graph.error(node[0]), "Enlarge Stage C latent", "Stage B", "16")
+    graph = studio.graph()
+    node = graph.add("CascadeStudio_HighResolutionPrior", prior=studio.canvas(2048, 2048)[0], scale=8.0)
+    check_sentence(graph.error(node[0]), "8192")
