@@ -18,7 +18,7 @@ from .settings import Settings
 WINDOW = 10
 """Steps over which a loss is judged."""
 GROWTH = 1.5
-"""A mean loss this much above that of knowing nothing (or of the first steps, if higher) has diverged."""
+"""A mean loss this much above that of knowing nothing (or of the first step, if higher) has diverged."""
 
 
 class Objective(Protocol):
@@ -39,7 +39,7 @@ def trouble(losses: Sequence[float], nothing: float | None) -> str:
         return f"the loss of step {len(losses)} is not a number"
     if len(losses) <= WINDOW:
         return ""
-    limit = GROWTH * max(nothing or 0.0, sum(losses[:WINDOW]) / WINDOW)
+    limit = GROWTH * (sum(losses[:WINDOW]) / WINDOW if nothing is None else max(nothing, losses[0]))
     mean = sum(losses[-WINDOW:]) / WINDOW
     if mean <= limit:
         return ""
