@@ -37,7 +37,7 @@ class Encoders:
     text_mark: str
 
 
-def encoded(pictures: TrainingSet, resolution: int, encoders: Encoders, cache: Path,
+def encoded(pictures: TrainingSet, encoders: Encoders, cache: Path,
             on_item: Callable[[int, int], None] | None = None) -> tuple[list[Row], Row]:
     """Rows for :class:`.objectives.StageCObjective`, and the empty prompt; read from the folder ``cache`` if there.
 
@@ -45,7 +45,7 @@ def encoded(pictures: TrainingSet, resolution: int, encoders: Encoders, cache: P
     """
     rows, total = [], len(pictures.pictures)
     for done, picture in enumerate(pictures.pictures, 1):
-        size = bucket(picture.width, picture.height, resolution)
+        size = bucket(picture.width, picture.height, pictures.resolution)
 
         def latent(picture=picture, size=size) -> dict[str, Tensor]:
             made = encoders.picture(fitted(picture.read(), size))[0].detach().float().cpu()

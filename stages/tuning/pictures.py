@@ -41,10 +41,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The pictures of one folder or batch, all of them whole and captioned."""
+    """The pictures of one folder or batch, all of them whole and captioned.
+
+    ``resolution`` is the side in pixels of the square whose area the image encoder sees of each.
+    """
 
     title: str
     pictures: tuple[Picture, ...]
+    resolution: int = 768
 
     @property
     def digest(self) -> str:
@@ -52,21 +56,21 @@ class TrainingSet:
         parts = [f"{picture.digest} {picture.caption}" for picture in self.pictures]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
-    def report(self, resolution: int) -> str:
+    def report(self) -> str:
         """How many pictures there are, in which buckets, and which of them are small."""
         sizes: dict[tuple[int, int], int] = {}
         for picture in self.pictures:
-            size = bucket(picture.width, picture.height, resolution)
+            size = bucket(picture.width, picture.height, self.resolution)
             sizes[size] = sizes.get(size, 0) + 1
         lines = [f"{self.title}: {len(self.pictures)} pictures with captions.",
                  "Buckets: " + ", ".join(f"{w}x{h}: {n}" for (w, h), n in sorted(sizes.items())) + "."]
-        small = [picture.name for picture in self.pictures if picture.width * picture.height < resolution**2 / 2]
+        small = [picture.name for picture in self.pictures if picture.width * picture.height < self.resolution**2 / 2]
         if small:
             lines.append(f"Enlarged, because they are small ({len(small)}): {_listed(small)}.")
         return "\n".join(lines)
 
 
-def from_folder(folder: str | Path, read: Read, caption: str = "") -> TrainingSet:
+def from_folder(folder: str | Path, read: Read, caption: str = "", resolution: int = 768) -> TrainingSet:
     """The pictures in ``folder``, each with a text file of its name beside it.
 
     ``caption`` is for pictures without one; left empty, they are an error. Raises :class:`WrongInput` with the names
@@ -100,10 +104,10 @@ def from_folder(folder: str | Path, read: Read, caption: str = "") -> TrainingSe
         raise WrongInput(f"The folder '{folder.name}' cannot be trained from yet. {' '.join(problems)} Replace or "
                          "remove broken pictures, and write a .txt file beside each of the others, or give a caption "
                          "for all pictures without one.")
-    return TrainingSet(folder.name, tuple(found))
+    return TrainingSet(folder.name, tuple(found), resolution)
 
 
-def from_batch(images: Tensor, captions: Sequence[str]) -> TrainingSet:
+def from_batch(images: Tensor, captions: Sequence[str], resolution: int = 768) -> TrainingSet:
     """Pictures (B, H, W, 3 or more) in [0, 1] with one caption each, or one for all of them."""
     said = [line.strip() for line in captions if line.strip()]
     if len(said) not in (1, len(images)):
@@ -116,7 +120,7 @@ def from_batch(images: Tensor, captions: Sequence[str]) -> TrainingSet:
         digest = hashlib.sha256(pixels.numpy().tobytes() + repr(tuple(pixels.shape)).encode()).hexdigest()
         found.append(Picture(f"picture {number}", words, pixels.shape[2], pixels.shape[1], digest,
                              lambda pixels=pixels: pixels))
-    return TrainingSet("The batch", tuple(found))
+    return TrainingSet("The batch", tuple(found), resolution)
 
 
 def caption_of(path: Path) -> str:

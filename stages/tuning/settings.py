@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import WrongInput
 
-BASES = ("bf16", "fp8", "fp32")
+BASES = ("auto", "bf16", "fp8", "fp32")
 LOSS_WEIGHTS = ("p2", "adaptive", "constant")
 LAYOUTS = ("comfyui", "official")
 ATTENTION = ".attn"
@@ -35,7 +35,7 @@ class Settings:
     its pictures, one after another, to save memory. rank, alpha: the LoRA adds alpha/rank · up · down to a weight.
     blocks: parts of module names; layers whose name holds one of them are trained. resolution: side in pixels of the
     square whose area the image encoder sees (768 for a model that paints 1024 px). base: how the frozen weights are
-    stored. checkpointing: compute activations again instead of keeping them. ema: decay of averaged weights, 0
+    stored; auto is fp32 on a processor and bf16 elsewhere. checkpointing: compute activations again instead of keeping them. ema: decay of averaged weights, 0
     without. shift, offset_noise, drop_text, loss_weight: the objective. save_every, sample_every: in steps, 0 never.
     tokens: words to learn, each with words to start from. layout: names in the file, ComfyUI's or the official ones.
     """
@@ -53,7 +53,7 @@ class Settings:
     blocks: tuple[str, ...] = (ATTENTION,)
     seed: int = 0
     resolution: int = 768
-    base: str = "bf16"
+    base: str = "auto"
     checkpointing: bool = True
     ema: float = 0.0
     loss_weight: str = "p2"
@@ -86,6 +86,10 @@ class Settings:
         if self.layout == "official" and self.blocks != (ATTENTION,):
             raise WrongInput(f"The official file layout holds the attention alone, but the blocks to train are "
                              f"{', '.join(self.blocks)}. Train {ATTENTION} only, or choose the comfyui layout.")
+
+    def base_on(self, device: str) -> str:
+        """How frozen weights are stored on a ``device`` ("cpu", "cuda", …)."""
+        return ("fp32" if device == "cpu" else "bf16") if self.base == "auto" else self.base
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

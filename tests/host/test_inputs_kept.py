@@ -9,6 +9,8 @@ import torch
 from graphs import Graph, Parts, parts  # noqa: F401
 from torch import Tensor
 
+from stages.tuning.pictures import from_batch
+
 
 def snapshot(value: Any) -> Any:
     """A deep copy of tensors and containers; of a model, what another node could change in it."""
@@ -62,10 +64,14 @@ def given(parts: Parts) -> dict[str, dict[str, Any]]:
         "CascadeStudio_EncodeStageA": {"image": image, "vae": parts.stage_a},
         "CascadeStudio_EncodeImage": {"image": image, "vae": parts.stage_c_vae},
         "CascadeStudio_DecodePreview": {"prior": prior, "vae": parts.stage_c_vae},
+        "CascadeStudio_TrainingSet": {"images": image, "captions": "a thing"},
+        "CascadeStudio_TrainLora": {
+            "model": parts.prior, "clip": parts.clip, "vae": parts.stage_c_vae, "steps": 2, "batch_size": 1,
+            "training_set": from_batch(image, ["a thing"], 64), "sample_every": 1, "name": "kept"},
     }
 
 
-NO_OBJECTS = {"CascadeStudio_Canvas", "CascadeStudio_Sampler"}
+NO_OBJECTS = {"CascadeStudio_Canvas", "CascadeStudio_Sampler", "CascadeStudio_TrainingSettings"}
 
 
 def takers(host: Any) -> set[str]:
@@ -80,7 +86,7 @@ def test_every_node_is_here(host, parts):
 @pytest.mark.parametrize("kind", [
     "CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder", "CascadeStudio_DecoderConditioning",
     "CascadeStudio_Schedule", "CascadeStudio_Guider", "CascadeStudio_DecodeStageA", "CascadeStudio_EncodeStageA",
-    "CascadeStudio_EncodeImage", "CascadeStudio_DecodePreview"])
+    "CascadeStudio_EncodeImage", "CascadeStudio_DecodePreview", "CascadeStudio_TrainLora"])
 def test_inputs_are_kept(host, parts, kind):
     inputs = given(parts)[kind]
     before = {name: snapshot(value) for name, value in inputs.items()}

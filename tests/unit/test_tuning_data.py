@@ -37,11 +37,11 @@ def read(path: Path) -> torch.Tensor:
 def test_a_folder_with_captions(tmp_path):
     folder = write(tmp_path / "set", first="a  red\napple ", second="\ufeffa robot")
     (folder / "notes.md").write_text("no picture")
-    found = pictures.from_folder(folder, read)
+    found = pictures.from_folder(folder, read, resolution=64)
     assert [(p.name, p.caption, p.width, p.height) for p in found.pictures] == [
         ("first.png", "a red apple", 32, 64), ("second.png", "a robot", 64, 64)]
     assert found.pictures[1].read().unique().tolist() == [2]
-    text = found.report(64)
+    text = found.report()
     assert "set: 2 pictures" in text and "64x64: 1" in text and "32x64: 1" in text
     before = found.digest
     (folder / "second.txt").write_text("a tin robot")
@@ -131,29 +131,29 @@ class Encoders:
 
 
 def test_pictures_and_captions_are_encoded_once(tmp_path):
-    found = pictures.from_folder(write(tmp_path / "set", first="one", second="three"), read)
+    found = pictures.from_folder(write(tmp_path / "set", first="one", second="three"), read, resolution=64)
     encoders, cache, seen = Encoders(), tmp_path / "cache", []
-    rows, empty = encode.encoded(found, 64, encoders.marked(), cache, lambda done, total: seen.append((done, total)))
+    rows, empty = encode.encoded(found, encoders.marked(), cache, lambda done, total: seen.append((done, total)))
     assert encoders.asked == ["32x64", "one", "64x64", "three", ""] and seen == [(1, 2), (2, 2)]
     assert rows[1]["latent"].shape == (16, 2, 2) and rows[0]["latent"].shape == (16, 2, 1)
     assert rows[1]["text"].float().unique().tolist() == [5] and empty["text"].float().unique().tolist() == [0]
     again = Encoders()
-    same, _ = encode.encoded(found, 64, again.marked(), cache)
+    same, _ = encode.encoded(found, again.marked(), cache)
     assert again.asked == [] and all(torch.equal(a[name], b[name]) for a, b in zip(rows, same) for name in a)
-    encode.encoded(found, 64, again.marked(text="other"), cache)
+    encode.encoded(found, again.marked(text="other"), cache)
     assert again.asked == ["one", "three", ""]
     for path in cache.iterdir():
         path.write_bytes(b"torn")
-    encode.encoded(found, 64, again.marked(), cache)
+    encode.encoded(found, again.marked(), cache)
     assert again.asked[3:] == encoders.asked, "damaged files are made again"
 
 
 def test_bad_latents_are_told_by_name(tmp_path):
-    found = pictures.from_folder(write(tmp_path / "set", first="one"), read)
+    found = pictures.from_folder(write(tmp_path / "set", first="one"), read, resolution=64)
     encoders = Encoders()
     encoders.picture = lambda image: torch.full((1, 16, 2, 1), math.nan)
     with pytest.raises(BadValues, match="first.png"):
-        encode.encoded(found, 64, encoders.marked(), tmp_path / "cache")
+        encode.encoded(found, encoders.marked(), tmp_path / "cache")
 
 
 def test_fingerprints_tell_networks_apart():
@@ -203,7 +203,7 @@ def test_other_settings_are_another_run(change):
 
 @pytest.mark.parametrize("values, words", [
     ({"learnig_rate": 1}, "learnig_rate"), ({"rank": 0}, "'rank' is 0"), ({"steps": "many"}, "'steps' is 'many'"),
-    ({"base": "int4"}, "bf16, fp8, fp32"), ({"name": "../x"}, "letters"), ({"blocks": []}, "No blocks"),
+    ({"base": "int4"}, "auto, bf16, fp8, fp32"), ({"name": "../x"}, "letters"), ({"blocks": []}, "No blocks"),
     ({"layout": "official", "blocks": [".clf"]}, "attention alone"), ({"blocks": 3}, "wrong kind"),
     ({"tokens": [["a"]]}, "no pairs"), ({"learning_rate": math.nan}, "learning_rate")])
 def test_wrong_settings_are_told(values, words):
