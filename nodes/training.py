@@ -4,7 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..stages.tuning import pictures, settings
-from .host import latents, training, training_files
+from .host import latents, pixels, training, training_files
 from .host import vae as vaes
 
 CATEGORY = "Cascade Studio/training"
@@ -56,7 +56,7 @@ class CascadeStudioTrainingSet(io.ComfyNode):
             found = pictures.from_batch(images, lines(captions), resolution)
         else:
             where = training_files.training_folder(folder)
-            found = pictures.from_folder(where, training_files.read_picture, " ".join(lines(captions)), resolution)
+            found = pictures.from_folder(where, pixels.read_picture, " ".join(lines(captions)), resolution)
         return io.NodeOutput(found, found.report())
 
 

@@ -39,7 +39,9 @@ class Words(nn.Module):
     def __init__(self, words: Sequence[Word], table: Tensor) -> None:
         super().__init__()
         self.words = tuple(words)
-        rows = torch.stack([table[list(word.start)].float().mean(0) for word in words])
+        rows = torch.zeros(len(words), table.shape[1])
+        for row, word in zip(rows, words):
+            row.copy_(table[list(word.start)].float().mean(0))
         self.register_buffer("rows", rows.detach().clone(), persistent=False)
         self.offsets = nn.Parameter(torch.zeros_like(self.rows))
 

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from studio import Studio, changed
 
 from stages.tuning import encode
+from stages.tuning.objectives import StageCObjective
 from stages.tuning.result import SETTINGS
+from stages.tuning.trainer import Trainer
 
 FAST = {"steps": 10, "batch_size": 2, "learning_rate": 3e-3, "sample_every": 5, "save_every": 5}
 FOLDER = "set"
@@ -96,9 +98,8 @@ def test_what_is_learned_is_used_in_the_same_graph_and_by_the_loader_of_core(hos
 
 def interrupt_after(host: Any, monkeypatch: pytest.MonkeyPatch, steps: int) -> list[float]:
     """Press Cancel after an update; returns the losses of all updates that will have been made."""
-    from cascade_studio.nodes.host import training as host_training
     made: list[float] = []
-    real = host_training.Trainer.update
+    real = Trainer.update
 
     def update(trainer: Any) -> float:
         loss = real(trainer)
@@ -107,7 +108,7 @@ def interrupt_after(host: Any, monkeypatch: pytest.MonkeyPatch, steps: int) -> l
             host.interrupt()
         return loss
 
-    monkeypatch.setattr(host_training.Trainer, "update", update)
+    monkeypatch.setattr(Trainer, "update", update)
     return made
 
 
@@ -138,8 +139,7 @@ def test_an_interrupted_run_goes_on(host, parts, folder, monkeypatch):
 
 
 def test_a_run_that_diverges_keeps_its_last_good_state(host, parts, folder, monkeypatch):
-    from cascade_studio.nodes.host import training as host_training
-    real = host_training.StageCObjective.losses
+    real = StageCObjective.losses
 
     def losses(objective: Any, rows: Any, generators: Any) -> Any:
         found = real(objective, rows, generators)
@@ -147,7 +147,7 @@ def test_a_run_that_diverges_keeps_its_last_good_state(host, parts, folder, monk
         return found._replace(raw=found.raw * (float("nan") if len(seen) > 12 else 1.0))
 
     seen: list[int] = []
-    monkeypatch.setattr(host_training.StageCObjective, "losses", losses)
+    monkeypatch.setattr(StageCObjective, "losses", losses)
     graph, node = training(host, parts, folder, name="nan", steps=30, save_every=2)
     check_sentence(graph.error(node[0]), "Training stopped", "not a number", "last good", "learning rate")
     assert Path(host.models, "loras", "nan.safetensors").exists()
