@@ -94,7 +94,7 @@ def test_inputs_are_kept(host, parts, kind):
     first = graph.run(graph.add(kind, **inputs)[0])
     changed = [name for name, value in inputs.items() if not same(before[name], snapshot(value))]
     assert not changed
-    if kind != "CascadeStudio_Guider":
+    if kind not in ("CascadeStudio_Guider", "CascadeStudio_TrainLora"):  # they make objects anew
         kept = snapshot(first)
         graph = Graph(host)
         second = graph.run(graph.add(kind, **inputs)[0])
