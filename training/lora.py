@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from stages import convert, layouts, load
+from stages.encoder import normalise
 from stages.errors import CascadeError, WrongFile, WrongInput
 from stages.files import load_file
-from stages.encoder import normalise
 from stages.tuning.crew import Crew, from_environment
 from stages.tuning.encode import Encoders, encoded, fingerprint, said
 from stages.tuning.lesson import Lesson, Run, add_words
 from stages.tuning.pictures import TrainingSet, from_folder
 from stages.tuning.settings import Settings, from_dict
-from stages.tuning.text import END, LENGTH, START, Words, text_tower
+from stages.tuning.text import Words, text_tower, token_ids
 from stages.tuning.trainer import Trainer
 from tools.models import name_pack
 
@@ -95,11 +95,6 @@ def tokenizer() -> Any:
     return CLIPTokenizer.from_pretrained(Path(root) / "comfy" / "sd1_tokenizer")
 
 
-def spoken(text: str) -> list[int]:
-    """Token ids of plain text, without start and end."""
-    return tokenizer()(text)["input_ids"][1:-1]
-
-
 class Coders:
     """The image encoder and the text encoder, built when first asked: what was encoded before needs neither."""
 
@@ -135,9 +130,7 @@ class Coders:
 
     @torch.no_grad()
     def caption(self, text: str) -> tuple[Tensor, Tensor]:
-        body = spoken(text)[: LENGTH - 2]
-        ids = torch.tensor([[START, *body, *[END] * (LENGTH - 1 - len(body))]], device=self.device)
-        hidden, pooled = self.text_net()(ids)
+        hidden, pooled = self.text_net()(token_ids(text, (), tokenizer())[None].to(self.device))
         return hidden[0], pooled[0]
 
     def encoders(self) -> Encoders:
@@ -166,7 +159,7 @@ def prepared(config: Config, crew: Crew, device: torch.device) -> Lesson:
     lesson = Lesson(config.settings, identity, device, bfloat16, rows, empty, said(prompt, ways, store), stage_c, weights)
     if config.settings.tokens:
         lesson.text = coders.text
-        add_words(lesson, [picture.caption for picture in pictures.pictures], prompt, spoken)
+        add_words(lesson, [picture.caption for picture in pictures.pictures], prompt, tokenizer())
     return lesson
 
 

@@ -30,7 +30,7 @@ from ...stages.tuning.settings import Settings
 from ...stages.tuning.trainer import Trainer
 from .memory import explained, make_room
 from .pixels import loss_plot
-from .training_models import encoders, prior_weights, spoken, text_weights
+from .training_models import encoders, prior_weights, text_weights
 from .vae import preview
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def prepared(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings: S
     lesson = Lesson(settings, identity, device, bfloat16, rows, empty, sample, config, weights)
     if settings.tokens:
         lesson.text = text_weights(clip)
-        add_words(lesson, [picture.caption for picture in pictures.pictures], prompt, lambda words: spoken(clip, words))
+        add_words(lesson, [picture.caption for picture in pictures.pictures], prompt, clip.tokenizer.clip_g.tokenizer)
     return lesson
 
 

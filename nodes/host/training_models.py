@@ -46,11 +46,6 @@ def text_weights(clip: Any) -> tuple[TextConfig, dict[str, Tensor]]:
     return kind.config, convert.dequantise(convert.normalise(tensors, kind), None)
 
 
-def spoken(clip: Any, text: str) -> list[int]:
-    """Token ids of plain text, without start and end."""
-    return clip.tokenizer.clip_g.tokenizer(text)["input_ids"][1:-1]
-
-
 def encoders(clip: Any, vae: Any) -> Encoders:
     """The image encoder and the text encoder, as the nodes use them."""
 

@@ -1,6 +1,7 @@
 """One LoRA run put together: what the node and the command line share, whoever encoded the pictures and the text."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from .plan import Plan, plan
 from .samples import painted
 from .settings import Settings
 from .store import Store, train
-from .text import TABLE, Word, Words, WordsObjective, learned_words, text_tower, token_ids
+from .text import TABLE, Tokenizer, Word, Words, WordsObjective, learned_words, text_tower, token_ids
 from .trainer import Trainer
 
 
@@ -103,9 +104,16 @@ class Run:
         return path
 
     def save(self, path: Path) -> None:
-        """Write the LoRA as it is now, in the layout of the settings."""
+        """Write the LoRA as it is now, learned words with it, in the layout of the settings."""
         told = result.metadata(self.settings, self.identity, self.trainer.step)
-        result.save_lora(self.official() if self.settings.layout == "official" else self.comfyui(), path, told)
+        if self.settings.layout == "official":
+            tensors = self.official()
+            fresh = {word.text: word.pattern for word in self.lesson.words if word.pattern}
+            told.update({result.TOKENS: json.dumps(fresh)} if fresh else {})
+        else:
+            tensors = {**self.comfyui(), **{f"bundle_emb.{word.text}.clip_g": vector[None]
+                                            for word, vector in self.word_vectors()}}
+        result.save_lora(tensors, path, told)
 
     def learned(self) -> dict[str, Tensor]:
         """The LoRA's part of the result."""
@@ -123,13 +131,17 @@ class Run:
             found["embeddings.indices"] = torch.tensor([word.token for word in self.words.words])
         return found
 
-    def save_words(self, folder: Path, stem: str) -> list[tuple[str, str]]:
-        """Each learned word as an embedding file; pairs of the word and the file's stem."""
+    def word_vectors(self) -> list[tuple[Word, Tensor]]:
+        """Each learned word and what stands for it in the token table."""
         if self.words is None:
             return []
-        made = []
         vectors = self.words.rows.cpu() + self.trainer.result()["words.offsets"].cpu()
-        for word, vector in zip(self.words.words, vectors):
+        return list(zip(self.words.words, vectors))
+
+    def save_words(self, folder: Path, stem: str) -> list[tuple[str, str]]:
+        """Each learned word as an embedding file; pairs of the word and the file's stem."""
+        made = []
+        for word, vector in self.word_vectors():
             plain = "".join(letter for letter in word.text if letter.isalnum() or letter in "-_") or str(word.token)
             path = folder / f"{stem}_{plain}.safetensors"
             result.save_lora({"clip_g": vector[None]}, path, {"format": "pt", result.RUN: self.identity}, torch.float32)
@@ -147,13 +159,13 @@ class Run:
                        device=lesson.device, bfloat16=lesson.bfloat16).cpu()
 
 
-def add_words(lesson: Lesson, captions: Sequence[str], prompt: str, spoken: Callable[[str], Sequence[int]]) -> None:
+def add_words(lesson: Lesson, captions: Sequence[str], prompt: str, tokenizer: Tokenizer) -> None:
     """Give ``lesson``, which has the text encoder, the words of its settings and the token ids of its captions."""
-    lesson.words = learned_words(lesson.settings.tokens, spoken, lesson.text[0].vocab_size)
+    lesson.words = learned_words(lesson.settings.tokens, tokenizer, lesson.text[0].vocab_size)
     for row, caption in zip(lesson.rows, captions):
-        row["ids"] = token_ids(caption, lesson.words, spoken)
-    lesson.empty["ids"] = token_ids("", lesson.words, spoken)
-    lesson.sample["ids"] = token_ids(prompt, lesson.words, spoken)
+        row["ids"] = token_ids(caption, lesson.words, tokenizer)
+    lesson.empty["ids"] = token_ids("", lesson.words, tokenizer)
+    lesson.sample["ids"] = token_ids(prompt, lesson.words, tokenizer)
 
 
 def own(row: Row) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ from .settings import Settings
 from .store import write_whole
 
 PREFIX = {"stage_c": "lora_prior_unet_", "stage_b": "lora_unet_"}
-RUN, SETTINGS = "cascade_studio.run", "cascade_studio.training"
-"""Metadata: the identity of the run that made a file, and its settings as JSON."""
+RUN, SETTINGS, TOKENS = "cascade_studio.run", "cascade_studio.training", "cascade_studio.tokens"
+"""Metadata: the identity of the run that made a file, its settings as JSON, and for the official layout its new words,
+each with the pattern of the vocabulary's words that it starts from."""
 
 
 def comfyui_names(lora: Lora, weights: dict[str, Tensor], kind: str = "stage_c") -> dict[str, Tensor]:

@@ -5,8 +5,10 @@ tokens. A new word's row is the mean of the rows of the words it starts from.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +28,32 @@ ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 *
 
 @dataclass(frozen=True)
 class Word:
-    """A learned word: how captions spell it, its token id, and the ids of the words that it starts from."""
+    """A learned word: how captions spell it, its token id, and the ids of the words that it starts from.
+
+    ``pattern`` finds those in the vocabulary, as the official trainer's settings do; "" for a word that is a token.
+    """
 
     text: str
     token: int
     start: tuple[int, ...]
+    pattern: str = ""
+
+
+class Tokenizer(Protocol):
+    """CLIP's tokenizer, as transformers and the host have it."""
+
+    def __call__(self, text: str) -> Mapping[str, Sequence[int]]: ...
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> Sequence[str]: ...
+
+
+def spoken(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of plain text, without start and end."""
+    ids = list(tokenizer(text)["input_ids"])[1:-1]
+    if not all(isinstance(token, int) for token in ids):
+        raise WrongInput(f"'{text}' has a word in it that a LoRA on the text encoder has added. Train new words with "
+                         "the text encoder of Load Stable Cascade as it is.")
+    return ids
 
 
 class Words(nn.Module):
@@ -145,34 +168,38 @@ def text_tower(config: TextConfig, tensors: Mapping[str, Tensor], words: Words, 
     return net.eval().requires_grad_(False)
 
 
-def token_ids(caption: str, words: Sequence[Word], spoken: Callable[[str], Sequence[int]]) -> Tensor:
-    """Token ids (77,) of a caption with learned words; ``spoken(text)`` gives the ids of plain text, without ends."""
+def token_ids(caption: str, words: Sequence[Word], tokenizer: Tokenizer) -> Tensor:
+    """Token ids (77,) of a caption with learned words, whatever their case; what is longer is cut off."""
     pieces: list[str | Word] = [caption]
     for word in words:
         pieces = [part for piece in pieces for part in (_cut(piece, word) if isinstance(piece, str) else [piece])]
-    body = [token for piece in pieces for token in ([piece.token] if isinstance(piece, Word) else spoken(piece))]
-    body = body[:LENGTH - 2]
+    body = [token for piece in pieces
+            for token in ([piece.token] if isinstance(piece, Word) else spoken(piece, tokenizer))][:LENGTH - 2]
     return torch.tensor([START, *body, *[END] * (LENGTH - 1 - len(body))])
 
 
 def _cut(text: str, word: Word) -> list[str | Word]:
     parts: list[str | Word] = []
-    for index, part in enumerate(text.split(word.text)):
+    for index, part in enumerate(re.split(re.escape(word.text), text, flags=re.IGNORECASE)):
         parts += [*([word] if index else []), *([part] if part.strip() else [])]
     return parts
 
 
-def learned_words(tokens: Sequence[tuple[str, str]], spoken: Callable[[str], Sequence[int]], rows: int) -> list[Word]:
+def learned_words(tokens: Sequence[tuple[str, str]], tokenizer: Tokenizer, rows: int) -> list[Word]:
     """The words of the settings. New ones get the ids after the table's ``rows``; without words to start from, a word
     has to be a token already, whose own row is then trained."""
     words, added = [], 0
     for text, start in tokens:
-        ids = tuple(spoken(start or text))
+        ids = tuple(sorted(set(spoken(start or text, tokenizer))))
         if not text.strip() or not ids or not start and len(ids) != 1:
             raise WrongInput(f"The word to learn {text!r} needs words to start from, because the text encoder has no "
-                             f"token of its own for it: write for example [\"{text.strip() or '[name]'}\", \"dog\"].")
-        words.append(Word(text, rows + added if start else ids[0], ids))
-        added += bool(start)
+                             f"token of its own for it: write for example {text.strip() or '[name]'} = dog.")
+        if not start:
+            words.append(Word(text, ids[0], ids))
+            continue
+        names = "|".join(re.escape(name) for name in tokenizer.convert_ids_to_tokens(ids))
+        words.append(Word(text, rows + added, ids, f"^({names})$"))
+        added += 1
     return words
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -172,20 +173,24 @@ def test_advanced_settings_and_a_learned_word(host, parts, folder, studio):
     said = [graph.run(graph.add("CLIPTextEncode", clip=parts.clip, text=text)[0])[0][0]
             for text in ("a embedding:word_thing", "a")]
     assert changed(*said)
-    assert len(load_file(Path(host.models, "loras", "word.safetensors"))) == 3 * 20
+    tensors = load_file(Path(host.models, "loras", "word.safetensors"))
+    assert len(tensors) == 3 * 20 + 1
+    assert torch.allclose(tensors["bundle_emb.[thing].clip_g"].float(), load_file(embedding)["clip_g"], rtol=1e-3, atol=1e-4)
 
 
 def test_the_frozen_text_tower_is_the_hosts(host, parts):
     from cascade_studio.nodes.host import training_models
 
     from stages.tuning import text
-    speak = lambda words: training_models.spoken(parts.clip, words)  # noqa: E731
+    tokenizer = parts.clip.tokenizer.clip_g.tokenizer
     config, tensors = training_models.text_weights(parts.clip)
-    words = text.learned_words([("[x]", "a dog")], speak, config.vocab_size)
+    words = text.learned_words([("[x]", "a dog")], tokenizer, config.vocab_size)
+    vocabulary = tokenizer.get_vocab()
+    assert words[0].start == tuple(sorted(index for name, index in vocabulary.items() if re.search(words[0].pattern, name)))
     with torch.inference_mode(False):
         tower = text.text_tower(config, tensors, text.Words(words, tensors[text.TABLE]), base="fp32")
     caption = "two small dogs, (running)"
-    hidden, pooled = tower(text.token_ids(caption, words, speak)[None])
+    hidden, pooled = tower(text.token_ids(caption, words, tokenizer)[None])
     wanted, wanted_pooled = training_models.encoders(parts.clip, parts.stage_c_vae).text(caption)
     assert (hidden[0] - wanted).abs().max() <= 2e-3 * wanted.std() and (pooled[0] - wanted_pooled).abs().max() <= 2e-3
 

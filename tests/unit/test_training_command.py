@@ -13,9 +13,11 @@ import pytest
 import torch
 from family import write_family
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from stages.errors import WrongInput
+from stages.tuning.result import TOKENS
 from stages.tuning.settings import Settings
 from training import lora
 
@@ -69,6 +71,8 @@ def test_words_and_an_all_in_one_file(config, models, tmp_path):
     assert tensors["embeddings.embeddings"].shape == (1, 64) and tensors["embeddings.embeddings"].abs().max() > 0
     assert tensors["embeddings.indices"].tolist() == [49408] and tensors["weights.0.lora_up"].shape == (128, 4)
     assert load_file(tmp_path / "run" / "small_thing.safetensors")["clip_g"].shape == (1, 64)
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()[TOKENS]) == {"[thing]": "^(dog</w>)$"}
 
 
 def test_two_processes_by_torchrun(config, tmp_path):
