@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from stages.controlnet import ControlNet, ControlNetConfig
 from stages.tuning.draws import generator
 from stages.tuning.frozen import frozen_net
-from stages.tuning.objectives import ControlObjective, Row
+from stages.tuning.objectives import ControlObjective, Row, StageCObjective
 from stages.tuning.settings import Settings
 from stages.tuning.store import Store, train
 from stages.tuning.trainer import Trainer
@@ -78,18 +78,15 @@ def make_rows(place: Place, count: int, hint: Callable[[Tensor], Tensor]) -> tup
 @torch.no_grad()
 def held_loss(objective: ControlObjective, rows: list[Row]) -> tuple[float, float]:
     """Mean losses on ``rows`` with the ControlNet, and without it, on the same noise."""
-    def mean() -> float:
-        parts = [objective.losses(rows[i:i + 16], [generator(SEED, "held", j) for j in range(i, i + 16)]).raw
-                 for i in range(0, len(rows), 16)]
+    plain = StageCObjective(objective.net, objective.empty, device=objective.device, drop_text=objective.drop_text)
+    bare = [{name: value for name, value in row.items() if name != "hint"} for row in rows]
+
+    def mean(judged: StageCObjective, given: list[Row]) -> float:
+        parts = [judged.losses(given[i:i + 16], [generator(SEED, "held", j) for j in range(i, min(i + 16, len(given)))]).raw
+                 for i in range(0, len(given), 16)]
         return float(torch.cat(parts).mean())
 
-    with_it = mean()
-    control, objective.controlnet = objective.controlnet, None
-    objective.predict = lambda x, r, told: objective.net(x, r, **{k: v for k, v in told.items() if k != "hint"})
-    without = mean()
-    del objective.predict
-    objective.controlnet = control
-    return with_it, without
+    return mean(objective, rows), mean(plain, bare)
 
 
 def learn(place: Place, work: Path, settings: Settings, minutes: float | None, pictures: int,
