@@ -7,6 +7,7 @@ from . import canvas, conditioning, drafts, inpaint, loaders, pictures, reports,
 from . import canvas, conditioning, loaders, lora, merging, pictures, sampling
 from . import canvas, conditioning, control, hints, image_prompts, loaders, pictures, sampling
 from . import canvas, conditioning, guidance, high_resolution, loaders, pictures, prompts, sampling
+from . import canvas, conditioning, loaders, pictures, sampling, training
 
 
 class CascadeStudioExtension(ComfyExtension):
@@ -17,4 +18,5 @@ class CascadeStudioExtension(ComfyExtension):
         areas = (loaders, canvas, sampling, conditioning, pictures, lora, merging)
         areas = (loaders, canvas, sampling, conditioning, pictures, control, hints, image_prompts)
         areas = (loaders, canvas, sampling, conditioning, pictures, prompts, guidance, high_resolution)
+        areas = (loaders, canvas, sampling, conditioning, pictures, training)
         return [node for area in areas for node in area.NODES]

@@ -199,10 +199,18 @@ class Optimiser:
 
         A loss or a gradient that is not finite leaves the weights as they are and returns NaN.
         """
-        self.adamw.zero_grad(set_to_none=True)
+        self.clear()
         loss.backward()
+        return self.update(factor) if torch.isfinite(loss.detach()) else math.nan
+
+    def clear(self) -> None:
+        """Drop all gradients, before the first backward of a step that has several."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def update(self, factor: float = 1.0) -> float:
+        """The second half of :meth:`step`, from the gradients that are there; NaN where they are not finite."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        if not torch.isfinite(norm) or not torch.isfinite(loss.detach()):
+        if not torch.isfinite(norm):
             return math.nan
         self.updates += 1
         for group in self.adamw.param_groups:

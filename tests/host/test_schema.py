@@ -30,6 +30,9 @@ CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio
     "EncodePrompt", "RegionalPrompt", "PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention")}
 CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
               "Cascade Studio/conditioning", "Cascade Studio/high resolution", "Cascade Studio/guidance")
+    "EncodeStageA", "EncodeImage", "DecodePreview", "TrainingSet", "TrainingSettings", "TrainLora")}
+CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
+              "Cascade Studio/conditioning", "Cascade Studio/training")
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 

@@ -1,0 +1,67 @@
+"""The recipes of Mini's LoRA and ControlNet: what they start from and the sizes of what they write."""
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages import from_file
+from stages.encoder import ImageEncoder
+from stages.initial import initialise_unet
+from stages.stage_c import StageC
+from stages.tuning import result
+from stages.tuning.adapters import Lora
+from stages.tuning.frozen import frozen_net
+from stages.tuning.objectives import ControlObjective
+from training.mini import canny_controlnet as canny
+from training.mini import style_lora
+from training.mini.export import _save
+from training.mini.sizes import ENCODER, STAGE_C
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def stage_c() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    net = StageC(STAGE_C)
+    initialise_unet(net)
+    return net.state_dict()
+
+
+def test_the_lora_stays_below_its_size(stage_c, tmp_path):
+    net, settings = frozen_net("stage_c", STAGE_C, stage_c, base="fp32"), style_lora.SETTINGS
+    lora = Lora(net, settings.rank, settings.alpha, settings.blocks)
+    path = tmp_path / "lora.safetensors"
+    result.save_lora(result.comfyui_names(lora, lora.state_dict()), path, result.metadata(settings, "x", 1))
+    assert 500_000 < path.stat().st_size <= style_lora.MOST and len(load_file(path)) == 3 * len(lora.layers)
+    json.dumps(settings.as_dict())
+
+
+def test_the_controlnet_starts_as_no_change_and_stays_below_its_size(stage_c, tmp_path):
+    torch.manual_seed(0)
+    encoder = ImageEncoder(ENCODER)
+    net = canny.fresh(encoder)
+    assert torch.equal(net.backbone[1][0].block[0][0].weight, encoder.backbone[1][0].block[0][0].weight)
+    assert torch.allclose(net.backbone[0][0].weight[:, 0], encoder.backbone[0][0].weight.sum(1))
+    text = {"text": randn(7, STAGE_C.c_clip_text), "pooled": randn(1, STAGE_C.c_clip_text_pooled)}
+    rows = [{"latent": randn(16, 6, 6, seed=i), **text, "hint": torch.rand(1, 192, 192)} for i in range(3)]
+    objective = ControlObjective(frozen_net("stage_c", STAGE_C, stage_c, base="fp32"), text, controlnet=net)
+    with_it, without = canny.held_loss(objective, rows)
+    assert with_it == pytest.approx(without, rel=1e-6)
+    for projection in net.projections:
+        torch.nn.init.normal_(projection[2].weight)
+    for module in net.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # an untrained trunk would fade out
+            torch.nn.init.constant_(module.weight, 2.0)
+    torch.nn.init.normal_(objective.net.clf[1].weight, std=0.1)
+    with_it, without = canny.held_loss(objective, rows)
+    assert with_it != pytest.approx(without, rel=1e-3)
+    size = _save(tmp_path, canny.NAME, "controlnet", canny.CONFIG, net.state_dict())
+    assert size <= canny.MOST
+    assert from_file(tmp_path / f"{canny.NAME}.safetensors").config == canny.CONFIG
+    assert max(canny.CONFIG.proj_blocks) < STAGE_C.res_blocks

@@ -1,0 +1,95 @@
+"""The memory plan: its arithmetic against what a network really keeps, and the promises for the published sizes."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lessons import randn
+
+from stages.published import PUBLISHED
+from stages.stage_c import StageCConfig
+from stages.tuning import plan as plans
+from stages.tuning.adapters import Lora
+from stages.tuning.frozen import CLASSES, FROZEN, frozen_net
+from stages.tuning.settings import Settings
+
+FULL, LITE = PUBLISHED["stage_c"]["3.6B"], PUBLISHED["stage_c"]["1B"]
+MIDDLE = StageCConfig(c_cond=256, c_hidden=(256, 256), nhead=(4, 4), blocks=((1, 2), (2, 1)), c_clip_text=96,
+                      c_clip_text_pooled=96, c_clip_img=64)
+
+
+@pytest.mark.parametrize("config, most", [(FULL, 12e9), (LITE, 8e9)])
+@pytest.mark.parametrize("base", ["bf16", "fp8"])
+def test_the_published_models_fit(config, most, base):
+    plan = plans.plan("stage_c", config, Settings(base=base))
+    assert plan.total <= most
+    assert f"{plan.total / 1e9:.1f} GB" in plan.describe() and "frozen weights" in plan.describe()
+
+
+def test_the_plan_counts_its_parts():
+    plan = plans.plan("stage_c", FULL, Settings(base="bf16", rank=4))
+    assert plan.parts["frozen weights"] == 2 * 3_589_103_632
+    assert plan.parts["LoRA with its optimiser"] == 64 * 4 * 4 * (2048 + 2048) * 16
+    eight = plans.plan("stage_c", FULL, Settings(base="fp8")).parts["frozen weights"]
+    assert 0.5 <= eight / plan.parts["frozen weights"] <= 0.53
+    assert plans.plan("stage_c", FULL, Settings(base="fp32")).parts["frozen weights"] == 4 * 3_589_103_632
+    averaged = plans.plan("stage_c", FULL, Settings(ema=0.9)).parts
+    assert averaged["LoRA with its optimiser"] == 1.25 * plan.parts["LoRA with its optimiser"]
+    words = plans.plan("stage_c", FULL, Settings(), text_parameters=695_000_000)
+    assert words.parts["text encoder"] >= 1.39e9 and words.total <= 13.5e9
+
+
+def test_the_weights_are_what_is_stored():
+    for base in ("bf16", "fp8", "fp32"):
+        net = frozen_net("stage_c", MIDDLE, CLASSES["stage_c", False](MIDDLE).state_dict(), base=base)
+        stored = sum(p.numel() * p.element_size() for p in net.parameters())
+        stored += sum(m.scale.numel() * 4 for m in net.modules() if getattr(m, "scale", None) is not None)
+        assert plans.weight_bytes(CLASSES["stage_c", False](MIDDLE, device="meta"), base) == stored
+
+
+def test_parts_and_processes_lower_it():
+    one = plans.plan("stage_c", LITE, Settings(batch_size=8)).parts["activations"]
+    assert plans.plan("stage_c", LITE, Settings(batch_size=8, accumulation=4)).parts["activations"] == pytest.approx(one / 4)
+    assert plans.plan("stage_c", LITE, Settings(batch_size=8), processes=2).parts["activations"] == pytest.approx(one / 2)
+    kept = plans.plan("stage_c", LITE, replace(Settings(batch_size=8), checkpointing=False)).parts["activations"]
+    assert kept > 4 * one
+
+
+def kept_bytes(checkpointing: bool, bfloat16: bool, side: int) -> int:
+    """Bytes of all tensors that autograd keeps after one forward pass, weights aside."""
+    net = CLASSES["stage_c", checkpointing](MIDDLE, backend=FROZEN).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.02 * randn(*parameter.shape))
+    Lora(net, 4, 4.0, (".attn",))
+    known = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast(
+            "cpu", torch.bfloat16, enabled=bfloat16):
+        out = net(randn(2, 16, side, side), torch.rand(2), randn(2, 7, 96), randn(2, 1, 96))
+    assert out.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_activations_are_what_the_graph_keeps(bfloat16):
+    """The estimate is not below what is counted, and not twice as high."""
+    counted = kept_bytes(False, bfloat16, 12)
+    passing = plans.BACKWARD * plans.GROUP * 2 * 144 * 256
+    assert counted <= plans.activations(MIDDLE, 2, 144, False) - passing <= 1.5 * counted
+
+
+def test_checkpointing_keeps_what_the_groups_hand_on():
+    """PyTorch keeps the groups' inputs outside of the count; the rest is little."""
+    handed_on = 6 * 2 * 144 * 256 * plans.STREAM
+    outside = kept_bytes(True, True, 12)
+    assert outside <= 0.15 * kept_bytes(False, True, 12)
+    assert handed_on + outside <= plans.activations(MIDDLE, 2, 144, True)

@@ -1,0 +1,135 @@
+"""A small canny ControlNet for Mini's Stage C: python3 dev.py run -m training.mini.canny_controlnet
+
+Trained by the loop of the nodes on composed pictures and their edges (stages/canny.py); its trunk starts from Mini's
+image encoder. The result goes into mini/controlnet. Stopped, the same command goes on.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.controlnet import ControlNet, ControlNetConfig
+from stages.tuning.draws import generator
+from stages.tuning.frozen import frozen_net
+from stages.tuning.objectives import ControlObjective, Row, StageCObjective
+from stages.tuning.settings import Settings
+from stages.tuning.store import Store, train
+from stages.tuning.trainer import Trainer
+from tools.cache import cache_root
+from training.lora import Progress
+
+from .captions import LENGTH, batch_tokens
+from .data import SEED
+from .export import FOLDER, _save
+from .generators import trained
+from .loop import Place, write_atomically
+from .scenes import CANVAS, Scenes, for_encoder
+from .sizes import ENCODER, STAGE_C
+from .style_lora import OutOfTime, limited
+
+log = logging.getLogger(__name__)
+
+NAME, MOST = "controlnet/cascade_mini_canny", 4_000_000
+CONFIG = ControlNetConfig(c_in=1, c_proj=STAGE_C.c_hidden[0], proj_blocks=(0, 2, 4, 6), trunk=replace(ENCODER, c_in=1))
+SETTINGS = Settings(name="cascade_mini_canny", steps=3000, batch_size=32, learning_rate=1e-3, warm_up=50, ema=0.995,
+                    resolution=192, base="fp32", save_every=0, sample_every=0, seed=SEED)
+HELD = 64
+
+
+def fresh(encoder: nn.Module) -> ControlNet:
+    """A ControlNet that changes nothing yet: the trunk of ``encoder``, its stem summed over the colours."""
+    net = ControlNet(CONFIG)
+    tensors = dict(encoder.backbone.state_dict())
+    tensors["0.0.weight"] = tensors["0.0.weight"].sum(1, keepdim=True)
+    net.backbone.load_state_dict(tensors)
+    torch.manual_seed(SEED)
+    for projection in net.projections:
+        nn.init.xavier_uniform_(projection[0].weight)
+        nn.init.zeros_(projection[2].weight)
+    return net
+
+
+@torch.no_grad()
+def make_rows(place: Place, count: int, hint: Callable[[Tensor], Tensor]) -> tuple[list[Row], Row]:
+    """``count`` composed pictures with captions, encoded once, and the empty prompt."""
+    scenes, nets = Scenes(random.Random(SEED)), {name: trained(place, name) for name in ("encoder", "text")}
+    rows: list[Row] = []
+    size = CANVAS.encoder_size[::-1]
+    while len(rows) < count:
+        batch = scenes.batch(min(32, count - len(rows)))
+        text, pooled = nets["text"](scenes.captions(batch.subjects, batch.colours, LENGTH).to(place.device))
+        seen = F.interpolate(batch.rgb, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+        found = {"latent": nets["encoder"](for_encoder(batch.rgb.to(place.device))), "text": text,
+                 "pooled": pooled[:, None], "hint": hint(seen)}
+        rows += [{name: value[i].half().cpu().clone() for name, value in found.items()} for i in range(len(batch.subjects))]
+    text, pooled = nets["text"](batch_tokens([[]], LENGTH).to(place.device))
+    return rows, {"text": text[0].cpu(), "pooled": pooled[:1].cpu()}
+
+
+@torch.no_grad()
+def held_loss(objective: ControlObjective, rows: list[Row]) -> tuple[float, float]:
+    """Mean losses on ``rows`` with the ControlNet, and without it, on the same noise."""
+    plain = StageCObjective(objective.net, objective.empty, device=objective.device, drop_text=objective.drop_text)
+    bare = [{name: value for name, value in row.items() if name != "hint"} for row in rows]
+
+    def mean(judged: StageCObjective, given: list[Row]) -> float:
+        parts = [judged.losses(given[i:i + 16], [generator(SEED, "held", j) for j in range(i, min(i + 16, len(given)))]).raw
+                 for i in range(0, len(given), 16)]
+        return float(torch.cat(parts).mean())
+
+    return mean(objective, rows), mean(plain, bare)
+
+
+def learn(place: Place, work: Path, settings: Settings, minutes: float | None, pictures: int,
+          hint: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], tuple[float, float]]:
+    """Train; returns the tensors and the held-out losses with and without them."""
+    work.mkdir(parents=True, exist_ok=True)
+    pool = work / f"pool_{pictures}.pt"
+    if not pool.is_file():
+        write_atomically(make_rows(place, pictures + HELD, hint), pool)
+    rows, empty = torch.load(pool)
+    control = fresh(trained(place, "encoder")).to(place.device)
+    net = frozen_net("stage_c", STAGE_C, trained(place, "stage_c").state_dict(), base="fp32", checkpointing=False,
+                     device=place.device)
+    objective = ControlObjective(net, empty, device=place.device, drop_text=0.1, controlnet=control)
+    trainer = Trainer(objective, control, rows[HELD:], settings)
+    try:
+        train(trainer, Store(work / "state", settings.identity(str(pictures))), limited(minutes, Progress(settings.steps)))
+    except OutOfTime:
+        pass
+    control.load_state_dict(trainer.result())
+    return control.state_dict(), held_loss(objective, rows[:HELD])
+
+
+def main() -> None:
+    """Train the ControlNet that ships."""
+    parser = argparse.ArgumentParser(prog="training.mini.canny_controlnet", description=__doc__.split("\n")[0])
+    parser.add_argument("--mini", type=Path, default=cache_root() / "mini-work", help="the recipe's work folder")
+    parser.add_argument("--work", type=Path, default=cache_root() / "mini-canny", help="where the state is kept")
+    parser.add_argument("--steps", type=int, default=SETTINGS.steps)
+    parser.add_argument("--minutes", type=float, default=25.0, help="the most that training may take")
+    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    hint = importlib.import_module("stages.canny").hint
+    place = Place(options.mini, torch.device(options.device), False)
+    tensors, losses = learn(place, options.work, replace(SETTINGS, steps=options.steps), options.minutes,
+                            options.pictures, hint)
+    log.info("held-out loss %.4f with the ControlNet, %.4f without", *losses)
+    size = _save(FOLDER, NAME, "controlnet", CONFIG, tensors)
+    if size > MOST:
+        raise SystemExit(f"The ControlNet takes {size:,} bytes, more than {MOST:,}. Feed fewer blocks.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""A LoRA for Mini from 60 pictures of another emoji style: python3 dev.py run -m training.mini.style_lora
+
+Writes the folder with pictures and captions, trains on it with the trainer of the nodes and puts the result into
+mini/loras. Subjects of the held-out prompts are left out. Stopped, the same command goes on.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stages.tuning.crew import ALONE
+from stages.tuning.lesson import Run
+from stages.tuning.settings import Settings
+from stages.tuning.trainer import Trainer
+from tools.cache import cache_root
+from training.lora import Config, Progress, prepared
+
+from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
+from .compose import compose, random_colour
+from .data import PLAIN, SEED, pictures, read_split
+from .export import FILES, FOLDER, PRIOR_CODER
+
+log = logging.getLogger(__name__)
+
+COUNT, MOST = 60, 1_000_000
+SETTINGS = Settings(steps=1200, batch_size=16, accumulation=1, learning_rate=1e-3, warm_up=20, rank=12, alpha=12.0,
+                    blocks=(".attn", ".channelwise"), resolution=192, ema=0.99, checkpointing=False, save_every=0,
+                    sample_every=0, seed=SEED)
+
+
+class OutOfTime(Exception):
+    """The minutes are used up."""
+
+
+def write_set(style: str, folder: Path, count: int = COUNT) -> None:
+    """``count`` pictures of ``style`` with captions, chosen and composed from the recipe's seed."""
+    subjects, prompts = read_split()
+    array, held = pictures(style), {prompt["subject"] for prompt in prompts}
+    rng = random.Random(SEED)
+    there = [i for i in range(len(subjects)) if i not in held and array[i, ::16, ::16, 3].any()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in sorted(rng.sample(there, count)):
+        subject, colour = subjects[index], random_colour(subjects[index], rng)
+        rgb, _ = compose(np.asarray(array[index])[None], [colour], rng)
+        template = rng.choice(PLAIN_TEMPLATES if colour == PLAIN else COLOUR_TEMPLATES)
+        pixels = (rgb[0] * 255).round().byte().movedim(0, -1).numpy()
+        Image.fromarray(pixels).save(folder / f"{index:04d}.png")
+        (folder / f"{index:04d}.txt").write_text(spoken(template, subject.labels["en"], colour), encoding="utf-8")
+
+
+def limited(minutes: float | None, progress: Progress):
+    """``progress``, and an end after ``minutes``."""
+    started = time.monotonic()
+
+    def on_step(trainer: Trainer) -> None:
+        progress(trainer)
+        if minutes and time.monotonic() - started > 60 * minutes:
+            raise OutOfTime
+
+    return on_step
+
+
+def train(models: Path, work: Path, style: str, settings: Settings, minutes: float | None, device: str) -> Path:
+    """Train; returns the file in the work folder."""
+    folder = work / "pictures"
+    if not folder.is_dir():
+        write_set(style, work / "pictures.new")
+        (work / "pictures.new").rename(folder)
+    files = {name: str(models / f"{path}.safetensors") for name, path in (
+        ("stage_c", FILES["stage_c"][1]), ("text_encoder", FILES["text"][1]), ("image_encoder", PRIOR_CODER))}
+    lesson = prepared(Config(**files, pictures=str(folder), output=str(work), settings=settings), ALONE,
+                      torch.device(device))
+    log.info("%s", lesson.plan().describe())
+    run, path = Run(lesson), work / f"{settings.name}.safetensors"
+    try:
+        run.train(work / "state", lambda: path, limited(minutes, Progress(settings.steps)))
+    except OutOfTime:
+        run.save(path)
+    return path
+
+
+def main() -> None:
+    """Train the LoRA that ships."""
+    parser = argparse.ArgumentParser(prog="training.mini.style_lora", description=__doc__.split("\n")[0])
+    parser.add_argument("--style", default="noto", help="the style of the pictures (default: noto)")
+    parser.add_argument("--models", type=Path, default=FOLDER, help="Mini's files (default: mini/)")
+    parser.add_argument("--work", type=Path, default=cache_root() / "mini-lora", help="where the state is kept")
+    parser.add_argument("--steps", type=int, default=SETTINGS.steps)
+    parser.add_argument("--minutes", type=float, default=14.0, help="the most that training may take")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    settings = Settings(**{**SETTINGS.as_dict(), "name": f"cascade_mini_{options.style}", "steps": options.steps})
+    path = train(options.models, options.work / options.style, options.style, settings, options.minutes, options.device)
+    if path.stat().st_size > MOST:
+        raise SystemExit(f"{path.name} takes {path.stat().st_size:,} bytes, more than {MOST:,}. Lower the rank.")
+    target = FOLDER / "loras" / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    log.info("%s, %d bytes", target, target.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
