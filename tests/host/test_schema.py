@@ -14,9 +14,9 @@ PREFIX = "CascadeStudio_"
 IDS = {PREFIX + name for name in (
     "Load", "LoadPrior", "LoadDecoder", "LoadTextEncoder", "LoadStageA", "LoadImageEncoder", "LoadClipVision", "Canvas",
     "SamplePrior", "SampleDecoder", "Schedule", "Sampler", "Guider", "DecoderConditioning", "DecodeStageA",
-    "EncodeStageA", "EncodeImage", "DecodePreview")}
+    "EncodeStageA", "EncodeImage", "DecodePreview", "Compare")}
 CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
-              "Cascade Studio/conditioning")
+              "Cascade Studio/conditioning", "Cascade Studio/image")
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 

@@ -3,12 +3,12 @@ import { Panel, element, onValues, setValue, valueOf, button } from "./dom.js";
 import { addressOf, drawOwnPictures } from "./pictures.js";
 import { text } from "./text.js";
 
-/** The numbers in "1, 3-4" that a board with `count` pictures has. */
+/** The numbers in "1, 3-4", each once, that a board with `count` drafts has. */
 export function numbersIn(words, count) {
   const found = new Set();
   for (const part of String(words ?? "").split(/[\s,;]+/)) {
     const [, first, last] = /^(\d+)(?:-(\d+))?$/.exec(part) ?? [];
-    for (let number = Number(first); number <= Math.min(count, Number(last ?? first)); number++) {
+    for (let number = Number(first); number <= Math.min(count, 4096, Number(last ?? first)); number++) {
       if (number >= 1) found.add(number);
     }
   }
@@ -17,18 +17,20 @@ export function numbersIn(words, count) {
 
 class BoardPanel extends Panel {
   constructor(node) {
-    super(node, "board", 60);
-    this.count = 0;
+    super(node, "board", 48);
+    this.board = null;
     this.hint = element("div", { className: "hint" });
     this.all = button("", "", () => this.choose([]));
-    this.pictures = element("div", { className: "pictures" });
-    this.replace(element("div", { className: "row" }, this.hint, this.all), this.pictures);
+    this.picture = element("img", { draggable: false });
+    this.sheet = element("div", { className: "sheet" });
+    this.frame = element("div", { className: "frame" }, this.sheet);
+    this.replace(element("div", { className: "row" }, this.hint, this.all), this.frame);
     onValues(node, ["chosen"], () => this.draw());
     this.draw();
   }
 
   get chosen() {
-    return numbersIn(valueOf(this.node, "chosen"), Math.max(this.count, 4096));
+    return numbersIn(valueOf(this.node, "chosen"), this.board?.drafts.length ?? Infinity);
   }
 
   choose(numbers) {
@@ -41,31 +43,34 @@ class BoardPanel extends Panel {
     this.choose(chosen.includes(number) ? chosen.filter((one) => one !== number) : [...chosen, number].sort((a, b) => a - b));
   }
 
-  /** The drafts of a run, one picture each. */
-  pin(images, seeds = []) {
-    this.count = images.length;
-    const across = Math.ceil(Math.sqrt(images.length)) || 1;
-    this.pictures.style.gridTemplateColumns = `repeat(${across}, 1fr)`;
-    this.pictures.replaceChildren(
-      ...images.map((image, index) => {
-        const number = index + 1;
-        const label = seeds[index] === undefined ? `${number}` : `${number} · ${seeds[index]}`;
-        const picture = element("img", { src: addressOf(image), draggable: false, alt: label });
-        const children = [picture, element("span", { textContent: label })];
-        const press = () => this.toggle(number);
-        return element("button", { type: "button", data: { number }, title: label, onclick: press }, ...children);
-      }),
-    );
-    this.resize(40 + 110 * Math.ceil(images.length / across));
+  /** The sheet of a run, and where on it each draft lies, in pixels of the sheet. */
+  pin(image, board) {
+    this.board = board;
+    this.picture.src = addressOf(image);
+    const across = (value) => `${(100 * value) / board.width}%`;
+    const down = (value) => `${(100 * value) / board.height}%`;
+    const places = board.drafts.map((draft) => {
+      const title = draft.seed === null ? `${draft.number}` : `${draft.number} · ${draft.seed}`;
+      const place = element("button", { type: "button", title, data: { number: draft.number } });
+      place.onclick = () => this.toggle(draft.number);
+      const box = { left: across(draft.left), top: down(draft.top), width: across(draft.width), height: down(draft.height) };
+      Object.assign(place.style, box);
+      return place;
+    });
+    this.sheet.style.aspectRatio = `${board.width} / ${board.height}`;
+    this.sheet.replaceChildren(this.picture, ...places);
+    const width = Math.max(200, this.node.size[0] - 20);
+    this.resize(32 + Math.round(Math.min(720, (width * board.height) / board.width)));
     this.draw();
   }
 
   draw() {
     const chosen = this.chosen;
     this.hint.textContent = chosen.length ? text("board.chosen", { numbers: chosen.join(", ") }) : text("board.hint");
-    this.all.textContent = text("board.all");
-    for (const picture of this.pictures.children) {
-      picture.classList.toggle("chosen", chosen.includes(Number(picture.dataset.number)));
+    this.all.textContent = text("board.none");
+    this.all.hidden = chosen.length === 0;
+    for (const place of this.sheet.querySelectorAll("button")) {
+      place.classList.toggle("chosen", chosen.includes(Number(place.dataset.number)));
     }
   }
 }
@@ -73,5 +78,12 @@ class BoardPanel extends Panel {
 export function addBoard(node) {
   drawOwnPictures(node);
   const panel = new BoardPanel(node).show();
-  return { pin: (output) => output?.images && panel.pin(output.images, output.seeds) };
+  const size = node.size;
+  node.setSize([Math.max(size[0], 420), size[1]]);
+  return {
+    pin(output) {
+      const board = output?.cascade_studio_drafts?.[0];
+      if (board && output.images?.length) panel.pin(output.images[0], board);
+    },
+  };
 }

@@ -2,7 +2,7 @@
 // nodes/host/fetching.py describes; it starts and ends downloads itself, when a workflow is queued or interrupted.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { Panel, button, element, setValue, widgetOf } from "./dom.js";
+import { Panel, button, element, live, setValue, widgetOf } from "./dom.js";
 import { nodeOf } from "./graph.js";
 import { duration, size, text } from "./text.js";
 
@@ -16,6 +16,7 @@ class DownloadPanel extends Panel {
     this.message = null;
     this.progress = null;
     this.ended = null;
+    this.arrived = new Set();
     this.head = element("div", { className: "head" });
     this.files = element("div", { className: "files" });
     this.bar = element("b");
@@ -33,7 +34,7 @@ class DownloadPanel extends Panel {
     this.message = message;
     this.progress = null;
     this.ended = null;
-    this.arrived = new Set();
+    this.arrived.clear();
     this.resize(112 + ROW * Math.min(6, this.missing.length));
     this.show();
     this.draw();
@@ -50,7 +51,6 @@ class DownloadPanel extends Panel {
   advance(progress) {
     if (this.progress && this.progress.file !== progress.file) this.arrived.add(this.progress.file);
     this.progress = progress;
-    if (progress.finished) this.ended = "done";
     this.draw();
   }
 
@@ -75,23 +75,22 @@ class DownloadPanel extends Panel {
     const count = this.missing.length;
     const kind = this.fetches ? "running" : "missing";
     const head = text(`download.${kind}${count === 1 ? "_one" : ""}`, { count, size: size(bytes) });
-    this.head.textContent = this.ended === "done" ? text("download.done") : head;
+    this.head.textContent = head;
     this.head.title = this.message.text ?? "";
     this.files.replaceChildren(...this.missing.map((file) => this.row(file)));
     this.drawProgress(spaces);
     this.start.textContent = text("download.start");
     this.cancel.textContent = text("download.cancel");
     this.cancel.hidden = !this.fetches;
-    this.start.hidden = this.fetches || this.ended === "done" || !widgetOf(this.node, "missing_files");
+    this.start.hidden = this.fetches || !widgetOf(this.node, "missing_files");
   }
 
   drawProgress(spaces) {
     const { done = 0, total = 0, speed = 0, left = null, note = "", file = "" } = this.progress ?? {};
-    const share = this.ended === "done" ? 1 : total ? done / total : 0;
+    const share = total ? done / total : 0;
     this.bar.style.width = `${Math.round(100 * Math.min(1, share))}%`;
-    this.track.hidden = !this.fetches && this.ended !== "done";
+    this.track.hidden = !this.fetches;
     if (this.ended === "stopped") this.words.textContent = text("download.cancelled");
-    else if (this.ended === "done") this.words.textContent = "";
     else if (this.progress && !note) {
       const parts = { done: size(done), total: size(total), speed: size(speed), left: left === null ? "…" : duration(left) };
       this.words.textContent = `${file}: ${text("download.progress", parts)}`;
@@ -100,7 +99,7 @@ class DownloadPanel extends Panel {
   }
 
   row(file) {
-    const state = this.ended === "done" || this.arrived.has(file.name) ? "here" : file.name === this.progress?.file ? "now" : "";
+    const state = this.arrived.has(file.name) ? "here" : file.name === this.progress?.file ? "now" : "";
     const licence = file.licence ? text("download.licence", { licence: file.licence }) : "";
     return element(
       "div",
@@ -116,17 +115,7 @@ function panelOf(node) {
   return panels.get(node);
 }
 
-/** Whether a node is showing its plan, which says more than its text. */
-export const showsPlan = (node) => panels.get(node)?.shown ?? false;
-
-function endAll(how) {
-  return ({ detail }) => {
-    for (const id of [...(detail?.executed ?? []), detail?.node_id]) {
-      const node = nodeOf(id);
-      if (node && panels.has(node)) panels.get(node).end(how);
-    }
-  };
-}
+const all = () => [...live].filter((panel) => panel instanceof DownloadPanel);
 
 export function listenToDownloads() {
   api.addEventListener("cascade_studio.plan", ({ detail }) => {
@@ -137,8 +126,10 @@ export function listenToDownloads() {
     const node = nodeOf(detail?.node);
     if (node && panels.has(node)) panels.get(node).advance(detail);
   });
-  api.addEventListener("execution_interrupted", endAll("stopped"));
-  api.addEventListener("execution_error", endAll("failed"));
+  api.addEventListener("execution_interrupted", () => all().forEach((panel) => panel.end("stopped")));
+  api.addEventListener("execution_error", () => all().forEach((panel) => panel.end("failed")));
+  // A whole run went well: no file is missing any more.
+  api.addEventListener("execution_success", () => all().forEach((panel) => panel.hide()));
 }
 
 /** Once the loader has done its work there is nothing left to decide: the panel goes. */

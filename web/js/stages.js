@@ -3,7 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { Panel, element, live } from "./dom.js";
 import { kindOf, nodeOf } from "./graph.js";
-import { duration, text } from "./text.js";
+import { duration, size, text } from "./text.js";
 
 /** The nodes whose work belongs to a stage. */
 export const STAGES = {
@@ -28,6 +28,12 @@ class Run {
     this.nodes.set(id, known);
   }
 
+  /** What the node itself measured is more exact than what the page saw. */
+  measured(id, report) {
+    const known = this.nodes.get(id);
+    if (known) Object.assign(known, { seconds: report.seconds, memory: report.peak_memory });
+  }
+
   /** Close what is still open when the run is over: "stopped" or "failed" nodes keep their part of the bar. */
   finish(state, now) {
     this.end = state;
@@ -44,9 +50,10 @@ class Run {
     if (!nodes.length) return { state: "", seconds: 0, share: 0 };
     const current = nodes.find((node) => node.state === "running") ?? nodes.at(-1);
     const worked = nodes.filter((node) => node.state !== "cached");
-    const seconds = worked.reduce((sum, node) => sum + ((node.ended ?? now) - node.begun) / 1000, 0);
+    const seconds = worked.reduce((sum, node) => sum + (node.seconds ?? ((node.ended ?? now) - node.begun) / 1000), 0);
+    const memory = Math.max(0, ...worked.map((node) => node.memory ?? 0));
     const share = current.state === "finished" || current.state === "cached" ? 1 : current.value / (current.most || 1);
-    return { state: current.state, seconds, share };
+    return { state: current.state, seconds, share, memory };
   }
 }
 
@@ -65,9 +72,10 @@ class Strip extends Panel {
   draw(now = Date.now()) {
     this.root.title = text("stages.tip");
     for (const stage of ORDER) {
-      const { state, seconds, share } = run.stage(stage, now);
+      const { state, seconds, share, memory } = run.stage(stage, now);
       const { root, bar, words } = this.parts[stage];
       root.dataset.state = state;
+      root.title = memory ? text("stages.memory", { size: size(memory) }) : "";
       bar.style.width = `${Math.round(100 * Math.min(1, share))}%`;
       words.textContent = wordsOf(state, seconds);
     }
@@ -111,6 +119,12 @@ function onProgress({ detail }) {
   tick(run.end === null);
 }
 
+function onExecuted({ detail }) {
+  const report = detail.output?.cascade_studio_report?.[0];
+  if (report && detail.prompt_id === run.prompt) run.measured(String(detail.display_node ?? detail.node), report);
+  drawAll();
+}
+
 function onCached({ detail }) {
   if (detail.prompt_id !== run.prompt) run = new Run(detail.prompt_id);
   for (const id of detail.nodes ?? []) {
@@ -135,6 +149,7 @@ export function listenToStages() {
   });
   api.addEventListener("execution_cached", onCached);
   api.addEventListener("progress_state", onProgress);
+  api.addEventListener("executed", onExecuted);
   api.addEventListener("execution_success", onEnd("finished"));
   api.addEventListener("execution_interrupted", onEnd("stopped"));
   api.addEventListener("execution_error", onEnd("failed"));
