@@ -76,11 +76,16 @@ export async function loadTexts() {
   app.ui?.settings?.addEventListener?.("Comfy.Locale.change", () => setTimeout(tell));
   try {
     const answer = await api.fetchApi("/i18n");
-    translations = answer.ok ? await answer.json() : {};
+    setTranslations(answer.ok ? await answer.json() : {});
   } catch (error) {
     console.warn("Cascade Studio: no translations came, so its panels are in English.", error);
   }
   tell();
+}
+
+/** By language what its locales/<language>/main.json holds; "cascadeStudio" in it is ours. */
+export function setTranslations(found) {
+  translations = found;
 }
 
 /** 1536 → "1.5 KB", as people read sizes of files. */
