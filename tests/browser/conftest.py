@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from browser.driver import Browser, find_chromium
-from browser.page import Page, Small
+from browser.page import SETTINGS, Page, Small
 from harness import REPOSITORY, main_setup
 from tools.server import Base, Server
-
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the small family's layers mostly wait for each other on more
 
@@ -26,7 +25,7 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(chromium: str) -> Iterator[Server]:
     """A running server whose user has been here before: no welcome dialogs."""
     from family import write_family
     base = Base()
@@ -37,10 +36,6 @@ def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield running
     finally:
         base.close()
-
-
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False,
-            "Comfy.Execution.PreviewMethod": "latent2rgb", "Comfy.Notification.ShowVersionUpdates": False}
 
 
 @pytest.fixture(scope="session")

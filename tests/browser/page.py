@@ -13,7 +13,16 @@ from tools.server import PACK
 
 QUEUE = '[data-testid="queue-button"]'
 READY = f"!document.querySelector('.p-progressspinner') && !!document.querySelector('{QUEUE}') && !!window.app.canvas"
-OURS = (f"/extensions/{PACK}/", "cascade")
+OURS, CODE = "cascade", (f"/extensions/{PACK}/js/", f"/extensions/{PACK}/css/")
+NOT_THERE = "Failed to load resource"
+"""The frontend asks for thumbnails, and for help in the user's language, whether there are any or not."""
+
+TITLE = 30
+"""Pixels of a node's title, which its position leaves out."""
+
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False,
+            "Comfy.Execution.PreviewMethod": "latent2rgb", "Comfy.Notification.ShowVersionUpdates": False}
+"""Of a user who has been here before: no welcome dialogs, and previews while it samples."""
 
 
 class Page:
@@ -31,7 +40,8 @@ class Page:
 
     def complaints(self) -> list[str]:
         """The console errors since the last time that name this pack."""
-        return [error for error in self.browser.take_errors() if any(sign in error.lower() for sign in OURS)]
+        return [error for error in self.browser.take_errors()
+                if (OURS in error.lower() and not error.startswith(NOT_THERE)) or any(path in error for path in CODE)]
 
     def clear(self) -> None:
         """An empty graph, no dialog, no selection."""
@@ -67,6 +77,18 @@ class Page:
         return self.browser.run("return app.rootGraph.nodes.filter((n) => !LiteGraph.registered_node_types[n.type])"
                                 ".map((n) => n.type)")
 
+    def overlaps(self) -> list[str]:
+        """Nodes that lie on one another as the page shows them, its panels included."""
+        boxes = self.browser.run(
+            "return app.rootGraph.nodes.map((n) => [n.title, ...n.pos, ...n.size, n.flags?.collapsed ? 1 : 0])")
+        found = []
+        for index, (one, left, top, width, height, small) in enumerate(boxes):
+            for other, x, y, across, down, also_small in boxes[index + 1:]:
+                if not (small or also_small) and (left < x + across and x < left + width
+                                                  and top - TITLE < y + down and y - TITLE < top + height):
+                    found.append(f"'{one}' lies on '{other}'")
+        return found
+
     def setting(self, name: str, value: Any) -> None:
         self.browser.run("await app.extensionManager.setting.set(arguments[0], arguments[1])", name, value)
 
@@ -74,6 +96,11 @@ class Page:
         """Zoom so that the whole graph is on the screen."""
         self.browser.run("await app.extensionManager.command.execute('Comfy.Canvas.FitView');"
                          "await new Promise((done) => setTimeout(done, 700))")
+
+    def wait_still(self) -> None:
+        """Wait until every picture on the page has arrived and the graph has been drawn with them."""
+        self.browser.wait("[...document.images].every((image) => image.complete)")
+        self.browser.run("app.canvas.setDirty(true, true); for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)")
 
     def watch(self, *events: str) -> None:
         """Note events of the server from now on, for :meth:`seen`."""

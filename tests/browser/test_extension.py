@@ -100,6 +100,13 @@ def test_the_canvas_follows_its_widgets(page, pictures):
     (pictures / "canvas.png").write_bytes(page.browser.picture())
 
 
+def test_the_canvas_follows_values_that_came_otherwise(page):
+    """Set without a hand, as undo and other extensions do."""
+    node = page.add("CascadeStudio_Canvas", (500, 150))
+    page.browser.run("app.rootGraph.getNodeById(arguments[0]).widgets[0].value = 2048; app.canvas.setDirty(true, true)", node)
+    page.browser.wait(f"document.querySelector('{CANVAS} .facts').innerText.includes('48 x 24')")
+
+
 @pytest.mark.parametrize("modern", [False, True], ids=["canvas", "vue"])
 def test_panels_show_in_both_renderers(page, pictures, modern):
     page.setting("Comfy.VueNodes.Enabled", modern)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.page import QUEUE, Page, Small
+from browser.page import NOT_THERE, QUEUE, Page, Small
 from harness import REPOSITORY
 from tools.prompt import convert
 from tools.server import PACK
@@ -14,8 +14,6 @@ from tools.server import PACK
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 HELP = sorted((REPOSITORY / "web" / "docs").glob("CascadeStudio_*.md"))
 SAMPLERS = ("CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder")
-HOST_NOISE = ("Failed to load resource",)
-"""What the host's own page says about files that a new user does not have."""
 
 every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
@@ -59,7 +57,7 @@ def test_a_workflow_opens_and_converts_as_the_frontend_does(page, object_info, p
     page.load(workflow, path.stem)
     assert page.unknown() == []
     assert page.prompt() == convert(workflow, object_info).prompt
-    errors = [error for error in page.browser.take_errors() if not error.startswith(HOST_NOISE)]
+    errors = [error for error in page.browser.take_errors() if not error.startswith(NOT_THERE)]
     assert not errors, "\n".join(errors)
 
 
@@ -141,24 +139,23 @@ def test_the_help_page_opens(page):
     page.browser.run("app.extensionManager.rightSidePanel?.closePanel?.()")
 
 
-def test_the_language_switches(page, server):
+def test_the_language_switches(page, small):
     """The host's words and ours; ours come from locales/<language>/main.json, here put in by the test."""
-    node = page.add("CascadeStudio_Canvas", (500, 200))
+    page.load(small.workflow)
     module = f"/extensions/{PACK}/js/text.js"
-    words = "return document.querySelector('.cascade-studio-canvas button').textContent"
-    run = f"return document.querySelector('{QUEUE}').innerText.trim()"
-    english = page.browser.run(words), page.browser.run(run)
+    swap = "document.querySelector('.cascade-studio-canvas button')?.textContent"
+    run = f"document.querySelector('{QUEUE}').innerText.trim()"
+    english = page.browser.wait(swap), page.browser.wait(run)
     page.browser.run(
         "(await import(arguments[0])).setTranslations({ fr: { cascadeStudio: { 'canvas.swap': 'Inverser' } } })", module)
     try:
         page.setting("Comfy.Locale", "fr")
-        page.browser.wait("document.querySelector('.cascade-studio-canvas button').textContent === 'Inverser'")
-        page.browser.wait("document.querySelector(arguments[0]).innerText.trim() !== arguments[1]", QUEUE, english[1])
+        page.browser.wait(f"{swap} === 'Inverser'")
+        page.browser.wait(f"{run} !== arguments[0]", english[1])
     finally:
-        page.setting("Comfy.Locale", "en")
         page.browser.run("await (await import(arguments[0])).loadTexts()", module)
-    page.browser.wait("document.querySelector('.cascade-studio-canvas button').textContent === arguments[0]", english[0])
-    assert node
+        page.setting("Comfy.Locale", "en")
+    page.browser.wait(f"{swap} === arguments[0] && {run} === arguments[1]", *english)
 
 
 def test_the_texts_are_json(server):

@@ -18,6 +18,7 @@ class CanvasPanel extends Panel {
     this.drawing = shape("svg", { viewBox: "0 0 300 120", role: "img" });
     this.facts = element("div", { className: "facts" });
     this.replace(element("div", { className: "row" }, this.aspects, this.swap, this.snap), this.drawing, this.facts);
+    this.drawn = "";
     onValues(node, ["width", "height", "batch_size", "compression"], () => this.draw());
     this.draw();
   }
@@ -42,8 +43,17 @@ class CanvasPanel extends Panel {
     this.resize(...(width >= height ? withAspect(width, height, long, short) : withAspect(width, height, short, long)));
   }
 
+  check() {
+    if (this.drawn !== this.state()) this.draw();
+  }
+
+  state() {
+    return [...this.asked(), valueOf(this.node, "batch_size")].join();
+  }
+
   draw() {
     const [width, height, compression] = this.asked();
+    this.drawn = this.state();
     const canvas = plan(width, height, compression);
     this.label(width, height);
     if (canvas === null) {

@@ -1,4 +1,5 @@
 // Elements, and panels: parts of a node that this extension draws.
+import { app } from "../../../scripts/app.js";
 
 /** An element with properties (`style`, `on...`, `data` and attributes among them) and children. */
 export function element(name, properties = {}, ...children) {
@@ -60,6 +61,8 @@ export function onValues(node, names, listener) {
     };
   }
   after(node, "onConfigure", listener);
+  // The host may put kept values into widgets when the node comes into a graph.
+  after(node, "onAdded", () => setTimeout(listener));
 }
 
 /** Let `listener` run after a handler of this one node, with the same arguments. */
@@ -94,6 +97,9 @@ export class Panel {
   /** Draw what it shows anew, for another language too. */
   draw() {}
 
+  /** Called with every frame of the host's canvas: draw anew if something was changed behind the widgets' backs. */
+  check() {}
+
   get shown() {
     return this.widget !== null;
   }
@@ -106,11 +112,13 @@ export class Panel {
       hideInPanel: true,
       margin: MARGIN,
       getMinHeight: () => this.height + 2 * MARGIN,
+      onDraw: () => this.check(),
     });
     this.widget.serialize = false;
     const [width, height] = this.node.computeSize();
     const size = this.node.size;
     this.node.setSize([Math.max(size[0], width), Math.max(size[1], height)]);
+    if (this.node.graph) app.canvas?.bringToFront?.(this.node);
     this.node.setDirtyCanvas(true, true);
     return this;
   }

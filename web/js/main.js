@@ -7,7 +7,7 @@ import { addStyles, after, live } from "./dom.js";
 import { listenToDownloads, loaded } from "./downloads.js";
 import { allNodes, isOurs, kindOf } from "./graph.js";
 import { tell } from "./report.js";
-import { STAGES, addStrip, listenToStages } from "./stages.js";
+import { STAGES, addStrip, forgetRun, listenToStages } from "./stages.js";
 import { loadTexts, onLanguage } from "./text.js";
 
 const PICTURES = { CascadeStudio_DraftBoard: addBoard, CascadeStudio_Compare: addCompare };
@@ -39,6 +39,8 @@ app.registerExtension({
     if (kind in PICTURES) shown.set(node, PICTURES[kind](node));
     after(node, "onExecuted", (output) => show(node, output));
   },
+
+  afterConfigureGraph: forgetRun,
 
   /** Another workflow tab was opened: the host has kept what its nodes showed. */
   onNodeOutputsUpdated(outputs) {

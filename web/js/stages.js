@@ -142,6 +142,12 @@ function onEnd(state) {
   };
 }
 
+/** Another workflow is on the screen: what an earlier run took does not belong to its nodes. */
+export function forgetRun() {
+  if (run.end !== null) run = new Run();
+  drawAll();
+}
+
 export function listenToStages() {
   api.addEventListener("execution_start", ({ detail }) => {
     run = new Run(detail.prompt_id);
