@@ -45,7 +45,8 @@ class Page:
 
     def clear(self) -> None:
         """An empty graph, no dialog, no selection."""
-        self.browser.run("app.extensionManager.dialog?.closeDialog?.(); app.canvas.deselectAll(); app.rootGraph.clear();")
+        self.browser.run("app.extensionManager.dialog?.closeDialog?.(); app.canvas.deselectAll();"
+                         "app.rootGraph.clear();")
 
     def load(self, workflow: dict[str, Any], name: str = "test") -> None:
         """Open a workflow as from a file."""
@@ -64,6 +65,17 @@ class Page:
     def value(self, node: int, widget: str) -> Any:
         return self.browser.run("return app.rootGraph.getNodeById(arguments[0]).widgets"
                                 ".find((w) => w.name === arguments[1]).value", node, widget)
+
+    def set(self, node: int | str, widget: str, value: Any, quietly: bool = False) -> None:
+        """Give a widget a value; ``quietly`` as code does, without its callback."""
+        self.browser.run(
+            "const widget = app.rootGraph.getNodeById(arguments[0]).widgets.find((w) => w.name === arguments[1]);"
+            "widget.value = arguments[2]; if (!arguments[3]) widget.callback?.(arguments[2]);"
+            "app.canvas.setDirty(true, true)", node, widget, value, quietly)
+
+    def executed(self, node: int | str, output: dict[str, Any]) -> None:
+        """Let a node show an output as after a run."""
+        self.browser.run("app.rootGraph.getNodeById(arguments[0]).onExecuted(arguments[1])", node, output)
 
     def prompt(self) -> dict[str, Any]:
         """What the frontend itself makes of the graph."""
@@ -100,7 +112,8 @@ class Page:
     def wait_still(self) -> None:
         """Wait until every picture on the page has arrived and the graph has been drawn with them."""
         self.browser.wait("[...document.images].every((image) => image.complete)")
-        self.browser.run("app.canvas.setDirty(true, true); for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)")
+        self.browser.run("app.canvas.setDirty(true, true);"
+                         "for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)")
 
     def watch(self, *events: str) -> None:
         """Note events of the server from now on, for :meth:`seen`."""

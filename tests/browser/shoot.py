@@ -23,8 +23,8 @@ from tools.messages import say  # noqa: E402
 from tools.server import Base, Server  # noqa: E402
 
 SIZE = (2400, 1350)
-CHROME = {**SETTINGS, "Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0, "Comfy.Graph.CanvasInfo": False,
-          "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
+CHROME = {**SETTINGS, "Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+          "Comfy.Graph.CanvasInfo": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
 """Letters at every zoom, and nothing on the screen that does not belong to the workflow."""
 
 

@@ -54,7 +54,8 @@ def test_the_page_plans_sizes_as_the_server_does(page):
 
 def test_the_page_estimates_memory_as_the_server_does(page):
     draw = random.Random(8)
-    asked = [[draw.randint(64, 4096), draw.randint(64, 4096), draw.randint(1, 8), draw.choice((2, 4))] for _ in range(200)]
+    asked = [[draw.randint(64, 4096), draw.randint(64, 4096), draw.randint(1, 8), draw.choice((2, 4))]
+             for _ in range(200)]
     found = page.browser.run(
         "const { plan } = await import(arguments[0]); const { workingMemory } = await import(arguments[1]);"
         "return arguments[2].map(([w, h, batch, bytes]) => { const m = workingMemory(plan(w, h), batch, bytes);"
@@ -92,10 +93,9 @@ def test_the_canvas_follows_its_widgets(page, pictures):
     assert [page.value(node, "width"), page.value(node, "height")] == [down, across]
     page.browser.click(f"{CANVAS} button:nth-of-type(2)")
     assert geometry.plan(page.value(node, "width"), page.value(node, "height")).padding == 0
-    cells = page.browser.run(f"return document.querySelector('{CANVAS} .cells').getAttribute('d').split('v').length - 1")
+    cells = page.browser.run(f"return document.querySelector('{CANVAS} .cells').getAttribute('d')").count("v")
     assert cells == geometry.plan(page.value(node, "width"), page.value(node, "height")).prior_width - 1
-    page.browser.run("const n = app.rootGraph.getNodeById(arguments[0]); const w = n.widgets.find((w) => w.name === 'width');"
-                     "w.value = 20; w.callback?.(20)", node)
+    page.set(node, "width", 20)
     page.browser.wait(f"!!document.querySelector('{CANVAS} .warning')")
     (pictures / "canvas.png").write_bytes(page.browser.picture())
 
@@ -103,8 +103,10 @@ def test_the_canvas_follows_its_widgets(page, pictures):
 def test_the_canvas_follows_values_that_came_otherwise(page):
     """Set without a hand, as undo and other extensions do."""
     node = page.add("CascadeStudio_Canvas", (500, 150))
-    page.browser.run("app.rootGraph.getNodeById(arguments[0]).widgets[0].value = 2048; app.canvas.setDirty(true, true)", node)
-    page.browser.wait(f"document.querySelector('{CANVAS} .facts').innerText.includes('48 x 24')")
+    page.set(node, "width", 2048, quietly=True)
+    canvas = geometry.plan(2048, page.value(node, "height"))
+    page.browser.wait(f"document.querySelector('{CANVAS} .facts').innerText.includes(arguments[0])",
+                      f"{canvas.prior_width} x {canvas.prior_height} Stage C", timeout=10)
 
 
 @pytest.mark.parametrize("modern", [False, True], ids=["canvas", "vue"])
@@ -181,8 +183,8 @@ def test_two_pictures_are_compared(page, pictures):
 
 PLAN = {"state": "asks", "text": "2 files are missing.", "plan": {
     "found": [], "to_come": 10_280_000_000, "spaces": [{"folder": "models", "needed": 1, "free": 5 * 10**11}],
-    "missing": [{"key": "c", "name": "stage_c.safetensors", "bytes": 7_180_000_000, "about": "Stage C", "licence": "x"},
-                {"key": "b", "name": "stage_b.safetensors", "bytes": 3_100_000_000, "about": "Stage B", "licence": "x"}]}}
+    "missing": [{"key": key, "name": f"stage_{key}.safetensors", "bytes": size, "about": f"Stage {key}", "licence": "x"}
+                for key, size in (("c", 7_180_000_000), ("b", 3_100_000_000))]}}
 
 
 def loader(page: Page, small) -> str:
@@ -215,16 +217,16 @@ def test_the_plan_shows_and_its_button_downloads_and_runs(page, small, pictures)
 def test_progress_shows_and_cancel_interrupts(page, small):
     """Cancel sends the host's own interrupt, which ends what runs."""
     node = loader(page, small)
-    page.browser.run("for (const n of app.rootGraph.nodes) for (const w of n.widgets ?? []) if (w.name === 'steps') w.value = 1000;"
-                     "app.rootGraph.getNodeById(arguments[0]).widgets.find((w) => w.name === 'missing_files').value = 'download'",
-                     node)
+    page.set(node, "missing_files", "download")
+    page.set(small.node("CascadeStudio_SamplePrior"), "steps", 1000)
     page.watch("execution_interrupted", "execution_success", "progress_state")
     page.browser.click(QUEUE)
     page.browser.wait("window.seen.some(([name, d]) => name === 'progress_state'"
                       " && Object.values(d.nodes).some((n) => n.state === 'running' && n.max > 100 && n.value > 2))")
     page.send("cascade_studio.plan", {"node": node, **PLAN, "state": "fetches"})
-    page.send("cascade_studio.progress", {"node": node, "file": "stage_b.safetensors", "done": 10**9, "total": 3_100_000_000,
-                                          "speed": 5e7, "left": 42.0, "note": "", "text": "", "finished": False})
+    page.send("cascade_studio.progress", {
+        "node": node, "file": "stage_b.safetensors", "done": 10**9, "total": 3_100_000_000, "speed": 5e7, "left": 42.0,
+        "note": "", "text": "", "finished": False})
     panel = ".cascade-studio-download"
     text = page.browser.wait(f"document.querySelector('{panel} .words').textContent")
     assert "1.0 GB of 3.1 GB" in text and "50.0 MB/s" in text and "42 s" in text, text
@@ -236,11 +238,29 @@ def test_progress_shows_and_cancel_interrupts(page, small):
     assert "stopped" in states
 
 
+def test_stages_inside_a_subgraph_are_counted(page):
+    """The server names such a node "subgraph:node"."""
+    page.add("CascadeStudio_DecodeStageA", (500, 100))
+    inner = page.add("CascadeStudio_SamplePrior", (500, 400))
+    name = page.browser.run(
+        "const node = app.rootGraph.getNodeById(arguments[0]);"
+        "const { subgraph, node: outer } = app.rootGraph.convertToSubgraph(new Set([node]));"
+        "return `${outer.id}:${subgraph.nodes[0].id}`", inner)
+    for state, value in (("running", 5), ("finished", 20)):
+        told = {"value": value, "max": 20, "state": state}
+        page.send("progress_state", {"prompt_id": "subgraph", "nodes": {name: told}})
+        part = "document.querySelector('.cascade-studio-stages [data-stage=C]')"
+        assert page.browser.run(f"return [{part}.dataset.state, {part}.querySelector('b').style.width]") == [
+            state, "25%" if state == "running" else "100%"]
+    page.send("execution_success", {"prompt_id": "subgraph"})
+
+
 def test_text_of_a_node_is_shown(page):
     node = page.add("CascadeStudio_Canvas", (500, 150))
-    page.browser.run("app.rootGraph.getNodeById(arguments[0]).onExecuted({ text: ['212 of 212 keys', 'matched'] })", node)
-    assert page.browser.wait("document.querySelector('.cascade-studio-text pre')?.innerText") == "212 of 212 keys\nmatched"
-    page.browser.run("app.rootGraph.getNodeById(arguments[0]).onExecuted({})", node)
+    page.executed(node, {"text": ["212 of 212 keys", "matched"]})
+    shown = page.browser.wait("document.querySelector('.cascade-studio-text pre')?.innerText")
+    assert shown == "212 of 212 keys\nmatched"
+    page.executed(node, {})
     page.browser.wait("!document.querySelector('.cascade-studio-text')?.isConnected")
 
 
@@ -267,5 +287,6 @@ def test_drafts_are_chosen_by_clicking(page, server, pictures):
     page.browser.click(".cascade-studio-board .row button")
     assert page.value(node, "chosen") == ""
     numbers = page.browser.run("const { numbersIn } = await import(arguments[0]);"
-                               "return ['', '1,3', ' 2-4;9', 'x 1', '3 3'].map((text) => numbersIn(text, 4))", module("board"))
+                               "return ['', '1,3', ' 2-4;9', 'x 1', '3 3'].map((text) => numbersIn(text, 4))",
+                               module("board"))
     assert numbers == [[], [1, 3], [2, 3, 4], [1], [3]]

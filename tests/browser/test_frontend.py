@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 from browser.page import NOT_THERE, QUEUE, Page, Small
@@ -13,7 +11,7 @@ from tools.server import PACK
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 HELP = sorted((REPOSITORY / "web" / "docs").glob("CascadeStudio_*.md"))
-SAMPLERS = ("CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder")
+TEMPLATES = '[data-testid="template-workflows-content"]'
 
 every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
@@ -29,16 +27,16 @@ def test_the_templates_are_listed(page, server):
     """The pack's category in the template browser shows every bundled workflow, with a picture where there is one."""
     browser = page.browser
     browser.run("await app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    browser.wait("!!document.querySelector('[data-testid=\"template-workflows-content\"]')")
+    browser.wait(f"!!document.querySelector('{TEMPLATES}')")
     browser.run("const item = [...document.querySelectorAll('nav *, aside *, [role=dialog] *')]"
                 ".find((e) => e.children.length === 0 && e.textContent.trim().toUpperCase() === 'EXTENSIONS');"
                 "item?.click()")
-    shown = f"[...document.querySelectorAll('[role=dialog] *')].find((e) => !e.children.length && e.textContent.trim() === '{PACK}')"
-    browser.wait(f"!!{shown}")
-    browser.run(f"{shown}.click()")
+    shown = "[...document.querySelectorAll('[role=dialog] *')].find((e) => !e.children.length && e.textContent.trim() === %r)"
+    browser.wait(f"!!{shown % PACK}")
+    browser.run(f"{shown % PACK}.click()")
     for path in WORKFLOWS:
         card = f"[data-testid=\"template-workflow-{path.stem}\"]"
-        browser.run("document.querySelector('[data-testid=\"template-workflows-content\"]')?.lastElementChild?.scrollIntoView()")
+        browser.run(f"document.querySelector('{TEMPLATES}')?.lastElementChild?.scrollIntoView()")
         browser.wait("!!document.querySelector(arguments[0])", card)
     with_picture = [path.stem for path in WORKFLOWS if path.with_suffix(".jpg").is_file()]
     for name in with_picture:
@@ -47,7 +45,7 @@ def test_the_templates_are_listed(page, server):
     browser.wait("app.rootGraph.nodes.length > 0")
     assert {node["type"] for node in page.graph()["nodes"]} == {
         node["type"] for node in json.loads(WORKFLOWS[0].read_text(encoding="utf-8"))["nodes"]}
-    browser.wait("!document.querySelector('[data-testid=\"template-workflows-content\"]')")
+    browser.wait(f"!document.querySelector('{TEMPLATES}')")
 
 
 @every_workflow
@@ -147,7 +145,8 @@ def test_the_language_switches(page, small):
     run = f"document.querySelector('{QUEUE}').innerText.trim()"
     english = page.browser.wait(swap), page.browser.wait(run)
     page.browser.run(
-        "(await import(arguments[0])).setTranslations({ fr: { cascadeStudio: { 'canvas.swap': 'Inverser' } } })", module)
+        "(await import(arguments[0])).setTranslations({ fr: { cascadeStudio: { 'canvas.swap': 'Inverser' } } })",
+        module)
     try:
         page.setting("Comfy.Locale", "fr")
         page.browser.wait(f"{swap} === 'Inverser'")
@@ -156,15 +155,3 @@ def test_the_language_switches(page, small):
         page.browser.run("await (await import(arguments[0])).loadTexts()", module)
         page.setting("Comfy.Locale", "en")
     page.browser.wait(f"{swap} === arguments[0] && {run} === arguments[1]", *english)
-
-
-def test_the_texts_are_json(server):
-    """Translators' tools read the English words out of the module."""
-    source = Path(REPOSITORY, "web", "js", "text.js").read_text(encoding="utf-8")
-    block = source.split("export const ENGLISH = ", 1)[1].split(";\n", 1)[0]
-    texts: dict[str, Any] = json.loads(block)
-    used = "".join(path.read_text(encoding="utf-8") for path in Path(REPOSITORY, "web", "js").glob("*.js"))
-    assert len(texts) > 20 and all(isinstance(text, str) and text for text in texts.values())
-    unused = [name for name in texts if used.count(f'"{name}"') < 2 and f'`{name.rsplit(".", 1)[0]}.$' not in used
-              and f'`{name.split("_one")[0].rsplit(".", 1)[0]}.$' not in used]
-    assert not unused, unused

@@ -39,8 +39,9 @@ class BoardPanel extends Panel {
   }
 
   toggle(number) {
-    const chosen = this.chosen;
-    this.choose(chosen.includes(number) ? chosen.filter((one) => one !== number) : [...chosen, number].sort((a, b) => a - b));
+    const others = this.chosen.filter((one) => one !== number);
+    const chosen = others.length < this.chosen.length ? others : [...others, number];
+    this.choose(chosen.sort((a, b) => a - b));
   }
 
   /** The sheet of a run, and where on it each draft lies, in pixels of the sheet. */
@@ -53,8 +54,8 @@ class BoardPanel extends Panel {
       const title = draft.seed === null ? `${draft.number}` : `${draft.number} · ${draft.seed}`;
       const place = element("button", { type: "button", title, data: { number: draft.number } });
       place.onclick = () => this.toggle(draft.number);
-      const box = { left: across(draft.left), top: down(draft.top), width: across(draft.width), height: down(draft.height) };
-      Object.assign(place.style, box);
+      Object.assign(place.style, { left: across(draft.left), width: across(draft.width) });
+      Object.assign(place.style, { top: down(draft.top), height: down(draft.height) });
       return place;
     });
     this.sheet.style.aspectRatio = `${board.width} / ${board.height}`;

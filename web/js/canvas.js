@@ -115,9 +115,10 @@ function pictureOf(canvas) {
   const first = [Math.floor((canvas.priorWidth - 1) / 2), Math.floor((canvas.priorHeight - 1) / 2)];
   const cell = [width / canvas.priorWidth, height / canvas.priorHeight];
   const corner = [left + first[0] * cell[0], top + first[1] * cell[1]];
-  const rays = [0, CELL.side].map((y) =>
-    shape("path", { class: "ray", d: `M${corner[0] + cell[0]} ${corner[1] + (y ? cell[1] : 0)}L${CELL.left} ${CELL.top + y}` }),
-  );
+  const rays = [0, 1].map((end) => {
+    const from = `M${corner[0] + cell[0]} ${corner[1] + end * cell[1]}`;
+    return shape("path", { class: "ray", d: `${from}L${CELL.left} ${CELL.top + end * CELL.side}` });
+  });
   return [
     box(left, top, width, height, "padding"),
     box(...inner, "picture"),

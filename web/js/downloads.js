@@ -92,7 +92,8 @@ class DownloadPanel extends Panel {
     this.track.hidden = !this.fetches;
     if (this.ended === "stopped") this.words.textContent = text("download.cancelled");
     else if (this.progress && !note) {
-      const parts = { done: size(done), total: size(total), speed: size(speed), left: left === null ? "…" : duration(left) };
+      const rest = left === null ? "…" : duration(left);
+      const parts = { done: size(done), total: size(total), speed: size(speed), left: rest };
       this.words.textContent = `${file}: ${text("download.progress", parts)}`;
     } else if (note) this.words.textContent = `${file}: ${note}`;
     else this.words.textContent = spaces.map((one) => text("download.free", { size: size(one.free) })).join(" · ");
