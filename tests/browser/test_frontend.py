@@ -31,9 +31,10 @@ def test_the_templates_are_listed(page, server):
     browser.run("const item = [...document.querySelectorAll('nav *, aside *, [role=dialog] *')]"
                 ".find((e) => e.children.length === 0 && e.textContent.trim().toUpperCase() === 'EXTENSIONS');"
                 "item?.click()")
-    shown = "[...document.querySelectorAll('[role=dialog] *')].find((e) => !e.children.length && e.textContent.trim() === %r)"
-    browser.wait(f"!!{shown % PACK}")
-    browser.run(f"{shown % PACK}.click()")
+    category = ("[...document.querySelectorAll('[role=dialog] *')]"
+                f".find((e) => !e.children.length && e.textContent.trim() === '{PACK}')")
+    browser.wait(f"!!{category}")
+    browser.run(f"{category}.click()")
     for path in WORKFLOWS:
         card = f"[data-testid=\"template-workflow-{path.stem}\"]"
         browser.run(f"document.querySelector('{TEMPLATES}')?.lastElementChild?.scrollIntoView()")
