@@ -13,8 +13,8 @@ class CascadeStudioCompare(io.ComfyNode):
             node_id="CascadeStudio_Compare",
             display_name="Compare Pictures",
             category=CATEGORY,
-            description=("Shows two pictures in one place, with a slider between them or side by side. They go into the "
-                         "temporary folder: nothing is kept."),
+            description=("Shows two pictures in one place, with a slider between them or side by side. They go into "
+                         "the temporary folder: nothing is kept."),
             search_aliases=["stable cascade", "compare", "before after", "side by side", "difference", "preview"],
             inputs=[
                 io.Image.Input("before", tooltip="The picture on the left, or a batch."),
