@@ -1,9 +1,11 @@
 // Text that a node of ours hands to the page (reports on LoRAs, files and runs), shown in the node.
-import { Panel, button, element } from "./dom.js";
+import { Panel, button, element, widgetOf } from "./dom.js";
 import { text } from "./text.js";
 
 const LINE = 15;
 const MOST_LINES = 16;
+/** The host's own place for text under a node; a node that writes there has said it already. */
+const HOST_TEXT = "$$node-text-preview";
 const panels = new WeakMap();
 
 class TextPanel extends Panel {
@@ -30,7 +32,7 @@ class TextPanel extends Panel {
 export function tell(node, output) {
   const given = output?.text;
   const words = (Array.isArray(given) ? given.join("\n") : given ?? "").trim();
-  if (!words) {
+  if (!words || widgetOf(node, HOST_TEXT)) {
     panels.get(node)?.hide();
     return;
   }
