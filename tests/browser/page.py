@@ -17,6 +17,9 @@ OURS, CODE = "cascade", (f"/extensions/{PACK}/js/", f"/extensions/{PACK}/css/")
 NOT_THERE = "Failed to load resource"
 """The frontend asks for thumbnails, and for help in the user's language, whether there are any or not."""
 
+OPENING = 240.0
+"""Seconds that the frontend may take to open, on a machine that is busy with something else."""
+
 TITLE = 30
 """Pixels of a node's title, which its position leaves out."""
 
@@ -34,7 +37,7 @@ class Page:
     def open(self) -> None:
         """Open the frontend, or open it anew, and wait until it can be used."""
         self.browser.open(self.url)
-        self.browser.wait(f"document.readyState == 'complete' && !!window.app && {READY}")
+        self.browser.wait(f"document.readyState == 'complete' && !!window.app && {READY}", timeout=OPENING)
         # The frontend restores or makes a first graph a moment later.
         self.browser.wait("app.extensionManager.workflow?.activeWorkflow != null")
 
