@@ -8,6 +8,7 @@ from . import canvas, conditioning, loaders, lora, merging, pictures, sampling
 from . import canvas, conditioning, control, hints, image_prompts, loaders, pictures, sampling
 from . import canvas, conditioning, guidance, high_resolution, loaders, pictures, prompts, sampling
 from . import canvas, conditioning, loaders, pictures, sampling, training
+from . import canvas, compare, conditioning, loaders, pictures, sampling
 
 
 class CascadeStudioExtension(ComfyExtension):
@@ -19,4 +20,5 @@ class CascadeStudioExtension(ComfyExtension):
         areas = (loaders, canvas, sampling, conditioning, pictures, control, hints, image_prompts)
         areas = (loaders, canvas, sampling, conditioning, pictures, prompts, guidance, high_resolution)
         areas = (loaders, canvas, sampling, conditioning, pictures, training)
+        areas = (loaders, canvas, sampling, conditioning, pictures, compare)
         return [node for area in areas for node in area.NODES]

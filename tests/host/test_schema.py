@@ -33,6 +33,9 @@ CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio
     "EncodeStageA", "EncodeImage", "DecodePreview", "TrainingSet", "TrainingSettings", "TrainLora")}
 CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
               "Cascade Studio/conditioning", "Cascade Studio/training")
+    "EncodeStageA", "EncodeImage", "DecodePreview", "Compare")}
+CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
+              "Cascade Studio/conditioning", "Cascade Studio/image")
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 

@@ -1,0 +1,35 @@
+"""Two pictures side by side, to see what a change did."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+CATEGORY = "Cascade Studio/image"
+
+
+class CascadeStudioCompare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_Compare",
+            display_name="Compare Pictures",
+            category=CATEGORY,
+            description=("Shows two pictures in one place, with a slider between them or side by side. They go into "
+                         "the temporary folder: nothing is kept."),
+            search_aliases=["stable cascade", "compare", "before after", "side by side", "difference", "preview"],
+            inputs=[
+                io.Image.Input("before", tooltip="The picture on the left, or a batch."),
+                io.Image.Input("after", tooltip=(
+                    "The picture on the right, or a batch: picture i is compared with picture i of the other batch.")),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, before, after) -> io.NodeOutput:
+        left, right = (ui.PreviewImage(image, cls=cls).as_dict()["images"] for image in (before, after))
+        # The host's own preview shows "images"; the extension draws the slider from the other two.
+        return io.NodeOutput(ui={"images": [*left, *right], "before": left, "after": right})
+
+
+NODES = [CascadeStudioCompare]

@@ -1,0 +1,162 @@
+"""ComfyUI's frontend as the tests use it: loading a workflow, converting, running, and what is on the screen."""
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from browser.driver import Browser
+from tools.edit import fit_files
+from tools.prompt import Converted, convert
+from tools.server import PACK
+
+QUEUE = '[data-testid="queue-button"]'
+READY = f"!document.querySelector('.p-progressspinner') && !!document.querySelector('{QUEUE}') && !!window.app.canvas"
+OURS, CODE = "cascade", (f"/extensions/{PACK}/js/", f"/extensions/{PACK}/css/")
+NOT_THERE = "Failed to load resource"
+"""The frontend asks for thumbnails, and for help in the user's language, whether there are any or not."""
+
+OPENING = 240.0
+"""Seconds that the frontend may take to open, on a machine that is busy with something else."""
+
+TITLE = 30
+"""Pixels of a node's title, which its position leaves out."""
+
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False,
+            "Comfy.Execution.PreviewMethod": "latent2rgb", "Comfy.Notification.ShowVersionUpdates": False}
+"""Of a user who has been here before: no welcome dialogs, and previews while it samples."""
+
+
+class Page:
+    """The frontend in one browser."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self.browser, self.url = browser, url
+
+    def open(self) -> None:
+        """Open the frontend, or open it anew, and wait until it can be used."""
+        self.browser.open(self.url)
+        self.browser.wait(f"document.readyState == 'complete' && !!window.app && {READY}", timeout=OPENING)
+        # The frontend restores or makes a first graph a moment later.
+        self.browser.wait("app.extensionManager.workflow?.activeWorkflow != null")
+
+    def complaints(self) -> list[str]:
+        """The console errors since the last time that name this pack."""
+        return [error for error in self.browser.take_errors()
+                if (OURS in error.lower() and not error.startswith(NOT_THERE)) or any(path in error for path in CODE)]
+
+    def clear(self) -> None:
+        """An empty graph, no dialog, no selection."""
+        self.browser.run("app.extensionManager.dialog?.closeDialog?.(); app.canvas.deselectAll();"
+                         "app.rootGraph.clear();")
+
+    def load(self, workflow: dict[str, Any], name: str = "test") -> None:
+        """Open a workflow as from a file."""
+        self.browser.run("await app.loadGraphData(arguments[0], true, true, arguments[1])", workflow, name)
+
+    def add(self, kind: str, at: tuple[int, int] = (100, 100), **values: Any) -> int:
+        """Put one node into the graph; returns its id."""
+        return self.browser.run(
+            "const node = LiteGraph.createNode(arguments[0]); node.pos = arguments[1]; app.rootGraph.add(node);"
+            "for (const [name, value] of Object.entries(arguments[2])) {"
+            "  const widget = node.widgets.find((w) => w.name === name); widget.value = value;"
+            "  widget.callback?.(value); }"
+            "app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true);"
+            "await new Promise((done) => setTimeout(done, 200)); return node.id", kind, list(at), values)
+
+    def value(self, node: int, widget: str) -> Any:
+        return self.browser.run("return app.rootGraph.getNodeById(arguments[0]).widgets"
+                                ".find((w) => w.name === arguments[1]).value", node, widget)
+
+    def set(self, node: int | str, widget: str, value: Any, quietly: bool = False) -> None:
+        """Give a widget a value; ``quietly`` as code does, without its callback."""
+        self.browser.run(
+            "const widget = app.rootGraph.getNodeById(arguments[0]).widgets.find((w) => w.name === arguments[1]);"
+            "widget.value = arguments[2]; if (!arguments[3]) widget.callback?.(arguments[2]);"
+            "app.canvas.setDirty(true, true)", node, widget, value, quietly)
+
+    def executed(self, node: int | str, output: dict[str, Any]) -> None:
+        """Let a node show an output as after a run."""
+        self.browser.run("app.rootGraph.getNodeById(arguments[0]).onExecuted(arguments[1])", node, output)
+
+    def prompt(self) -> dict[str, Any]:
+        """What the frontend itself makes of the graph."""
+        return self.browser.run("return (await app.graphToPrompt()).output")
+
+    def graph(self) -> dict[str, Any]:
+        return self.browser.run("return app.rootGraph.serialize()")
+
+    def unknown(self) -> list[str]:
+        """Types of nodes in the graph that the frontend does not know."""
+        return self.browser.run("return app.rootGraph.nodes.filter((n) => !LiteGraph.registered_node_types[n.type])"
+                                ".map((n) => n.type)")
+
+    def overlaps(self) -> list[str]:
+        """Nodes that lie on one another as the page shows them, its panels included."""
+        boxes = self.browser.run(
+            "return app.rootGraph.nodes.map((n) => [n.title, ...n.pos, ...n.size, n.flags?.collapsed ? 1 : 0])")
+        found = []
+        for index, (one, left, top, width, height, small) in enumerate(boxes):
+            for other, x, y, across, down, also_small in boxes[index + 1:]:
+                if not (small or also_small) and (left < x + across and x < left + width
+                                                  and top - TITLE < y + down and y - TITLE < top + height):
+                    found.append(f"'{one}' lies on '{other}'")
+        return found
+
+    def setting(self, name: str, value: Any) -> None:
+        self.browser.run("await app.extensionManager.setting.set(arguments[0], arguments[1])", name, value)
+
+    def fit(self) -> None:
+        """Zoom so that the whole graph is on the screen."""
+        self.browser.run("await app.extensionManager.command.execute('Comfy.Canvas.FitView');"
+                         "await new Promise((done) => setTimeout(done, 700))")
+
+    def wait_still(self) -> None:
+        """Wait until every picture on the page has arrived and the graph has been drawn with them."""
+        self.browser.wait("[...document.images].every((image) => image.complete)")
+        self.browser.run("app.canvas.setDirty(true, true);"
+                         "for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)")
+
+    def watch(self, *events: str) -> None:
+        """Note events of the server from now on, for :meth:`seen`."""
+        self.browser.run(
+            "window.seen ??= []; window.seen.length = 0; window.watched ??= new Set();"
+            "for (const name of arguments[0]) if (!window.watched.has(name)) { window.watched.add(name);"
+            "app.api.addEventListener(name, (e) => window.seen.push([name, e.detail])); }", list(events))
+
+    def seen(self, event: str) -> list[Any]:
+        return [detail for name, detail in self.browser.run("return window.seen") if name == event]
+
+    def send(self, event: str, data: dict[str, Any]) -> None:
+        """Let the page hear an event as if the server had sent it."""
+        self.browser.run("app.api.dispatchEvent(new CustomEvent(arguments[0], { detail: arguments[1] }))", event, data)
+
+    def wait_done(self, timeout: float = 120.0) -> None:
+        """Wait until a watched run has ended; its failure is an error here."""
+        limit = time.monotonic() + timeout
+        while time.monotonic() < limit:
+            for name, detail in self.browser.run("return window.seen"):
+                if name == "execution_success":
+                    return
+                assert name not in ("execution_error", "execution_interrupted"), detail
+            time.sleep(0.1)
+        raise AssertionError(f"the prompt was not done within {timeout:.0f} s")
+
+
+class Small:
+    """A bundled workflow as it runs here: its files re-pointed to the tiny family, its sizes and steps small."""
+
+    def __init__(self, path: Path, object_info: dict[str, Any]) -> None:
+        self.workflow = json.loads(path.read_text(encoding="utf-8"))
+        self.converted: Converted = convert(self.workflow, object_info)
+        fit_files(self.converted, object_info)
+        for node, entry in self.converted.prompt.items():
+            for name, value in entry["inputs"].items():
+                small = {"steps": 3, "width": 128, "height": 128}.get(name)
+                if small and isinstance(value, (int, float)):
+                    self.converted.set(node, name, small)
+
+    def node(self, kind: str) -> str:
+        found, = [name for name, entry in self.converted.prompt.items() if entry["class_type"] == kind]
+        return found

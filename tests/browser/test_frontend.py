@@ -1,0 +1,158 @@
+"""The path of someone who only clicks: template, workflow, queue, preview, picture, and back from the picture."""
+from __future__ import annotations
+
+import json
+
+import pytest
+from browser.page import NOT_THERE, QUEUE, Page, Small
+from harness import REPOSITORY
+from tools.prompt import convert
+from tools.server import PACK
+
+WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
+HELP = sorted((REPOSITORY / "web" / "docs").glob("CascadeStudio_*.md"))
+TEMPLATES = '[data-testid="template-workflows-content"]'
+
+every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def press_queue(page: Page) -> None:
+    """Press the Run button and wait for the end of the run."""
+    page.watch("execution_success", "execution_error", "execution_interrupted", "b_preview_with_metadata", "executing")
+    page.browser.click(QUEUE)
+    page.wait_done()
+
+
+def test_the_templates_are_listed(page, server):
+    """The pack's category in the template browser shows every bundled workflow, with a picture where there is one."""
+    browser = page.browser
+    browser.run("await app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    browser.wait(f"!!document.querySelector('{TEMPLATES}')")
+    browser.run("const item = [...document.querySelectorAll('nav *, aside *, [role=dialog] *')]"
+                ".find((e) => e.children.length === 0 && e.textContent.trim().toUpperCase() === 'EXTENSIONS');"
+                "item?.click()")
+    category = ("[...document.querySelectorAll('[role=dialog] *')]"
+                f".find((e) => !e.children.length && e.textContent.trim() === '{PACK}')")
+    browser.wait(f"!!{category}")
+    browser.run(f"{category}.click()")
+    for path in WORKFLOWS:
+        card = f"[data-testid=\"template-workflow-{path.stem}\"]"
+        browser.run(f"document.querySelector('{TEMPLATES}')?.lastElementChild?.scrollIntoView()")
+        browser.wait("!!document.querySelector(arguments[0])", card)
+    with_picture = [path.stem for path in WORKFLOWS if path.with_suffix(".jpg").is_file()]
+    for name in with_picture:
+        assert server.client.fetch(f"/api/workflow_templates/{PACK}/{name}.jpg")[:2] == b"\xff\xd8"
+    browser.click(f"[data-testid=\"template-workflow-{WORKFLOWS[0].stem}\"]")
+    browser.wait("app.rootGraph.nodes.length > 0")
+    assert {node["type"] for node in page.graph()["nodes"]} == {
+        node["type"] for node in json.loads(WORKFLOWS[0].read_text(encoding="utf-8"))["nodes"]}
+    browser.wait(f"!document.querySelector('{TEMPLATES}')")
+
+
+@every_workflow
+def test_a_workflow_opens_and_converts_as_the_frontend_does(page, object_info, path):
+    """No missing node, nothing in the console, and tools/prompt.py makes the very prompt that the frontend makes."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    page.load(workflow, path.stem)
+    assert page.unknown() == []
+    assert page.prompt() == convert(workflow, object_info).prompt
+    errors = [error for error in page.browser.take_errors() if not error.startswith(NOT_THERE)]
+    assert not errors, "\n".join(errors)
+
+
+@every_workflow
+def test_a_workflow_comes_back_as_it_was_saved(page, path):
+    """Loaded and saved again: the same nodes, links and values; panels of the extension leave nothing in the file."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    page.load(workflow, path.stem)
+    saved = page.graph()
+    values = {node["id"]: node.get("widgets_values") for node in workflow["nodes"]}
+    assert {node["id"]: node.get("widgets_values") for node in saved["nodes"]} == values
+    assert sorted(link[:6] for link in saved["links"]) == sorted(link[:6] for link in workflow["links"])
+
+
+def test_the_widgets_draw(page, object_info, pictures):
+    """Every node of the first workflow is on the screen with something in it; a screenshot is kept."""
+    page.load(Small(WORKFLOWS[0], object_info).workflow)
+    page.fit()
+    (pictures / "workflow.png").write_bytes(page.browser.picture())
+    found = page.browser.run(
+        "return app.rootGraph.nodes.map((node) => { const [x, y] = app.canvasPosToClientPos(node.pos);"
+        "const s = app.canvas.ds.scale; const canvas = app.canvas.canvas, at = canvas.getBoundingClientRect();"
+        "const data = canvas.getContext('2d').getImageData(Math.max(0, x - at.x), Math.max(0, y - at.y),"
+        " node.size[0] * s, node.size[1] * s).data; const colours = new Set();"
+        "for (let i = 0; i < data.length; i += 4) colours.add((data[i] << 16) | (data[i + 1] << 8) | data[i + 2]);"
+        "return [node.type, colours.size]; })")
+    blank = [kind for kind, colours in found if colours < 8]
+    assert len(found) > 5 and not blank, blank
+
+
+def test_a_click_makes_a_picture_and_the_picture_brings_the_graph_back(page, small, server, tmp_path):
+    page.load(small.workflow)
+    expected = page.prompt()
+    press_queue(page)
+    seen = page.seen("b_preview_with_metadata")
+    assert len(seen) >= 2, "no preview came while it sampled"
+    save, = [name for name, entry in expected.items() if entry["class_type"] == "SaveImage"]
+    page.browser.wait("app.rootGraph.getNodeById(arguments[0]).imgs?.[0]?.naturalWidth === 128", int(save))
+    stages = page.browser.run("return [...document.querySelectorAll('.cascade-studio-stages')]"
+                              ".map((strip) => strip.innerText)")
+    assert stages and all(text.count(" s") == 3 for text in stages), stages
+
+    image = page.browser.run("return app.nodeOutputs[arguments[0]].images[0]", save)
+    file = tmp_path / image["filename"]
+    file.write_bytes(server.client.view(image))
+    page.clear()
+    assert page.prompt() == {}
+    page.browser.drop(file, 800, 500)
+    page.browser.wait("app.rootGraph.nodes.length > 5")
+    assert page.prompt() == expected
+
+
+def test_a_second_click_shows_that_the_work_was_kept(page, small):
+    """Fixed seeds: everything but the saving comes from the cache, and the strip says so."""
+    page.load(small.workflow)
+    page.browser.run("for (const node of app.rootGraph.nodes) for (const widget of node.widgets ?? [])"
+                     " if (widget.name === 'control_after_generate') widget.value = 'fixed'")
+    press_queue(page)
+    press_queue(page)
+    states = page.browser.run("return [...document.querySelectorAll('.cascade-studio-stages .stage')]"
+                              ".map((part) => part.dataset.state)")
+    assert states and set(states) == {"cached"}
+
+
+@pytest.mark.parametrize("path", HELP, ids=lambda path: path.stem)
+def test_help_pages_are_served(server, path):
+    """At the address that the frontend asks for."""
+    assert server.client.fetch(f"/extensions/{PACK}/docs/{path.name}").decode() == path.read_text(encoding="utf-8")
+
+
+def test_the_help_page_opens(page):
+    """Select the node, press the info button, read the page in the panel."""
+    node = page.add("CascadeStudio_Compare", (500, 300))
+    page.browser.run("app.canvas.selectNode(app.rootGraph.getNodeById(arguments[0]))", node)
+    page.browser.click("[data-testid=\"info-button\"]")
+    first = next(line for line in (REPOSITORY / "web/docs/CascadeStudio_Compare.md").read_text(
+        encoding="utf-8").splitlines() if line and not line.startswith("#"))
+    page.browser.wait("document.body.innerText.includes(arguments[0])", first.split(".")[0])
+    page.browser.run("app.extensionManager.rightSidePanel?.closePanel?.()")
+
+
+def test_the_language_switches(page, small):
+    """The host's words and ours; ours come from locales/<language>/main.json, here put in by the test."""
+    page.load(small.workflow)
+    module = f"/extensions/{PACK}/js/text.js"
+    swap = "document.querySelector('.cascade-studio-canvas button')?.textContent"
+    run = f"document.querySelector('{QUEUE}').innerText.trim()"
+    english = page.browser.wait(swap), page.browser.wait(run)
+    page.browser.run(
+        "(await import(arguments[0])).setTranslations({ fr: { cascadeStudio: { 'canvas.swap': 'Inverser' } } })",
+        module)
+    try:
+        page.setting("Comfy.Locale", "fr")
+        page.browser.wait(f"{swap} === 'Inverser'")
+        page.browser.wait(f"{run} !== arguments[0]", english[1])
+    finally:
+        page.browser.run("await (await import(arguments[0])).loadTexts()", module)
+        page.setting("Comfy.Locale", "en")
+    page.browser.wait(f"{swap} === arguments[0] && {run} === arguments[1]", *english)
