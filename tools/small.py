@@ -1,0 +1,106 @@
+"""Points a converted workflow at small weights and makes it small, so that it runs in seconds.
+
+Cascade Mini, the pack's own small weights, where it has every part that the workflow uses; else the tests' tiny random
+family.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .edit import FILES
+from .env import REPOSITORY
+from .prompt import Converted
+
+MINI_FOLDER = REPOSITORY / "mini"
+CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
+SIDES = ("width", "height")
+SMALLEST, PARTS = 128, 4
+FROM_CHECKPOINT = "from the checkpoint"
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Small files that fit each other, by role; ``folders`` says where each lies below a models folder."""
+
+    name: str
+    files: dict[str, str]
+
+    def covers(self, roles: Iterable[str]) -> bool:
+        return set(roles) <= set(self.files)
+
+
+FAMILY = Kit("tiny family", {
+    "prior": "stage_c.safetensors", "decoder": "stage_b.safetensors", "text_encoder": "clip_g.safetensors",
+    "stage_a": "stage_a.safetensors", "image_encoder": "effnet_encoder.safetensors",
+    "previewer": "previewer.safetensors", "clip_vision": "clip_l_vision.safetensors", "lora": "kohya.safetensors",
+    "controlnet": "canny.safetensors"})
+
+MINI_FILES = {
+    "prior": "diffusion_models/cascade_mini_stage_c", "decoder": "diffusion_models/cascade_mini_stage_b",
+    "text_encoder": "text_encoders/cascade_mini_text", "stage_a": "vae/cascade_mini_stage_a",
+    "image_encoder": "vae/cascade_mini_stage_c_vae", "previewer": "vae/cascade_mini_stage_c_vae",
+    "clip_vision": "clip_vision/cascade_mini_vision", "lora": "loras/cascade_mini_noto",
+    "controlnet": "controlnet/cascade_mini_canny"}
+
+
+def mini(folder: Path = MINI_FOLDER) -> Kit:
+    """Those of Cascade Mini's files that the pack carries."""
+    present = {role: Path(folder, f"{name}.safetensors") for role, name in MINI_FILES.items()}
+    return Kit("Cascade Mini", {role: path.name for role, path in present.items() if path.is_file()})
+
+
+@lru_cache(maxsize=1)
+def _roles() -> dict[str, str]:
+    """The role of every published file by its name."""
+    return {file["name"]: file["role"] for file in json.loads(CATALOGUE.read_text(encoding="utf-8"))["files"]}
+
+
+def role_of(name: str, value: Any) -> str | None:
+    """Which part of the model a widget chooses: by the input's name, else by the published file that it names."""
+    if value == FROM_CHECKPOINT:
+        return name
+    if not isinstance(value, str) or not value.lower().endswith(FILES):
+        return None
+    if name in FAMILY.files:
+        return name
+    if name.startswith("lora"):
+        return "lora"
+    return _roles().get(value.replace("\\", "/").split("/")[-1])
+
+
+def roles_of(converted: Converted) -> set[str]:
+    """Every part of the model that the workflow loads from a file."""
+    found = (role_of(name, value) for node in converted.prompt.values() for name, value in node["inputs"].items())
+    return {role for role in found if role}
+
+
+def kit_for(converted: Converted) -> Kit:
+    """Mini where it has all that is needed, else the tiny family."""
+    small = mini()
+    return small if small.covers(roles_of(converted)) else FAMILY
+
+
+def use(converted: Converted, kit: Kit) -> None:
+    """Name the kit's files wherever the workflow names a file; nothing is fetched."""
+    for node, entry in converted.prompt.items():
+        for name, value in list(entry["inputs"].items()):
+            role = role_of(name, value)
+            if role:
+                converted.set(node, name, kit.files[role])
+
+
+def shrink(converted: Converted, steps: int | None = 2) -> None:
+    """A quarter of every side, and at most ``steps`` steps a stage."""
+    for node, entry in converted.prompt.items():
+        for name, value in list(entry["inputs"].items()):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            if name in SIDES:
+                converted.set(node, name, max(SMALLEST, value // PARTS // 8 * 8))
+            elif name == "steps" and steps is not None:
+                converted.set(node, name, min(value, steps))
