@@ -1,4 +1,4 @@
-"""``python3 dev.py run -m tools.authoring``: rewrites workflows/ and subgraphs/ for the nodes of the pinned ComfyUI."""
+"""``python3 dev.py run -m tools.authoring``: rewrites workflows/, subgraphs/ and locales/ for the pinned ComfyUI."""
 from __future__ import annotations
 
 import json
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .. import locales
 from ..env import REPOSITORY, Setup
 from ..hosts import Host, version_of
 from ..messages import Stop, say, speak_plainly
@@ -43,14 +44,15 @@ def main() -> int:
     base = Base()
     try:
         with Server(current_setup(), base, cpu=True) as server:
-            found = written(server.client.get("/object_info"))
+            definitions = server.client.get("/object_info")
+            found = {**written(definitions), **locales.written(definitions)}
     except Stop as stop:
         say(str(stop))
         return 1
     finally:
         base.close()
     for path, content in found.items():
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         text = as_text(content)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
