@@ -19,15 +19,15 @@ class Output:
 
 @dataclass(eq=False)
 class Node:
-    """One node. ``inputs`` maps names to values or to :class:`Output`; ``after`` is what happens to a seed afterwards."""
+    """One node. ``inputs`` maps names to values or to :class:`Output`; ``then`` is what happens to a seed afterwards."""
 
     number: int
     kind: str
     inputs: dict[str, Any]
     title: str = ""
     colours: tuple[str, str] | None = None
-    after: str = "fixed"
-    bypassed: bool = False
+    then: str = "fixed"
+    muted: bool = False
     wide: int = 0
 
     def __getitem__(self, key: str | int) -> Output:
@@ -66,10 +66,10 @@ class Flow:
         self.steps.append(Step(title, below))
         return self
 
-    def add(self, kind: str, title: str = "", colours: tuple[str, str] | None = None, *, after: str = "fixed",
-            bypassed: bool = False, wide: int = 0, **inputs: Any) -> Node:
-        """A node in the current step; inputs that are not named keep their defaults."""
-        node = Node(self._number(), kind, inputs, title, colours, after, bypassed, wide)
+    def add(self, kind: str, title: str = "", colours: tuple[str, str] | None = None, *, then: str = "fixed",
+            muted: bool = False, wide: int = 0, **inputs: Any) -> Node:
+        """A node in the current step; inputs that are not named keep their defaults, muted nodes may lack wires."""
+        node = Node(self._number(), kind, inputs, title, colours, then, muted, wide)
         self.steps[-1].nodes.append(node)
         return node
 

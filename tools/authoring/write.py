@@ -8,6 +8,7 @@ from typing import Any
 
 from ..edit import FILES
 from ..env import REPOSITORY
+from ..graph import NEVER
 from ..hosts import DEFAULT_VERSION
 from ..messages import Stop
 from ..widgets import AUTOGROW, is_widget, specs, written_values
@@ -94,7 +95,8 @@ class Writer:
                 found += [Socket(entry, _kind_of_grown(options), False, False) for entry in node.inputs
                           if entry.startswith(f"{name}.")]
             elif not is_widget(spec):
-                if name in required and name not in linked and (node.number, name) not in self.opened:
+                open_end = node.muted or (node.number, name) in self.opened
+                if name in required and name not in linked and not open_end:
                     raise Stop(f"{self.flow.name}: {node.kind} needs a wire into '{name}'.")
                 found.append(Socket(name, kind, False, name not in required))
             elif name in linked or (node.number, name) in self.opened:
@@ -137,14 +139,14 @@ class Writer:
         definition = self.definition(node)
         found: dict[str, Any] = {
             "id": node.number, "type": node.kind, "pos": list(self.places[node.number]),
-            "size": list(self.sizes[node.number]), "flags": {}, "order": order, "mode": 4 if node.bypassed else 0,
+            "size": list(self.sizes[node.number]), "flags": {}, "order": order, "mode": NEVER if node.muted else 0,
             "inputs": [self._input(node, position, socket)
                        for position, socket in enumerate(self.sockets[node.number])],
             "outputs": self._outputs(node, definition), "properties": {}, "widgets_values": list(node.inputs.values())}
         if definition is not None:
             given = {name: value for name, value in node.inputs.items() if not isinstance(value, Output)}
             try:
-                found["widgets_values"] = written_values(definition, given, node.after)
+                found["widgets_values"] = written_values(definition, given, node.then)
             except ValueError as error:
                 raise Stop(f"{self.flow.name}, {node.kind}: {error}") from None
             found["properties"] = self._properties(node, found["widgets_values"])

@@ -13,9 +13,9 @@ EXAMPLE = "example.png"
 """The picture that every ComfyUI has in its input folder."""
 
 
-def load(flow: Flow, preset: str, without: Iterable[str] = (), **inputs: Any) -> Node:
+def load(flow: Flow, key: str, without: Iterable[str] = (), **inputs: Any) -> Node:
     """Load Stable Cascade with the files of a preset; parts in ``without`` are not loaded."""
-    return flow.add("CascadeStudio_Load", **{**files.choices(preset, without), **inputs})
+    return flow.add("CascadeStudio_Load", **{**files.choices(key, without), **inputs})
 
 
 def prompts(flow: Flow, clip: Output, text: str, negative: str = "") -> tuple[Node, Node]:
@@ -30,7 +30,7 @@ def canvas(flow: Flow, width: int = 1024, height: int = 1024, **inputs: Any) -> 
 
 def sample_prior(flow: Flow, model: Output, positive: Output, negative: Output, latent: Output, **inputs: Any) -> Node:
     """Sample Stage C with a new seed for every run."""
-    return flow.add("CascadeStudio_SamplePrior", after="randomize", model=model, positive=positive, negative=negative,
+    return flow.add("CascadeStudio_SamplePrior", then="randomize", model=model, positive=positive, negative=negative,
                     latent=latent, **inputs)
 
 
@@ -76,6 +76,18 @@ into these folders of ComfyUI (sub-folders are optional):
 
 {memory(keys)}
 {more}""")
+
+
+def mini_note(flow: Flow) -> None:
+    """The note of workflows that run on what comes with the pack."""
+    flow.note("Model Links", """## Models
+
+Nothing to download: **Cascade Mini** comes with the pack. It is a small Stable Cascade (the same three stages, narrower) for
+pictures of 256 pixels: things, animals and faces in the style of emoji, on plain backgrounds. It runs on any computer.
+
+## Memory
+
+A few hundred megabytes, on the graphics card or without one.""")
 
 
 def memory(keys: Iterable[str]) -> str:

@@ -27,6 +27,36 @@ everything, 0.6 keeps the composition, 0.8 only hints at it. The picture keeps i
     return flow
 
 
+def image_variation() -> Flow:
+    """A picture as the prompt: the official image variations, with words if wanted, and a second picture to mix in."""
+    flow = Flow("image_variation")
+    without = parts.PICTURES_IN
+    flow.step("Load models")
+    load = parts.load(flow, "full-bf16", without)
+    vision = flow.add("CascadeStudio_LoadClipVision", clip_vision=parts.files.name("clip_vision"))
+    flow.step("Load pictures")
+    image = parts.load_picture(flow, "Picture 1")
+    other = parts.load_picture(flow, "Picture 2")
+    flow.step("Prompt, may be empty")
+    positive, negative = parts.prompts(flow, load["clip"], "")
+    mixed = flow.add("CascadeStudio_ImagePrompts", positive=positive[0], negative=negative[0],
+                     clip_vision=vision["clip_vision"], image_1=image["IMAGE"], image_2=other["IMAGE"], weight_2=0.0)
+    flow.step("Picture size", below=True)
+    canvas = parts.canvas(flow)
+    flow.step("Sample Stage C, then Stage B")
+    c = parts.sample_prior(flow, load["prior"], mixed["positive"], mixed["negative"], canvas["Stage C latent"])
+    b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], c["prior"])
+    flow.step("Stage A paints the picture")
+    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+    parts.model_links(flow, [*parts.keys_of("full-bf16", without), "clip_vision"])
+    flow.note("Weights", """## Weights
+
+Each picture has a weight: 1 is normal, 0 leaves it out, below 0 pushes the result away from it. Picture 2 has weight 0, so that
+you see plain variations of picture 1 first; raise it to mix the two. Words in the prompt are heard beside the pictures; with an
+empty prompt this is the official image variation.""")
+    return flow
+
+
 def reconstruction() -> Flow:
     """What each stage keeps of a picture, without any prompt."""
     flow = Flow("reconstruction")
@@ -57,4 +87,4 @@ lost is lost in the small latent, and that is what Stage C draws.""")
     return flow
 
 
-RECIPES = (image_to_image, reconstruction)
+RECIPES = (image_to_image, image_variation, reconstruction)
