@@ -2,7 +2,8 @@
 
 English comes from the schemas and from ``web/js/text.js`` alone. A word list has
 
-- ``names``: the names of inputs and outputs, by their English name (the same name is the same word everywhere),
+- ``names``: the names of inputs and outputs, by their English name (the same name is the same word everywhere; numbers
+  at the end follow by themselves),
 - ``nodes``: ``[name, description]`` by node id without the prefix,
 - ``tooltips``: by ``Node.input``,
 - ``categories``: the last part of each menu entry, and ``extension``: the words of ``web/js/text.js`` by id.
@@ -68,6 +69,14 @@ def words(language: str) -> Texts:
     return json.loads(Path(WORDS, f"{language}.json").read_text(encoding="utf-8"))
 
 
+def name_in(names: dict[str, str], name: str) -> str | None:
+    """The word for a name; ``image_2`` is the word for ``image`` and the number."""
+    counted = re.fullmatch(r"(.+?)_?(\d+)", name)
+    if name not in names and counted and counted.group(1) in names:
+        return f"{names[counted.group(1)]} {counted.group(2)}"
+    return names.get(name)
+
+
 def translated_nodes(english: Texts, given: Texts) -> Texts:
     """nodeDefs.json of a language; what its list lacks is left out, so that the frontend shows English."""
     found: Texts = {}
@@ -78,7 +87,7 @@ def translated_nodes(english: Texts, given: Texts) -> Texts:
             entry[group] = {}
             for key, text in texts[group].items():
                 tip = given["tooltips"].get(f"{short}.{key}") if group == "inputs" else None
-                fields = {"name": given["names"].get(text["name"]), "tooltip": tip}
+                fields = {"name": name_in(given["names"], text["name"]), "tooltip": tip}
                 entry[group][key] = {name: value for name, value in fields.items() if value}
         found[node] = entry
     return found

@@ -15,6 +15,7 @@ from typing import Any
 from .edit import FILES
 from .env import REPOSITORY
 from .prompt import Converted
+from .widgets import read_widgets
 
 MINI_FOLDER = REPOSITORY / "mini"
 CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
@@ -92,6 +93,32 @@ def use(converted: Converted, kit: Kit) -> None:
             role = role_of(name, value)
             if role:
                 converted.set(node, name, kit.files[role])
+
+
+CORE = {("prior", 0): "Prior", ("prior", 1): "TextEncoder", ("decoder", 0): "Decoder", ("decoder", 2): "StageA"}
+"""Our loader for each output of core's checkpoint loader, by the role of its file."""
+LOADER_INPUTS = {"Prior": "prior", "TextEncoder": "text_encoder", "Decoder": "decoder", "StageA": "stage_a"}
+
+
+def with_our_loaders(converted: Converted, definitions: dict[str, Any]) -> None:
+    """Put ours in the place of core's checkpoint loaders, which cannot load networks as narrow as the small ones."""
+    prompt = converted.prompt
+    loaders = {key: role_of("ckpt_name", node["inputs"]["ckpt_name"]) for key, node in prompt.items()
+               if node["class_type"] == "CheckpointLoaderSimple"}
+    for node in list(prompt.values()):
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in loaders:
+                kind = CORE[(loaders[value[0]], value[1])]
+                node["inputs"][name] = [f"{value[0]}-{value[1]}", 0]
+                prompt[f"{value[0]}-{value[1]}"] = _our_loader(kind, definitions)
+    for key in loaders:
+        del prompt[key]
+
+
+def _our_loader(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    name, file = f"CascadeStudio_Load{kind}", LOADER_INPUTS[kind]
+    given = {widget.name: widget.box.value for widget in read_widgets(definitions[name], None)}
+    return {"class_type": name, "_meta": {"title": name}, "inputs": {**given, file: FAMILY.files[file]}}
 
 
 def shrink(converted: Converted, steps: int | None = 2) -> None:

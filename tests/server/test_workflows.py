@@ -91,7 +91,9 @@ def with_picture(server):
 
 def prepared(server: Any, workflow: dict[str, Any]) -> Converted:
     """The workflow on small weights, at a quarter of its size."""
-    converted = convert(workflow, server.client.get("/object_info"))
+    info = server.client.get("/object_info")
+    converted = convert(workflow, info)
+    small.with_our_loaders(converted, info)
     small.use(converted, small.kit_for(converted))
     small.shrink(converted)
     return converted

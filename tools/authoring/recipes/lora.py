@@ -81,6 +81,36 @@ not changed.""")
     return flow
 
 
+def train_lora() -> Flow:
+    """Pictures of one's own become a LoRA, on Mini or on the full model."""
+    flow = Flow("train_lora")
+    load = _mini(flow)
+    flow.step("Your pictures")
+    image = parts.load_picture(flow)
+    pictures = flow.add("CascadeStudio_TrainingSet", colours=TOUCH, images=image["IMAGE"], captions="a picture in my style",
+                        resolution=192)
+    flow.step("Train")
+    settings = flow.add("CascadeStudio_TrainingSettings")
+    trained = flow.add("CascadeStudio_TrainLora", model=load["prior"], clip=load["clip"], vae=load["stage_c_vae"],
+                       training_set=pictures["training set"], settings=settings["settings"], name="my_style", steps=200)
+    flow.step("Picture size")
+    canvas = parts.canvas(flow, 256, 256)
+    flow.step("Prompt", below=True)
+    positive, negative = parts.prompts(flow, load["clip"], "a house, a picture in my style")
+    _end(flow, load, trained["model"], positive, negative, canvas["Stage C latent"])
+    parts.mini_note(flow)
+    flow.note("Training", """## Training
+
+1. Put your pictures into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same name that says what it
+   shows. Write the folder's name into **Cascade Training Set** and disconnect *Load Image*, which only stands in for it.
+2. Press *Run*. The node shows the loss and how much time is left. Stop whenever you like: the next run goes on from there.
+3. The LoRA lands among your LoRAs; **lora_stack** shows how to use it.
+
+For the full models choose another preset in the loader, resolution 768 and a rank of 4 to 16; bf16 or fp8 in **Cascade Training
+Settings** says how the frozen weights are kept in memory.""")
+    return flow
+
+
 def merge() -> Flow:
     """Two Stage C models mixed part by part, plus a share of what one of them learned."""
     flow = Flow("merge")
@@ -115,4 +145,4 @@ switched off; select one and press Ctrl+M to switch it on. LoRAs on the wire are
     return flow
 
 
-RECIPES = (lora_stack, lora_schedule, merge)
+RECIPES = (lora_stack, lora_schedule, train_lora, merge)

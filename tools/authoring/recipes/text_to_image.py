@@ -69,6 +69,40 @@ def text_to_image_all_in_one() -> Flow:
         "from there.")
 
 
+def text_to_image_core_loaders() -> Flow:
+    """Core's checkpoint loaders, whose missing files the host's own dialog offers."""
+    flow = Flow("text_to_image_core_loaders")
+    keys = ("checkpoint_stage_c", "checkpoint_stage_b")
+    flow.step("Load models with ComfyUI's own loaders")
+    prior = flow.add("CheckpointLoaderSimple", "Load Stage C checkpoint", ckpt_name=parts.files.name(keys[0]))
+    decoder = flow.add("CheckpointLoaderSimple", "Load Stage B checkpoint", ckpt_name=parts.files.name(keys[1]))
+    flow.step("Picture size", below=True)
+    canvas = parts.canvas(flow)
+    flow.step("Prompt")
+    positive, negative = parts.prompts(flow, prior["CLIP"], "a steam train crossing a stone viaduct, autumn forest, photograph")
+    flow.step("Sample Stage C, then Stage B")
+    c = parts.sample_prior(flow, prior["MODEL"], positive[0], negative[0], canvas["Stage C latent"])
+    b = parts.sample_decoder(flow, decoder["MODEL"], positive[0], negative[0], c["prior"])
+    flow.step("Stage A paints the picture")
+    parts.picture(flow, b["latent"], decoder["VAE"], flow.name)
+    flow.note("Model Links", f"""## Models
+
+ComfyUI's own loaders fetch nothing. Its dialog offers the files that are missing when this workflow is opened; or put them there
+by hand:
+
+{parts.files.links(keys)}
+
+{parts.files.licence(keys)}
+
+*Load Stable Cascade* in the other workflows fetches its files itself, checks them, and knows every layout.
+
+## Memory
+
+{parts.memory(keys)}""")
+    flow.note("The three stages", parts.STAGES)
+    return flow
+
+
 def text_to_image_core_ksampler() -> Flow:
     """The same stages with core's KSampler, as in ComfyUI's own example."""
     flow = Flow("text_to_image_core_ksampler")
@@ -170,5 +204,5 @@ Not enough yet? Start ComfyUI with `--lowvram`, or make a smaller picture.""")
     return flow
 
 
-RECIPES = (first_picture, text_to_image, text_to_image_lite, text_to_image_all_in_one, text_to_image_core_ksampler,
-           text_to_image_custom_sampling, low_memory)
+RECIPES = (first_picture, text_to_image, text_to_image_lite, text_to_image_all_in_one, text_to_image_core_loaders,
+           text_to_image_core_ksampler, text_to_image_custom_sampling, low_memory)
