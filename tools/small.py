@@ -26,7 +26,7 @@ FROM_CHECKPOINT = "from the checkpoint"
 
 @dataclass(frozen=True)
 class Kit:
-    """Small files that fit each other, by role; ``folders`` says where each lies below a models folder."""
+    """Small files that fit each other, by role."""
 
     name: str
     files: dict[str, str]
@@ -39,14 +39,15 @@ FAMILY = Kit("tiny family", {
     "prior": "stage_c.safetensors", "decoder": "stage_b.safetensors", "text_encoder": "clip_g.safetensors",
     "stage_a": "stage_a.safetensors", "image_encoder": "effnet_encoder.safetensors",
     "previewer": "previewer.safetensors", "clip_vision": "clip_l_vision.safetensors", "lora": "kohya.safetensors",
-    "controlnet": "canny.safetensors"})
+    "controlnet_canny": "canny.safetensors", "controlnet_inpainting": "inpainting.safetensors",
+    "controlnet_super_resolution": "super_resolution.safetensors"})
 
 MINI_FILES = {
     "prior": "diffusion_models/cascade_mini_stage_c", "decoder": "diffusion_models/cascade_mini_stage_b",
     "text_encoder": "text_encoders/cascade_mini_text", "stage_a": "vae/cascade_mini_stage_a",
     "image_encoder": "vae/cascade_mini_stage_c_vae", "previewer": "vae/cascade_mini_stage_c_vae",
     "clip_vision": "clip_vision/cascade_mini_vision", "lora": "loras/cascade_mini_noto",
-    "controlnet": "controlnet/cascade_mini_canny"}
+    "controlnet_canny": "controlnet/cascade_mini_canny"}
 
 
 def mini(folder: Path = MINI_FOLDER) -> Kit:
@@ -69,8 +70,10 @@ def role_of(name: str, value: Any) -> str | None:
         return None
     if name in FAMILY.files:
         return name
-    if name.startswith("lora"):
+    if name == "lora" or name.startswith("lora_"):
         return "lora"
+    if name == "controlnet":
+        return next((role for role in FAMILY.files if role.startswith("controlnet_") and role[11:] in value), None)
     return _roles().get(value.replace("\\", "/").split("/")[-1])
 
 
@@ -115,19 +118,30 @@ def with_our_loaders(converted: Converted, definitions: dict[str, Any]) -> None:
         del prompt[key]
 
 
+def choose(converted: Converted) -> None:
+    """Set what a person would set on the way."""
+    for node, entry in converted.prompt.items():
+        for name, value in CHOICES.get(entry["class_type"], {}).items():
+            converted.set(node, name, value)
+
+
 def _our_loader(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
     name, file = f"CascadeStudio_Load{kind}", LOADER_INPUTS[kind]
     given = {widget.name: widget.box.value for widget in read_widgets(definitions[name], None)}
     return {"class_type": name, "_meta": {"title": name}, "inputs": {**given, file: FAMILY.files[file]}}
 
 
-def shrink(converted: Converted, steps: int | None = 2) -> None:
+CHOICES = {"CascadeStudio_DraftBoard": {"chosen": "1"}}
+"""Widgets that a person would set on the way, by node."""
+
+
+def shrink(converted: Converted, steps: int | None = 2, smallest: int = SMALLEST) -> None:
     """A quarter of every side, and at most ``steps`` steps a stage."""
     for node, entry in converted.prompt.items():
         for name, value in list(entry["inputs"].items()):
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            if name in SIDES:
-                converted.set(node, name, max(SMALLEST, value // PARTS // 8 * 8))
+            if name in SIDES and value:
+                converted.set(node, name, max(smallest, value // PARTS // 8 * 8))
             elif name == "steps" and steps is not None:
                 converted.set(node, name, min(value, steps))

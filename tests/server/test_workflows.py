@@ -10,9 +10,11 @@ import numpy
 import pytest
 from harness import REPOSITORY
 from PIL import Image
+from small_controlnets import write_controlnets
 from tools import small, widgets
 from tools.authoring.__main__ import written
 from tools.edit import FILES
+from tools.graph import NEVER
 from tools.prompt import Converted, convert
 
 FOLDER = REPOSITORY / "workflows"
@@ -68,7 +70,7 @@ def test_sockets_are_those_of_the_schema(server, name):
         definition = info[node["type"]]
         inputs = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}
         sockets = {key for key, spec in inputs.items() if not widgets.is_widget((key, *widgets._typed(spec)))}
-        required = sockets & set(definition["input"].get("required", {}))
+        required = sockets & set(definition["input"].get("required", {})) if node["mode"] != NEVER else set()
         assert required <= {entry["name"] for entry in node["inputs"] if entry["link"] is not None}, node["type"]
         outputs = list(zip(definition["output"], definition["output_name"]))
         assert [(entry["type"], entry["name"]) for entry in node["outputs"]] == outputs, node["type"]
@@ -79,7 +81,8 @@ def test_sockets_are_those_of_the_schema(server, name):
 
 @pytest.fixture(scope="session")
 def with_picture(server):
-    """The server with a small picture under the name of the host's example: a quarter of it is see-through."""
+    """The server with a small picture under the name of the host's example, partly see-through, and more ControlNets."""
+    write_controlnets(server.base.models)
     across = numpy.linspace(0, 255, 256)
     pixels = numpy.zeros((256, 256, 4), numpy.uint8)
     pixels[..., 0], pixels[..., 1], pixels[..., 2] = across, across[:, None], 128
@@ -96,6 +99,7 @@ def prepared(server: Any, workflow: dict[str, Any]) -> Converted:
     small.with_our_loaders(converted, info)
     small.use(converted, small.kit_for(converted))
     small.shrink(converted)
+    small.choose(converted)
     return converted
 
 
@@ -112,6 +116,18 @@ def check_pictures(server: Any, run: Any) -> None:
 def test_it_runs(with_picture, name):
     converted = prepared(with_picture, read(name))
     check_pictures(with_picture, with_picture.run(converted.prompt))
+
+
+FOR_OTHERS = {"CascadeStudio_IdentityHint"}
+"""Switched off for good: it needs what other packs give."""
+
+
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if any(node["mode"] == NEVER for node in nodes_of(name))])
+def test_what_is_switched_off_runs_too(with_picture, name):
+    workflow = read(name)
+    for node in workflow["nodes"]:
+        node["mode"] = node["mode"] if node["type"] in FOR_OTHERS else 0
+    with_picture.run(prepared(with_picture, workflow).prompt)
 
 
 # Blueprints
