@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 LARGE = {"c_large": (32, 16), "blocks_large": 1, "c_embed": 16}
 NETS = {
     "inpainting": {**CONTROLNET, "c_in": 4, "bottleneck_mode": "effnet",
-                   "trunk": {**{key: ENCODER[key] for key in ("c_stem", "widths", "repeats", "c_features")}, "c_in": 4}},
+                   "trunk": {**{key: ENCODER[key] for key in ("c_stem", "widths", "repeats", "c_features")},
+                             "c_in": 4}},
     "super_resolution": {**CONTROLNET, "c_in": 16, "bottleneck_mode": "large", **LARGE},
 }
 

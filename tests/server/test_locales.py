@@ -52,7 +52,8 @@ def test_nothing_is_missing(language, definitions):
     wanted = {path for path in leaves(locales.english_nodes(definitions))
               if path[-1] != "tooltip" or (path[0] in main and path[1] == "inputs")}
     assert not sorted(wanted - set(mine))
-    assert set(leaves(read(language, "main").get(locales.KEY, {}))) == set(leaves(read("en", "main").get(locales.KEY, {})))
+    assert set(leaves(read(language, "main").get(locales.KEY, {}))) == set(leaves(read("en", "main").get(locales.KEY,
+                                                                                                         {})))
     assert set(read(language, "main")["nodeCategories"]) == set(locales.english_categories(definitions))
 
 
@@ -63,7 +64,8 @@ def test_no_word_list_has_what_is_no_longer_there(language, definitions):
     names = {text["name"] for node in english.values() for group in ("inputs", "outputs")
              for text in node[group].values()}
     names |= {re.sub(r"_?\d+$", "", name) for name in names}
-    inputs = {f"{node.removeprefix(locales.PREFIX)}.{key}" for node, texts in english.items() for key in texts["inputs"]}
+    inputs = {f"{node.removeprefix(locales.PREFIX)}.{key}" for node,
+              texts in english.items() for key in texts["inputs"]}
     assert not set(given["names"]) - names
     assert not set(given["nodes"]) - {node.removeprefix(locales.PREFIX) for node in english}
     assert not set(given["tooltips"]) - inputs

@@ -81,7 +81,7 @@ def test_sockets_are_those_of_the_schema(server, name):
 
 @pytest.fixture(scope="session")
 def with_picture(server):
-    """The server with a small picture under the name of the host's example, partly see-through, and more ControlNets."""
+    """The server with a small, partly see-through picture as the host's example, and with more ControlNets."""
     write_controlnets(server.base.models)
     across = numpy.linspace(0, 255, 256)
     pixels = numpy.zeros((256, 256, 4), numpy.uint8)
@@ -136,7 +136,8 @@ def test_what_is_switched_off_runs_too(with_picture, name):
 def listed(server: Any) -> dict[str, str]:
     """The pack's blueprints as the host lists them: id by name."""
     entries = server.client.get("/global_subgraphs")
-    return {entry["name"]: key for key, entry in entries.items() if entry["info"]["node_pack"].endswith("cascade-studio")}
+    return {entry["name"]: key for key,
+            entry in entries.items() if entry["info"]["node_pack"].endswith("cascade-studio")}
 
 
 def test_the_host_lists_the_blueprints(server):

@@ -88,7 +88,8 @@ class BlockWriter:
     def _instance(self, number: int) -> dict[str, Any]:
         inputs = [{"name": port.name, "type": self.kinds[port.name], "link": None,
                    **({"label": port.label} if port.label else {}),
-                   **({"widget": {"name": port.name}} if self.widgets[port.name] else {})} for port in self.block.inputs]
+                   **({"widget": {"name": port.name}} if self.widgets[port.name] else {})}
+                  for port in self.block.inputs]
         outputs = [{"name": name, "type": self._kind_of(output), "links": []} for name, output in self.block.outputs]
         promoted = []
         for port in self.block.inputs:
@@ -119,7 +120,8 @@ class BlockWriter:
                    "font_size": 24, "flags": {}} for number, frame in enumerate(self.writer.frames, 1)]
         return {
             "id": identity(block.name), "version": 1, "revision": 0, "config": {}, "name": block.name,
-            "state": {"lastGroupId": len(groups), "lastNodeId": last, "lastLinkId": len(self.wires), "lastRerouteId": 0},
+            "state": {"lastGroupId": len(groups), "lastNodeId": last, "lastLinkId": len(self.wires),
+                      "lastRerouteId": 0},
             "inputNode": {"id": INSIDE, "bounding": [left - WIDTH // 2 - GAP, top, 140, 40 + SLOT * len(inputs)]},
             "outputNode": {"id": OUTSIDE, "bounding": [right + GAP, top, 120, 40 + SLOT * len(outputs)]},
             "inputs": inputs, "outputs": outputs, "widgets": [], "nodes": self.entries, "groups": groups,

@@ -1,6 +1,7 @@
 """A workflow as its author thinks of it: steps, nodes in them, wires by output name, and notes."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ class Output:
 
 @dataclass(eq=False)
 class Node:
-    """One node. ``inputs`` maps names to values or to :class:`Output`; ``then`` is what happens to a seed afterwards."""
+    """One node. ``inputs`` maps names to values or outputs; ``then`` is what happens to a seed after each run."""
 
     number: int
     kind: str
@@ -75,13 +76,27 @@ class Flow:
 
     def note(self, title: str, text: str) -> Node:
         """A note in the column at the left."""
-        node = Node(self._number(), "MarkdownNote", {"": text.strip() + "\n"}, title, NOTE)
+        node = Node(self._number(), "MarkdownNote", {"": unwrapped(text)}, title, NOTE)
         self.notes.append(node)
         return node
 
     def _number(self) -> int:
         self._last += 1
         return self._last
+
+
+STARTS_A_LINE = re.compile(r"\s*(#|-|\d+\.|\||```|$)")
+
+
+def unwrapped(text: str) -> str:
+    """Markdown with each paragraph and list item on one line, as notes of any width need it."""
+    lines: list[str] = []
+    for line in text.strip().split("\n"):
+        if lines and lines[-1] and not lines[-1].startswith("#") and not STARTS_A_LINE.match(line):
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line.rstrip())
+    return "\n".join(lines) + "\n"
 
 
 Recipe = Callable[[], Flow]

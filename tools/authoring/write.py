@@ -25,8 +25,8 @@ OPTIONAL = 7
 
 def pack_version() -> str:
     """The version in pyproject.toml."""
-    found = re.search(r'^version = "([^"]+)"', (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    return found.group(1)
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    return re.search(r'^version = "([^"]+)"', text, re.MULTILINE).group(1)
 
 
 def identity(name: str) -> str:
@@ -197,6 +197,7 @@ def workflow(flow: Flow, definitions: dict[str, Any]) -> dict[str, Any]:
                "font_size": 24, "flags": {}} for number, frame in enumerate(writer.frames, 1)]
     return {
         "id": identity(flow.name), "revision": 0, "last_node_id": max(node.number for node in flow.nodes),
-        "last_link_id": len(writer.wires), "nodes": writer.entries(), "links": [wire.as_list() for wire in writer.wires],
+        "last_link_id": len(writer.wires), "nodes": writer.entries(),
+            "links": [wire.as_list() for wire in writer.wires],
         "groups": groups, "config": {}, "extra": {}, "version": 0.4,
     }

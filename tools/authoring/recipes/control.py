@@ -41,13 +41,15 @@ def canny() -> Flow:
     canvas = parts.canvas(flow)
     hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "a marble statue in a museum hall, dramatic light, photograph")
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "a marble statue in a museum hall, dramatic light, photograph")
     applied = _applied(flow, net, hint["hint"], positive, negative, strength=0.8, end_percent=0.8)
     b = _stages(flow, load, applied, positive, negative, canvas["Stage C latent"])
     _finish(flow, load, b, "controlnet_canny")
     flow.note("Edges", """## Edges
 
-**Canny Hint** finds edges just as this ControlNet was trained on: on a small copy of 224 pixels, stretched back. Sharp edges
+**Canny Hint** finds edges just as this ControlNet was trained on: on a small copy of 224 pixels, stretched back.
+Sharp edges
 from other nodes work less well. **low** and **high** say which edges count.
 
 **strength** says how closely the edges are followed, **end_percent** for how long; composition is settled early. The
@@ -63,7 +65,8 @@ def _identity(flow: Flow) -> None:
     flow.note("Identity ControlNet", """## Identity ControlNet
 
 The official code knows a ControlNet that keeps a face, but its weights were never published. If you trained one in that
-layout, wire a picture, the boxes and the ArcFace embeddings of its faces (from a face analysis pack) into **Identity Hint**,
+layout, wire a picture, the boxes and the ArcFace embeddings of its faces (from a face analysis pack) into **Identity
+Hint**,
 switch it on (Ctrl+M) and use its hint in place of the edges.""")
 
 
@@ -81,7 +84,8 @@ def inpaint() -> Flow:
     flow.step("Tell Stage C what to keep")
     encoded = flow.add("CascadeStudio_EncodeImage", image=crop["image"], vae=load["stage_c_vae"])
     masked = flow.add("SetLatentNoiseMask", samples=encoded["Stage C latent"], mask=crop["prior_mask"])
-    hint = flow.add("CascadeStudio_InpaintHint", image=crop["image"], mask=crop["mask"], latent=encoded["Stage C latent"])
+    hint = flow.add("CascadeStudio_InpaintHint", image=crop["image"], mask=crop["mask"],
+                    latent=encoded["Stage C latent"])
     applied = _applied(flow, net, hint["hint"], positive, negative)
     b = _stages(flow, load, applied, positive, negative, masked["LATENT"])
     flow.step("Stage A paints the part, and it is pasted back")
@@ -94,7 +98,8 @@ def inpaint() -> Flow:
     flow.note("How it works", """## How it works
 
 1. Paint over what should change (right-click the picture, *Open in Mask Editor*).
-2. **Inpaint Crop** cuts that part out with some surroundings and enlarges it to a size that Stable Cascade works well at.
+2. **Inpaint Crop** cuts that part out with some surroundings and enlarges it to a size that Stable Cascade works well
+   at.
 3. The inpainting ControlNet and the noise mask let Stage C draw only there.
 4. **Paste Inpainted Part** puts it back. Outside of the mask and its feather every pixel keeps exactly its old value.
 
@@ -112,19 +117,23 @@ def outpaint() -> Flow:
     image = parts.load_picture(flow)
     border = flow.add("CascadeStudio_OutpaintCanvas", left=256, right=256, image=image["IMAGE"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "a wide landscape with hills and a river, clear morning, photograph")
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "a wide landscape with hills and a river, clear morning, photograph")
     flow.step("Picture size and hint")
     canvas = flow.add("CascadeStudio_Canvas", width=border["width"], height=border["height"])
-    hint = flow.add("CascadeStudio_InpaintHint", image=border["image"], mask=border["mask"], latent=canvas["Stage C latent"])
+    hint = flow.add("CascadeStudio_InpaintHint", image=border["image"], mask=border["mask"],
+                    latent=canvas["Stage C latent"])
     applied = _applied(flow, net, hint["hint"], positive, negative)
     b = _stages(flow, load, applied, positive, negative, canvas["Stage C latent"])
     _finish(flow, load, b, "controlnet_inpainting")
     flow.note("Borders", """## Borders
 
-**Outpaint Canvas** adds pixels at each side, or fills up to a width and height. Describe the whole picture in the prompt, not
+**Outpaint Canvas** adds pixels at each side, or fills up to a width and height. Describe the whole picture in the
+prompt, not
 the border alone. Go on in several steps of a quarter of the picture rather than in one large one.
 
-The old part is drawn anew, too, as close as the small latent allows. To keep it pixel by pixel, use the *inpaint* workflow
+The old part is drawn anew, too, as close as the small latent allows. To keep it pixel by pixel, use the *inpaint*
+workflow
 with the mask of this canvas.""")
     return flow
 
@@ -147,7 +156,8 @@ def super_resolution() -> Flow:
     _finish(flow, load, b, "controlnet_super_resolution")
     flow.note("Sizes", """## Sizes
 
-The ControlNet was trained on pictures of about 768 pixels, which become 2048. Stage C works on a grid twice as fine for it,
+The ControlNet was trained on pictures of about 768 pixels, which become 2048. Stage C works on a grid twice as fine
+for it,
 so this needs more time and memory than a plain picture. Describe in the prompt what the picture shows.""")
     return flow
 

@@ -41,9 +41,12 @@ def lora_stack() -> Flow:
     parts.mini_note(flow)
     flow.note("LoRAs", """## LoRAs
 
-Each **Cascade LoRA Stack** adds one file to the list; put yours into `models/loras` and choose them. Here the style that comes
-with Mini stands in both. Any layout works: official, kohya, OneTrainer, diffusers, ComfyUI. The report on **Apply Cascade LoRA
-Stack** says how many of a file's keys are used; a file that fits nothing stops with a sentence instead of doing nothing.
+Each **Cascade LoRA Stack** adds one file to the list; put yours into `models/loras` and choose them. Here the style
+that comes
+with Mini stands in both. Any layout works: official, kohya, OneTrainer, diffusers, ComfyUI. The report on **Apply
+Cascade LoRA
+Stack** says how many of a file's keys are used; a file that fits nothing stops with a sentence instead of doing
+nothing.
 
 To use the full models, choose another preset in the loader and 1024 x 1024 on the canvas.
 
@@ -75,8 +78,10 @@ def lora_schedule() -> Flow:
     parts.mini_note(flow)
     flow.note("Hooks", """## Hooks
 
-**Load Cascade Hook LoRA** makes a LoRA of any layout into hooks of ComfyUI. They act on the prompts that they are attached to
-and on the steps that the keyframes name, so that two prompts can have different LoRAs in one picture. The model on the wire is
+**Load Cascade Hook LoRA** makes a LoRA of any layout into hooks of ComfyUI. They act on the prompts that they are
+attached to
+and on the steps that the keyframes name, so that two prompts can have different LoRAs in one picture. The model on
+the wire is
 not changed.""")
     return flow
 
@@ -87,7 +92,8 @@ def train_lora() -> Flow:
     load = _mini(flow)
     flow.step("Your pictures")
     image = parts.load_picture(flow)
-    pictures = flow.add("CascadeStudio_TrainingSet", colours=TOUCH, images=image["IMAGE"], captions="a picture in my style",
+    pictures = flow.add("CascadeStudio_TrainingSet", colours=TOUCH, images=image["IMAGE"],
+                        captions="a picture in my style",
                         resolution=192)
     flow.step("Train")
     settings = flow.add("CascadeStudio_TrainingSettings")
@@ -101,12 +107,16 @@ def train_lora() -> Flow:
     parts.mini_note(flow)
     flow.note("Training", """## Training
 
-1. Put your pictures into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same name that says what it
-   shows. Write the folder's name into **Cascade Training Set** and disconnect *Load Image*, which only stands in for it.
-2. Press *Run*. The node shows the loss and how much time is left. Stop whenever you like: the next run goes on from there.
+1. Put your pictures into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same name that says
+   what it
+   shows. Write the folder's name into **Cascade Training Set** and disconnect *Load Image*, which only stands in for
+   it.
+2. Press *Run*. The node shows the loss and how much time is left. Stop whenever you like: the next run goes on from
+   there.
 3. The LoRA lands among your LoRAs; **lora_stack** shows how to use it.
 
-For the full models choose another preset in the loader, resolution 768 and a rank of 4 to 16; bf16 or fp8 in **Cascade Training
+For the full models choose another preset in the loader, resolution 768 and a rank of 4 to 16; bf16 or fp8 in
+**Cascade Training
 Settings** says how the frozen weights are kept in memory.""")
     return flow
 
@@ -126,7 +136,8 @@ def merge() -> Flow:
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, 832, 1216)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "a girl with an umbrella under cherry blossoms, anime illustration",
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "a girl with an umbrella under cherry blossoms, anime illustration",
                                        "lowres, blurry")
     _end(flow, load, added["model"], positive, negative, canvas["Stage C latent"])
     flow.step("Off: save the result")
@@ -135,12 +146,15 @@ def merge() -> Flow:
     parts.model_links(flow, [*parts.keys_of("full-bf16", parts.PICTURES_IN), keys[1]])
     flow.note("Shares", """## Shares
 
-Each number of **Merge Cascade Models by Parts** is the share of the second model in one part of the network: the deep parts
-decide what is in the picture, the output part paints its look. 0 keeps the first model exactly, 1 takes the second exactly.
+Each number of **Merge Cascade Models by Parts** is the share of the second model in one part of the network: the deep
+parts
+decide what is in the picture, the output part paints its look. 0 keeps the first model exactly, 1 takes the second
+exactly.
 
 **Add Cascade Model Difference** adds what training changed: model + (tuned - base) x strength.
 
-**Save Cascade Model** writes the result as a file of several gigabytes, **Extract Cascade LoRA** as a small LoRA. Both are
+**Save Cascade Model** writes the result as a file of several gigabytes, **Extract Cascade LoRA** as a small LoRA.
+Both are
 switched off; select one and press Ctrl+M to switch it on. LoRAs on the wire are baked in.""")
     return flow
 

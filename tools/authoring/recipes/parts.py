@@ -82,7 +82,8 @@ def mini_note(flow: Flow) -> None:
     """The note of workflows that run on what comes with the pack."""
     flow.note("Model Links", """## Models
 
-Nothing to download: **Cascade Mini** comes with the pack. It is a small Stable Cascade (the same three stages, narrower) for
+Nothing to download: **Cascade Mini** comes with the pack. It is a small Stable Cascade (the same three stages,
+narrower) for
 pictures of 256 pixels: things, animals and faces in the style of emoji, on plain backgrounds. It runs on any computer.
 
 ## Memory

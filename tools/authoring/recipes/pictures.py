@@ -15,7 +15,8 @@ def image_to_image() -> Flow:
     image = parts.load_picture(flow)
     encoded = flow.add("CascadeStudio_EncodeImage", image=image["IMAGE"], vae=load["stage_c_vae"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "the same scene as a winter night, snow, blue light, painting")
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "the same scene as a winter night, snow, blue light, painting")
     _, b = parts.both_stages(flow, load, positive[0], negative[0], encoded["Stage C latent"], denoise=0.6)
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], load["stage_a"], flow.name)
@@ -51,8 +52,10 @@ def image_variation() -> Flow:
     parts.model_links(flow, [*parts.keys_of("full-bf16", without), "clip_vision"])
     flow.note("Weights", """## Weights
 
-Each picture has a weight: 1 is normal, 0 leaves it out, below 0 pushes the result away from it. Picture 2 has weight 0, so that
-you see plain variations of picture 1 first; raise it to mix the two. Words in the prompt are heard beside the pictures; with an
+Each picture has a weight: 1 is normal, 0 leaves it out, below 0 pushes the result away from it. Picture 2 has weight
+0, so that
+you see plain variations of picture 1 first; raise it to mix the two. Words in the prompt are heard beside the
+pictures; with an
 empty prompt this is the official image variation.""")
     return flow
 
@@ -82,7 +85,8 @@ def reconstruction() -> Flow:
     flow.note("What you see", """## What you see
 
 The image encoder squeezes the picture about 42 times on each side; Stage B and Stage A rebuild it from that. Faces and
-small letters change, composition and colours stay. Stage A alone (4 times on each side) hardly changes anything: what is
+small letters change, composition and colours stay. Stage A alone (4 times on each side) hardly changes anything: what
+is
 lost is lost in the small latent, and that is what Stage C draws.""")
     return flow
 

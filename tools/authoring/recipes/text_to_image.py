@@ -41,7 +41,8 @@ def first_picture() -> Flow:
     flow.note("The three stages", parts.STAGES.replace("24x24 for 1024x1024", "6x6 for 256x256"))
     flow.note("Next", """## Next
 
-Try *green frog on a yellow background* or *smiling face on a pink background*. Then open **text_to_image** for the full models:
+Try *green frog on a yellow background* or *smiling face on a pink background*. Then open **text_to_image** for the
+full models:
 the loader shows what it will fetch before it begins.""")
     return flow
 
@@ -55,7 +56,8 @@ def text_to_image() -> Flow:
 def text_to_image_lite() -> Flow:
     """The lite models, for graphics cards with little memory."""
     return _plain(
-        "text_to_image_lite", "lite-bf16", "a lighthouse on a cliff above a stormy sea, oil painting, thick brush strokes",
+        "text_to_image_lite", "lite-bf16",
+            "a lighthouse on a cliff above a stormy sea, oil painting, thick brush strokes",
         (1152, 896), parts.PICTURES_IN,
         "\nThe lite models follow long prompts less closely than the full ones and are about twice as quick. They can "
         "be mixed: a full Stage C with the lite Stage B is a good middle way.")
@@ -64,7 +66,8 @@ def text_to_image_lite() -> Flow:
 def text_to_image_all_in_one() -> Flow:
     """The two checkpoints that hold everything."""
     return _plain(
-        "text_to_image_all_in_one", "all-in-one", "portrait of an old fisherman, wrinkled face, grey beard, studio light",
+        "text_to_image_all_in_one", "all-in-one",
+            "portrait of an old fisherman, wrinkled face, grey beard, studio light",
         (896, 1152), more="\nEach checkpoint holds several parts: 'from the checkpoint' in the loader takes a part "
         "from there.")
 
@@ -79,7 +82,8 @@ def text_to_image_core_loaders() -> Flow:
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, prior["CLIP"], "a steam train crossing a stone viaduct, autumn forest, photograph")
+    positive, negative = parts.prompts(flow, prior["CLIP"],
+                                       "a steam train crossing a stone viaduct, autumn forest, photograph")
     flow.step("Sample Stage C, then Stage B")
     c = parts.sample_prior(flow, prior["MODEL"], positive[0], negative[0], canvas["Stage C latent"])
     b = parts.sample_decoder(flow, decoder["MODEL"], positive[0], negative[0], c["prior"])
@@ -87,7 +91,8 @@ def text_to_image_core_loaders() -> Flow:
     parts.picture(flow, b["latent"], decoder["VAE"], flow.name)
     flow.note("Model Links", f"""## Models
 
-ComfyUI's own loaders fetch nothing. Its dialog offers the files that are missing when this workflow is opened; or put them there
+ComfyUI's own loaders fetch nothing. Its dialog offers the files that are missing when this workflow is opened; or put
+them there
 by hand:
 
 {parts.files.links(keys)}
@@ -111,7 +116,8 @@ def text_to_image_core_ksampler() -> Flow:
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "evening mist over a quiet harbour, fishing boats, watercolour")
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "evening mist over a quiet harbour, fishing boats, watercolour")
     flow.step("Stage C with KSampler")
     c = flow.add("KSampler", "KSampler (Stage C)", then="randomize", model=load["prior"], positive=positive[0],
                  negative=negative[0], latent_image=canvas["Stage C latent"], seed=0, steps=20, cfg=4.0, **SAMPLER)
@@ -143,9 +149,11 @@ def text_to_image_custom_sampling() -> Flow:
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, 1024, 1280)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "a glass greenhouse full of ferns, rain on the panes, photograph",
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "a glass greenhouse full of ferns, rain on the panes, photograph",
                                        "blurry, low contrast")
-    c = _custom(flow, "Stage C, piece by piece", load["prior"], positive[0], negative[0], canvas["Stage C latent"], 20, 4.0)
+    c = _custom(flow, "Stage C, piece by piece", load["prior"], positive[0], negative[0], canvas["Stage C latent"], 20,
+                4.0)
     flow.step("Hand over to Stage B")
     given = flow.add("CascadeStudio_DecoderConditioning", positive=positive[0], negative=negative[0], prior=c[1])
     b = _custom(flow, "Stage B, piece by piece", load["decoder"], given["positive"], given["negative"],
