@@ -142,6 +142,6 @@ def shrink(converted: Converted, steps: int | None = 2, smallest: int = SMALLEST
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             if name in SIDES and value:
-                converted.set(node, name, max(smallest, value // PARTS // 8 * 8))
+                converted.set(node, name, min(value, max(smallest, value // PARTS // 8 * 8)))
             elif name == "steps" and steps is not None:
                 converted.set(node, name, min(value, steps))

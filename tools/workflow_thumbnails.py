@@ -35,6 +35,7 @@ PROMPTS = {
     "high_resolution_2k": "castle on a blue background", "high_resolution_4k": "tropical fish on a blue background",
     "draft_board": "robot on a gray background", "lora_stack": "smiling cat with heart-eyes on a yellow background",
     "lora_schedule": "rocket on a purple background", "merge": "umbrella on a pink background",
+    "lora_control_regional": "red apple on a blue background", "guidance": "owl on a brown background",
     "train_lora": "house on a green background",
 }
 """Words that Mini was trained on, for each workflow that reads any."""

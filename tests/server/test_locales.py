@@ -33,6 +33,10 @@ def leaves(texts: dict[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str,
     return found
 
 
+def extension_words(language: str) -> dict[tuple[str, ...], str]:
+    return leaves(read(language, "main").get(locales.KEY, {}))
+
+
 def test_the_files_are_what_the_schemas_and_word_lists_give(definitions):
     """Run ``python3 dev.py run -m tools.authoring`` after a change of either."""
     for path, content in locales.written(definitions).items():
@@ -52,8 +56,7 @@ def test_nothing_is_missing(language, definitions):
     wanted = {path for path in leaves(locales.english_nodes(definitions))
               if path[-1] != "tooltip" or (path[0] in main and path[1] == "inputs")}
     assert not sorted(wanted - set(mine))
-    assert set(leaves(read(language, "main").get(locales.KEY, {}))) == set(leaves(read("en", "main").get(locales.KEY,
-                                                                                                         {})))
+    assert set(extension_words(language)) == set(extension_words("en"))
     assert set(read(language, "main")["nodeCategories"]) == set(locales.english_categories(definitions))
 
 
@@ -64,8 +67,7 @@ def test_no_word_list_has_what_is_no_longer_there(language, definitions):
     names = {text["name"] for node in english.values() for group in ("inputs", "outputs")
              for text in node[group].values()}
     names |= {re.sub(r"_?\d+$", "", name) for name in names}
-    inputs = {f"{node.removeprefix(locales.PREFIX)}.{key}" for node,
-              texts in english.items() for key in texts["inputs"]}
+    inputs = {f"{node.removeprefix(locales.PREFIX)}.{key}" for node in english for key in english[node]["inputs"]}
     assert not set(given["names"]) - names
     assert not set(given["nodes"]) - {node.removeprefix(locales.PREFIX) for node in english}
     assert not set(given["tooltips"]) - inputs
@@ -83,7 +85,7 @@ def test_it_is_a_translation(language):
 
 @every_language
 def test_placeholders_are_kept(language):
-    mine, english = leaves(read(language, "main").get(locales.KEY, {})), leaves(read("en", "main").get(locales.KEY, {}))
+    mine, english = extension_words(language), extension_words("en")
     for path, text in mine.items():
         assert sorted(PLACES.findall(text)) == sorted(PLACES.findall(english[path])), path
 

@@ -98,8 +98,9 @@ def test_it_follows_the_conventions_of_the_official_templates(path):
     workflow = read(path)
     assert workflow["version"] == 0.4 and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", workflow["id"])
     titles = [group["title"] for group in workflow["groups"]]
-    assert titles and all(re.fullmatch(rf"Step {number} - [A-Z].*[^.]", title) for number, title in enumerate(titles,
-                                                                                                              1))
+    assert titles
+    for number, title in enumerate(titles, 1):
+        assert re.fullmatch(rf"Step {number} - [A-Z].*[^.]", title)
     kinds = [node["type"] for node in workflow["nodes"]]
     assert "Reroute" not in kinds
     notes = [node for node in workflow["nodes"] if node["type"] == NOTE]
