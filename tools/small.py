@@ -23,6 +23,9 @@ SIDES = ("width", "height")
 SMALLEST, PARTS = 128, 4
 FROM_CHECKPOINT = "from the checkpoint"
 
+KEEP_TO_FILES = {"preset": "files below", "missing_files": "never"}
+"""Loader inputs that would take other files than those that are named."""
+
 
 @dataclass(frozen=True)
 class Kit:
@@ -90,12 +93,14 @@ def kit_for(converted: Converted) -> Kit:
 
 
 def use(converted: Converted, kit: Kit) -> None:
-    """Name the kit's files wherever the workflow names a file; nothing is fetched."""
+    """Name the kit's files wherever the workflow names a file, and keep to them; nothing is fetched."""
     for node, entry in converted.prompt.items():
         for name, value in list(entry["inputs"].items()):
             role = role_of(name, value)
             if role:
                 converted.set(node, name, kit.files[role])
+            elif name in KEEP_TO_FILES:
+                converted.set(node, name, KEEP_TO_FILES[name])
 
 
 CORE = {("prior", 0): "Prior", ("prior", 1): "TextEncoder", ("decoder", 0): "Decoder", ("decoder", 2): "StageA"}

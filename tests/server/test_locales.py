@@ -12,7 +12,8 @@ OTHERS = [language for language in locales.LANGUAGES if language != "en"]
 every_language = pytest.mark.parametrize("language", OTHERS)
 
 SAME = {"cfg", "clip", "clip_vision", "lora", "mask", "model", "prior", "seed", "vae", "image", "latent", "control",
-        "previewer", "guider", "sampler", "sigmas", "preset", "report", "batch", "text", "name", "format", "base"}
+        "previewer", "guider", "sampler", "sigmas", "preset", "report", "batch", "text", "name", "format", "base",
+        "decoder", "images", "notes"}
 """Words that a language may share with English."""
 PLACES = re.compile(r"\{(\w+)\}")
 

@@ -86,6 +86,7 @@ def with_picture(server):
     across = numpy.linspace(0, 255, 256)
     pixels = numpy.zeros((256, 256, 4), numpy.uint8)
     pixels[..., 0], pixels[..., 1], pixels[..., 2] = across, across[:, None], 128
+    pixels[32:128, 128:224, :3] = 255 - pixels[32:128, 128:224, :3]  # edges
     pixels[..., 3] = 255
     pixels[96:192, 64:160, 3] = 0
     Image.fromarray(pixels).save(server.base.path / "input" / "example.png")

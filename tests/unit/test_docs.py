@@ -24,7 +24,8 @@ def node_names() -> dict[str, str]:
                 named[node.targets[0].id] = node.value
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
                 if isinstance(node.value, ast.Tuple):
-                    named.update((name.id, value) for name, value in zip(node.targets[0].elts, node.value.elts))
+                    named.update((name.id, value) for name, value in zip(node.targets[0].elts, node.value.elts)
+                                 if isinstance(name, ast.Name))
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             given = {keyword.arg: keyword.value for keyword in call.keywords}
             if "node_id" in given and "display_name" in given:
