@@ -175,6 +175,30 @@ def read_widgets(definition: dict[str, Any], saved: Any) -> list[Widget]:
     return list(_walk(inputs, values))
 
 
+def written_values(definition: dict[str, Any], given: dict[str, Any], after: str = "fixed") -> list[Any]:
+    """The ``widgets_values`` of a node: what is ``given`` by input name, else the definition's defaults.
+
+    ``after`` is what the frontend does with a seed after each run. Raises ``ValueError`` for a combo that has neither.
+    """
+    return list(_written(specs(definition.get("input") or {}, definition.get("input_order")), given, after))
+
+
+def _written(inputs: list[Spec], given: dict[str, Any], after: str) -> Iterator[Any]:
+    for spec in inputs:
+        name, kind, options = spec
+        kind = options.get("widgetType", kind)
+        if not is_widget(spec) or kind in (UPLOAD, COMPARE):
+            continue
+        if kind == "COMBO" and name not in given and "default" not in options:
+            raise ValueError(f"The input '{name}' needs a value: its choices depend on the computer.")
+        value = given.get(name, _default(kind, options))
+        yield value
+        if kind == DYNAMIC_COMBO:
+            yield from _written(_children(name, value, options), given, after)
+        helpers = _helpers(name, kind, options)
+        yield from [after, ""][:helpers]
+
+
 def plain_prompt(text: str) -> str:
     """Resolve the frontend's dynamic prompts: comments go, and of ``{a|b}`` the first choice stays.
 

@@ -1,0 +1,91 @@
+"""Recipes become workflow files: values in the order in which they are read, mistakes as sentences, tidy notes."""
+from __future__ import annotations
+
+import pytest
+from test_prompt_converter import INFO
+from tools import small
+from tools.authoring.flow import Flow, unwrapped
+from tools.authoring.write import workflow
+from tools.messages import Stop
+from tools.prompt import convert
+from tools.widgets import read_widgets, written_values
+
+OUTPUTS = {"Load": (["MODEL", "CLIP"], ["MODEL", "CLIP"]), "Text": (["CONDITIONING"], ["CONDITIONING"])}
+DEFINITIONS = {name: {"output": OUTPUTS.get(name, ([], []))[0], "output_name": OUTPUTS.get(name, ([], []))[1],
+                      **definition} for name, definition in INFO.items()}
+
+
+@pytest.mark.parametrize("kind, given, expected", [
+    ("Sample", {"seed": 7, "cfg": 2.0, "sampler": "y"}, {"seed": 7, "steps": 20, "cfg": 2.0, "sampler": "y", "noise": 1.0}),
+    ("Plain", {"loose": 4}, {"noise_seed": 0, "count": 3, "loose": 4}),
+    ("Dynamic", {"mode": "on", "mode.deep.q": 5, "tail": 9},
+     {"mode": "on", "mode.s": 1.5, "mode.deep": "p", "mode.deep.q": 5, "tail": 9}),
+    ("Save", {}, {"prefix": "ComfyUI"}),
+])
+def test_values_are_read_as_they_were_written(kind, given, expected):
+    values = written_values(INFO[kind], given)
+    assert {widget.name: widget.box.value for widget in read_widgets(INFO[kind], values)} == expected
+    assert all(widget.box.stored for widget in read_widgets(INFO[kind], values))
+
+
+def test_seeds_say_what_happens_after_a_run():
+    assert written_values(INFO["Sample"], {"sampler": "x"}, "randomize")[:2] == [0, "randomize"]
+
+
+def test_a_choice_of_files_has_to_be_given():
+    with pytest.raises(ValueError, match="'name' needs a value"):
+        written_values(INFO["Load"], {})
+
+
+def simple(**inputs) -> Flow:
+    flow = Flow("simple")
+    flow.step("Load")
+    load = flow.add("Load", name="a.safetensors")
+    flow.step("Text")
+    flow.add("Text", **{"clip": load["CLIP"], "text": "hello", **inputs})
+    flow.note("Model Links", "## Models\n\none\ntwo")
+    return flow
+
+
+def test_a_flow_becomes_a_workflow_that_converts():
+    prompt = convert(workflow(simple(), DEFINITIONS), DEFINITIONS).prompt
+    assert prompt["2"]["inputs"] == {"text": "hello", "clip": ["1", 1]}
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"colour": 1}, "Text has no input colour"),
+    ({"clip": None}, "Text needs a wire into 'clip'"),
+])
+def test_mistakes_in_a_recipe_are_sentences(change, words):
+    with pytest.raises(Stop, match=words):
+        workflow(simple(**change), DEFINITIONS)
+
+
+def test_an_output_that_is_not_there_is_a_sentence():
+    flow = simple()
+    flow.nodes[1].inputs["clip"] = flow.nodes[0]["VAE"]
+    with pytest.raises(Stop, match="no output 'VAE'; it has MODEL, CLIP"):
+        workflow(flow, DEFINITIONS)
+
+
+def test_notes_keep_each_paragraph_on_one_line():
+    given = "## Title\n\na paragraph\nof two lines\n\n1. an item\n   of two\n2. another\n- point\n\nend"
+    assert unwrapped(given) == "## Title\n\na paragraph of two lines\n\n1. an item of two\n2. another\n- point\n\nend\n"
+
+
+def test_small_weights_are_mini_only_if_every_part_is_there(tmp_path):
+    for name in list(small.MINI_FILES.values())[:3]:
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    kit = small.mini(tmp_path)
+    assert kit.covers({"prior", "decoder", "text_encoder"}) and not kit.covers({"prior", "stage_a"})
+
+
+@pytest.mark.parametrize("name, value, role", [
+    ("prior", "stage_c_bf16.safetensors", "prior"), ("ckpt_name", "stable_cascade_stage_b.safetensors", "decoder"),
+    ("stage_a", "from the checkpoint", "stage_a"), ("lora", "x.safetensors", "lora"), ("steps", 3, None),
+    ("controlnet", "stable_cascade_inpainting.safetensors", "controlnet_inpainting"), ("text", "a cat", None),
+    ("controlnet", "cascade_mini_canny.safetensors", "controlnet_canny"), ("prior", "none", None)])
+def test_roles_of_files(name, value, role):
+    assert small.role_of(name, value) == role

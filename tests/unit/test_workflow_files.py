@@ -1,0 +1,140 @@
+"""The workflow files as files: links, layout, colours, notes, and that every node of the pack is shown somewhere."""
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import REPOSITORY
+from tools.authoring import flow as colours
+from tools.authoring.recipes import BLOCKS, RECIPES
+from tools.edit import FILES
+
+WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
+SUBGRAPHS = sorted((REPOSITORY / "subgraphs").glob("*.json"))
+NOTE = "MarkdownNote"
+TITLE = 30
+
+every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def nodes_of(path: Path) -> list[dict[str, Any]]:
+    return [node for node in read(path)["nodes"] if node["type"] != NOTE]
+
+
+def published() -> dict[str, dict[str, Any]]:
+    content = read(REPOSITORY / "nodes" / "checkpoints" / "catalogue.json")
+    return {file["name"]: file for file in content["files"]}
+
+
+def test_there_is_a_file_for_every_recipe():
+    assert {path.stem for path in WORKFLOWS} == set(RECIPES)
+    assert {path.stem for path in SUBGRAPHS} == {block().name for block in BLOCKS}
+
+
+def test_every_node_of_the_pack_is_in_a_workflow():
+    ids = {keyword.value.value for path in Path(REPOSITORY, "nodes").glob("*.py")
+           for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(call, ast.Call)
+           for keyword in call.keywords if keyword.arg == "node_id"}
+    shown = {node["type"] for path in WORKFLOWS for node in nodes_of(path)}
+    assert len(ids) > 15 and not ids - shown
+
+
+@every_workflow
+def test_links_lead_from_output_to_input(path):
+    workflow = read(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: link for link in workflow["links"]}
+    assert len(links) == len(workflow["links"]) and workflow["last_link_id"] == max(links)
+    assert workflow["last_node_id"] == max(nodes) and len(nodes) == len(workflow["nodes"])
+    for number, origin, origin_slot, target, target_slot, kind in workflow["links"]:
+        output, entry = nodes[origin]["outputs"][origin_slot], nodes[target]["inputs"][target_slot]
+        assert number in output["links"] and entry["link"] == number
+        assert output["type"] == kind and fits(kind, entry["type"])
+    named = [number for node in workflow["nodes"] for output in node["outputs"] for number in output["links"] or []]
+    assert sorted(named) == sorted(links)
+
+
+def fits(given: str, taken: str) -> bool:
+    return taken == "*" or bool(set(given.split(",")) & set(taken.split(",")))
+
+
+def box(node: dict[str, Any]) -> tuple[float, float, float, float]:
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, x + width, y + height
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+@every_workflow
+def test_nothing_lies_on_anything_else(path):
+    workflow = read(path)
+    boxes = [box(node) for node in workflow["nodes"]]
+    assert not [pair for i, one in enumerate(boxes) for pair in boxes[i + 1:] if overlap(one, pair)]
+    frames = [(x, y, x + width, y + height) for x, y, width, height in
+              (group["bounding"] for group in workflow["groups"])]
+    assert not [pair for i, one in enumerate(frames) for pair in frames[i + 1:] if overlap(one, pair)]
+    for node in workflow["nodes"]:
+        inside = [frame for frame in frames if overlap(frame, box(node))]
+        if node["type"] == NOTE:
+            assert not inside, node["title"]
+        else:
+            frame, = inside
+            left, top, right, bottom = box(node)
+            assert frame[0] <= left and frame[1] <= top and right <= frame[2] and bottom <= frame[3], node["type"]
+
+
+@every_workflow
+def test_it_follows_the_conventions_of_the_official_templates(path):
+    workflow = read(path)
+    assert workflow["version"] == 0.4 and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", workflow["id"])
+    titles = [group["title"] for group in workflow["groups"]]
+    assert titles
+    for number, title in enumerate(titles, 1):
+        assert re.fullmatch(rf"Step {number} - [A-Z].*[^.]", title)
+    kinds = [node["type"] for node in workflow["nodes"]]
+    assert "Reroute" not in kinds
+    notes = [node for node in workflow["nodes"] if node["type"] == NOTE]
+    assert "Model Links" in [note["title"] for note in notes]
+    for note in notes:
+        assert (note["color"], note["bgcolor"]) == colours.NOTE and note["widgets_values"][0].startswith("## ")
+    for node in nodes_of(path):
+        if node.get("title") in ("Prompt", "Negative prompt"):
+            wanted = colours.POSITIVE if node["title"] == "Prompt" else colours.NEGATIVE
+            assert (node["color"], node["bgcolor"]) == wanted
+
+
+@every_workflow
+def test_model_files_are_those_of_the_catalogue(path):
+    """What the frontend's download dialog needs, on every node that names a published file, and in the note."""
+    known = published()
+    note = "\n".join(node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] == NOTE)
+    for node in nodes_of(path):
+        chosen = {value for value in node["widgets_values"] if str(value).endswith(FILES)}
+        given = {model["name"]: model for model in node["properties"].get("models", [])}
+        assert set(given) == {name for name in chosen if known.get(name, {}).get("url")}, node["type"]
+        for name, model in given.items():
+            file = known[name]
+            assert (model["url"], model["directory"]) == (file["url"], file["folder"])
+            assert model.get("hash") == file.get("sha256")
+            assert model.get("hash_type") == ("SHA256" if file.get("sha256") else None)
+            assert file["url"] in note, f"the note does not link {name}"
+
+
+@every_workflow
+def test_nodes_say_where_they_come_from(path):
+    version = re.search(r'version = "(.+)"', (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")).group(1)
+    for node in nodes_of(path):
+        properties, ours = node["properties"], node["type"].startswith("CascadeStudio_")
+        assert properties["Node name for S&R"] == node["type"]
+        assert properties["cnr_id"] == ("cascade-studio" if ours else "comfy-core")
+        assert properties["ver"] == version if ours else properties["ver"]

@@ -1,0 +1,65 @@
+"""``python3 dev.py run -m tools.authoring``: rewrites workflows/, subgraphs/ and locales/ for the pinned ComfyUI."""
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import locales
+from ..env import REPOSITORY, Setup
+from ..hosts import Host, version_of
+from ..messages import Stop, say, speak_plainly
+from ..server import Base, Server
+from .blueprints import blueprint
+from .recipes import BLOCKS, RECIPES
+from .write import workflow
+
+WORKFLOWS, SUBGRAPHS = REPOSITORY / "workflows", REPOSITORY / "subgraphs"
+
+
+def as_text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def written(definitions: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+    """The content of every file that the recipes give."""
+    found = {WORKFLOWS / f"{name}.json": workflow(recipe(), definitions) for name, recipe in RECIPES.items()}
+    for block in (recipe() for recipe in BLOCKS):
+        found[SUBGRAPHS / f"{block.name}.json"] = blueprint(block, definitions)
+    return found
+
+
+def current_setup() -> Setup:
+    """The setup that ``dev.py run`` started this process in."""
+    root = os.environ.get("CASCADE_STUDIO_HOST_PATH")
+    if not root:
+        raise Stop("Start this with 'python3 dev.py run -m tools.authoring', which sets ComfyUI up.")
+    return Setup(Host(version_of(Path(root)), Path(root)), Path(sys.executable))
+
+
+def main() -> int:
+    """Write what changed; returns the exit code."""
+    base = Base()
+    try:
+        with Server(current_setup(), base, cpu=True) as server:
+            definitions = server.client.get("/object_info")
+            found = {**written(definitions), **locales.written(definitions)}
+    except Stop as stop:
+        say(str(stop))
+        return 1
+    finally:
+        base.close()
+    for path, content in found.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = as_text(content)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            say(f"Written: {path.relative_to(REPOSITORY)}")
+    return 0
+
+
+if __name__ == "__main__":
+    speak_plainly()
+    sys.exit(main())

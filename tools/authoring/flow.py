@@ -1,0 +1,102 @@
+"""A workflow as its author thinks of it: steps, nodes in them, wires by output name, and notes."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+POSITIVE, NEGATIVE, NOTE, TOUCH = ("#232", "#353"), ("#322", "#533"), ("#222", "#000"), ("#432", "#653")
+"""The colours of the official templates: prompt, negative prompt, note, and what a newcomer should change."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a node, by its id or name, or by its number."""
+
+    node: Node
+    key: str | int
+
+
+@dataclass(eq=False)
+class Node:
+    """One node. ``inputs`` maps names to values or outputs; ``then`` is what happens to a seed after each run."""
+
+    number: int
+    kind: str
+    inputs: dict[str, Any]
+    title: str = ""
+    colours: tuple[str, str] | None = None
+    then: str = "fixed"
+    muted: bool = False
+    wide: int = 0
+
+    def __getitem__(self, key: str | int) -> Output:
+        return Output(self, key)
+
+    @property
+    def is_note(self) -> bool:
+        return self.kind == "MarkdownNote"
+
+
+@dataclass
+class Step:
+    """A titled group of nodes; ``below`` puts it under the step before, in the same column."""
+
+    title: str
+    below: bool = False
+    nodes: list[Node] = field(default_factory=list)
+
+
+class Flow:
+    """A workflow, or the inside of a blueprint, in the making."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.steps: list[Step] = []
+        self.notes: list[Node] = []
+        self._last = 0
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every node in reading order, notes last."""
+        return [node for step in self.steps for node in step.nodes] + self.notes
+
+    def step(self, title: str, below: bool = False) -> Flow:
+        """Begin the next step: the nodes that follow belong to it."""
+        self.steps.append(Step(title, below))
+        return self
+
+    def add(self, kind: str, title: str = "", colours: tuple[str, str] | None = None, *, then: str = "fixed",
+            muted: bool = False, wide: int = 0, **inputs: Any) -> Node:
+        """A node in the current step; inputs that are not named keep their defaults, muted nodes may lack wires."""
+        node = Node(self._number(), kind, inputs, title, colours, then, muted, wide)
+        self.steps[-1].nodes.append(node)
+        return node
+
+    def note(self, title: str, text: str) -> Node:
+        """A note in the column at the left."""
+        node = Node(self._number(), "MarkdownNote", {"": unwrapped(text)}, title, NOTE)
+        self.notes.append(node)
+        return node
+
+    def _number(self) -> int:
+        self._last += 1
+        return self._last
+
+
+STARTS_A_LINE = re.compile(r"\s*(#|-|\d+\.|\||```|$)")
+
+
+def unwrapped(text: str) -> str:
+    """Markdown with each paragraph and list item on one line, as notes of any width need it."""
+    lines: list[str] = []
+    for line in text.strip().split("\n"):
+        if lines and lines[-1] and not lines[-1].startswith("#") and not STARTS_A_LINE.match(line):
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line.rstrip())
+    return "\n".join(lines) + "\n"
+
+
+Recipe = Callable[[], Flow]

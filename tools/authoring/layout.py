@@ -1,0 +1,67 @@
+"""Places nodes: each step is a frame, steps stand side by side from left to right, notes in a column before them."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..widgets import is_widget, specs
+from .flow import Flow, Node, Step
+
+WIDTH, NOTE_WIDTH, TOP, LEFT = 340, 420, 120, 40
+TITLE, SLOT, WIDGET, TEXT, GAP, FRAME, PICTURE = 34, 20, 25, 130, 46, 30, 320
+PICTURES = {"SaveImage", "PreviewImage", "LoadImage", "CascadeStudio_SaveImage", "CascadeStudio_Compare",
+            "CascadeStudio_DraftBoard", "CascadeStudio_TrainLora"}
+"""Nodes that show a picture below their widgets."""
+
+Size = tuple[int, int]
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A step's frame: x, y, width, height."""
+
+    title: str
+    bounding: tuple[int, int, int, int]
+
+
+def size_of(node: Node, definition: dict[str, Any] | None) -> Size:
+    """Width and height that hold the node's sockets, widgets and picture."""
+    if definition is None:
+        lines = sum(1 + len(line) // 56 for line in node.inputs[""].splitlines())
+        return NOTE_WIDTH, min(900, 60 + 22 * lines)
+    inputs = specs(definition.get("input") or {}, definition.get("input_order"))
+    widgets = [spec for spec in inputs if is_widget(spec)]
+    rows = max(len(inputs) - len(widgets), len(definition.get("output") or []))
+    texts = sum(1 for _, kind, options in widgets if kind == "STRING" and options.get("multiline"))
+    seeds = sum(1 for _, kind, options in widgets if kind == "INT" and options.get("control_after_generate"))
+    height = 12 + SLOT * rows + WIDGET * (len(widgets) + seeds - texts) + TEXT * texts
+    pictured = node.kind in PICTURES
+    return node.wide or (WIDTH + 60 if pictured else WIDTH), max(50, height) + (PICTURE if pictured else 0)
+
+
+def _column(step: Step, sizes: dict[int, Size], x: int, y: int, places: dict[int, Place]) -> Frame:
+    width = max(sizes[node.number][0] for node in step.nodes)
+    at = y + TITLE
+    for node in step.nodes:
+        places[node.number] = (x, at)
+        at += sizes[node.number][1] + GAP
+    return Frame(step.title, (x - 20, y - 50, width + 40, at - y - GAP + 50 + 20))
+
+
+def place(flow: Flow, sizes: dict[int, Size]) -> tuple[dict[int, Place], list[Frame]]:
+    """The position of every node by number, and the frames of the steps."""
+    places: dict[int, Place] = {}
+    frames: list[Frame] = []
+    x, y = LEFT, TOP - 50
+    for note in flow.notes:
+        places[note.number] = (x, y)
+        y += sizes[note.number][1] + GAP
+    x += NOTE_WIDTH + 60 if flow.notes else 0
+    for position, step in enumerate(flow.steps):
+        below = step.below and position > 0
+        if position > 0 and not below:
+            x = max(frame.bounding[0] + frame.bounding[2] for frame in frames) + FRAME + 20
+        y = frames[-1].bounding[1] + frames[-1].bounding[3] + FRAME + 50 if below else TOP
+        frames.append(_column(step, sizes, x, y, places))
+    return places, [Frame(f"Step {number} - {frame.title}", frame.bounding) for number, frame in enumerate(frames, 1)]

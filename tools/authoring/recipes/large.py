@@ -1,0 +1,114 @@
+"""Large pictures, and many cheap drafts before one of them is finished."""
+from __future__ import annotations
+
+from ..flow import Flow
+from . import parts
+
+PRESET = "full-bf16"
+
+
+def high_resolution_2k() -> Flow:
+    """A 1024-pixel composition, then a second pass of Stage C at twice the size."""
+    flow = Flow("high_resolution_2k")
+    flow.step("Load models")
+    load = parts.load(flow, PRESET, parts.PICTURES_IN)
+    flow.step("Size of the first pass", below=True)
+    canvas = parts.canvas(flow, 1024, 768)
+    flow.step("Prompt")
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "aerial view of a medieval city on a river bend, golden hour, photograph")
+    flow.step("First pass: composition")
+    first = parts.sample_prior(flow, load["prior"], positive[0], negative[0], canvas["Stage C latent"])
+    larger = flow.add("CascadeStudio_HighResolutionPrior", prior=first["prior"], scale=2.0)
+    flow.step("Second pass: detail")
+    windows = flow.add("CascadeStudio_TiledAttention", model=load["prior"])
+    second = parts.sample_prior(flow, windows[0], positive[0], negative[0], larger["Stage C latent"], denoise=0.6,
+                                shift=3.0)
+    flow.step("Stage B in pieces")
+    pieces = flow.add("CascadeStudio_TileDecoder", model=load["decoder"])
+    b = parts.sample_decoder(flow, pieces["decoder"], positive[0], negative[0], second["prior"])
+    flow.step("Stage A paints the picture")
+    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+    parts.model_links(flow, parts.keys_of(PRESET, parts.PICTURES_IN))
+    flow.note("Why two passes", """## Why two passes
+
+Stage C was trained on pictures of about 1024 pixels. Much larger grids in one go make things appear twice. So the
+first pass
+settles the composition, **Enlarge Stage C latent** doubles its grid, and the second pass adds detail: **denoise** 0.4
+to 0.7.
+
+**Tile Stage B** lets Stage B work in pieces: the same picture in less than half the memory.""")
+    return flow
+
+
+def high_resolution_4k() -> Flow:
+    """Four thousand pixels: a high compression keeps Stage C small, tiles keep Stage B small."""
+    flow = Flow("high_resolution_4k")
+    flow.step("Load models")
+    load = parts.load(flow, "mixed-bf16", parts.PICTURES_IN)
+    flow.step("Size of the first pass", below=True)
+    canvas = parts.canvas(flow, 1024, 576)
+    flow.step("Prompt")
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "a coral reef full of fish, sunbeams through clear water, wide angle")
+    flow.step("First pass: composition")
+    first = parts.sample_prior(flow, load["prior"], positive[0], negative[0], canvas["Stage C latent"])
+    larger = flow.add("CascadeStudio_HighResolutionPrior", prior=first["prior"], scale=3.75, compression=64.0)
+    flow.step("Second pass: detail")
+    second = parts.sample_prior(flow, load["prior"], positive[0], negative[0], larger["Stage C latent"], denoise=0.5,
+                                shift=3.0)
+    flow.step("Stage B in tiles")
+    tiles = flow.add("CascadeStudio_TileDecoder", model=load["decoder"])
+    b = parts.sample_decoder(flow, tiles["decoder"], positive[0], negative[0], second["prior"])
+    flow.step("Stage A paints the picture in tiles")
+    parts.picture(flow, b["latent"], load["stage_a"], flow.name, tile_size=1024)
+    parts.model_links(flow, parts.keys_of("mixed-bf16", parts.PICTURES_IN))
+    flow.note("3840 x 2160", """## 3840 x 2160
+
+**Compression 64** in Enlarge Stage C latent keeps the grid of Stage C small (60 x 34), so that the second pass stays
+quick and
+motifs do not repeat. The lite Stage B does the large part of the work.
+
+If memory is short, choose *tiles* in **Tile Stage B**: overlapping tiles that each follow their own part of the small
+latent.
+Decode Stage A cuts tiles of 1024 pixels, which give exactly the same picture.""")
+    return flow
+
+
+def draft_board() -> Flow:
+    """Eight drafts from Stage C; only the chosen ones are finished."""
+    flow = Flow("draft_board")
+    without = ("clip_vision", "image_encoder")
+    flow.step("Load models")
+    load = parts.load(flow, PRESET, without)
+    flow.step("Picture size and number of drafts", below=True)
+    canvas = parts.canvas(flow, 1024, 1024, batch_size=8)
+    flow.step("Prompt")
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "a small robot watering sunflowers, children's book illustration")
+    flow.step("Sample the drafts")
+    c = flow.add("CascadeStudio_SamplePrior", model=load["prior"], positive=positive[0], negative=negative[0],
+                 latent=canvas["Stage C latent"])
+    flow.step("Choose, then run again")
+    board = flow.add("CascadeStudio_DraftBoard", prior=c["prior"], vae=load["stage_c_vae"])
+    flow.step("Finish the chosen ones")
+    b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], board["prior"])
+    decoded = flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"])
+    flow.step("Save with a report")
+    flow.add("CascadeStudio_SaveImage", images=decoded["image"], report=decoded["report"],
+             filename_prefix=f"cascade/{flow.name}")
+    flow.add("CascadeStudio_ReportCard", report=decoded["report"], image=decoded["image"])
+    parts.model_links(flow, parts.keys_of(PRESET, without))
+    flow.note("How to use the board", """## How to use the board
+
+1. Press *Run*: Stage C makes eight drafts, the Previewer shows them on the board, and nothing else runs.
+2. Click the drafts that you like, or write their numbers into **chosen** (1,3 or 2-4).
+3. Press *Run* again: the drafts are kept, and Stage B and A finish the chosen ones.
+
+The seed is fixed so that the drafts stay. Change it for eight new ones. **Save Cascade Image** writes the seconds,
+the memory
+and the model files into the PNG, beside ComfyUI's own prompt and workflow.""")
+    return flow
+
+
+RECIPES = (high_resolution_2k, high_resolution_4k, draft_board)

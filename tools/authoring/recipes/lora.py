@@ -1,0 +1,162 @@
+"""LoRAs on Cascade Mini, which comes with the pack, so that these run without any download; and merging."""
+from __future__ import annotations
+
+from ..flow import TOUCH, Flow, Node
+from . import parts
+
+MINI = "cascade-mini"
+STYLE = "cascade_mini_noto.safetensors"
+
+
+def _mini(flow: Flow) -> Node:
+    """Load Cascade Mini and its canvas."""
+    flow.step("Load models")
+    return parts.load(flow, MINI, preset=parts.files.preset_title(MINI))
+
+
+def _end(flow: Flow, load: Node, prior, positive: Node, negative: Node, latent, decoder=None) -> None:
+    flow.step("Sample Stage C, then Stage B")
+    c = parts.sample_prior(flow, prior, positive[0], negative[0], latent)
+    b = parts.sample_decoder(flow, decoder or load["decoder"], positive[0], negative[0], c["prior"])
+    flow.step("Stage A paints the picture")
+    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+
+
+def lora_stack() -> Flow:
+    """Several LoRAs at once."""
+    flow = Flow("lora_stack")
+    load = _mini(flow)
+    flow.step("Picture size", below=True)
+    canvas = parts.canvas(flow, 256, 256)
+    flow.step("LoRAs")
+    first = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.7)
+    second = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.3, stack=first["stack"])
+    applied = flow.add("CascadeStudio_ApplyLoraStack", stack=second["stack"], prior=load["prior"],
+                       decoder=load["decoder"], clip=load["clip"])
+    flow.step("Prompt")
+    positive, negative = parts.prompts(flow, applied["clip"], "a smiling cat on a yellow background")
+    _end(flow, load, applied["prior"], positive, negative, canvas["Stage C latent"], applied["decoder"])
+    flow.step("Off: write the LoRA in another layout")
+    flow.add("CascadeStudio_ConvertLora", muted=True, lora=STYLE, model=load["prior"], layout="ComfyUI")
+    parts.mini_note(flow)
+    flow.note("LoRAs", """## LoRAs
+
+Each **Cascade LoRA Stack** adds one file to the list; put yours into `models/loras` and choose them. Here the style
+that comes
+with Mini stands in both. Any layout works: official, kohya, OneTrainer, diffusers, ComfyUI. The report on **Apply
+Cascade LoRA
+Stack** says how many of a file's keys are used; a file that fits nothing stops with a sentence instead of doing
+nothing.
+
+To use the full models, choose another preset in the loader and 1024 x 1024 on the canvas.
+
+**Convert Cascade LoRA** is switched off (Ctrl+M switches it on): it writes a LoRA for other programs.""")
+    return flow
+
+
+def lora_schedule() -> Flow:
+    """A LoRA that acts on one prompt, and less and less during the run."""
+    flow = Flow("lora_schedule")
+    load = _mini(flow)
+    flow.step("Picture size", below=True)
+    canvas = parts.canvas(flow, 256, 256)
+    flow.step("LoRA as hooks, fading out")
+    hook = flow.add("CascadeStudio_LoadHookLora", colours=TOUCH, model=load["prior"], lora=STYLE, clip=load["clip"])
+    begin = flow.add("CreateHookKeyframe", "Full strength at the start")
+    end = flow.add("CreateHookKeyframe", "Half strength from half way", strength_mult=0.5, start_percent=0.5,
+                   prev_hook_kf=begin[0])
+    timed = flow.add("SetHookKeyframes", hooks=hook["hooks"], hook_kf=end[0])
+    flow.step("Prompt")
+    positive, negative = parts.prompts(flow, load["clip"], "a red car on a green background")
+    hooked = flow.add("PairConditioningSetProperties", positive_NEW=positive[0], negative_NEW=negative[0],
+                      hooks=timed[0], set_cond_area="default")
+    flow.step("Sample Stage C, then Stage B")
+    c = parts.sample_prior(flow, load["prior"], hooked["positive"], hooked["negative"], canvas["Stage C latent"])
+    b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], c["prior"])
+    flow.step("Stage A paints the picture")
+    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+    parts.mini_note(flow)
+    flow.note("Hooks", """## Hooks
+
+**Load Cascade Hook LoRA** makes a LoRA of any layout into hooks of ComfyUI. They act on the prompts that they are
+attached to
+and on the steps that the keyframes name, so that two prompts can have different LoRAs in one picture. The model on
+the wire is
+not changed.""")
+    return flow
+
+
+def train_lora() -> Flow:
+    """Pictures of one's own become a LoRA, on Mini or on the full model."""
+    flow = Flow("train_lora")
+    load = _mini(flow)
+    flow.step("Your pictures")
+    image = parts.load_picture(flow)
+    pictures = flow.add("CascadeStudio_TrainingSet", colours=TOUCH, images=image["IMAGE"],
+                        captions="a picture in my style",
+                        resolution=192)
+    flow.step("Train")
+    settings = flow.add("CascadeStudio_TrainingSettings")
+    trained = flow.add("CascadeStudio_TrainLora", model=load["prior"], clip=load["clip"], vae=load["stage_c_vae"],
+                       training_set=pictures["training set"], settings=settings["settings"], name="my_style", steps=200)
+    flow.step("Picture size")
+    canvas = parts.canvas(flow, 256, 256)
+    flow.step("Prompt", below=True)
+    positive, negative = parts.prompts(flow, load["clip"], "a house, a picture in my style")
+    _end(flow, load, trained["model"], positive, negative, canvas["Stage C latent"])
+    parts.mini_note(flow)
+    flow.note("Training", """## Training
+
+1. Put your pictures into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same name that says
+   what it
+   shows. Write the folder's name into **Cascade Training Set** and disconnect *Load Image*, which only stands in for
+   it.
+2. Press *Run*. The node shows the loss and how much time is left. Stop whenever you like: the next run goes on from
+   there.
+3. The LoRA lands among your LoRAs; **lora_stack** shows how to use it.
+
+For the full models choose another preset in the loader, resolution 768 and a rank of 4 to 16; bf16 or fp8 in
+**Cascade Training
+Settings** says how the frozen weights are kept in memory.""")
+    return flow
+
+
+def merge() -> Flow:
+    """Two Stage C models mixed part by part, plus a share of what one of them learned."""
+    flow = Flow("merge")
+    keys = ("stage_c_bf16", "sotediffusion_v2_stage_c")
+    flow.step("Load models")
+    load = parts.load(flow, "full-bf16", parts.PICTURES_IN)
+    other = flow.add("CascadeStudio_LoadPrior", "The other Stage C", TOUCH, prior=parts.files.name(keys[1]))
+    flow.step("Merge")
+    mixed = flow.add("CascadeStudio_MergeModels", model1=load["prior"], model2=other["prior"], input=0.2, deep_down=0.5,
+                     deep_up=0.5, output=0.8, conditioning=0.2, time=0.0)
+    added = flow.add("CascadeStudio_AddDifference", model=mixed["model"], tuned=other["prior"], base=load["prior"],
+                     strength=0.1)
+    flow.step("Picture size", below=True)
+    canvas = parts.canvas(flow, 832, 1216)
+    flow.step("Prompt")
+    positive, negative = parts.prompts(flow, load["clip"],
+                                       "a girl with an umbrella under cherry blossoms, anime illustration",
+                                       "lowres, blurry")
+    _end(flow, load, added["model"], positive, negative, canvas["Stage C latent"])
+    flow.step("Off: save the result")
+    flow.add("CascadeStudio_SaveModel", muted=True, model=added["model"], layout="ComfyUI")
+    flow.add("CascadeStudio_ExtractLora", muted=True, tuned=added["model"], base=load["prior"])
+    parts.model_links(flow, [*parts.keys_of("full-bf16", parts.PICTURES_IN), keys[1]])
+    flow.note("Shares", """## Shares
+
+Each number of **Merge Cascade Models by Parts** is the share of the second model in one part of the network: the deep
+parts
+decide what is in the picture, the output part paints its look. 0 keeps the first model exactly, 1 takes the second
+exactly.
+
+**Add Cascade Model Difference** adds what training changed: model + (tuned - base) x strength.
+
+**Save Cascade Model** writes the result as a file of several gigabytes, **Extract Cascade LoRA** as a small LoRA.
+Both are
+switched off; select one and press Ctrl+M to switch it on. LoRAs on the wire are baked in.""")
+    return flow
+
+
+RECIPES = (lora_stack, lora_schedule, train_lora, merge)

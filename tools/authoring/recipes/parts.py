@@ -1,0 +1,116 @@
+"""What most workflows share: loading, prompts, the two samplers, the picture, and the notes beside them."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .. import files
+from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
+
+PICTURES_IN = ("image_encoder", "clip_vision")
+"""The parts that only workflows with pictures as input need."""
+EXAMPLE = "example.png"
+"""The picture that every ComfyUI has in its input folder."""
+
+
+def load(flow: Flow, key: str, without: Iterable[str] = (), **inputs: Any) -> Node:
+    """Load Stable Cascade with the files of a preset; parts in ``without`` are not loaded."""
+    return flow.add("CascadeStudio_Load", **{**files.choices(key, without), **inputs})
+
+
+def prompts(flow: Flow, clip: Output, text: str, negative: str = "") -> tuple[Node, Node]:
+    """The prompt and the negative prompt."""
+    return (flow.add("CLIPTextEncode", "Prompt", POSITIVE, clip=clip, text=text),
+            flow.add("CLIPTextEncode", "Negative prompt", NEGATIVE, clip=clip, text=negative))
+
+
+def canvas(flow: Flow, width: int = 1024, height: int = 1024, **inputs: Any) -> Node:
+    return flow.add("CascadeStudio_Canvas", colours=TOUCH, width=width, height=height, **inputs)
+
+
+def sample_prior(flow: Flow, model: Output, positive: Output, negative: Output, latent: Output, **inputs: Any) -> Node:
+    """Sample Stage C with a new seed for every run."""
+    return flow.add("CascadeStudio_SamplePrior", then="randomize", model=model, positive=positive, negative=negative,
+                    latent=latent, **inputs)
+
+
+def sample_decoder(flow: Flow, model: Output, positive: Output, negative: Output, prior: Output,
+                   **inputs: Any) -> Node:
+    return flow.add("CascadeStudio_SampleDecoder", model=model, positive=positive, negative=negative, prior=prior,
+                    **inputs)
+
+
+def picture(flow: Flow, latent: Output, stage_a: Output, name: str, **inputs: Any) -> Node:
+    """Decode Stage A and save; returns the decoder."""
+    decoded = flow.add("CascadeStudio_DecodeStageA", latent=latent, vae=stage_a, **inputs)
+    flow.add("SaveImage", images=decoded["image"], filename_prefix=f"cascade/{name}", wide=480)
+    return decoded
+
+
+def load_picture(flow: Flow, title: str = "") -> Node:
+    return flow.add("LoadImage", title, TOUCH, image=EXAMPLE)
+
+
+def both_stages(flow: Flow, model: Node, positive: Output, negative: Output, latent: Output,
+                prior: Output | None = None, **inputs: Any) -> tuple[Node, Node]:
+    """Step "Sample": Stage C, then Stage B with the same prompts; ``prior`` is Stage C's model where it was changed."""
+    flow.step("Sample Stage C, then Stage B")
+    c = sample_prior(flow, prior or model["prior"], positive, negative, latent, **inputs)
+    b = sample_decoder(flow, model["decoder"], positive, negative, c["prior"])
+    return c, b
+
+
+def model_links(flow: Flow, keys: Iterable[str], more: str = "") -> None:
+    """The note with links, sizes, folders, licences and memory."""
+    keys = list(dict.fromkeys(keys))
+    flow.note("Model Links", f"""## Models
+
+The loader fetches what is missing when you press Run, after it has found what you have already. By hand, the files go
+into these folders of ComfyUI (sub-folders are optional):
+
+{files.links(keys)}
+
+{files.licence(keys)}
+
+## Memory
+
+{memory(keys)}
+{more}""")
+
+
+def mini_note(flow: Flow) -> None:
+    """The note of workflows that run on what comes with the pack."""
+    flow.note("Model Links", """## Models
+
+Nothing to download: **Cascade Mini** comes with the pack. It is a small Stable Cascade (the same three stages,
+narrower) for
+pictures of 256 pixels: things, animals and faces in the style of emoji, on plain backgrounds. It runs on any computer.
+
+## Memory
+
+A few hundred megabytes, on the graphics card or without one.""")
+
+
+def memory(keys: Iterable[str]) -> str:
+    """How much the weights take, stage by stage."""
+    roles = {"prior": "Stage C", "decoder": "Stage B"}
+    sizes = [f"{roles[file['role']]} {files.gigabytes(file)}" for file in map(files.entry, keys)
+             if file["role"] in roles]
+    return (f"Weights: {', '.join(sizes)}. ComfyUI moves one stage at a time to the graphics card where memory is "
+            "short; choosing fp8 for a stage in the loader halves it again.")
+
+
+def keys_of(preset: str, without: Iterable[str] = ()) -> list[str]:
+    """The files of a preset by key."""
+    return [value for role, value in files.preset(preset).items()
+            if role not in without and value not in (files.NONE, files.FROM_CHECKPOINT)]
+
+
+STAGES = """## The three stages
+
+1. **Stage C** turns the prompt into a tiny latent (24x24 for 1024x1024). This decides what the picture shows.
+2. **Stage B** rebuilds from it the latent of Stage A.
+3. **Stage A** paints the pixels.
+
+Any size works; the canvas picks the grids. cfg 4 and 20 steps for Stage C, cfg 1.1 and 10 steps for Stage B are the
+official settings."""

@@ -1,0 +1,99 @@
+"""Prompts for regions, with LoRA and ControlNet in one graph; and guidance beside plain guidance."""
+from __future__ import annotations
+
+from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
+from . import parts
+from .lora import MINI, STYLE
+
+EDGES = "cascade_mini_canny.safetensors"
+
+
+def _words(flow: Flow, clip: Output, text: str, title: str = "Prompt") -> Node:
+    """A prompt whose weights act."""
+    return flow.add("CascadeStudio_EncodePrompt", title, NEGATIVE if title == "Negative prompt" else POSITIVE, clip=clip,
+                    text=text)
+
+
+def lora_control_regional() -> Flow:
+    """A LoRA, the edges of a picture, and a prompt of its own for the left half, all at once."""
+    flow = Flow("lora_control_regional")
+    flow.step("Load models")
+    load = parts.load(flow, MINI, preset=parts.files.preset_title(MINI))
+    lora = flow.add("CascadeStudio_LoadLora", colours=TOUCH, lora=STYLE, strength_model=0.7, prior=load["prior"],
+                    clip=load["clip"])
+    net = flow.add("CascadeStudio_LoadControlNet", controlnet=EDGES)
+    flow.step("Load a picture, find its edges")
+    image = parts.load_picture(flow)
+    canvas = parts.canvas(flow, 256, 256)
+    hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
+    flow.step("Prompts")
+    whole = _words(flow, lora["clip"], "red apple on a blue background")
+    left = _words(flow, lora["clip"], "(green apple:1.3) on a blue background", "Prompt of the left half")
+    negative = _words(flow, lora["clip"], "", "Negative prompt")
+    flow.step("The left half hears its own prompt")
+    nothing = flow.add("SolidMask", "Whole picture", value=0.0, width=256, height=256)
+    half = flow.add("SolidMask", "Left half", value=1.0, width=128, height=256)
+    mask = flow.add("MaskComposite", destination=nothing["MASK"], source=half["MASK"], x=0, y=0, operation="add")
+    region = flow.add("CascadeStudio_RegionalPrompt", conditioning=whole["conditioning"], region=left["conditioning"],
+                      mask=mask["MASK"])
+    flow.step("The edges steer Stage C")
+    steered = flow.add("CascadeStudio_ApplyControl", positive=region["conditioning"], negative=negative["conditioning"],
+                       control_net=net["control_net"], image=hint["hint"], strength=0.6, end_percent=0.6)
+    flow.step("Sample Stage C, then Stage B")
+    c = parts.sample_prior(flow, lora["prior"], steered["positive"], steered["negative"], canvas["Stage C latent"])
+    b = parts.sample_decoder(flow, load["decoder"], whole["conditioning"], negative["conditioning"], c["prior"])
+    flow.step("Stage A paints the picture")
+    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+    parts.mini_note(flow)
+    flow.note("How they meet", """## How they meet
+
+- **Load Cascade LoRA** changes the model and the text encoder; wire both on from it.
+- **Encode prompt** lets weights act: (word:1.3) is louder, (word:0.7) quieter. BREAK starts a new part, AVG averages two
+  prompts.
+- **Regional prompt** gives a mask its own prompt in the same pass. Chain several for several regions; Load Image and its Mask
+  Editor make masks of any shape.
+- **Apply Cascade ControlNet** comes last, on the finished prompts. Stage B hears the plain prompt.
+
+For the full models choose another preset, the published canny ControlNet, 1024 x 1024, and masks of that size.""")
+    return flow
+
+
+def guidance() -> Flow:
+    """The same seed twice: plain guidance, and the guidance nodes."""
+    flow = Flow("guidance")
+    preset, without = "full-bf16", parts.PICTURES_IN
+    flow.step("Load models")
+    load = parts.load(flow, preset, without)
+    flow.step("Picture size", below=True)
+    canvas = parts.canvas(flow)
+    flow.step("Prompt with weights")
+    positive = _words(flow, load["clip"], "an owl reading a (newspaper:1.2) at a café table, detailed illustration")
+    negative = _words(flow, load["clip"], "blurry, washed out", "Negative prompt")
+    flow.step("Guidance on Stage C and Stage B")
+    zero = flow.add("CascadeStudio_CFGZero", model=load["prior"])
+    perturbed = flow.add("CascadeStudio_PerturbedAttention", model=zero["model"])
+    blurred = flow.add("CascadeStudio_SelfAttentionGuidance", model=load["decoder"], blur=3.0)
+    pictures = []
+    for title, prior, decoder in (("Plain", load["prior"], load["decoder"]), ("Guided", perturbed["model"],
+                                                                              blurred["model"])):
+        flow.step(f"{title}: both stages")
+        c = flow.add("CascadeStudio_SamplePrior", model=prior, positive=positive[0], negative=negative[0],
+                     latent=canvas["Stage C latent"])
+        b = parts.sample_decoder(flow, decoder, positive[0], negative[0], c["prior"])
+        pictures.append(flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"]))
+    flow.step("Compare")
+    flow.add("CascadeStudio_Compare", before=pictures[0]["image"], after=pictures[1]["image"])
+    flow.add("SaveImage", images=pictures[1]["image"], filename_prefix=f"cascade/{flow.name}", wide=400)
+    parts.model_links(flow, parts.keys_of(preset, without))
+    flow.note("The guidance nodes", """## The guidance nodes
+
+- **CFG-Zero star** keeps colours from burning at high cfg and costs nothing.
+- **Perturbed-attention guidance** makes structure clearer, for one more pass a step.
+- **Self-attention guidance** adds detail where the model looks at most, for one more pass a step.
+
+Each can be used alone, on Stage C or Stage B, and with core's samplers. Both branches have the same seed, so that the slider
+shows what the nodes do. Bypass one (Ctrl+B) to see the others alone.""")
+    return flow
+
+
+RECIPES = (lora_control_regional, guidance)

@@ -1,0 +1,152 @@
+"""Points a converted workflow at small weights and makes it small, so that it runs in seconds.
+
+Cascade Mini, the pack's own small weights, where it has every part that the workflow uses; else the tests' tiny random
+family.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .edit import FILES
+from .env import REPOSITORY
+from .prompt import Converted
+from .widgets import read_widgets
+
+MINI_FOLDER = REPOSITORY / "mini"
+CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
+SIDES = ("width", "height")
+SMALLEST, PARTS = 128, 4
+FROM_CHECKPOINT = "from the checkpoint"
+
+KEEP_TO_FILES = {"preset": "files below", "missing_files": "never"}
+"""Loader inputs that would take other files than those that are named."""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Small files that fit each other, by role."""
+
+    name: str
+    files: dict[str, str]
+
+    def covers(self, roles: Iterable[str]) -> bool:
+        return set(roles) <= set(self.files)
+
+
+FAMILY = Kit("tiny family", {
+    "prior": "stage_c.safetensors", "decoder": "stage_b.safetensors", "text_encoder": "clip_g.safetensors",
+    "stage_a": "stage_a.safetensors", "image_encoder": "effnet_encoder.safetensors",
+    "previewer": "previewer.safetensors", "clip_vision": "clip_l_vision.safetensors", "lora": "kohya.safetensors",
+    "controlnet_canny": "canny.safetensors", "controlnet_inpainting": "inpainting.safetensors",
+    "controlnet_super_resolution": "super_resolution.safetensors"})
+
+MINI_FILES = {
+    "prior": "diffusion_models/cascade_mini_stage_c", "decoder": "diffusion_models/cascade_mini_stage_b",
+    "text_encoder": "text_encoders/cascade_mini_text", "stage_a": "vae/cascade_mini_stage_a",
+    "image_encoder": "vae/cascade_mini_stage_c_vae", "previewer": "vae/cascade_mini_stage_c_vae",
+    "clip_vision": "clip_vision/cascade_mini_vision", "lora": "loras/cascade_mini_noto",
+    "controlnet_canny": "controlnet/cascade_mini_canny"}
+
+
+def mini(folder: Path = MINI_FOLDER) -> Kit:
+    """Those of Cascade Mini's files that the pack carries."""
+    present = {role: Path(folder, f"{name}.safetensors") for role, name in MINI_FILES.items()}
+    return Kit("Cascade Mini", {role: path.name for role, path in present.items() if path.is_file()})
+
+
+@lru_cache(maxsize=1)
+def _roles() -> dict[str, str]:
+    """The role of every published file by its name."""
+    return {file["name"]: file["role"] for file in json.loads(CATALOGUE.read_text(encoding="utf-8"))["files"]}
+
+
+def role_of(name: str, value: Any) -> str | None:
+    """Which part of the model a widget chooses: by the input's name, else by the published file that it names."""
+    if value == FROM_CHECKPOINT:
+        return name
+    if not isinstance(value, str) or not value.lower().endswith(FILES):
+        return None
+    if name in FAMILY.files:
+        return name
+    if name == "lora" or name.startswith("lora_"):
+        return "lora"
+    if name == "controlnet":
+        return next((role for role in FAMILY.files if role.startswith("controlnet_") and role[11:] in value), None)
+    return _roles().get(value.replace("\\", "/").split("/")[-1])
+
+
+def roles_of(converted: Converted) -> set[str]:
+    """Every part of the model that the workflow loads from a file."""
+    found = (role_of(name, value) for node in converted.prompt.values() for name, value in node["inputs"].items())
+    return {role for role in found if role}
+
+
+def kit_for(converted: Converted) -> Kit:
+    """Mini where it has all that is needed, else the tiny family."""
+    small = mini()
+    return small if small.covers(roles_of(converted)) else FAMILY
+
+
+def use(converted: Converted, kit: Kit) -> None:
+    """Name the kit's files wherever the workflow names a file, and keep to them; nothing is fetched."""
+    for node, entry in converted.prompt.items():
+        for name, value in list(entry["inputs"].items()):
+            role = role_of(name, value)
+            if role:
+                converted.set(node, name, kit.files[role])
+            elif name in KEEP_TO_FILES:
+                converted.set(node, name, KEEP_TO_FILES[name])
+
+
+CORE = {("prior", 0): "Prior", ("prior", 1): "TextEncoder", ("decoder", 0): "Decoder", ("decoder", 2): "StageA"}
+"""Our loader for each output of core's checkpoint loader, by the role of its file."""
+LOADER_INPUTS = {"Prior": "prior", "TextEncoder": "text_encoder", "Decoder": "decoder", "StageA": "stage_a"}
+
+
+def with_our_loaders(converted: Converted, definitions: dict[str, Any]) -> None:
+    """Put ours in the place of core's checkpoint loaders, which cannot load networks as narrow as the small ones."""
+    prompt = converted.prompt
+    loaders = {key: role_of("ckpt_name", node["inputs"]["ckpt_name"]) for key, node in prompt.items()
+               if node["class_type"] == "CheckpointLoaderSimple"}
+    for node in list(prompt.values()):
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in loaders:
+                kind = CORE[(loaders[value[0]], value[1])]
+                node["inputs"][name] = [f"{value[0]}-{value[1]}", 0]
+                prompt[f"{value[0]}-{value[1]}"] = _our_loader(kind, definitions)
+    for key in loaders:
+        del prompt[key]
+
+
+def choose(converted: Converted) -> None:
+    """Set what a person would set on the way."""
+    for node, entry in converted.prompt.items():
+        for name, value in CHOICES.get(entry["class_type"], {}).items():
+            converted.set(node, name, value)
+
+
+def _our_loader(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    name, file = f"CascadeStudio_Load{kind}", LOADER_INPUTS[kind]
+    given = {widget.name: widget.box.value for widget in read_widgets(definitions[name], None)}
+    return {"class_type": name, "_meta": {"title": name}, "inputs": {**given, file: FAMILY.files[file]}}
+
+
+CHOICES = {"CascadeStudio_DraftBoard": {"chosen": "1"}}
+"""Widgets that a person would set on the way, by node."""
+
+
+def shrink(converted: Converted, steps: int | None = 2, smallest: int = SMALLEST) -> None:
+    """A quarter of every side, and at most ``steps`` steps a stage."""
+    for node, entry in converted.prompt.items():
+        for name, value in list(entry["inputs"].items()):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            if name in SIDES and value:
+                converted.set(node, name, min(value, max(smallest, value // PARTS // 8 * 8)))
+            elif name == "steps" and steps is not None:
+                converted.set(node, name, min(value, steps))
