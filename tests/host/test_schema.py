@@ -15,27 +15,14 @@ IDS = {PREFIX + name for name in (
     "Load", "LoadPrior", "LoadDecoder", "LoadTextEncoder", "LoadStageA", "LoadImageEncoder", "LoadClipVision", "Canvas",
     "SamplePrior", "SampleDecoder", "Schedule", "Sampler", "Guider", "DecoderConditioning", "DecodeStageA",
     "EncodeStageA", "EncodeImage", "DecodePreview", "InpaintCrop", "InpaintStitch", "DraftBoard", "ReportCard",
-    "SaveImage")}
-CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
-              "Cascade Studio/conditioning", "Cascade Studio/image")
-    "EncodeStageA", "EncodeImage", "DecodePreview", "LoadLora", "LoraStack", "ApplyLoraStack", "LoadHookLora",
-    "ConvertLora", "ExtractLora", "MergeModels", "AddDifference", "SaveModel")}
-CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
-              "Cascade Studio/conditioning", "Cascade Studio/lora", "Cascade Studio/merging")
-    "EncodeStageA", "EncodeImage", "DecodePreview", "LoadControlNet", "ApplyControl", "CannyHint", "InpaintHint",
-    "OutpaintCanvas", "SuperResolutionHint", "IdentityHint", "ImagePrompts")}
-CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
-              "Cascade Studio/conditioning", "Cascade Studio/control")
-    "EncodeStageA", "EncodeImage", "DecodePreview", "TileDecoder", "HighResolutionPrior",
-    "EncodePrompt", "RegionalPrompt", "PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention")}
-CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
-              "Cascade Studio/conditioning", "Cascade Studio/high resolution", "Cascade Studio/guidance")
-    "EncodeStageA", "EncodeImage", "DecodePreview", "TrainingSet", "TrainingSettings", "TrainLora")}
-CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
-              "Cascade Studio/conditioning", "Cascade Studio/training")
-    "EncodeStageA", "EncodeImage", "DecodePreview", "Compare")}
-CATEGORIES = ("Cascade Studio/loaders", "Cascade Studio/latent", "Cascade Studio/sampling",
-              "Cascade Studio/conditioning", "Cascade Studio/image")
+    "SaveImage", "LoadLora", "LoraStack", "ApplyLoraStack", "LoadHookLora", "ConvertLora", "ExtractLora",
+    "MergeModels", "AddDifference", "SaveModel", "LoadControlNet", "ApplyControl", "CannyHint", "InpaintHint",
+    "OutpaintCanvas", "SuperResolutionHint", "IdentityHint", "ImagePrompts", "TileDecoder", "HighResolutionPrior",
+    "EncodePrompt", "RegionalPrompt", "PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention",
+    "TrainingSet", "TrainingSettings", "TrainLora", "Compare")}
+CATEGORIES = {f"Cascade Studio/{name}" for name in (
+    "loaders", "latent", "sampling", "conditioning", "image", "lora", "merging", "control", "high resolution",
+    "guidance", "training")}
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 
@@ -149,14 +136,14 @@ def test_schemas_touch_nothing(host, family):
             assert one is not other, f"{name}.{one.id} is shared"
 
 
-FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision", "lora"}
+FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision", "lora",
+               "control_net", "controlnet"}
 
 
 def file_inputs(kind: Any) -> set[str]:
     """The inputs that choose a file; wires may have the same names."""
     from comfy_api.latest import io
     return {entry.id for entry in kind.define_schema().inputs if isinstance(entry, io.Combo.Input)} & FILE_INPUTS
-FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision", "controlnet"}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in IDS if "_Load" in name))

@@ -59,7 +59,8 @@ def _save(folder: Path, name: str, kind: str, config: Any, tensors: dict[str, Te
     compact = {}
     for key, value in tensors.items():
         if value.is_floating_point():
-            value = value.to(FLOAT8 if key == TABLE else torch.float16)
+            statistic = key.rpartition(".")[2].startswith("running_")  # few, and their range is that of the data
+            value = value.to(FLOAT8 if key == TABLE else torch.float32 if statistic else torch.float16)
             if not torch.isfinite(value.float()).all():
                 raise SystemExit(f"{key} of {path.name} does not fit into {value.dtype}: train it to the end.")
         compact[key] = value.contiguous().cpu()
