@@ -42,7 +42,7 @@ from ..checkpoints.advice import suited
 from ..checkpoints.catalogue import FROM_CHECKPOINT, NONE, Entry, Preset
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.fetch import Result, fetch_plan
-from ..checkpoints.find import layout_fits
+from ..checkpoints.find import bundled_path, layout_fits
 from ..checkpoints.progress import Progress
 from ..checkpoints.settings import Settings
 from . import advice, files
@@ -66,8 +66,11 @@ class Ready:
 
 
 def presets() -> list[str]:
-    """Choices of the preset input."""
-    return [OWN, AUTOMATIC, *(preset.title for preset in files.known().presets.values())]
+    """Choices of the preset input; those whose bundled files are not in the pack are left out."""
+    known = files.known()
+    whole = [preset for preset in known.presets.values()
+             if all(bundled_path(known.entries[key]).is_file() for key in preset.entries if known.entries[key].bundled)]
+    return [OWN, AUTOMATIC, *(preset.title for preset in whole)]
 
 
 def applied(preset: str, chosen: Mapping[str, str]) -> tuple[dict[str, str | Entry], str]:
