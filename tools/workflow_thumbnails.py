@@ -22,9 +22,9 @@ from .prompt import convert
 from .server import Base, Server, has_accelerator
 
 SIDE, QUALITY, SEED = 512, 90, 7
-FIRST, EXAMPLE = "first_picture", "example.png"
+FIRST, EXAMPLE = "text_to_image", "example.png"
 PROMPTS = {
-    "first_picture": "red apple on a blue background", "text_to_image": "a sunflower on a green background",
+    "text_to_image": "a sunflower on a green background",
     "text_to_image_lite": "sailboat on a blue background", "text_to_image_all_in_one": "old man on a gray background",
     "text_to_image_core_ksampler": "a frog on a yellow background",
     "text_to_image_core_loaders": "locomotive on a green background",

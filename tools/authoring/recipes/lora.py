@@ -1,17 +1,18 @@
-"""LoRAs on Cascade Mini, which comes with the pack, so that these run without any download; and merging."""
+"""LoRAs on the lite models, training one, and merging."""
 from __future__ import annotations
 
 from ..flow import TOUCH, Flow, Node
 from . import parts
 
-MINI = "cascade-mini"
-STYLE = "cascade_mini_noto.safetensors"
+MODELS = "lite-bf16"
+STYLE = "my_style.safetensors"
+"""Stands for a file of the user's own."""
 
 
-def _mini(flow: Flow) -> Node:
-    """Load Cascade Mini and its canvas."""
+def _lite(flow: Flow) -> Node:
+    """Load the lite models."""
     flow.step("Load models")
-    return parts.load(flow, MINI, preset=parts.files.preset_title(MINI))
+    return parts.load(flow, MODELS)
 
 
 def _end(flow: Flow, load: Node, prior, positive: Node, negative: Node, latent, decoder=None) -> None:
@@ -25,9 +26,9 @@ def _end(flow: Flow, load: Node, prior, positive: Node, negative: Node, latent, 
 def lora_stack() -> Flow:
     """Several LoRAs at once."""
     flow = Flow("lora_stack")
-    load = _mini(flow)
+    load = _lite(flow)
     flow.step("Picture size", below=True)
-    canvas = parts.canvas(flow, 256, 256)
+    canvas = parts.canvas(flow)
     flow.step("LoRAs")
     first = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.7)
     second = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.3, stack=first["stack"])
@@ -38,17 +39,14 @@ def lora_stack() -> Flow:
     _end(flow, load, applied["prior"], positive, negative, canvas["Stage C latent"], applied["decoder"])
     flow.step("Off: write the LoRA in another layout")
     flow.add("CascadeStudio_ConvertLora", muted=True, lora=STYLE, model=load["prior"], layout="ComfyUI")
-    parts.mini_note(flow)
+    parts.model_links(flow, parts.keys_of(MODELS))
     flow.note("LoRAs", """## LoRAs
 
-Each **Cascade LoRA Stack** adds one file to the list; put yours into `models/loras` and choose them. Here the style
-that comes
-with Mini stands in both. Any layout works: official, kohya, OneTrainer, diffusers, ComfyUI. The report on **Apply
+Each **Cascade LoRA Stack** adds one file to the list; put yours into `models/loras` and choose them. Here one
+name stands in both. Any layout works: official, kohya, OneTrainer, diffusers, ComfyUI. The report on **Apply
 Cascade LoRA
 Stack** says how many of a file's keys are used; a file that fits nothing stops with a sentence instead of doing
 nothing.
-
-To use the full models, choose another preset in the loader and 1024 x 1024 on the canvas.
 
 **Convert Cascade LoRA** is switched off (Ctrl+M switches it on): it writes a LoRA for other programs.""")
     return flow
@@ -57,9 +55,9 @@ To use the full models, choose another preset in the loader and 1024 x 1024 on t
 def lora_schedule() -> Flow:
     """A LoRA that acts on one prompt, and less and less during the run."""
     flow = Flow("lora_schedule")
-    load = _mini(flow)
+    load = _lite(flow)
     flow.step("Picture size", below=True)
-    canvas = parts.canvas(flow, 256, 256)
+    canvas = parts.canvas(flow)
     flow.step("LoRA as hooks, fading out")
     hook = flow.add("CascadeStudio_LoadHookLora", colours=TOUCH, model=load["prior"], lora=STYLE, clip=load["clip"])
     begin = flow.add("CreateHookKeyframe", "Full strength at the start")
@@ -75,7 +73,7 @@ def lora_schedule() -> Flow:
     b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], c["prior"])
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.mini_note(flow)
+    parts.model_links(flow, parts.keys_of(MODELS))
     flow.note("Hooks", """## Hooks
 
 **Load Cascade Hook LoRA** makes a LoRA of any layout into hooks of ComfyUI. They act on the prompts that they are
@@ -89,7 +87,7 @@ not changed.""")
 def train_lora() -> Flow:
     """Pictures of one's own become a LoRA, on Mini or on the full model."""
     flow = Flow("train_lora")
-    load = _mini(flow)
+    load = _lite(flow)
     flow.step("Your pictures")
     image = parts.load_picture(flow)
     pictures = flow.add("CascadeStudio_TrainingSet", colours=TOUCH, images=image["IMAGE"],
@@ -100,11 +98,11 @@ def train_lora() -> Flow:
     trained = flow.add("CascadeStudio_TrainLora", model=load["prior"], clip=load["clip"], vae=load["stage_c_vae"],
                        training_set=pictures["training set"], settings=settings["settings"], name="my_style", steps=200)
     flow.step("Picture size")
-    canvas = parts.canvas(flow, 256, 256)
+    canvas = parts.canvas(flow)
     flow.step("Prompt", below=True)
     positive, negative = parts.prompts(flow, load["clip"], "a house, a picture in my style")
     _end(flow, load, trained["model"], positive, negative, canvas["Stage C latent"])
-    parts.mini_note(flow)
+    parts.model_links(flow, parts.keys_of(MODELS))
     flow.note("Training", """## Training
 
 1. Put your pictures into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same name that says

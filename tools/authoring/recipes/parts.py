@@ -78,19 +78,6 @@ into these folders of ComfyUI (sub-folders are optional):
 {more}""")
 
 
-def mini_note(flow: Flow) -> None:
-    """The note of workflows that run on what comes with the pack."""
-    flow.note("Model Links", """## Models
-
-Nothing to download: **Cascade Mini** comes with the pack. It is a small Stable Cascade (the same three stages,
-narrower) for
-pictures of 256 pixels: things, animals and faces in the style of emoji, on plain backgrounds. It runs on any computer.
-
-## Memory
-
-A few hundred megabytes, on the graphics card or without one.""")
-
-
 def memory(keys: Iterable[str]) -> str:
     """How much the weights take, stage by stage."""
     roles = {"prior": "Stage C", "decoder": "Stage B"}

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
 from . import parts
-from .lora import MINI, STYLE
+from .lora import MODELS, STYLE
 
-EDGES = "cascade_mini_canny.safetensors"
+EDGES = "canny.safetensors"
 
 
 def _words(flow: Flow, clip: Output, text: str, title: str = "Prompt") -> Node:
@@ -18,13 +18,13 @@ def lora_control_regional() -> Flow:
     """A LoRA, the edges of a picture, and a prompt of its own for the left half, all at once."""
     flow = Flow("lora_control_regional")
     flow.step("Load models")
-    load = parts.load(flow, MINI, preset=parts.files.preset_title(MINI))
+    load = parts.load(flow, MODELS)
     lora = flow.add("CascadeStudio_LoadLora", colours=TOUCH, lora=STYLE, strength_model=0.7, prior=load["prior"],
                     clip=load["clip"])
     net = flow.add("CascadeStudio_LoadControlNet", controlnet=EDGES)
     flow.step("Load a picture, find its edges")
     image = parts.load_picture(flow)
-    canvas = parts.canvas(flow, 256, 256)
+    canvas = parts.canvas(flow)
     hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
     flow.step("Prompts")
     whole = _words(flow, lora["clip"], "red apple on a blue background")
@@ -44,7 +44,7 @@ def lora_control_regional() -> Flow:
     b = parts.sample_decoder(flow, load["decoder"], whole["conditioning"], negative["conditioning"], c["prior"])
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.mini_note(flow)
+    parts.model_links(flow, parts.keys_of(MODELS))
     flow.note("How they meet", """## How they meet
 
 - **Load Cascade LoRA** changes the model and the text encoder; wire both on from it.

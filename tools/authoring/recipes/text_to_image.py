@@ -25,28 +25,6 @@ def _plain(name: str, preset: str, prompt: str, size: tuple[int, int] = (1024, 1
     return flow
 
 
-def first_picture() -> Flow:
-    """Cascade Mini, which comes with the pack: a picture without any download."""
-    flow = Flow("first_picture")
-    flow.step("Load models")
-    load = parts.load(flow, "cascade-mini", preset=parts.files.preset_title("cascade-mini"))
-    flow.step("Picture size", below=True)
-    canvas = parts.canvas(flow, 256, 256)
-    flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "red apple on a blue background")
-    _, b = parts.both_stages(flow, load, positive[0], negative[0], canvas["Stage C latent"])
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.mini_note(flow)
-    flow.note("The three stages", parts.STAGES.replace("24x24 for 1024x1024", "6x6 for 256x256"))
-    flow.note("Next", """## Next
-
-Try *green frog on a yellow background* or *smiling face on a pink background*. Then open **text_to_image** for the
-full models:
-the loader shows what it will fetch before it begins.""")
-    return flow
-
-
 def text_to_image() -> Flow:
     """The full models from their own files."""
     return _plain("text_to_image", "full-bf16", "a red apple on a wooden table, soft morning light, photograph",
@@ -212,5 +190,5 @@ Not enough yet? Start ComfyUI with `--lowvram`, or make a smaller picture.""")
     return flow
 
 
-RECIPES = (first_picture, text_to_image, text_to_image_lite, text_to_image_all_in_one, text_to_image_core_loaders,
+RECIPES = (text_to_image, text_to_image_lite, text_to_image_all_in_one, text_to_image_core_loaders,
            text_to_image_core_ksampler, text_to_image_custom_sampling, low_memory)
