@@ -56,6 +56,9 @@ def specs(inputs: dict[str, Any], order: dict[str, list[str]] | None = None) -> 
         names = [name for name in (order or {}).get(group, []) if name in entries]
         names += [name for name in entries if name not in names]
         found += [(name, *_typed(entries[name])) for name in names]
+        if group == "required" and UPLOAD not in (kind for _, kind, _ in found) and any(
+                options.get("image_upload") for _, _, options in found):
+            found.append(("upload", UPLOAD, {}))  # the frontend's own button
     return found
 
 
@@ -187,7 +190,10 @@ def _written(inputs: list[Spec], given: dict[str, Any], after: str) -> Iterator[
     for spec in inputs:
         name, kind, options = spec
         kind = options.get("widgetType", kind)
-        if not is_widget(spec) or kind in (UPLOAD, COMPARE):
+        if not is_widget(spec) or kind == COMPARE:
+            continue
+        if kind == UPLOAD:
+            yield "image"  # what the frontend saves for the button
             continue
         if kind == "COMBO" and name not in given and "default" not in options:
             raise ValueError(f"The input '{name}' needs a value: its choices depend on the computer.")

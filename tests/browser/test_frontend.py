@@ -42,7 +42,9 @@ def test_the_templates_are_listed(page, server):
     with_picture = [path.stem for path in WORKFLOWS if path.with_suffix(".jpg").is_file()]
     for name in with_picture:
         assert server.client.fetch(f"/api/workflow_templates/{PACK}/{name}.jpg")[:2] == b"\xff\xd8"
-    browser.click(f"[data-testid=\"template-workflow-{WORKFLOWS[0].stem}\"]")
+    first = f"[data-testid=\"template-workflow-{WORKFLOWS[0].stem}\"]"
+    browser.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", first)
+    browser.click(first)
     browser.wait("app.rootGraph.nodes.length > 0")
     assert {node["type"] for node in page.graph()["nodes"]} == {
         node["type"] for node in json.loads(WORKFLOWS[0].read_text(encoding="utf-8"))["nodes"]}
