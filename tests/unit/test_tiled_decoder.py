@@ -303,7 +303,7 @@ def test_mini_pictures(record_property):
     for method, value in found.items():
         record_property(f"psnr of {method}", value)
     assert found[PIECES] >= 60
-    assert found[SHARED] > found[OWN]
+    assert found[SHARED] >= 30 and found[SHARED] > found[OWN], found
     size, begins = starts(128, *MINI_TILES, STEP)
     lines = sorted({4 * edge for begin in begins for edge in (begin, begin + size)} - {0, 512})
     assert abs(border_contrast(pictures[SHARED], lines) / border_contrast(pictures[None], lines) - 1) <= 0.05
