@@ -96,7 +96,7 @@ def suited(machine: Machine) -> tuple[tuple[str, ...], str]:
     """Keys of the presets that suit the machine, the best first, and why: the first is fetched if none is here."""
     free = f"{in_words(machine.room)} of memory are free on {machine.name}"
     if machine.kind == "cpu":
-        return ("lite-bf16", "lite-fp32"), "without a graphics card the lite models take a third of the time"
+        return ("lite-bf16", "lite-fp32"), "without a graphics card the lite models have the fewest weights to compute with"
     if machine.room < FULL_ROOM:
         return ("lite-bf16", "lite-fp32"), f"{free}, and the full models want {in_words(FULL_ROOM)}"
     if machine.bf16 and machine.kind != "mps":

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 from browser.page import QUEUE, Page
@@ -276,6 +277,12 @@ def test_drafts_are_chosen_by_clicking(page, server, pictures):
         "addBoard(node).pin({ images: [{ filename: 'none.png' }], cascade_studio_drafts: [{ width: 146, height: 190,"
         " widget: 'chosen', drafts: arguments[2] }] })", node, module("board"), drafts)
     page.browser.box(".cascade-studio-board .sheet button")
+    for _ in range(3):  # the node grows until the sheet fits: nobody clicks before it stands still
+        page.browser.wait(
+            "(() => { const { x, y, width } = document.querySelector('.cascade-studio-board .sheet button')"
+            ".getBoundingClientRect(); const before = window.boardAt; window.boardAt = `${x} ${y} ${width}`;"
+            " return before === window.boardAt })()")
+        time.sleep(0.2)
     press = ".cascade-studio-board .sheet button[data-number='%d']"
     for number, expected in ((3, "3"), (1, "1,3"), (3, "1"), (4, "1,4")):
         page.browser.click(press % number)

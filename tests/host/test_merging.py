@@ -218,7 +218,7 @@ def test_saving_errors(studio, models, monkeypatch):
     huge = studio.write("loras/t_huge", {"diffusion_model.embedding.1.diff_b": 1e6 * noise(128)})
     big = studio.call("CascadeStudio_LoadLora", lora=huge, prior=model)
     check_sentence(failure(model=big, dtype="fp16"), "embedding.1.bias", "fp16 cannot hold")
-    monkeypatch.setattr(saving.disk, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(model_files.disk, "free_bytes", lambda path: 1000)
     check_sentence(failure(), "free", "smaller number format")
     monkeypatch.undo()
     monkeypatch.setattr(model_files.comfy.utils, "save_torch_file", full_disk)
