@@ -49,8 +49,7 @@ def canny() -> Flow:
     flow.note("Edges", """## Edges
 
 **Canny Hint** finds edges just as this ControlNet was trained on: on a small copy of 224 pixels, stretched back.
-Sharp edges
-from other nodes work less well. **low** and **high** say which edges count.
+Sharp edges from other nodes work less well. **low** and **high** say which edges count.
 
 **strength** says how closely the edges are followed, **end_percent** for how long; composition is settled early. The
 published ControlNets belong to the full Stage C, not to the lite one.""")
@@ -64,10 +63,9 @@ def _identity(flow: Flow) -> None:
     flow.add("CascadeStudio_IdentityHint", muted=True)
     flow.note("Identity ControlNet", """## Identity ControlNet
 
-The official code knows a ControlNet that keeps a face, but its weights were never published. If you trained one in that
-layout, wire a picture, the boxes and the ArcFace embeddings of its faces (from a face analysis pack) into **Identity
-Hint**,
-switch it on (Ctrl+M) and use its hint in place of the edges.""")
+The official code knows a ControlNet that keeps a face, but its weights were never published. If you trained one in
+that layout, wire a picture, the boxes and the ArcFace embeddings of its faces (from a face analysis pack) into
+**Identity Hint**, switch it on (Ctrl+M) and use its hint in place of the edges.""")
 
 
 def inpaint() -> Flow:
@@ -98,10 +96,11 @@ def inpaint() -> Flow:
     flow.note("How it works", """## How it works
 
 1. Paint over what should change (right-click the picture, *Open in Mask Editor*).
-2. **Inpaint Crop** cuts that part out with some surroundings and enlarges it to a size that Stable Cascade works well
-   at.
+2. **Inpaint Crop** cuts that part out with some surroundings and enlarges it to a size that Stable Cascade works
+   well at.
 3. The inpainting ControlNet and the noise mask let Stage C draw only there.
-4. **Paste Inpainted Part** puts it back. Outside of the mask and its feather every pixel keeps exactly its old value.
+4. **Paste Inpainted Part** puts it back. Outside of the mask and its feather every pixel keeps exactly its old
+   value.
 
 More **context** shows the model more of the surroundings; more **feather** makes a softer seam.""")
     return flow
@@ -129,12 +128,10 @@ def outpaint() -> Flow:
     flow.note("Borders", """## Borders
 
 **Outpaint Canvas** adds pixels at each side, or fills up to a width and height. Describe the whole picture in the
-prompt, not
-the border alone. Go on in several steps of a quarter of the picture rather than in one large one.
+prompt, not the border alone. Go on in several steps of a quarter of the picture rather than in one large one.
 
 The old part is drawn anew, too, as close as the small latent allows. To keep it pixel by pixel, use the *inpaint*
-workflow
-with the mask of this canvas.""")
+workflow with the mask of this canvas.""")
     return flow
 
 
@@ -157,8 +154,7 @@ def super_resolution() -> Flow:
     flow.note("Sizes", """## Sizes
 
 The ControlNet was trained on pictures of about 768 pixels, which become 2048. Stage C works on a grid twice as fine
-for it,
-so this needs more time and memory than a plain picture. Describe in the prompt what the picture shows.""")
+for it, so this needs more time and memory than a plain picture. Describe in the prompt what the picture shows.""")
     return flow
 
 

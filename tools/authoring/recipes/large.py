@@ -33,9 +33,8 @@ def high_resolution_2k() -> Flow:
     flow.note("Why two passes", """## Why two passes
 
 Stage C was trained on pictures of about 1024 pixels. Much larger grids in one go make things appear twice. So the
-first pass
-settles the composition, **Enlarge Stage C latent** doubles its grid, and the second pass adds detail: **denoise** 0.4
-to 0.7.
+first pass settles the composition, **Enlarge Stage C latent** doubles its grid, and the second pass adds detail:
+**denoise** 0.4 to 0.7.
 
 **Tile Stage B** lets Stage B work in pieces: the same picture in less than half the memory.""")
     return flow
@@ -66,12 +65,10 @@ def high_resolution_4k() -> Flow:
     flow.note("3840 x 2160", """## 3840 x 2160
 
 **Compression 64** in Enlarge Stage C latent keeps the grid of Stage C small (60 x 34), so that the second pass stays
-quick and
-motifs do not repeat. The lite Stage B does the large part of the work.
+quick and motifs do not repeat. The lite Stage B does the large part of the work.
 
-If memory is short, choose *tiles* in **Tile Stage B**: overlapping tiles that each follow their own part of the small
-latent.
-Decode Stage A cuts tiles of 1024 pixels, which give exactly the same picture.""")
+If memory is short, choose *tiles* in **Tile Stage B**: overlapping tiles that each follow their own part of the
+small latent. Decode Stage A cuts tiles of 1024 pixels, which give exactly the same picture.""")
     return flow
 
 
@@ -106,8 +103,7 @@ def draft_board() -> Flow:
 3. Press *Run* again: the drafts are kept, and Stage B and A finish the chosen ones.
 
 The seed is fixed so that the drafts stay. Change it for eight new ones. **Save Cascade Image** writes the seconds,
-the memory
-and the model files into the PNG, beside ComfyUI's own prompt and workflow.""")
+the memory and the model files into the PNG, beside ComfyUI's own prompt and workflow.""")
     return flow
 
 

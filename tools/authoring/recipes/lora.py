@@ -9,10 +9,10 @@ STYLE = "my_style.safetensors"
 """Stands for a file of the user's own."""
 
 
-def _lite(flow: Flow) -> Node:
+def _lite(flow: Flow, without: tuple[str, ...] = parts.PICTURES_IN) -> Node:
     """Load the lite models."""
     flow.step("Load models")
-    return parts.load(flow, MODELS)
+    return parts.load(flow, MODELS, without)
 
 
 def _end(flow: Flow, load: Node, prior, positive: Node, negative: Node, latent, decoder=None) -> None:
@@ -35,18 +35,18 @@ def lora_stack() -> Flow:
     applied = flow.add("CascadeStudio_ApplyLoraStack", stack=second["stack"], prior=load["prior"],
                        decoder=load["decoder"], clip=load["clip"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, applied["clip"], "a smiling cat on a yellow background")
+    positive, negative = parts.prompts(flow, applied["clip"], "a cat on a windowsill in the evening sun")
     _end(flow, load, applied["prior"], positive, negative, canvas["Stage C latent"], applied["decoder"])
     flow.step("Off: write the LoRA in another layout")
     flow.add("CascadeStudio_ConvertLora", muted=True, lora=STYLE, model=load["prior"], layout="ComfyUI")
-    parts.model_links(flow, parts.keys_of(MODELS))
+    parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
     flow.note("LoRAs", """## LoRAs
 
-Each **Cascade LoRA Stack** adds one file to the list; put yours into `models/loras` and choose them. Here one
-name stands in both. Any layout works: official, kohya, OneTrainer, diffusers, ComfyUI. The report on **Apply
-Cascade LoRA
-Stack** says how many of a file's keys are used; a file that fits nothing stops with a sentence instead of doing
-nothing.
+Each **Cascade LoRA Stack** adds one file to the list: put yours into `models/loras` and choose them in both nodes
+(*my_style* only stands for them; **train_lora** makes one). Any layout works: official, kohya, OneTrainer,
+diffusers, ComfyUI. The report on **Apply Cascade LoRA Stack** says how many of a file's keys are used; a file that
+fits nothing stops with a sentence instead of doing nothing. LoRAs for the full Stage C need the full models: choose
+them in the loader.
 
 **Convert Cascade LoRA** is switched off (Ctrl+M switches it on): it writes a LoRA for other programs.""")
     return flow
@@ -65,7 +65,7 @@ def lora_schedule() -> Flow:
                    prev_hook_kf=begin[0])
     timed = flow.add("SetHookKeyframes", hooks=hook["hooks"], hook_kf=end[0])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "a red car on a green background")
+    positive, negative = parts.prompts(flow, load["clip"], "a red vintage car on a country road")
     hooked = flow.add("PairConditioningSetProperties", positive_NEW=positive[0], negative_NEW=negative[0],
                       hooks=timed[0], set_cond_area="default")
     flow.step("Sample Stage C, then Stage B")
@@ -73,26 +73,25 @@ def lora_schedule() -> Flow:
     b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], c["prior"])
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.model_links(flow, parts.keys_of(MODELS))
+    parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
     flow.note("Hooks", """## Hooks
 
 **Load Cascade Hook LoRA** makes a LoRA of any layout into hooks of ComfyUI. They act on the prompts that they are
-attached to
-and on the steps that the keyframes name, so that two prompts can have different LoRAs in one picture. The model on
-the wire is
-not changed.""")
+attached to and on the steps that the keyframes name, so that two prompts can have different LoRAs in one picture.
+The model on the wire is not changed.""")
     return flow
 
 
 def train_lora() -> Flow:
-    """Pictures of one's own become a LoRA, on Mini or on the full model."""
+    """Pictures of one's own become a LoRA for the lite or the full Stage C."""
     flow = Flow("train_lora")
-    load = _lite(flow)
+    without = ("clip_vision",)
+    load = _lite(flow, without)
     flow.step("Your pictures")
     image = parts.load_picture(flow)
     pictures = flow.add("CascadeStudio_TrainingSet", colours=TOUCH, images=image["IMAGE"],
                         captions="a picture in my style",
-                        resolution=192)
+                        resolution=768)
     flow.step("Train")
     settings = flow.add("CascadeStudio_TrainingSettings")
     trained = flow.add("CascadeStudio_TrainLora", model=load["prior"], clip=load["clip"], vae=load["stage_c_vae"],
@@ -100,22 +99,21 @@ def train_lora() -> Flow:
     flow.step("Picture size")
     canvas = parts.canvas(flow)
     flow.step("Prompt", below=True)
-    positive, negative = parts.prompts(flow, load["clip"], "a house, a picture in my style")
+    positive, negative = parts.prompts(flow, load["clip"], "a house by a lake, a picture in my style")
     _end(flow, load, trained["model"], positive, negative, canvas["Stage C latent"])
-    parts.model_links(flow, parts.keys_of(MODELS))
+    parts.model_links(flow, parts.keys_of(MODELS, without))
     flow.note("Training", """## Training
 
-1. Put your pictures into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same name that says
-   what it
-   shows. Write the folder's name into **Cascade Training Set** and disconnect *Load Image*, which only stands in for
-   it.
+1. Put your pictures into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same name that
+   says what it shows. Write the folder's name into **Cascade Training Set** and disconnect *Load Image*, which only
+   stands in for it.
 2. Press *Run*. The node shows the loss and how much time is left. Stop whenever you like: the next run goes on from
    there.
 3. The LoRA lands among your LoRAs; **lora_stack** shows how to use it.
 
-For the full models choose another preset in the loader, resolution 768 and a rank of 4 to 16; bf16 or fp8 in
-**Cascade Training
-Settings** says how the frozen weights are kept in memory.""")
+A LoRA fits the Stage C that it was trained on: choose the full models in the loader for one that others can use. A
+rank of 4 to 16 is plenty; bf16 or fp8 in **Cascade Training Settings** says how the frozen weights are kept in
+memory.""")
     return flow
 
 
@@ -144,16 +142,14 @@ def merge() -> Flow:
     parts.model_links(flow, [*parts.keys_of("full-bf16", parts.PICTURES_IN), keys[1]])
     flow.note("Shares", """## Shares
 
-Each number of **Merge Cascade Models by Parts** is the share of the second model in one part of the network: the deep
-parts
-decide what is in the picture, the output part paints its look. 0 keeps the first model exactly, 1 takes the second
-exactly.
+Each number of **Merge Cascade Models by Parts** is the share of the second model in one part of the network: the
+deep parts decide what is in the picture, the output part paints its look. 0 keeps the first model exactly, 1 takes
+the second exactly.
 
 **Add Cascade Model Difference** adds what training changed: model + (tuned - base) x strength.
 
 **Save Cascade Model** writes the result as a file of several gigabytes, **Extract Cascade LoRA** as a small LoRA.
-Both are
-switched off; select one and press Ctrl+M to switch it on. LoRAs on the wire are baked in.""")
+Both are switched off; select one and press Ctrl+M to switch it on. LoRAs on the wire are baked in.""")
     return flow
 
 

@@ -65,8 +65,8 @@ def model_links(flow: Flow, keys: Iterable[str], more: str = "") -> None:
     keys = list(dict.fromkeys(keys))
     flow.note("Model Links", f"""## Models
 
-The loader fetches what is missing when you press Run, after it has found what you have already. By hand, the files go
-into these folders of ComfyUI (sub-folders are optional):
+The loader fetches what is missing when you press Run, after it has found what you have already. By hand, the files
+go into these folders of ComfyUI (sub-folders are optional):
 
 {files.links(keys)}
 

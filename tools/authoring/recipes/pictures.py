@@ -53,10 +53,8 @@ def image_variation() -> Flow:
     flow.note("Weights", """## Weights
 
 Each picture has a weight: 1 is normal, 0 leaves it out, below 0 pushes the result away from it. Picture 2 has weight
-0, so that
-you see plain variations of picture 1 first; raise it to mix the two. Words in the prompt are heard beside the
-pictures; with an
-empty prompt this is the official image variation.""")
+0, so that you see plain variations of picture 1 first; raise it to mix the two. Words in the prompt are heard beside
+the pictures; with an empty prompt this is the official image variation.""")
     return flow
 
 
@@ -84,10 +82,9 @@ def reconstruction() -> Flow:
     parts.model_links(flow, parts.keys_of("full-bf16", without))
     flow.note("What you see", """## What you see
 
-The image encoder squeezes the picture about 42 times on each side; Stage B and Stage A rebuild it from that. Faces and
-small letters change, composition and colours stay. Stage A alone (4 times on each side) hardly changes anything: what
-is
-lost is lost in the small latent, and that is what Stage C draws.""")
+The image encoder squeezes the picture about 42 times on each side; Stage B and Stage A rebuild it from that. Faces
+and small letters change, composition and colours stay. Stage A alone (4 times on each side) hardly changes anything:
+what is lost is lost in the small latent, and that is what Stage C draws.""")
     return flow
 
 

@@ -3,36 +3,37 @@ from __future__ import annotations
 
 from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
 from . import parts
-from .lora import MODELS, STYLE
+from .lora import STYLE
 
-EDGES = "canny.safetensors"
+PRESET, WITHOUT, EDGES = "full-bf16", parts.PICTURES_IN, "controlnet_canny"
+"""The published ControlNets fit the full Stage C alone."""
 
 
 def _words(flow: Flow, clip: Output, text: str, title: str = "Prompt") -> Node:
     """A prompt whose weights act."""
-    return flow.add("CascadeStudio_EncodePrompt", title, NEGATIVE if title == "Negative prompt" else POSITIVE, clip=clip,
-                    text=text)
+    colours = NEGATIVE if title == "Negative prompt" else POSITIVE
+    return flow.add("CascadeStudio_EncodePrompt", title, colours, clip=clip, text=text)
 
 
 def lora_control_regional() -> Flow:
     """A LoRA, the edges of a picture, and a prompt of its own for the left half, all at once."""
     flow = Flow("lora_control_regional")
     flow.step("Load models")
-    load = parts.load(flow, MODELS)
+    load = parts.load(flow, PRESET, WITHOUT)
     lora = flow.add("CascadeStudio_LoadLora", colours=TOUCH, lora=STYLE, strength_model=0.7, prior=load["prior"],
                     clip=load["clip"])
-    net = flow.add("CascadeStudio_LoadControlNet", controlnet=EDGES)
+    net = flow.add("CascadeStudio_LoadControlNet", controlnet=parts.files.name(EDGES))
     flow.step("Load a picture, find its edges")
     image = parts.load_picture(flow)
     canvas = parts.canvas(flow)
     hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
     flow.step("Prompts")
-    whole = _words(flow, lora["clip"], "red apple on a blue background")
-    left = _words(flow, lora["clip"], "(green apple:1.3) on a blue background", "Prompt of the left half")
+    whole = _words(flow, lora["clip"], "two parrots on a branch, rain forest, photograph")
+    left = _words(flow, lora["clip"], "a (green parrot:1.3) on a branch", "Prompt of the left half")
     negative = _words(flow, lora["clip"], "", "Negative prompt")
     flow.step("The left half hears its own prompt")
-    nothing = flow.add("SolidMask", "Whole picture", value=0.0, width=256, height=256)
-    half = flow.add("SolidMask", "Left half", value=1.0, width=128, height=256)
+    nothing = flow.add("SolidMask", "Whole picture", value=0.0, width=1024, height=1024)
+    half = flow.add("SolidMask", "Left half", value=1.0, width=512, height=1024)
     mask = flow.add("MaskComposite", destination=nothing["MASK"], source=half["MASK"], x=0, y=0, operation="add")
     region = flow.add("CascadeStudio_RegionalPrompt", conditioning=whole["conditioning"], region=left["conditioning"],
                       mask=mask["MASK"])
@@ -44,26 +45,26 @@ def lora_control_regional() -> Flow:
     b = parts.sample_decoder(flow, load["decoder"], whole["conditioning"], negative["conditioning"], c["prior"])
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.model_links(flow, parts.keys_of(MODELS))
+    parts.model_links(flow, [*parts.keys_of(PRESET, WITHOUT), EDGES])
     flow.note("How they meet", """## How they meet
 
 - **Load Cascade LoRA** changes the model and the text encoder; wire both on from it.
-- **Encode prompt** lets weights act: (word:1.3) is louder, (word:0.7) quieter. BREAK starts a new part, AVG averages two
-  prompts.
-- **Regional prompt** gives a mask its own prompt in the same pass. Chain several for several regions; Load Image and its Mask
-  Editor make masks of any shape.
+- **Encode prompt** lets weights act: (word:1.3) is louder, (word:0.7) quieter. BREAK starts a new part, AVG averages
+  two prompts.
+- **Regional prompt** gives a mask its own prompt in the same pass. Chain several for several regions; Load Image and
+  its Mask Editor make masks of any shape.
 - **Apply Cascade ControlNet** comes last, on the finished prompts. Stage B hears the plain prompt.
 
-For the full models choose another preset, the published canny ControlNet, 1024 x 1024, and masks of that size.""")
+The published ControlNets fit the full Stage C alone, and a LoRA fits the Stage C it was trained on: *my_style*
+stands for one of yours. Without one, bypass **Load Cascade LoRA** (Ctrl+B).""")
     return flow
 
 
 def guidance() -> Flow:
     """The same seed twice: plain guidance, and the guidance nodes."""
     flow = Flow("guidance")
-    preset, without = "full-bf16", parts.PICTURES_IN
     flow.step("Load models")
-    load = parts.load(flow, preset, without)
+    load = parts.load(flow, PRESET, WITHOUT)
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)
     flow.step("Prompt with weights")
@@ -84,15 +85,15 @@ def guidance() -> Flow:
     flow.step("Compare")
     flow.add("CascadeStudio_Compare", before=pictures[0]["image"], after=pictures[1]["image"])
     flow.add("SaveImage", images=pictures[1]["image"], filename_prefix=f"cascade/{flow.name}", wide=400)
-    parts.model_links(flow, parts.keys_of(preset, without))
+    parts.model_links(flow, parts.keys_of(PRESET, WITHOUT))
     flow.note("The guidance nodes", """## The guidance nodes
 
 - **CFG-Zero star** keeps colours from burning at high cfg and costs nothing.
 - **Perturbed-attention guidance** makes structure clearer, for one more pass a step.
 - **Self-attention guidance** adds detail where the model looks at most, for one more pass a step.
 
-Each can be used alone, on Stage C or Stage B, and with core's samplers. Both branches have the same seed, so that the slider
-shows what the nodes do. Bypass one (Ctrl+B) to see the others alone.""")
+Each can be used alone, on Stage C or Stage B, and with core's samplers. Both branches have the same seed, so that
+the slider shows what the nodes do. Bypass one (Ctrl+B) to see the others alone.""")
     return flow
 
 

@@ -69,9 +69,8 @@ def text_to_image_core_loaders() -> Flow:
     parts.picture(flow, b["latent"], decoder["VAE"], flow.name)
     flow.note("Model Links", f"""## Models
 
-ComfyUI's own loaders fetch nothing. Its dialog offers the files that are missing when this workflow is opened; or put
-them there
-by hand:
+ComfyUI's own loaders fetch nothing. Its dialog offers the files that are missing when this workflow is opened; or
+put them there by hand:
 
 {parts.files.links(keys)}
 
@@ -111,8 +110,8 @@ def text_to_image_core_ksampler() -> Flow:
     flow.note("KSampler settings", """## KSampler settings
 
 Both stages are ordinary ComfyUI models, so any sampler works. Stage C: 20 steps, cfg 4. Stage B: 10 steps, cfg 1.1.
-euler_ancestral with the simple schedule comes closest to the official sampler; samplers that add no noise (plain euler)
-leave Stage B a little grainy.
+euler_ancestral with the simple schedule comes closest to the official sampler; samplers that add no noise (plain
+euler) leave Stage B a little grainy.
 
 **Cascade Decoder Conditioning** hands the Stage C latent to Stage B and gives the empty latent of the right size; it
 also cures pictures that are cut or stretched at odd sizes.""")
@@ -142,8 +141,8 @@ def text_to_image_custom_sampling() -> Flow:
     flow.note("Custom sampling", """## Custom sampling
 
 **Cascade Guider** is the official guidance with its contrast rescale of 0.7, **Cascade Schedule** the official noise
-levels, **Cascade Sampler** the official step (ddpm; ddim and lcm as well). Each can be exchanged for another node that
-gives SIGMAS, SAMPLER or GUIDER.""")
+levels, **Cascade Sampler** the official step (ddpm; ddim and lcm as well). Each can be exchanged for another node
+that gives SIGMAS, SAMPLER or GUIDER.""")
     return flow
 
 
