@@ -20,12 +20,17 @@ DEFINITIONS = {name: {"output": OUTPUTS.get(name, ([], []))[0], "output_name": O
     ("Plain", {"loose": 4}, {"noise_seed": 0, "count": 3, "loose": 4}),
     ("Dynamic", {"mode": "on", "mode.deep.q": 5, "tail": 9},
      {"mode": "on", "mode.s": 1.5, "mode.deep": "p", "mode.deep.q": 5, "tail": 9}),
-    ("Save", {}, {"prefix": "ComfyUI"}),
+    ("Save", {}, {"prefix": "ComfyUI"}), ("Image", {"image": "i.png"}, {"image": "i.png", "after": 0}),
 ])
 def test_values_are_read_as_they_were_written(kind, given, expected):
     values = written_values(INFO[kind], given)
     assert {widget.name: widget.box.value for widget in read_widgets(INFO[kind], values)} == expected
     assert all(widget.box.stored for widget in read_widgets(INFO[kind], values))
+
+
+def test_the_upload_button_has_a_value_of_its_own():
+    definition = {"input": {"required": {"image": [["i.png"], {"image_upload": True}]}}}
+    assert written_values(definition, {"image": "i.png"}) == ["i.png", "image"]
 
 
 def test_seeds_say_what_happens_after_a_run():
