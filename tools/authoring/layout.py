@@ -13,6 +13,10 @@ PICTURES = {"SaveImage", "PreviewImage", "LoadImage", "CascadeStudio_SaveImage",
             "CascadeStudio_DraftBoard", "CascadeStudio_TrainLora"}
 """Nodes that show a picture below their widgets."""
 
+PANELS = {"Canvas": 222, "Compare": 20, "SamplePrior": 28, "SampleDecoder": 28, "DecodeStageA": 42, "Load": 100,
+          "LoadLora": 160, "ApplyLoraStack": 160, "LoadHookLora": 160, "ReportCard": 260}
+"""What the web extension adds below some of our nodes: drawings, the strip of the stages, text."""
+
 Size = tuple[int, int]
 Place = tuple[int, int]
 
@@ -35,7 +39,8 @@ def size_of(node: Node, definition: dict[str, Any] | None) -> Size:
     rows = max(len(inputs) - len(widgets), len(definition.get("output") or []))
     texts = sum(1 for _, kind, options in widgets if kind == "STRING" and options.get("multiline"))
     seeds = sum(1 for _, kind, options in widgets if kind == "INT" and options.get("control_after_generate"))
-    height = 12 + SLOT * rows + WIDGET * (len(widgets) + seeds - texts) + TEXT * texts
+    panel = PANELS.get(node.kind.removeprefix("CascadeStudio_"), 0)
+    height = 14 + panel + SLOT * rows + WIDGET * (len(widgets) + seeds - texts) + TEXT * texts
     pictured = node.kind in PICTURES
     return node.wide or (WIDTH + 60 if pictured else WIDTH), max(50, height) + (PICTURE if pictured else 0)
 
