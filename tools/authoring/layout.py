@@ -1,6 +1,7 @@
 """Places nodes: each step is a frame, steps stand side by side from left to right, notes in a column before them."""
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from ..widgets import is_widget, specs
 from .flow import Flow, Node, Step
 
 WIDTH, NOTE_WIDTH, TOP, LEFT = 340, 420, 120, 40
-TITLE, SLOT, WIDGET, TEXT, GAP, FRAME, PICTURE = 34, 20, 25, 130, 46, 30, 320
+LETTER, TITLE, SLOT, WIDGET, TEXT, GAP, FRAME, PICTURE = 10.2, 34, 20, 25, 130, 46, 30, 320
 PICTURES = {"SaveImage", "PreviewImage", "LoadImage", "CascadeStudio_SaveImage", "CascadeStudio_Compare",
             "CascadeStudio_DraftBoard", "CascadeStudio_TrainLora"}
 """Nodes that show a picture below their widgets."""
@@ -32,8 +33,9 @@ class Frame:
 def size_of(node: Node, definition: dict[str, Any] | None) -> Size:
     """Width and height that hold the node's sockets, widgets and picture."""
     if definition is None:
-        lines = sum(1 + len(line) // 56 for line in node.inputs[""].splitlines())
-        return NOTE_WIDTH, min(900, 60 + 22 * lines)
+        shown = re.sub(r"\]\([^)]*\)", "]", node.inputs[""])
+        lines = sum(1 + len(line) // 58 for line in shown.splitlines())
+        return NOTE_WIDTH, min(900, 60 + 20 * lines)
     inputs = specs(definition.get("input") or {}, definition.get("input_order"))
     widgets = [spec for spec in inputs if is_widget(spec)]
     rows = max(len(inputs) - len(widgets), len(definition.get("output") or []))
@@ -46,7 +48,7 @@ def size_of(node: Node, definition: dict[str, Any] | None) -> Size:
 
 
 def _column(step: Step, sizes: dict[int, Size], x: int, y: int, places: dict[int, Place]) -> Frame:
-    width = max(sizes[node.number][0] for node in step.nodes)
+    width = max(*(sizes[node.number][0] for node in step.nodes), int(LETTER * len(f"Step 0 - {step.title}")))
     at = y + TITLE
     for node in step.nodes:
         places[node.number] = (x, at)

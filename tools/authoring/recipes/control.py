@@ -86,7 +86,7 @@ def inpaint() -> Flow:
                     latent=encoded["Stage C latent"])
     applied = _applied(flow, net, hint["hint"], positive, negative)
     b = _stages(flow, load, applied, positive, negative, masked["LATENT"])
-    flow.step("Stage A paints the part, and it is pasted back")
+    flow.step("Stage A paints, then paste back")
     decoded = flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"])
     whole = flow.add("CascadeStudio_InpaintStitch", stitch=crop["stitch"], image=decoded["image"])
     flow.step("The picture, before and after")
