@@ -24,6 +24,7 @@ POSITIONS = 10000
 HALF_ROOM = 2048.0  # a stream within this goes into a float16 layer as it is ...
 HALF_PEAK = 32.0  # ... and a wider one is brought down to this, so that the layer's weights may multiply it by 2,000
 
+TINY = 1e-30  # keeps the gradient of a root at 0 finite
 CPU_TILE = 1 << 21  # elements: a few megabytes, which stay in a cache
 
 
@@ -161,10 +162,12 @@ def timestep_embedding(r: Tensor, width: int) -> Tensor:
 
 def channel_lengths(x: Tensor) -> Tensor:
     """L2 norm of every channel over the picture: (B, H, W, C) -> (B, 1, 1, C) in float32."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
-    # Eager on a CPU: PyTorch's norm over leading axes is scalar code, and squares of the whole would not fit a cache.
-    tokens = x.flatten(1, 2)
+    # Eager on a CPU: PyTorch's norm over leading axes is scalar code, forwards and backwards.
+    if torch.is_grad_enabled():
+        return (x.float().square().sum((1, 2), keepdim=True) + TINY).sqrt()
+    tokens = x.flatten(1, 2)  # squares of the whole would not fit a cache
     rows = max(1, CPU_TILE // (tokens.shape[0] * tokens.shape[2]))
     return sum(part.float().square().sum(1) for part in tokens.split(rows, dim=1)).sqrt()[:, None, None]
 

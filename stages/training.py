@@ -54,6 +54,11 @@ def p2_weight(logsnr: Tensor, k: float = 1.0, gamma: float = 1.0, scale: float =
     return (k + (scale * logsnr).exp()) ** -gamma
 
 
+def velocity_weight(logsnr: Tensor) -> Tensor:
+    """1 / a² = 1 + exp(-logsnr): errors of the noise weigh as those of v = a·noise - b·x0 (Salimans & Ho 2022)."""
+    return 1 + (-logsnr).exp()
+
+
 class AdaptiveLossWeight:
     """Weights by the inverse of a running mean of the loss at each noise level, in 300 buckets of logsnr.
 

@@ -53,6 +53,17 @@ def test_global_response_norm(shape):
         assert relative(norm(x), expected) < 1e-5
 
 
+def test_lengths_have_the_gradient_of_a_norm_and_none_at_zero():
+    x = torch.randn(2, 5, 4, 6)
+    x[..., 3] = 0
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    weigh = torch.randn(2, 1, 1, 6)
+    (channel_lengths(ours) * weigh).sum().backward()
+    (torch.linalg.vector_norm(theirs, dim=(1, 2), keepdim=True) * weigh).sum().backward()
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+    assert not ours.grad[..., 3].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_lengths_of_small_dtypes_are_summed_in_float32(dtype):
     x = torch.full((2, 64, 64, 300), 2048.0, dtype=dtype)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,16 @@ import torch
 from torch import nn
 
 from stages import from_file
+from stages.diffusion import alpha_sigma, logsnr, noise_condition
+from stages.initial import initialise_unet
+from stages.stage_b import StageB
+from stages.stage_c import StageC
 from stages.training import Optimiser
 from training.mini import compose, export, sizes
 from training.mini.data import COLOURS
+from training.mini.generators import TRAINING
 from training.mini.loop import Loop, Part, Place, factor_at, grid
+from training.mini.precondition import Preconditioning, probe
 
 
 class Line(Part):
@@ -134,3 +141,35 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_pat
                    for key, value in net.state_dict().items() if key in wanted)
     coder = from_file(tmp_path / f"{export.PRIOR_CODER}.safetensors")
     assert (coder.config.encoder, coder.config.previewer) == (sizes.ENCODER, sizes.PREVIEWER)
+
+
+@pytest.mark.parametrize("kind", ["b", "c"])
+def test_networks_start_as_v_prediction_and_are_held_there(kind):
+    """A fresh net answers b x, however near to pure noise; training moves what is free and nothing else."""
+    net = StageB(sizes.STAGE_B, backend=TRAINING) if kind == "b" else StageC(sizes.STAGE_C, backend=TRAINING)
+    torch.manual_seed(0)
+    initialise_unet(net)
+    start = Preconditioning(net)
+    for t, near in ((1.0, 4e-3), (0.97, 4e-3), (0.8, 0.04)):
+        level = logsnr(torch.tensor(t))
+        x, answer = probe(net, float(noise_condition(level)), seed=5)
+        assert (answer - alpha_sigma(level)[1] * x).square().mean().sqrt() < near, t
+    pinned = [(parameter, where, parameter[where].clone()) for parameter, where, _ in start.pins]
+    before = net.clf[1].weight.detach().clone()
+    optimiser = Optimiser(net.parameters(), 1e-2)
+    torch.manual_seed(1)
+    for _ in range(2):
+        optimiser.clear()
+        probe.__wrapped__(net)[1].square().mean().backward()
+        start.still()
+        assert all(not parameter.grad[where].any() for parameter, where, _ in pinned if parameter.grad is not None)
+        optimiser.update()
+        start.hold()
+    assert all(torch.equal(parameter[where], value) for parameter, where, value in pinned)
+    assert (net.clf[1].weight - before).abs().max() > 1e-3
+
+
+def test_preconditioning_needs_room():
+    net = StageC(replace(sizes.STAGE_C, c_hidden=(32, 32), nhead=(1, 1)))
+    with pytest.raises(ValueError, match="32 wide"):
+        Preconditioning(net)

@@ -70,6 +70,17 @@ def test_p2_weight_golden():
     assert t.p2_weight(torch.tensor(1.0), k=2, gamma=0.5, scale=3) == pytest.approx((2 + math.exp(3)) ** -0.5)
 
 
+def test_velocity_weight_turns_noise_errors_into_those_of_v():
+    level = diffusion.logsnr(torch.linspace(0.02, 1, 9))
+    a, b = (value[:, None] for value in diffusion.alpha_sigma(level))
+    x0, noise, error = randn(9, 50), randn(9, 50, seed=1), randn(9, 50, seed=2)
+    predicted = noise + error
+    guess = (a * x0 + b * noise - b * predicted) / a
+    v_errors = ((a * predicted - b * guess) - (a * noise - b * x0)).square().mean(1)
+    weighted = t.epsilon_losses(predicted, noise) * t.velocity_weight(level)
+    assert torch.allclose(weighted, v_errors, rtol=2e-3)
+
+
 # Adaptive weights
 
 

@@ -1,6 +1,7 @@
 """Parts 4 and 5: Stage B and Stage C, on pictures encoded once."""
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from stages.previewer import Previewer
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
-from stages.training import (EMA, AdaptiveLossWeight, Optimiser, epsilon_losses, keep_mask, noised, replace_dropped,
-                             sample_times)
+from stages.training import (EMA, Optimiser, epsilon_losses, keep_mask, noised, replace_dropped, sample_times,
+                             velocity_weight)
 
 from .captions import LENGTH, batch_tokens
 from .loop import Part, Place, frozen, grid
+from .precondition import Exact, ExactConv, Preconditioning
 from .scenes import CANVAS, SHORT, Scenes, make_pool
 from .sizes import ENCODER, PREVIEWER, STAGE_A, STAGE_B, STAGE_C, TEXT, VISION
 from .towers import TextTower, VisionTower
@@ -46,13 +48,37 @@ def small_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = 
     return (scores.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
-TRAINING = Backend(attention=small_attention)
+TRAINING = Backend(Linear=Exact, Conv2d=ExactConv, attention=small_attention)
+
+
+class MatrixOptimiser:
+    """Muon (Jordan et al. 2024) with updates of AdamW's size; gradients are those that the other optimiser left."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        self.lr = lr
+        self.muon = torch.optim.Muon(parameters, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+
+    def update(self, factor: float) -> None:
+        """One step at ``factor`` of the learning rate; clears the gradients."""
+        for group in self.muon.param_groups:
+            group["lr"] = self.lr * factor
+        self.muon.step()
+        self.muon.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The momenta."""
+        return self.muon.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.muon.load_state_dict(state)
 
 
 class DiffusionPart(Part):
-    """What training Stage B and Stage C has in common: noise, adaptive weights, averaged weights."""
+    """What training Stage B and Stage C has in common: a start as v-prediction, noise, averaged weights."""
 
-    LR, BATCH, EMA_DECAY = 1e-3, 32, 0.998
+    LR, BATCH, EMA_DECAY = 2e-3, 32, 0.998
+    MOST = 1000.0
     SEED = 3
 
     def __init__(self, place: Place, net: StageB | StageC) -> None:
@@ -60,11 +86,15 @@ class DiffusionPart(Part):
         torch.manual_seed(place.seed + self.SEED)
         initialise_unet(net)
         self.net = net.to(place.device)
+        self.start = Preconditioning(self.net)
         self.text = trained(place, "text")
-        self.weights = AdaptiveLossWeight()
         self.ema = EMA(net, self.EMA_DECAY)
-        self.state = {"net": net, "ema": self.ema, "weights": self.weights,
-                      "optimiser": Optimiser(net.parameters(), self.LR, betas=(0.9, 0.98), weight_decay=0.01)}
+        matrices = [parameter for name, parameter in net.named_parameters()
+                    if parameter.dim() == 2 and (".channelwise." in name or ".attention." in name)]
+        chosen = {id(parameter) for parameter in matrices}
+        others = [parameter for parameter in net.parameters() if id(parameter) not in chosen]
+        self.state = {"net": net, "ema": self.ema, "matrices": MatrixOptimiser(matrices, self.LR),
+                      "optimiser": Optimiser(others, self.LR, betas=(0.9, 0.98), weight_decay=0.01)}
 
     @torch.no_grad()
     def said(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,14 +107,21 @@ class DiffusionPart(Part):
         with self.place.autocast():
             predicted = self.net(seen.x, seen.r, **conditions)
         losses = epsilon_losses(predicted, seen.noise)
-        weights = self.weights.weights(seen.logsnr)
-        norm = self.state["optimiser"].step((losses * weights).mean(), factor)
-        self.weights.update(seen.logsnr, losses)
+        weighted = losses * velocity_weight(seen.logsnr).clamp(max=self.MOST)
+        self.state["optimiser"].clear()
+        weighted.mean().backward()
+        self.start.still()
+        norm = self.state["optimiser"].update(factor)
+        if math.isfinite(norm):
+            self.state["matrices"].update(factor)
+        self.start.hold()
         self.ema.update(self.net)
-        high = seen.logsnr < -2
-        losses = losses.detach()
-        return {"loss": float(losses.mean()), "weighted": float((losses * weights).mean()), "norm": norm,
-                "noisy": float(losses[high].mean()) if high.any() else 0.0}
+        taken = {"loss": float(losses.detach().mean()), "weighted": float(weighted.detach().mean()), "norm": norm}
+        for name, low, high in (("noisy", -99, -4), ("middle", -4, 0), ("clear", 0, 99)):
+            these = weighted.detach()[(low <= seen.logsnr) & (seen.logsnr < high)]
+            if len(these):
+                taken[name] = float(these.mean())
+        return taken
 
     def result(self) -> dict[str, Tensor]:
         return self.ema.copy_of(self.net).state_dict()
@@ -94,7 +131,7 @@ class StageBPart(DiffusionPart):
     """Stage B from latents of the image encoder, with a little noise on them, and the pooled caption."""
 
     name = "stage_b"
-    LR, BATCH, SEED = 1e-3, 24, 4
+    BATCH, SEED = 24, 4
     PICTURES, OTHERS = 5000, 0.4
     DROP_TEXT, DROP_EFFNET, NOISE = 0.1, 0.05, 0.3
 
@@ -130,9 +167,9 @@ class StageCPart(DiffusionPart):
     """Stage C from captions, and at times from the image embedding of the vision tower."""
 
     name = "stage_c"
-    LR, BATCH, SEED = 1e-3, 64, 5
+    BATCH, SEED = 64, 5
     VARIANTS = 24
-    DROP_TEXT, KEEP_IMAGE, LONG_FROM = 0.1, 0.1, 0.75
+    DROP_TEXT, KEEP_IMAGE, LONG_FROM = 0.1, 0.1, 0.85
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageC(STAGE_C, backend=TRAINING))

@@ -1,0 +1,235 @@
+"""Networks that start as v-prediction: epsilon = b x + a v, with only v to be learned (Salimans & Ho 2022).
+
+The official networks say the noise, and close to pure noise that has to be right to a hundredth: x0 = (x - b epsilon) / a
+with a down to 0.01. Learning to copy ``x`` through the norms of a U that exactly takes longer than all else, so here it
+is written into the first weights, as the preconditioning of Karras et al. 2022 is written into a formula. Nothing of this
+is needed when the network is used: it is the published architecture with ordinary weights.
+
+Channels of the first level are shared out. ``x`` lies in pairs +x and -x, whose difference a constant added by a norm
+cannot change. One pair holds a large constant, which dominates every norm, so that the scale of the signal survives it.
+The rest is free for what is learned. The time block of the last group multiplies the signal by b(r) and the rest by a(r).
+All that this rests on is pinned: it gets no gradient (:meth:`Preconditioning.still`), and after every update
+:meth:`Preconditioning.hold` puts it back, because weight decay and Muon move more than gradients do.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stages.backend import Backend
+from stages.blocks import AttnBlock, Mixer, ResBlock, TimestepBlock, timestep_embedding
+from stages.diffusion import alpha_sigma, logsnr, noise_condition
+from stages.stage_b import StageB
+from stages.stage_c import StageC
+
+LARGE = 100.0
+"""The constant, in units of the signal."""
+SLOWEST = 6
+"""How many of the timestep embedding's frequencies, slowest first, the factors of time are made of."""
+
+
+class Exact(nn.Linear):
+    """A linear layer that computes the few numbers of a time embedding, (B, c), in float32 under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 2:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class ExactConv(nn.Conv2d):
+    """A convolution; with a kernel of one pixel it computes in float32 under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size != (1, 1):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class Preconditioning:
+    """Writes the start into ``net`` (already initialised as the official constructors do) and holds it there."""
+
+    def __init__(self, net: StageB | StageC) -> None:
+        self.net, self.pins = net, []
+        width, n = net.embedding[1].weight.shape[:2]
+        if width < 2 * n + 4:
+            raise ValueError(f"The first level is {width} wide, but it takes {2 * n} channels for the signal, 2 for the "
+                             "constant and some that are free.")
+        self.n, self.plus, self.minus = n, slice(0, n), slice(n, 2 * n)
+        self.signal, self.constant, self.fixed, self.free = (slice(0, 2 * n), slice(2 * n, 2 * n + 2),
+                                                             slice(0, 2 * n + 2), slice(2 * n + 2, width))
+        self.size = (width / 2) ** 0.5 / LARGE  # of the signal behind a norm
+        with torch.no_grad():
+            self._embedding()
+            for level, (down, up) in enumerate(zip(net.down_blocks, reversed(net.up_blocks))):
+                if net.config.c_hidden[level] == width and (level == 0 or isinstance(net, StageC)):
+                    for block in (*down, *up):
+                        self._block(block)
+            self._scalers()
+            self._last_time(net.up_blocks[-1])
+            if isinstance(net, StageB):
+                self._silent(net.effnet_mapper[2])
+                self._silent(net.pixels_mapper[2])
+                self._transport(net.up_blocks[-1][0])
+            self._read_out()
+
+    def hold(self) -> None:
+        """Put back what is pinned."""
+        with torch.no_grad():
+            for parameter, where, value in self.pins:
+                parameter[where] = value
+
+    def still(self) -> None:
+        """Take what is pinned out of the gradients, before they are measured and used."""
+        for parameter, where, _ in self.pins:
+            if parameter.grad is not None:
+                parameter.grad[where] = 0
+
+    def _pin(self, parameter: nn.Parameter, where: object) -> None:
+        self.pins.append((parameter, where, parameter[where].clone()))
+
+    def _silent(self, layer: nn.Module) -> None:
+        """``layer`` never writes into the fixed channels."""
+        for parameter in (layer.weight, layer.bias):
+            parameter[self.fixed] = 0
+            self._pin(parameter, self.fixed)
+
+    def _listening(self, weight: Tensor, first: int = 0) -> None:
+        """Columns of ``weight`` from ``first`` on see the signal as large as all else, and not the constant."""
+        weight[:, first:][:, self.signal] /= self.size
+        weight[:, first:][:, self.constant] = 0
+
+    def _embedding(self) -> None:
+        weight, bias = self.net.embedding[1].weight, self.net.embedding[1].bias
+        weight.zero_()
+        bias.zero_()
+        eye = torch.eye(self.n, device=weight.device)[:, :, None, None]
+        weight[self.plus], weight[self.minus] = eye, -eye
+        bias[self.constant] = torch.tensor([LARGE, -LARGE], device=bias.device)
+        self._pin(weight, self.fixed)
+        self._pin(bias, self.fixed)
+
+    def _block(self, block: nn.Module) -> None:
+        if isinstance(block, ResBlock):
+            block.depthwise.weight[self.signal] /= self.size
+            block.depthwise.weight[self.constant] = 0
+            middle = block.radius
+            block.depthwise.weight[self.constant, :, middle, middle] = 0.3  # so that the norm keeps the amplitude
+            mixer = block.channelwise
+            if mixer[0].in_features > block.depthwise.weight.shape[0]:
+                self._listening(mixer[0].weight, block.depthwise.weight.shape[0])
+            self._silent(mixer[4])
+        elif isinstance(block, AttnBlock):
+            attn = block.attention["attn"]
+            for layer in (attn.to_q, attn.to_k, attn.to_v):
+                self._listening(layer.weight)
+            block.kv_mapper[1].weight[self.fixed] *= self.size
+            self._silent(attn.out_proj)
+        elif isinstance(block, TimestepBlock):
+            width = block.mapper.out_features // 2
+            both = torch.cat([torch.arange(width)[self.fixed] + start for start in (0, width)])
+            for name in block.names:
+                for parameter in (getattr(block, name).weight, getattr(block, name).bias):
+                    parameter[both] = 0
+                    self._pin(parameter, both)
+
+    def _scalers(self) -> None:
+        """Stage C carries the signal through its deeper level; Stage B hands it across, beside it."""
+        net = self.net
+        if isinstance(net, StageC):
+            for scaler in (net.down_downscalers[1][1].blocks[0], net.up_upscalers[0][1].blocks[1]):
+                nn.init.eye_(scaler.weight[:, :, 0, 0])
+                nn.init.zeros_(scaler.bias)
+                self._pin(scaler.weight, self.fixed)
+                self._pin(scaler.bias, self.fixed)
+        else:
+            self._listening(net.down_downscalers[1][1].weight)
+            up = net.up_upscalers[-2][1]  # weights (in, out, 2, 2)
+            for parameter, where in ((up.weight, (slice(None), self.fixed)), (up.bias, self.fixed)):
+                parameter[where] = 0
+                self._pin(parameter, where)
+
+    def _last_time(self, blocks: nn.ModuleList) -> None:
+        """The last time block: b on the signal, a on the free channels. Attention behind it stays silent."""
+        last = max(i for i, block in enumerate(blocks) if isinstance(block, TimestepBlock))
+        for block in blocks[last + 1:]:
+            if isinstance(block, AttnBlock):
+                for parameter in block.attention["attn"].out_proj.parameters():
+                    parameter.zero_()
+                    self._pin(parameter, slice(None))
+        c_r = self.net.config.c_r
+        t = torch.linspace(0, 1, 2000)
+        level = logsnr(t)
+        a, b = (value.double() for value in alpha_sigma(level))
+        features = timestep_embedding(noise_condition(level), c_r).double()
+        half = c_r // 2
+        columns = [*range(half - SLOWEST, half), *range(2 * half - SLOWEST, 2 * half)]
+        chosen = torch.cat([features[:, columns], torch.ones(len(t), 1, dtype=torch.float64)], 1)
+        mapper = blocks[last].mapper
+        for where, factor in ((self.signal, b), (self.free, a)):
+            weigh = (1 / a)[:, None]
+            ridge = 0.02 * torch.eye(chosen.shape[1], dtype=torch.float64)
+            found = torch.linalg.lstsq(torch.cat([chosen * weigh, ridge]),
+                                       torch.cat([(factor - 1) * weigh[:, 0], ridge.new_zeros(len(ridge))])).solution
+            mapper.weight[:self.net.config.c_hidden[0]][where] = 0
+            for column, value in zip(columns, found[:-1]):
+                mapper.weight[where, column] = float(value)
+            mapper.bias[where] = float(found[-1])
+        for name in blocks[last].names:
+            layer = getattr(blocks[last], name)
+            width = self.net.config.c_hidden[0]
+            self._pin(layer.weight, slice(0, width))
+            self._pin(layer.bias, slice(0, width))
+
+    def _transport(self, block: ResBlock) -> None:
+        """The first block up takes the signal out of the skip: gelu(z) - gelu(-z) = z."""
+        enter, leave = block.channelwise[0], block.channelwise[4]
+        width = self.net.config.c_hidden[0]
+        units = slice(0, 2 * self.fixed.stop)
+        enter.weight[units], enter.bias[units] = 0, 0
+        leave.weight[:, units] = 0
+        for channel in range(self.fixed.stop):
+            gain = 1 / self.size if channel < 2 * self.n else 1 / (LARGE * self.size)
+            for unit, sign in ((2 * channel, 1), (2 * channel + 1, -1)):
+                enter.weight[unit, width + channel] = sign * gain
+                leave.weight[channel, unit] = sign / gain
+        self._pin(enter.weight, units)
+        self._pin(enter.bias, units)
+        self._pin(leave.weight, (slice(None), units))
+        self.pins = [pin for pin in self.pins if pin[0] is not leave.weight or pin[1] != self.fixed]
+        self._pin(leave.weight, self.fixed)
+        response = block.channelwise[2]
+        for parameter in (response.gamma, response.beta):
+            self._pin(parameter, (slice(None), slice(None), slice(None), units))
+
+    def _read_out(self) -> None:
+        """The last convolution: the difference of the pairs, scaled so that at r = 1 the answer is ``x``."""
+        net, clf = self.net, self.net.clf[1]
+        clf.bias.zero_()
+        eye = torch.eye(self.n, device=clf.weight.device)[:, :, None, None]
+        clf.weight[:, self.plus], clf.weight[:, self.minus] = eye, -eye
+        x, out = probe(net)
+        scale = (x * out).sum() / out.square().sum()
+        clf.weight.mul_(scale)
+        self._pin(clf.weight, (slice(None), self.signal))
+        self._pin(clf.weight, (slice(None), self.constant))
+
+
+@torch.no_grad()
+def probe(net: StageB | StageC, r: float = 1.0, count: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Noise (count, C, H, W) and what ``net`` says to it at ``r``, with random conditions."""
+    noise, device = torch.Generator().manual_seed(seed), net.embedding[1].weight.device
+    side = 16 if isinstance(net, StageB) else 6
+    x = torch.randn(count, net.config.c_in, side, side, generator=noise).to(device)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(count, *shape, generator=noise).to(device)
+
+    config = net.config
+    if isinstance(net, StageB):
+        conditions = {"effnet": drawn(config.c_effnet, 6, 6), "clip": drawn(config.c_clip)}
+    else:
+        conditions = {"clip_text": drawn(8, config.c_clip_text), "clip_text_pooled": drawn(config.c_clip_text_pooled)}
+    return x, net(x, torch.full((count,), r, device=device), **conditions)
