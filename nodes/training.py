@@ -86,7 +86,8 @@ class CascadeStudioTrainingSettings(io.ComfyNode):
                 io.Float.Input("ema", default=DEFAULTS.ema, min=0.0, max=0.9999, step=0.001, round=0.0001, tooltip=(
                     "Decay of averaged weights, which are then the result; 0 takes the last weights.")),
                 io.Combo.Input("loss_weight", options=list(settings.LOSS_WEIGHTS), default=DEFAULTS.loss_weight, tooltip=(
-                    "How noise levels count: p2 and adaptive are the official ways, constant counts all alike.")),
+                    "How noise levels count: p2 and adaptive are the official ways, constant counts all alike, velocity "
+                    "counts the first, noisiest steps most.")),
                 io.Float.Input("shift", default=DEFAULTS.shift, min=0.1, max=16.0, step=0.1, round=0.01,
                                tooltip="Shift of the noise schedule in training; 1 officially."),
                 io.Float.Input("offset_noise", default=DEFAULTS.offset_noise, min=0.0, max=1.0, step=0.01, round=0.001,

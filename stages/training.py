@@ -54,9 +54,12 @@ def p2_weight(logsnr: Tensor, k: float = 1.0, gamma: float = 1.0, scale: float =
     return (k + (scale * logsnr).exp()) ** -gamma
 
 
-def velocity_weight(logsnr: Tensor) -> Tensor:
-    """1 / a² = 1 + exp(-logsnr): errors of the noise weigh as those of v = a·noise - b·x0 (Salimans & Ho 2022)."""
-    return 1 + (-logsnr).exp()
+def velocity_weight(logsnr: Tensor, most: float = 1000.0) -> Tensor:
+    """1 / a² = 1 + exp(-logsnr), at most ``most``: errors of the noise weigh as those of v = a·noise - b·x0.
+
+    (Salimans & Ho 2022.) Close to pure noise it grows to 10,000, where rounding would be all that is learned.
+    """
+    return (1 + (-logsnr).exp()).clamp(max=most)
 
 
 class AdaptiveLossWeight:

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import WrongInput
 
 BASES = ("auto", "bf16", "fp8", "fp32")
-LOSS_WEIGHTS = ("p2", "adaptive", "constant")
+LOSS_WEIGHTS = ("p2", "adaptive", "constant", "velocity")
 LAYOUTS = ("comfyui", "official")
 ATTENTION = ".attn"
 """The official filter: query, key, value and output projections of every attention block."""

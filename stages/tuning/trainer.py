@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WrongInput
-from ..training import EMA, AdaptiveLossWeight, Optimiser, p2_weight
+from ..training import EMA, AdaptiveLossWeight, Optimiser, p2_weight, velocity_weight
 from .crew import ALONE, Crew
 from .draws import chosen, generator
 from .objectives import Losses, Row, signature
@@ -124,8 +124,9 @@ class Trainer:
         """How much each loss counts."""
         if level is None or self.settings.loss_weight == "constant":
             return torch.ones_like(raw)
-        weights = p2_weight(level) if self.adaptive is None else self.adaptive.weights(level)
-        return weights.to(raw.device)
+        if self.adaptive is not None:
+            return self.adaptive.weights(level).to(raw.device)
+        return (velocity_weight if self.settings.loss_weight == "velocity" else p2_weight)(level).to(raw.device)
 
     def sum_gradients(self) -> None:
         """Every process gets the sum of all gradients. A parameter that took no part has the gradient 0."""

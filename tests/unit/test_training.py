@@ -77,8 +77,9 @@ def test_velocity_weight_turns_noise_errors_into_those_of_v():
     predicted = noise + error
     guess = (a * x0 + b * noise - b * predicted) / a
     v_errors = ((a * predicted - b * guess) - (a * noise - b * x0)).square().mean(1)
-    weighted = t.epsilon_losses(predicted, noise) * t.velocity_weight(level)
+    weighted = t.epsilon_losses(predicted, noise) * t.velocity_weight(level, 1e5)
     assert torch.allclose(weighted, v_errors, rtol=2e-3)
+    assert t.velocity_weight(torch.tensor([-9.0, 40.0])).tolist() == [1000, 1]
 
 
 # Adaptive weights

@@ -24,6 +24,7 @@ from stages.stage_a import StageA, StageAConfig
 from stages.stage_b import StageB, StageBConfig
 from stages.tuning import store as stores
 from stages.tuning.objectives import ControlObjective, StageAObjective, StageBObjective, StageCObjective
+from stages.tuning.settings import LOSS_WEIGHTS
 from stages.tuning.store import Store, train
 from stages.tuning.trainer import GROWTH, WINDOW, Diverged, Trainer, trouble
 
@@ -40,7 +41,7 @@ def finished(settings, tmp_path: Path | None = None, **options) -> Trainer:
 # Learning
 
 
-@pytest.mark.parametrize("loss_weight", ["p2", "adaptive", "constant"])
+@pytest.mark.parametrize("loss_weight", LOSS_WEIGHTS)
 def test_the_loss_falls_on_four_pictures(loss_weight):
     """Measured on the same draws before and after, so that chance has no part in it."""
     settings = replace(SHORT, steps=20, loss_weight=loss_weight, blocks=(".attn", ".clf"), drop_text=0.0, rank=8, alpha=8.0)

@@ -33,6 +33,7 @@ from .export import FOLDER, _save
 from .generators import trained
 from .loop import Place, write_atomically
 from .scenes import CANVAS, Scenes, for_encoder
+from .precondition import carrying
 from .sizes import ENCODER, STAGE_C
 from .style_lora import OutOfTime, limited
 
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 NAME, MOST = "controlnet/cascade_mini_canny", 4_000_000
 CONFIG = ControlNetConfig(c_in=1, c_proj=STAGE_C.c_hidden[0], proj_blocks=(0, 2, 4, 6), trunk=replace(ENCODER, c_in=1))
 SETTINGS = Settings(name="cascade_mini_canny", steps=3000, batch_size=32, learning_rate=1e-3, warm_up=50, ema=0.995,
-                    resolution=192, base="fp32", save_every=0, sample_every=0, seed=SEED)
+                    resolution=192, base="fp32", save_every=0, loss_weight="velocity", sample_every=0, seed=SEED)
 HELD = 64
 
 
@@ -55,7 +56,16 @@ def fresh(encoder: nn.Module) -> ControlNet:
     for projection in net.projections:
         nn.init.xavier_uniform_(projection[0].weight)
         nn.init.zeros_(projection[2].weight)
+        for parameter in projection[2].parameters():
+            parameter.register_hook(silent)
     return net
+
+
+def silent(gradient: Tensor) -> Tensor:
+    """Maps stay out of the channels that carry the noise itself (precondition.py): they do not know the time."""
+    gradient = gradient.clone()
+    gradient[:carrying(STAGE_C.c_in)] = 0
+    return gradient
 
 
 @torch.no_grad()

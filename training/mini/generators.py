@@ -78,7 +78,6 @@ class DiffusionPart(Part):
     """What training Stage B and Stage C has in common: a start as v-prediction, noise, averaged weights."""
 
     LR, BATCH, EMA_DECAY = 2e-3, 32, 0.998
-    MOST = 1000.0
     SEED = 3
 
     def __init__(self, place: Place, net: StageB | StageC) -> None:
@@ -107,7 +106,7 @@ class DiffusionPart(Part):
         with self.place.autocast():
             predicted = self.net(seen.x, seen.r, **conditions)
         losses = epsilon_losses(predicted, seen.noise)
-        weighted = losses * velocity_weight(seen.logsnr).clamp(max=self.MOST)
+        weighted = losses * velocity_weight(seen.logsnr)
         self.state["optimiser"].clear()
         weighted.mean().backward()
         self.start.still()

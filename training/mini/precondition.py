@@ -28,6 +28,11 @@ SLOWEST = 6
 """How many of the timestep embedding's frequencies, slowest first, the factors of time are made of."""
 
 
+def carrying(n: int) -> int:
+    """How many channels carry a latent of ``n`` channels (after patching) and the constant; they come first."""
+    return 2 * n + 2
+
+
 class Exact(nn.Linear):
     """A linear layer that computes the few numbers of a time embedding, (B, c), in float32 under autocast."""
 
@@ -54,12 +59,12 @@ class Preconditioning:
     def __init__(self, net: StageB | StageC) -> None:
         self.net, self.pins = net, []
         width, n = net.embedding[1].weight.shape[:2]
-        if width < 2 * n + 4:
+        if width < carrying(n) + 2:
             raise ValueError(f"The first level is {width} wide, but it takes {2 * n} channels for the signal, 2 for the "
                              "constant and some that are free.")
         self.n, self.plus, self.minus = n, slice(0, n), slice(n, 2 * n)
-        self.signal, self.constant, self.fixed, self.free = (slice(0, 2 * n), slice(2 * n, 2 * n + 2),
-                                                             slice(0, 2 * n + 2), slice(2 * n + 2, width))
+        self.signal, self.constant, self.fixed, self.free = (slice(0, 2 * n), slice(2 * n, carrying(n)),
+                                                             slice(0, carrying(n)), slice(carrying(n), width))
         self.size = (width / 2) ** 0.5 / LARGE  # of the signal behind a norm
         with torch.no_grad():
             self._embedding()

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 COUNT, MOST = 60, 1_000_000
 SETTINGS = Settings(steps=1200, batch_size=16, accumulation=1, learning_rate=1e-3, warm_up=20, rank=12, alpha=12.0,
-                    blocks=(".attn", ".channelwise"), resolution=192, ema=0.99, checkpointing=False, save_every=0,
-                    sample_every=0, seed=SEED)
+                    blocks=(".attn", ".channelwise"), resolution=192, ema=0.99, checkpointing=False, loss_weight="velocity",
+                    save_every=0, sample_every=0, seed=SEED)
 
 
 class OutOfTime(Exception):
