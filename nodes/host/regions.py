@@ -18,6 +18,9 @@ REGIONS_KEY = "cascade_studio_regions"
 WEIGHTS_KEY = "cascade_studio_token_weights"
 """Keys in a conditioning: its :class:`Regions`, and how much each of its text tokens counts, (1, T)."""
 
+OWN = {REGIONS_KEY: "regions (Regional prompt)", WEIGHTS_KEY: "token weights (Encode prompt, weighting 'attention')"}
+"""What conditionings may hold that core's own network does not read."""
+
 PICTURES_KEY = "unclip_conditioning"
 """The host's key of image prompts, a list of what CLIP vision gave for each."""
 
@@ -51,6 +54,16 @@ def for_picture(regions: Regions, index: int) -> Regions:
     return replace(regions, regions=tuple(
         replace(region, text=narrow(region.text), pooled=narrow(region.pooled), mask=narrow(region.mask))
         for region in regions.regions))
+
+
+def refuse(*conditionings: Any) -> None:
+    """Raise ``WrongInput`` where prompts hold what only our own Stage C hears."""
+    held = {words for conditioning in conditionings for _, extra in conditioning or ()
+            for key, words in OWN.items() if extra.get(key) is not None}
+    if held:
+        raise WrongInput(f"Stage C was loaded by another loader, whose network cannot hear the prompt's "
+                         f"{' and '.join(sorted(held))}. Load the file with Load Stable Cascade, or take that off the "
+                         "prompt.")
 
 
 def image_embeds(pictures: Sequence[dict[str, Any]] | None, width: int) -> Tensor:

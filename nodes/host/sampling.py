@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.samplers
 import latent_preview
@@ -19,7 +20,7 @@ from ...stages.variation import Seeds
 from . import control, regions
 from .measure import measured
 from .memory import is_out_of_memory, make_room
-from .models import OWN_SAMPLER
+from .models import OWN_SAMPLER, CascadePrior
 from .regions import REGIONS_KEY
 from .report import StageReport, weights_of
 from .sampling_math import with_shift
@@ -90,6 +91,9 @@ class CascadeGuider(comfy.samplers.CFGGuider):
         self.set_cfg(guidance.scale)
 
     def set_prompts(self, positive: Any, negative: Any = None) -> None:
+        """As the host's ``set_conds``; raises ``WrongInput`` for prompts with more than the model can hear."""
+        if not isinstance(self.model_patcher.model, (CascadePrior, comfy.model_base.StableCascade_B)):
+            regions.refuse(positive, negative)
         self.inner_set_conds({"positive": positive} if negative is None else
                              {"positive": positive, "negative": negative})
 
