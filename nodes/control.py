@@ -4,8 +4,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..stages.control import BlockWeights, parse_curve
-from .host import control, files, loading
-from .loaders import file_input
+from .host import control, fetching, files, loading
+from .loaders import file_input, missing_input
 
 CATEGORY = "Cascade Studio/control"
 
@@ -26,7 +26,9 @@ class CascadeStudioLoadControlNet(io.ComfyNode):
                                advanced=True, tooltip=(
                                    "Number format it computes in. auto follows this machine, as for the VAEs. It runs "
                                    "once for each picture, so that fp32 costs little.")),
+                missing_input(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.ControlNet.Output("control_net", display_name="control_net", tooltip=(
                 "For Apply Cascade ControlNet, or the core Apply ControlNet node."))],
         )
@@ -40,8 +42,10 @@ class CascadeStudioLoadControlNet(io.ComfyNode):
         return files.stamp("controlnet", controlnet)
 
     @classmethod
-    def execute(cls, controlnet, dtype) -> io.NodeOutput:
-        return io.NodeOutput(control.load_control(files.find("controlnet", controlnet), dtype))
+    def execute(cls, controlnet, dtype, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
+        found = fetching.ready(cls.hidden.unique_id, {"controlnet": controlnet}, missing_files)
+        return io.NodeOutput(control.load_control(found.paths["controlnet"], dtype),
+                             ui=fetching.told(cls.hidden.unique_id, found))
 
 
 class CascadeStudioApplyControl(io.ComfyNode):
@@ -72,6 +76,8 @@ class CascadeStudioApplyControl(io.ComfyNode):
                 io.String.Input("block_weights", default="", advanced=True, tooltip=(
                     "Factors from the first block to the last, such as '1, 0.5, 0', with straight lines between them. "
                     "Empty is 1 everywhere.")),
+                io.Mask.Input("mask", optional=True, tooltip=(
+                    "Where the hint acts, on both prompts; everywhere without one. Grey acts partly.")),
             ],
             outputs=[
                 io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt with the hint."),
@@ -82,10 +88,10 @@ class CascadeStudioApplyControl(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive, negative, control_net, image, strength, start_percent, end_percent, early, late,
-                block_weights) -> io.NodeOutput:
+                block_weights, mask=None) -> io.NodeOutput:
         weights = BlockWeights(early, late, parse_curve(block_weights))
         return io.NodeOutput(*control.applied(positive, negative, control_net, image, strength,
-                                              (start_percent, end_percent), weights))
+                                              (start_percent, end_percent), weights, mask))
 
 
 NODES = [CascadeStudioLoadControlNet, CascadeStudioApplyControl]

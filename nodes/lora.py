@@ -4,9 +4,9 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..stages import lora_convert, lora_extract
-from .host import merging, model_files
+from .host import files, merging, model_files
 from .host.loading import DTYPES
-from .host.lora import Choice, Targets, apply_all, hook, lora_files, match, stamp
+from .host.lora import Choice, Targets, apply_all, hook, match
 from .host.notes import show
 
 CATEGORY = "Cascade Studio/lora"
@@ -16,7 +16,7 @@ CONVERT, EXTRACT = "Convert Cascade LoRA", "Extract Cascade LoRA"
 
 
 def file_input() -> io.Combo.Input:
-    return io.Combo.Input("lora", options=lora_files(), tooltip=(
+    return io.Combo.Input("lora", options=files.names("lora"), tooltip=(
         "A LoRA for Stable Cascade in any layout: official, kohya, OneTrainer, diffusers, PEFT or ComfyUI."))
 
 
@@ -88,7 +88,7 @@ class CascadeStudioLoadLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return stamp(lora)
+        return files.stamp("lora", lora)
 
     @classmethod
     def execute(cls, lora, strength_model, strength_clip, prior=None, decoder=None, clip=None,
@@ -118,7 +118,7 @@ class CascadeStudioLoraStack(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return stamp(lora)
+        return files.stamp("lora", lora)
 
     @classmethod
     def execute(cls, lora, strength_model, strength_clip, tokens="", stack=()) -> io.NodeOutput:
@@ -176,7 +176,7 @@ class CascadeStudioLoadHookLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return stamp(lora)
+        return files.stamp("lora", lora)
 
     @classmethod
     def execute(cls, model, lora, strength_model, strength_clip, clip=None, prev_hooks=None) -> io.NodeOutput:
@@ -219,7 +219,7 @@ class CascadeStudioConvertLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return stamp(lora)
+        return files.stamp("lora", lora)
 
     @classmethod
     def execute(cls, lora, model, layout, filename_prefix, clip=None) -> io.NodeOutput:

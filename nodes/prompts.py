@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host import regions, text_weights
+from .host import region_prompts, text_weights
 
 CATEGORY = "Cascade Studio/conditioning"
 ENCODE, REGION = "Encode prompt", "Regional prompt"
@@ -55,7 +55,8 @@ class CascadeStudioRegionalPrompt(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip=(
                     "The prompt of the whole picture, or the output of another Regional prompt.")),
-                io.Conditioning.Input("region", tooltip="The prompt of the region: text alone, from a text encoder."),
+                io.Conditioning.Input("region", tooltip=(
+                    "The prompt of the region, with image prompts and ControlNets of its own if you like.")),
                 io.Mask.Input("mask", tooltip="Where the region is. Grey counts partly; any size is fitted."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=8.0, step=0.05, round=0.001, tooltip=(
                     "How loudly the region hears its prompt beside the others; 0 leaves the region out.")),
@@ -69,7 +70,7 @@ class CascadeStudioRegionalPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, conditioning, region, mask, strength, keep_base) -> io.NodeOutput:
-        return io.NodeOutput(regions.with_region(conditioning, region, mask, strength, keep_base, REGION))
+        return io.NodeOutput(region_prompts.with_region(conditioning, region, mask, strength, keep_base, REGION))
 
 
 NODES = [CascadeStudioEncodePrompt, CascadeStudioRegionalPrompt]

@@ -18,6 +18,7 @@ import comfy.utils
 import torch
 from comfy.ldm.cascade.common import ResBlock
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...stages import control as rules
 from ...stages import convert, load
@@ -141,6 +142,84 @@ class CascadeControl(comfy.controlnet.ControlBase):
         return run.maps[height, width]
 
 
+class MaskedControl(comfy.controlnet.ControlBase):
+    """A chain of ControlNets of any kind whose maps act in a part of the picture only: they are multiplied by a mask.
+
+    ``inner`` is that chain, ``mask`` (B or 1, h, w) between 0 and 1, averaged over the cells of each map. What comes
+    before it (``previous_controlnet``) is left as it is. An area's prompt sees hint and mask fitted into its area.
+    """
+
+    def __init__(self, inner: Any, mask: Tensor):
+        super().__init__()
+        self.inner, self.mask = inner, mask
+        self.count = 0
+
+    def copy(self) -> MaskedControl:
+        copied = MaskedControl(self.inner, self.mask)
+        self.copy_to(copied)
+        return copied
+
+    def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> MaskedControl:
+        """A copy with networks of its own on another device."""
+        copied = MaskedControl(cloned_chain(self.inner, load_device), self.mask)
+        self.copy_to(copied)
+        if autoregister:
+            self.multigpu_clones[load_device] = copied
+        return copied
+
+    def get_models(self) -> list[Any]:
+        return [*super().get_models(), *self.inner.get_models()]
+
+    def get_extra_hooks(self) -> list[Any]:
+        return [*super().get_extra_hooks(), *self.inner.get_extra_hooks()]
+
+    def inference_memory_requirements(self, dtype: torch.dtype) -> float:
+        return self.inner.inference_memory_requirements(dtype) + super().inference_memory_requirements(dtype)
+
+    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
+        super().pre_run(model, percent_to_timestep_function)
+        self.inner.pre_run(model, percent_to_timestep_function)
+        prior = isinstance(model, comfy.model_base.StableCascade_C)
+        self.count = depth(model.diffusion_model)[1] if prior else 0
+
+    def cleanup(self) -> None:
+        super().cleanup()
+        self.inner.cleanup()
+
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: Any
+                    ) -> dict[str, list[Tensor | None]] | None:
+        """The masked maps of ``inner`` and those of the nets before, for one call of the model."""
+        given = (x_noisy, t, cond, batched_number, transformer_options)
+        previous = None if self.previous_controlnet is None else self.previous_controlnet.get_control(*given)
+        found = aligned(self.inner.get_control(*given), self.count)
+        if found is None:
+            return previous
+        mask = comfy.controlnet.broadcast_image_to(self.mask[:, None], x_noisy.shape[0], batched_number)
+        masked = [None if values is None else values * at_size(mask, values) for values in found["input"]]
+        return self.control_merge({"input": masked}, aligned(previous, self.count), x_noisy.dtype)
+
+
+def at_size(mask: Tensor, maps: Tensor) -> Tensor:
+    """A mask (B, 1, h, w) at the size of ``maps`` (B, C, h, w)."""
+    return F.interpolate(mask.float().clamp(0, 1), maps.shape[-2:], mode="area").to(maps)
+
+
+def checked_mask(mask: Tensor, where: str) -> Tensor:
+    """A MASK as (B, h, w)."""
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise WrongInput(f"{where} got a mask of shape {tuple(mask.shape)}. It needs a MASK, (batch, height, width): "
+                         "draw one in the mask editor, or use a node that makes masks.")
+    return mask
+
+
+def cloned_chain(control: Any, device: torch.device) -> Any:
+    """``control`` and the nets before it with networks of their own on ``device``."""
+    if control is None:
+        return None
+    return control.deepclone_multigpu(device).set_previous_controlnet(cloned_chain(control.previous_controlnet, device))
+
+
 def depth(net: Any) -> tuple[int, int]:
     """Channels and number of ResBlocks, repeats counted, of our Stage C or core's."""
     config = getattr(net, "config", None)
@@ -199,8 +278,11 @@ def load_control_patcher(path: str, dtype: str = AUTO, disable_dynamic: bool = F
 
 
 def applied(positive: Any, negative: Any, net: Any, hint: Tensor, strength: float, percents: tuple[float, float],
-            weights: BlockWeights) -> tuple[Any, Any]:
-    """Both conditionings with ``net`` and its ``hint`` (B, H, W, C), behind whatever nets they have already."""
+            weights: BlockWeights, mask: Tensor | None = None) -> tuple[Any, Any]:
+    """Both conditionings with ``net`` and its ``hint`` (B, H, W, C), behind whatever nets they have already.
+
+    mask: (B, h, w), where it acts; everywhere without one.
+    """
     if strength == 0:
         return positive, negative
     if percents[1] < percents[0]:
@@ -216,6 +298,8 @@ def applied(positive: Any, negative: Any, net: Any, hint: Tensor, strength: floa
             copied = net.copy().set_cond_hint(hint.movedim(-1, 1), strength, percents)
             if isinstance(copied, CascadeControl):
                 copied.weights = weights
+            if mask is not None:
+                copied = MaskedControl(copied, checked_mask(mask, "Apply Cascade ControlNet"))
             copies[previous] = copied.set_previous_controlnet(previous)
         return copies[previous]
 
@@ -234,13 +318,17 @@ def release(*conditionings: Any) -> None:
 
 def for_picture(control: Any, index: int) -> Any:
     """``control`` and the nets before it for picture ``index`` of a batch alone: copies where a hint is one of many."""
-    hint, before = control.cond_hint_original, control.previous_controlnet
+    name = "mask" if isinstance(control, MaskedControl) else "cond_hint_original"
+    given, before, inner = getattr(control, name), control.previous_controlnet, getattr(control, "inner", None)
     previous = None if before is None else for_picture(before, index)
-    many = torch.is_tensor(hint) and hint.shape[0] > 1
-    if not many and previous is before:
+    within = None if inner is None else for_picture(inner, index)
+    many = torch.is_tensor(given) and given.shape[0] > 1
+    if not many and previous is before and within is inner:
         return control
     copied = control.copy().set_previous_controlnet(previous)
+    if inner is not None:
+        copied.inner = within
     if many:
-        place = index % hint.shape[0]
-        copied.cond_hint_original = hint[place:place + 1]
+        place = index % given.shape[0]
+        setattr(copied, name, given[place:place + 1])
     return copied

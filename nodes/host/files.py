@@ -37,6 +37,9 @@ FOLDERS = {
 }
 """Folder keys of the host that each loader input offers, the usual one first."""
 
+LABELS = {"lora": "LoRA", "controlnet": "ControlNet"}
+"""What a role is called in a sentence, where that is not its name with spaces."""
+
 
 def own_folder() -> Path:
     """Where this pack keeps small files of the user's: their catalogue, the hashes of their files."""
@@ -133,7 +136,7 @@ def find(role: str, name: str) -> str:
 def missing(role: str, name: str) -> str:
     """The sentence for a file that is not there."""
     folders = " or ".join(f"models/{folder}" for folder in FOLDERS[role])
-    label = role.replace("_", " ")
+    label = LABELS.get(role, role.replace("_", " "))
     if not name:
         return f"No file is chosen for '{label}'. Put the Stable Cascade {label} file into {folders} and choose it."
     return (f"The {label} file '{name}' is not on this computer, and the catalogue does not know it. Put it into "

@@ -12,8 +12,8 @@ from torch import Tensor
 from ...stages import image_prompts as rules
 from ...stages.errors import WrongInput
 from .hints import as_image, rgb
+from .regions import PICTURES_KEY
 
-KEY = "unclip_conditioning"
 Entries = list[dict[str, Any]]
 
 
@@ -89,7 +89,7 @@ def during(conditioning: Any, entries: Entries, percents: tuple[float, float], f
             result.append([text, {**extra, "start_percent": first, "end_percent": start}])
         inside = dict(extra) if (start, end) == (first, last) else {**extra, "start_percent": start, "end_percent": end}
         if entries:
-            inside[KEY] = [*extra.get(KEY, ()), *entries]
+            inside[PICTURES_KEY] = [*extra.get(PICTURES_KEY, ()), *entries]
         result.append(faded(text, inside, *fade) if fade else [text, inside])
         if end < last:
             result.append([text, {**extra, "start_percent": end, "end_percent": last}])

@@ -5,65 +5,30 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import comfy.hooks
 import comfy.lora
 import comfy.model_base
 import comfy.utils
-import folder_paths
 from torch import Tensor
 
 from ...stages import lora as stage_lora
-from ...stages.errors import WrongFile, WrongInput
+from ...stages.errors import WrongInput
 from ...stages.files import read_header
 from ...stages.lora import Lora
-from . import words
+from . import files, words
 
 log = logging.getLogger(__name__)
 
-FOLDER = "loras"
-BUNDLED = Path(__file__).resolve().parents[2] / "mini" / "loras"
 TEXT_ROOT = "clip_g.transformer."
 KINDS = {"stage_c": comfy.model_base.StableCascade_C, "stage_b": comfy.model_base.StableCascade_B}
 TITLES = {"stage_c": "Stage C", "stage_b": "Stage B"}
 
 
-def lora_files() -> list[str]:
-    """Names for a LoRA input: the host's folder, then what the pack brings."""
-    found = list(folder_paths.get_filename_list(FOLDER))
-    bundled = sorted(path.name for path in BUNDLED.glob("*.safetensors"))
-    return found + [name for name in bundled if name not in found]
-
-
-def find_lora(name: str) -> str:
-    """Full path of the LoRA ``name``; raises :class:`WrongFile` in plain words."""
-    path = folder_paths.get_full_path(FOLDER, name) if name else None
-    if path is not None:
-        return path
-    if name in lora_files():
-        return str(BUNDLED / name)
-    if not name:
-        raise WrongFile("No LoRA is chosen. Put a LoRA for Stable Cascade into models/loras and choose it.")
-    raise WrongFile(f"The LoRA '{name}' is not on this computer. Put it into models/loras, press R to refresh the "
-                    f"lists, "
-                    "or choose another file.")
-
-
-def stamp(name: str | None) -> str:
-    """Changes whenever the file behind ``name`` does."""
-    try:
-        path = find_lora(name or "")
-    except WrongFile:
-        return f"{name}:absent"
-    status = os.stat(path)
-    return f"{path}:{status.st_size}:{status.st_mtime_ns}"
-
-
 def read_lora(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """``(tensors, metadata)`` of the LoRA file ``name``."""
-    path = find_lora(name)
+    path = files.find("lora", name)
     metadata = read_header(path).metadata
     return comfy.utils.load_torch_file(path, safe_load=True), metadata
 

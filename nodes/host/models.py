@@ -14,8 +14,9 @@ from ...stages.cropping import crop_prior
 from ...stages.errors import BadValues, WrongInput
 from ...stages.marker import MARKER, marker_tensor
 from ...stages.published import is_published
+from ...stages.stage_c import StageCConfig
 from .nets import HostStageB, HostStageC
-from .regions import REGIONS_KEY, WEIGHTS_KEY, region_conds, token_weights
+from .regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, image_embeds, region_conds, token_weights
 from .sampling_math import CascadeSampling
 
 OWN_SAMPLER = "cascade_studio_sampler"
@@ -114,7 +115,7 @@ class CascadePrior(CascadeModel, comfy.model_base.StableCascade_C):
         config = self.diffusion_model.config
         pooled = pooled_text(kwargs, "Stage C", config.c_clip_text_pooled)
         out = {"clip_text_pooled": comfy.conds.CONDRegular(pooled)}
-        out["clip_img"] = comfy.conds.CONDRegular(image_embeds(kwargs.get("unclip_conditioning"), config.c_clip_img))
+        out["clip_img"] = comfy.conds.CONDRegular(image_embeds(kwargs.get(PICTURES_KEY), config.c_clip_img))
         text = kwargs.get("cross_attn")
         if text is not None:
             if text.shape[-1] != config.c_clip_text:
@@ -124,11 +125,11 @@ class CascadePrior(CascadeModel, comfy.model_base.StableCascade_C):
                 )
             # Core's CONDCrossAttn repeats the shorter of two prompts, which here would count its tokens twice.
             out["clip_text"] = comfy.conds.CONDRegular(text)
-            out.update(regional(text, pooled, kwargs, config.c_clip_seq))
+            out.update(regional(text, pooled, kwargs, config))
         return out
 
 
-def regional(text: Tensor, pooled: Tensor, kwargs: dict[str, Any], pooled_tokens: int
+def regional(text: Tensor, pooled: Tensor, kwargs: dict[str, Any], config: StageCConfig
              ) -> dict[str, comfy.conds.CONDRegular]:
     """The conditions of regional prompts and of token weights, where the conditioning has them."""
     regions, out = kwargs.get(REGIONS_KEY), {}
@@ -136,22 +137,8 @@ def regional(text: Tensor, pooled: Tensor, kwargs: dict[str, Any], pooled_tokens
     if weights is not None:
         out["text_weights"] = comfy.conds.CONDRegular(weights.to(text.device))
     if regions is not None:
-        out.update(region_conds(text, pooled, regions, kwargs["noise"], pooled_tokens))
+        out.update(region_conds(text, pooled, kwargs.get(PICTURES_KEY), regions, kwargs["noise"], config))
     return out
-
-
-def image_embeds(conditioning: list[dict[str, Any]] | None, width: int) -> Tensor:
-    """CLIP-vision embeddings of all image prompts, each times its strength: (1, n, width); zeros without any."""
-    if not conditioning:
-        return torch.zeros((1, 1, width))
-    embeds = torch.cat([
-        item["clip_vision_output"].image_embeds.unsqueeze(0) * item["strength"] for item in conditioning], dim=1)
-    if embeds.shape[-1] != width:
-        raise WrongInput(
-            f"Stage C got an image prompt {embeds.shape[-1]} wide; this model needs {width}. Encode the image with the "
-            "CLIP vision model that belongs to Stable Cascade (CLIP ViT-L/14), not with another one."
-        )
-    return embeds
 
 
 class CONDPrior(comfy.conds.CONDRegular):

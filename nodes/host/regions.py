@@ -1,7 +1,8 @@
-"""Regional prompts and token weights inside a conditioning, and what the Stage C model makes of them."""
+"""Regional prompts and token weights inside a conditioning, as the Stage C model reads them."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.conds
@@ -10,25 +11,30 @@ import torch
 from torch import Tensor
 
 from ...stages.errors import WrongInput
-from ...stages.regions import Layout, weights_of
+from ...stages.regions import EVERYONE, Layout, weights_of
+from ...stages.stage_c import StageCConfig
 
 REGIONS_KEY = "cascade_studio_regions"
 WEIGHTS_KEY = "cascade_studio_token_weights"
 """Keys in a conditioning: its :class:`Regions`, and how much each of its text tokens counts, (1, T)."""
 
-UNSUPPORTED = {"unclip_conditioning": "an image prompt", "control": "a ControlNet", "area": "an area",
-               "mask": "a mask of its own", "hooks": "a hook", REGIONS_KEY: "regions of its own"}
+OWN = {REGIONS_KEY: "regions (Regional prompt)", WEIGHTS_KEY: "token weights (Encode prompt, weighting 'attention')"}
+"""What conditionings may hold that core's own network does not read."""
+
+PICTURES_KEY = "unclip_conditioning"
+"""The host's key of image prompts, a list of what CLIP vision gave for each."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A prompt, the part of the picture that hears it, and how loudly."""
+    """A prompt with its image prompts, the part of the picture that hears it, (B, h, w), and how loudly."""
 
     text: Tensor
     pooled: Tensor
     mask: Tensor
     strength: float
     token_weights: Tensor | None = None
+    pictures: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,41 +45,43 @@ class Regions:
     keep_base: bool
 
 
-def with_region(base: Any, prompt: Any, mask: Tensor, strength: float, keep_base: bool, where: str) -> Any:
-    """``base`` with one more region; each entry of it gets it. A strength of 0 changes nothing."""
-    if strength == 0:
-        return base
-    region = region_of(prompt, mask, strength, where)
-    out = []
-    for text, extra in base:
-        before = extra[REGIONS_KEY].regions if REGIONS_KEY in extra else ()
-        out.append([text, {**extra, REGIONS_KEY: Regions((*before, region), keep_base)}])
-    return out
+def for_picture(regions: Regions, index: int) -> Regions:
+    """``regions`` for picture ``index`` of a batch alone: one of what holds an entry for each picture."""
+    def narrow(values: Tensor) -> Tensor:
+        place = index % values.shape[0]
+        return values[place:place + 1]
+
+    return replace(regions, regions=tuple(
+        replace(region, text=narrow(region.text), pooled=narrow(region.pooled), mask=narrow(region.mask))
+        for region in regions.regions))
 
 
-def region_of(prompt: Any, mask: Tensor, strength: float, where: str) -> Region:
-    """The region of a prompt, or a sentence about what it cannot carry."""
-    if len(prompt) != 1:
-        raise WrongInput(f"{where} got {len(prompt)} prompts combined for one region. It needs exactly one: give each "
-                         "its own region.")
-    text, extra = prompt[0]
-    carried = [words for key, words in UNSUPPORTED.items() if extra.get(key) is not None]
-    if carried:
-        raise WrongInput(f"{where} got a region's prompt that carries {' and '.join(carried)}. A region is text alone: "
-                         "put that on the base prompt, and wire the region straight from its text encoder.")
-    pooled = extra.get("pooled_output")
-    if pooled is None:
-        raise WrongInput(f"{where} got a region's prompt without pooled output. Wire it straight from a text encoder "
-                         "node that uses the Stable Cascade text encoder.")
-    mask = mask[None] if mask.ndim == 2 else mask
-    if mask.ndim != 3 or 0 in mask.shape:
-        raise WrongInput(f"{where} got a mask of shape {tuple(mask.shape)}. It needs a MASK, (batch, height, width): "
-                         "draw one in the mask editor, or use a node that makes masks.")
-    return Region(text, pooled, mask, strength, extra.get(WEIGHTS_KEY))
+def refuse(*conditionings: Any) -> None:
+    """Raise ``WrongInput`` where prompts hold what only our own Stage C hears."""
+    held = {words for conditioning in conditionings for _, extra in conditioning or ()
+            for key, words in OWN.items() if extra.get(key) is not None}
+    if held:
+        raise WrongInput(f"Stage C was loaded by another loader, whose network cannot hear the prompt's "
+                         f"{' and '.join(sorted(held))}. Load the file with Load Stable Cascade, or take that off the "
+                         "prompt.")
+
+
+def image_embeds(pictures: Sequence[dict[str, Any]] | None, width: int) -> Tensor:
+    """CLIP-vision embeddings of all image prompts, each times its strength: (1, n, width); zeros without any."""
+    if not pictures:
+        return torch.zeros((1, 1, width))
+    embeds = torch.cat([
+        item["clip_vision_output"].image_embeds.unsqueeze(0) * item["strength"] for item in pictures], dim=1)
+    if embeds.shape[-1] != width:
+        raise WrongInput(
+            f"Stage C got an image prompt {embeds.shape[-1]} wide; this model needs {width}. Encode the image with the "
+            "CLIP vision model that belongs to Stable Cascade (CLIP ViT-L/14), not with another one."
+        )
+    return embeds
 
 
 class CONDRegions(comfy.conds.CONDRegular):
-    """How loudly each cell of the Stage C grid hears each prompt, (B, prompts, H, W); cropped with an area."""
+    """How loudly each cell of the Stage C grid hears what, (B, prompts + 1, H, W); cropped with an area."""
 
     def process_cond(self, batch_size: int, area: Any = None, **kwargs: Any) -> CONDRegions:
         weights = self.cond
@@ -99,16 +107,32 @@ def joint_prompts(text: Tensor, pooled: Tensor, regions: Regions) -> tuple[Tenso
                           for region in regions.regions]))
 
 
-def region_conds(text: Tensor, pooled: Tensor, regions: Regions, noise: Tensor, pooled_tokens: int
-                 ) -> dict[str, comfy.conds.CONDRegular]:
-    """The conditions that carry the regions into the network."""
+def joint_pictures(whole: Sequence[dict[str, Any]] | None, regions: Regions, width: int
+                   ) -> tuple[Tensor, tuple[int, ...]]:
+    """The image prompts of the whole picture (the empty one without any) and of all regions behind each other,
+    (1, n, width), and whose each is."""
+    embeds = [image_embeds(whole, width)]
+    owners = [EVERYONE] * embeds[0].shape[1]
+    for number, region in enumerate(regions.regions, 1):
+        if region.pictures:
+            embeds.append(image_embeds(region.pictures, width).to(embeds[0]))
+            owners += [number] * embeds[-1].shape[1]
+    return torch.cat(embeds, dim=1), tuple(owners)
+
+
+def region_conds(text: Tensor, pooled: Tensor, whole: Sequence[dict[str, Any]] | None, regions: Regions, noise: Tensor,
+                 config: StageCConfig) -> dict[str, comfy.conds.CONDRegular]:
+    """The conditions that carry the regions into the network. whole: the image prompts of the base prompt."""
     joint_text, joint_pooled = joint_prompts(text, pooled, regions)
-    layout = Layout((text.shape[1], *(region.text.shape[1] for region in regions.regions)), pooled_tokens)
+    pictures, owners = joint_pictures(whole, regions, config.c_clip_img)
+    layout = Layout((text.shape[1], *(region.text.shape[1] for region in regions.regions)), config.c_clip_seq, owners)
     weights = weights_of([region.mask for region in regions.regions],
                          [region.strength for region in regions.regions],
-                         (int(noise.shape[-2]), int(noise.shape[-1])), regions.keep_base)
+                         (int(noise.shape[-2]), int(noise.shape[-1])), regions.keep_base,
+                         [bool(region.pictures) and not whole for region in regions.regions])
     return {"clip_text": comfy.conds.CONDRegular(joint_text), "clip_text_pooled": comfy.conds.CONDRegular(joint_pooled),
-            "region_weights": CONDRegions(weights.to(noise.device)), "region_layout": comfy.conds.CONDConstant(layout)}
+            "clip_img": comfy.conds.CONDRegular(pictures), "region_weights": CONDRegions(weights.to(noise.device)),
+            "region_layout": comfy.conds.CONDConstant(layout)}
 
 
 def token_weights(text: Tensor, weights: Tensor | None, regions: Regions | None) -> Tensor | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.samplers
 import latent_preview
@@ -16,10 +17,11 @@ from ...stages import diffusion
 from ...stages.diffusion import Guidance
 from ...stages.errors import BadValues, OutOfMemory
 from ...stages.variation import Seeds
-from .control import for_picture, release
+from . import control, regions
 from .measure import measured
 from .memory import is_out_of_memory, make_room
-from .models import OWN_SAMPLER
+from .models import OWN_SAMPLER, CascadePrior
+from .regions import REGIONS_KEY
 from .report import StageReport, weights_of
 from .sampling_math import with_shift
 from .tiled_decoder import needed_memory
@@ -89,6 +91,9 @@ class CascadeGuider(comfy.samplers.CFGGuider):
         self.set_cfg(guidance.scale)
 
     def set_prompts(self, positive: Any, negative: Any = None) -> None:
+        """As the host's ``set_conds``; raises ``WrongInput`` for prompts with more than the model can hear."""
+        if not isinstance(self.model_patcher.model, (CascadePrior, comfy.model_base.StableCascade_B)):
+            regions.refuse(positive, negative)
         self.inner_set_conds({"positive": positive} if negative is None else
                              {"positive": positive, "negative": negative})
 
@@ -224,7 +229,7 @@ def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any
             noise, image, official_sampler(run.step, seeds, start), sigmas, denoise_mask=latent.get("noise_mask"),
             callback=latent_preview.prepare_callback(model, len(sigmas) - 1), seed=run.seed)
     finally:
-        release(positive, negative)
+        control.release(positive, negative)
     return samples.to(comfy.model_management.intermediate_device())
 
 
@@ -278,5 +283,6 @@ def pick(conditioning: Any, index: int) -> Any:
             return value[place:place + 1]
         return value
 
-    return [[narrow(text), {key: for_picture(value, index) if key == "control" else narrow(value)
+    special = {"control": control.for_picture, REGIONS_KEY: regions.for_picture}
+    return [[narrow(text), {key: special[key](value, index) if key in special else narrow(value)
                             for key, value in extra.items()}] for text, extra in conditioning]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import family as tiny_family
 import pytest
 import torch
+from graphs import check_sentence
 from reference_nets import as_lists
 from studio import Studio, changed, relative
 
@@ -101,6 +102,20 @@ def test_core_models_in_our_samplers(studio, pairs, inputs):
     results = [studio.sample_decoder(codes[0], model=model, seed=SEED, steps=3, **inputs)["samples"]
                for model in (decoder.ours, decoder.core)]
     assert relative(*results) <= TOLERANCE
+
+
+def test_prompts_that_a_core_model_cannot_hear(studio, pairs):
+    """Regions and token weights are not silently left out; Stage B hears the base prompt of either alone."""
+    pair, mask = pairs["prior"], torch.ones(1, 8, 8)
+    regional = studio.call("CascadeStudio_RegionalPrompt", conditioning=studio.positive, region=studio.negative, mask=mask)
+    weighted = studio.call("CascadeStudio_EncodePrompt", clip=studio.parts.clip, text="a (b:2)", weighting="attention")
+    for prompt, words in ((regional, "regions (Regional prompt)"), (weighted, "token weights")):
+        graph = studio.graph()
+        given = {"model": pair.core, "positive": prompt, "negative": studio.negative}
+        check_sentence(graph.error(graph.add("CascadeStudio_SamplePrior", latent=studio.canvas()[0], **given)[0]), words,
+                       "another loader", "Load Stable Cascade")
+        graph = studio.graph()
+        check_sentence(graph.error(graph.add("CascadeStudio_Guider", **given)[0]), words)
 
 
 def test_core_model_in_our_guider_and_schedule(studio, pairs):

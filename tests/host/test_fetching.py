@@ -25,7 +25,10 @@ from graphs import FILES, Graph, check_sentence
 FOLDERS = {"prior": "diffusion_models", "decoder": "diffusion_models", "text_encoder": "text_encoders",
            "stage_a": "vae", "image_encoder": "vae", "previewer": "vae", "clip_vision": "clip_vision"}
 SINGLE = {"prior": "LoadPrior", "decoder": "LoadDecoder", "text_encoder": "LoadTextEncoder", "stage_a": "LoadStageA",
-          "image_encoder": "LoadImageEncoder", "previewer": "LoadImageEncoder", "clip_vision": "LoadClipVision"}
+          "image_encoder": "LoadImageEncoder", "previewer": "LoadImageEncoder", "clip_vision": "LoadClipVision",
+          "controlnet": "LoadControlNet"}
+ALL_FOLDERS = {**FOLDERS, "controlnet": "controlnet"}
+"""The folders of Load Stable Cascade's files, and of those that have a loader of their own alone."""
 TITLE, TOKEN = "The small family", "hf_neverToBeSeen"
 
 
@@ -44,7 +47,7 @@ class Shop:
         return f"small_{role}.safetensors"
 
     def place(self, role: str) -> Path:
-        return self.models / FOLDERS[role] / "Small" / self.name(role)
+        return self.models / ALL_FOLDERS[role] / "Small" / self.name(role)
 
     def told(self, event: str) -> list[dict[str, Any]]:
         return [message for kind, message in self.messages if kind == event]
@@ -77,17 +80,18 @@ def shop(host, family, tmp_path, monkeypatch) -> Iterator[Shop]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    contents = {role: (family / FOLDERS[role] / name).read_bytes() for role, name in FILES.items()}
+    sources = {**FILES, "controlnet": "canny.safetensors"}
+    contents = {role: (family / ALL_FOLDERS[role] / name).read_bytes() for role, name in sources.items()}
     entries = []
     for role, data in contents.items():
         server.files[role] = File(data)
         entries.append({"key": f"small_{role}", "role": role, "name": f"small_{role}.safetensors",
-                        "url": server.url(role), "folder": FOLDERS[role], "subfolder": "Small", "licence": "mit",
+                        "url": server.url(role), "folder": ALL_FOLDERS[role], "subfolder": "Small", "licence": "mit",
                         "bytes": len(data),
                         "sha256": hashlib.sha256(data).hexdigest()})
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"files": entries, "presets": {
-        "small": {"title": TITLE, "inputs": {role: f"small_{role}" for role in contents}}}}), encoding="utf-8")
+        "small": {"title": TITLE, "inputs": {role: f"small_{role}" for role in FOLDERS}}}}), encoding="utf-8")
     monkeypatch.setenv(files.CATALOGUE, str(own))
     made = Shop(host, models, server, own, contents)
     monkeypatch.setattr(host.server, "send_sync", lambda event, data, sid=None: made.messages.append((event, data)))
@@ -141,6 +145,7 @@ def test_every_loader_fetches_its_own(shop, kind):
     assert result.success, result.error
     shop.assert_whole(*roles)
     assert "All of this was fetched:" in result.ui["1"]["text"][0]
+    assert shop.server.sent == shop.wanted(*roles) and shop.graph(kind, missing_files="never").execute(["1", 0]).success
 
 
 @pytest.mark.parametrize("mode, state, words", [

@@ -152,6 +152,16 @@ def test_core_rescale_and_zero_star(studio, plain):
     assert relative(sample(studio, "prior", neutral), plain["prior"]) <= 1e-4
 
 
+@pytest.mark.parametrize("kind, words", [("FreeU", "model_channels"), ("FreeU_V2", "model_channels"),
+                                         ("HyperTile", "original_shape")])
+def test_what_core_nodes_cannot_do_stops(studio, kind, words):
+    """As our help says: they stop with an error of their own, and do not go on without any effect."""
+    graph = studio.graph()
+    model = graph.add(kind, model=studio.parts.prior)
+    node = graph.add("CascadeStudio_SamplePrior", model=model[0], latent=studio.canvas()[0], steps=1, **studio.prompts)
+    assert words in graph.error(node[0])
+
+
 def test_models_of_other_loaders_are_refused(studio):
     """On core's own network these nodes would do nothing: they say so instead."""
     from types import SimpleNamespace

@@ -230,11 +230,19 @@ def test_errors_are_sentences(studio, changes):
 
 
 def test_bundled_files_are_offered(studio, monkeypatch, tmp_path, changes):
-    from cascade_studio.nodes.host import lora
+    """What lies beside the bundled models, after the user's own; replaced files are read again."""
+    from cascade_studio.nodes.checkpoints import find
+    from cascade_studio.nodes.host import files
     from safetensors.torch import save_file
-    save_file(comfyui(changes), tmp_path / "t_brought.safetensors")
-    monkeypatch.setattr(lora, "BUNDLED", tmp_path)
-    assert "t_brought.safetensors" in lora.lora_files()
+    folder = tmp_path / "mini" / "loras"
+    folder.mkdir(parents=True)
+    save_file(comfyui(changes), folder / "t_brought.safetensors")
+    monkeypatch.setattr(find, "PACK", tmp_path)
+    assert "t_brought.safetensors" in files.names("lora")
     assert "32 of 32" in load(studio, "t_brought.safetensors")[3]
-    (tmp_path / "kohya.safetensors").write_bytes(b"")
-    assert lora.find_lora("kohya.safetensors") == str(studio.models / "loras" / "kohya.safetensors"), "the user's own first"
+    (folder / "kohya.safetensors").write_bytes(b"")
+    assert files.find("lora", "kohya.safetensors") == str(studio.models / "loras" / "kohya.safetensors"), "the user's first"
+    before = files.stamp("lora", "t_brought.safetensors")
+    save_file(comfyui({key: value for key, value in list(changes.items())[:4]}), folder / "t_brought.safetensors")
+    assert files.stamp("lora", "t_brought.safetensors") != before
+    assert files.stamp("lora", "absent.safetensors") == "absent.safetensors:absent"

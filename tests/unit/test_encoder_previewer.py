@@ -6,9 +6,12 @@ import torch
 from measured import measured_peak
 from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
+from torch.utils.flop_counter import FlopCounterMode
 
 from stages.encoder import EncoderConfig, ImageEncoder, normalise
 from stages.previewer import Previewer, PreviewerConfig
+from stages.published import PUBLISHED
+from stages.stage_c import StageC
 
 NETS = {"encoder": (ImageEncoder, "image"), "previewer": (Previewer, "latent")}
 NARROW = {
@@ -84,3 +87,17 @@ def test_memory_estimate(name, shape):
     used = measured_peak(setup, f"x = torch.rand{shape}", "net(x)")
     estimate = kind(device="meta").memory(shape, 4)
     assert abs(estimate / used - 1) <= 0.25, f"estimated {estimate / 2**20:.0f} MiB, used {used / 2**20:.0f} MiB"
+
+
+def work(net: torch.nn.Module, *shapes: tuple[int, ...]) -> int:
+    """Floating-point operations of one pass, counted without doing them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(*(torch.empty(shape, device="meta") for shape in shapes))
+    return counter.get_total_flops()
+
+
+def test_a_live_preview_is_little_beside_a_lite_step():
+    """A picture of 1024 px takes less than 2 % of the operations of one guided step of the 1B Stage C."""
+    step = work(StageC(PUBLISHED["stage_c"]["1B"], device="meta"), (2, 16, 24, 24), (2,), (2, 77, 1280), (2, 1, 1280))
+    picture = work(Previewer(device="meta"), (1, 16, 24, 24))
+    assert step > 10**12 and 0 < picture < 0.02 * step, picture / step

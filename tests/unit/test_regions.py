@@ -9,7 +9,7 @@ from torch import Tensor
 from stages.backend import torch_attention
 from stages.errors import WrongInput
 from stages.layers import Changes, LayeredHooks, own_share
-from stages.regions import Layout, RegionLayer, weights_of
+from stages.regions import EVERYONE, Layout, RegionLayer, weights_of
 from stages.windows import WindowLayer, cuts
 
 LEFT = torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], dim=2)
@@ -37,28 +37,36 @@ def region(weights: Tensor, text: tuple[int, int] = (7, 5)) -> RegionLayer:
 
 
 def test_weights_of_regions():
-    weights = weights_of([LEFT, 1 - LEFT], [1.0, 0.5], (4, 4), True)
-    assert weights.shape == (1, 3, 4, 4)
+    weights = weights_of([LEFT, 1 - LEFT], [1.0, 0.5], (4, 4), True, [False, False])
+    assert weights.shape == (1, 4, 4, 4) and torch.equal(weights[0, 3], torch.ones(4, 4))
     assert torch.equal(weights[0, 0], torch.ones(4, 4))
     assert torch.equal(weights[0, 1, :, :2], torch.ones(4, 2)) and not weights[0, 1, :, 2:].any()
     assert torch.equal(weights[0, 2, :, 2:], torch.full((4, 2), 0.5))
 
 
 def test_the_base_is_heard_where_no_region_is():
-    weights = weights_of([LEFT * 0.75], [3.0], (8, 8), False)
+    weights = weights_of([LEFT * 0.75], [3.0], (8, 8), False, [False])
     torch.testing.assert_close(weights[0, 0], 1 - LEFT[0] * 0.75)
 
 
 def test_masks_of_different_batches():
-    assert weights_of([LEFT.expand(3, -1, -1), LEFT], [1, 1], (8, 8), True).shape[0] == 3
+    assert weights_of([LEFT.expand(3, -1, -1), LEFT], [1, 1], (8, 8), True, [False] * 2).shape[0] == 3
     with pytest.raises(WrongInput, match=r"\[3, 2\]"):
-        weights_of([LEFT.expand(3, -1, -1), LEFT.expand(2, -1, -1)], [1, 1], (8, 8), True)
+        weights_of([LEFT.expand(3, -1, -1), LEFT.expand(2, -1, -1)], [1, 1], (8, 8), True, [False] * 2)
     with pytest.raises(WrongInput, match="at least one region"):
-        weights_of([], [], (8, 8), True)
+        weights_of([], [], (8, 8), True, [])
 
 
 def test_owners_follow_the_tokens():
     assert Layout((2, 1), 2).owners() == [0, 0, 1, 0, 0, 1, 1]
+    assert Layout((2, 1), 2, (EVERYONE, 1)).owners() == [0, 0, 1, 0, 0, 1, 1, -1, -1, 1, 1]
+
+
+def test_image_prompts_of_the_whole_picture():
+    """They are heard where no region has its own instead; regions without leave them as they are."""
+    weights = weights_of([LEFT * 0.75, 1 - LEFT], [3.0, 1.0], (8, 8), True, [True, False])
+    torch.testing.assert_close(weights[0, -1], 1 - LEFT[0] * 0.75)
+    assert torch.equal(weights[0, 0], torch.ones(8, 8))
 
 
 # The mask in the network
@@ -76,6 +84,18 @@ def test_an_unheard_region_is_not_there():
     result = denoised(given, region(weights))
     assert relative(result, denoised(base)) <= 1e-5
     assert relative(result, denoised(given)) > 1e-3
+
+
+def test_an_image_prompt_everywhere_is_one_of_the_whole_picture():
+    """A region that replaces the empty image prompt in all cells gives what its pictures give alone."""
+    given, pictures = inputs(), torch.randn(1, 2, tiny_net("stage_c_tiny").config.c_clip_img)
+    empty = torch.zeros_like(pictures[:, :1])
+    weights = torch.stack([torch.ones(8, 8), torch.ones(8, 8), torch.zeros(8, 8)])[None]
+    layer = RegionLayer(weights, Layout((7, 5), 4, (EVERYONE, 1, 1)))
+    alone = denoised({**given, "clip_img": pictures})
+    result = denoised({**given, "clip_img": torch.cat([empty, pictures], dim=1)}, layer)
+    assert relative(result, alone) <= 1e-5
+    assert relative(denoised({**given, "clip_img": torch.cat([empty, pictures], dim=1)}), alone) > 1e-3
 
 
 @pytest.mark.parametrize("switch", [False, True])
