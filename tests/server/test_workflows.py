@@ -1,6 +1,7 @@
 """Every bundled workflow and blueprint fits the nodes it is made of, down to each widget value, and runs."""
 from __future__ import annotations
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -13,6 +14,9 @@ from PIL import Image
 from small_controlnets import write_controlnets
 from tools import small, widgets
 from tools.authoring.__main__ import written
+from tools.authoring.flow import Feature, Output
+from tools.authoring.recipes import RECIPES
+from tools.authoring.recipes.parts import ANOTHER
 from tools.edit import FILES
 from tools.graph import NEVER
 from tools.prompt import Converted, convert
@@ -81,7 +85,7 @@ def test_sockets_are_those_of_the_schema(server, name):
 
 @pytest.fixture(scope="session")
 def with_picture(server):
-    """The server with a small, partly see-through picture as the host's example, and with more ControlNets."""
+    """The server with a small, partly see-through picture as the host's example, another, and more ControlNets."""
     write_controlnets(server.base.models)
     across = numpy.linspace(0, 255, 256)
     pixels = numpy.zeros((256, 256, 4), numpy.uint8)
@@ -90,6 +94,7 @@ def with_picture(server):
     pixels[..., 3] = 255
     pixels[96:192, 64:160, 3] = 0
     Image.fromarray(pixels).save(server.base.path / "input" / "example.png")
+    Image.fromarray(pixels.transpose(1, 0, 2)[:, ::-1]).save(server.base.path / "input" / ANOTHER)
     return server
 
 
@@ -114,9 +119,33 @@ def check_pictures(server: Any, run: Any) -> None:
 
 
 @every_workflow
-def test_it_runs(with_picture, name):
+def test_it_runs_and_shows_its_feature(with_picture, name):
+    """The picture is not flat, and is another one without each thing that the workflow is there to show."""
     converted = prepared(with_picture, read(name))
-    check_pictures(with_picture, with_picture.run(converted.prompt))
+    run = with_picture.run(converted.prompt)
+    check_pictures(with_picture, run)
+    picture = saved_picture(with_picture, run)
+    for feature in RECIPES[name]().features:
+        without = copy.deepcopy(converted.prompt)
+        without[str(feature.node.number)]["inputs"][feature.input] = neutral(with_picture, feature)
+        other = saved_picture(with_picture, with_picture.run(without))
+        where = f"{feature.node.kind}.{feature.input}"
+        assert other.shape != picture.shape or numpy.abs(other - picture).max() > 2, f"{where} changes nothing"
+
+
+def saved_picture(server: Any, run: Any) -> numpy.ndarray:
+    """The first picture that the run saved."""
+    with Image.open(io.BytesIO(server.client.view(run.images()[0]))) as picture:
+        return numpy.asarray(picture.convert("RGB"), float)
+
+
+def neutral(server: Any, feature: Feature) -> Any:
+    """What the input gets when the feature is off: a value, or a wire to another output."""
+    if not isinstance(feature.neutral, Output):
+        return feature.neutral
+    node, key = feature.neutral.node, feature.neutral.key
+    names = server.client.get(f"/object_info/{node.kind}")[node.kind]["output_name"]
+    return [str(node.number), key if isinstance(key, int) else names.index(key)]
 
 
 FOR_OTHERS = {"CascadeStudio_IdentityHint"}

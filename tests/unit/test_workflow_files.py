@@ -39,6 +39,17 @@ def test_there_is_a_file_for_every_recipe():
     assert {path.stem for path in SUBGRAPHS} == {block().name for block in BLOCKS}
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_what_it_shows(name):
+    """Inputs that its file has, with values at which the picture is another one (tests/server runs both)."""
+    flow = RECIPES[name]()
+    nodes = {node["id"]: node for node in read(REPOSITORY / "workflows" / f"{name}.json")["nodes"]}
+    assert flow.features
+    for feature in flow.features:
+        assert nodes[feature.node.number]["type"] == feature.node.kind and not feature.node.muted
+        assert feature.node.inputs.get(feature.input) != feature.neutral
+
+
 def test_every_node_of_the_pack_is_in_a_workflow():
     ids = {keyword.value.value for path in Path(REPOSITORY, "nodes").glob("*.py")
            for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(call, ast.Call)
