@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,14 @@ from typing import Any
 import numpy
 import pytest
 from harness import REPOSITORY
-from PIL import Image
-from small_controlnets import write_controlnets
-from tools import small, widgets
+from small_runs import check_pictures, prepared, saved_picture
+from tools import widgets
 from tools.authoring.__main__ import written
 from tools.authoring.flow import Feature, Output
 from tools.authoring.recipes import RECIPES
-from tools.authoring.recipes.parts import ANOTHER
 from tools.edit import FILES
 from tools.graph import NEVER
-from tools.prompt import Converted, convert
+from tools.prompt import convert
 
 FOLDER = REPOSITORY / "workflows"
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -83,41 +80,6 @@ def test_sockets_are_those_of_the_schema(server, name):
 # Running them
 
 
-@pytest.fixture(scope="session")
-def with_picture(server):
-    """The server with a small, partly see-through picture as the host's example, another, and more ControlNets."""
-    write_controlnets(server.base.models)
-    across = numpy.linspace(0, 255, 256)
-    pixels = numpy.zeros((256, 256, 4), numpy.uint8)
-    pixels[..., 0], pixels[..., 1], pixels[..., 2] = across, across[:, None], 128
-    pixels[32:128, 128:224, :3] = 255 - pixels[32:128, 128:224, :3]  # edges
-    pixels[..., 3] = 255
-    pixels[96:192, 64:160, 3] = 0
-    Image.fromarray(pixels).save(server.base.path / "input" / "example.png")
-    Image.fromarray(pixels.transpose(1, 0, 2)[:, ::-1]).save(server.base.path / "input" / ANOTHER)
-    return server
-
-
-def prepared(server: Any, workflow: dict[str, Any]) -> Converted:
-    """The workflow on small weights, at a quarter of its size."""
-    info = server.client.get("/object_info")
-    converted = convert(workflow, info)
-    small.with_our_loaders(converted, info)
-    small.use(converted, small.kit_for(converted))
-    small.shrink(converted)
-    small.choose(converted)
-    return converted
-
-
-def check_pictures(server: Any, run: Any) -> None:
-    """Pictures came out, and none is of one colour, which is also what NaN would be saved as."""
-    images = run.images()
-    assert images
-    for image in images:
-        with Image.open(io.BytesIO(server.client.view(image))) as picture:
-            assert numpy.asarray(picture.convert("RGB"), float).std() > 2, image["filename"]
-
-
 @every_workflow
 def test_it_runs_and_shows_its_feature(with_picture, name):
     """The picture is not flat, and is another one without each thing that the workflow is there to show."""
@@ -131,12 +93,6 @@ def test_it_runs_and_shows_its_feature(with_picture, name):
         other = saved_picture(with_picture, with_picture.run(without))
         where = f"{feature.node.kind}.{feature.input}"
         assert other.shape != picture.shape or numpy.abs(other - picture).max() > 2, f"{where} changes nothing"
-
-
-def saved_picture(server: Any, run: Any) -> numpy.ndarray:
-    """The first picture that the run saved."""
-    with Image.open(io.BytesIO(server.client.view(run.images()[0]))) as picture:
-        return numpy.asarray(picture.convert("RGB"), float)
 
 
 def neutral(server: Any, feature: Feature) -> Any:
