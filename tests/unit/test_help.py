@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 from harness import REPOSITORY
-from test_docs import node_names
+from sources import node_names
 from tools.authoring import pictures
 from tools.authoring.recipes import RECIPES
 
