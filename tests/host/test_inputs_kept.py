@@ -111,7 +111,7 @@ def given_models(parts: Parts) -> dict[str, dict[str, Any]]:
 
 NEW_EACH_TIME = {"CascadeStudio_" + name for name in (
     "Guider", "ApplyLoraStack", "ConvertLora", "ExtractLora", "MergeModels", "AddDifference", "SaveModel", "ApplyControl",
-    "ImagePrompts", "TileDecoder", "RegionalPrompt", "TrainLora", *GUIDANCE)}
+    "ImagePrompts", "TileDecoder", "RegionalPrompt", "TrainingSet", "TrainLora", *GUIDANCE)}
 """Nodes whose result is an object of its own, or a file of its own."""
 
 
