@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from small_runs import check_pictures, prepared
-from tools.authoring.freeze import FROZEN, RECORD, WORKFLOW, kinds_of, switched_on, widget_names
+from tools.authoring.freeze import FROZEN, RECORD, WORKFLOW, choices, kinds_of, switched_on, widget_names
 from tools.authoring.write import pack_version
 from tools.locales import own
 from tools.prompt import convert
@@ -48,10 +48,13 @@ def unlike(recorded: dict[str, Any], found: dict[str, Any], definitions: dict[st
 
 
 def moved(kind: str, recorded: dict[str, Any], definition: dict[str, Any]) -> list[str]:
-    """Widgets and outputs that do not keep their place: files know both by position."""
+    """Widgets and outputs that do not keep their place, as files know both by position, and choices that are gone."""
     problems, widgets = [], widget_names(definition)
     if widgets[:len(recorded["widgets"])] != recorded["widgets"]:
         problems.append(f"{kind}: its widgets were {recorded['widgets']} and are {widgets}; append new ones at the end")
+    now = choices(definition)
+    problems += [f"{kind}.{name} no longer offers {option!r}" for name, options in recorded["choices"].items()
+                 for option in options if option not in now.get(name, ())]
     names, types = definition["output_name"], definition["output"]
     for slot, (name, output) in enumerate(recorded["outputs"]):
         if slot >= len(types) or types[slot] != output or (name in names and names[slot] != name):
@@ -73,7 +76,7 @@ def test_nodes_are_here_or_have_a_replacement(server, version):
 
 
 @every_version
-def test_widgets_and_outputs_keep_their_places(server, version):
+def test_widgets_outputs_and_choices_are_kept(server, version):
     info = server.client.get("/object_info")
     kinds = read(version, RECORD)["kinds"]
     assert set(kinds) == kinds_of(read(version, WORKFLOW))
@@ -113,7 +116,14 @@ def definition(*names: str, **outputs: str) -> dict[str, Any]:
             "input_order": {"required": list(names)}, "output": list(outputs.values()), "output_name": list(outputs)}
 
 
-OLD = {"widgets": ["steps", "cfg"], "outputs": [["model", "MODEL"], ["other", "MODEL"]]}
+def with_choice(*options: str) -> dict[str, Any]:
+    found = definition("steps", "cfg", model="MODEL", other="MODEL")
+    found["input"]["required"]["how"] = ["COMBO", {"options": list(options)}]
+    found["input_order"]["required"].append("how")
+    return found
+
+
+OLD = {"widgets": ["steps", "cfg"], "choices": {}, "outputs": [["model", "MODEL"], ["other", "MODEL"]]}
 
 
 @pytest.mark.parametrize("now, count", [
@@ -126,6 +136,12 @@ OLD = {"widgets": ["steps", "cfg"], "outputs": [["model", "MODEL"], ["other", "M
 ])
 def test_moved_widgets_and_outputs_are_noticed(now, count):
     assert len(moved("Node", OLD, now)) == count
+
+
+@pytest.mark.parametrize("options, count", [(("a", "b", "c"), 0), (("c", "b", "a"), 0), (("a", "c"), 1)])
+def test_choices_that_are_gone_are_noticed(options, count):
+    old = {**OLD, "widgets": ["steps", "cfg", "how"], "choices": choices(with_choice("a", "b"))}
+    assert len(moved("Node", old, with_choice(*options))) == count
 
 
 @pytest.mark.parametrize("inputs, count", [

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..edit import FILES
 from ..env import REPOSITORY
 from ..locales import PREFIX, own
 from ..messages import Stop, say, speak_plainly
@@ -85,9 +86,17 @@ def widget_names(definition: Content) -> list[str]:
     return [spec[0] for spec in specs(definition["input"], definition["input_order"]) if is_widget(spec)]
 
 
+def choices(definition: Content) -> dict[str, list[Any]]:
+    """The options of each list that names no files."""
+    found = {name: options.get("options") or [] for name, kind, options in
+             specs(definition["input"], definition["input_order"]) if kind == "COMBO"}
+    return {name: options for name, options in found.items()
+            if options and not any(str(option).endswith(FILES) for option in options)}
+
+
 def record(workflow: Content, definitions: Content) -> Content:
-    """What the file means: the value of every input by name, and each node's widgets and outputs in order."""
-    kinds = {kind: {"widgets": widget_names(definition),
+    """What the file means: the value of every input by name; each node's widgets and outputs in order; its choices."""
+    kinds = {kind: {"widgets": widget_names(definition), "choices": choices(definition),
                     "outputs": [list(pair) for pair in zip(definition["output_name"], definition["output"])]}
              for kind, definition in own(definitions).items() if kind in kinds_of(workflow)}
     prompt = convert(switched_on(workflow), definitions).prompt
