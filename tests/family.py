@@ -229,13 +229,6 @@ def kohya_lora(weights: Weights) -> Weights:
     return result
 
 
-def tuned(weights: Weights) -> Weights:
-    """Another Stage C of the same size: its blocks and its output differ by a tenth, as if it had been trained on."""
-    return {key: value + 0.1 * value.std() * tensor_for(f"tuned {key}", tuple(value.shape))
-            if value.ndim > 1 and key.startswith(("down_blocks", "up_blocks", "clf")) else value
-            for key, value in weights.items()}
-
-
 def write_family(directory: str | Path, variants: bool = True) -> dict[str, Path]:
     """Write the family below ``directory``; returns ``{"folder/file": path}``.
 
@@ -258,7 +251,6 @@ def write_family(directory: str | Path, variants: bool = True) -> dict[str, Path
 
     save("diffusion_models/stage_c", stage_c, brain)
     save("diffusion_models/stage_b", stage_b, brain)
-    save("diffusion_models/stage_c_tuned", tuned(stage_c), brain)
     save("text_encoders/clip_g", text, half)
     save("clip_vision/clip_l_vision", vision, half)
     save("vae/stage_a", stage_a)

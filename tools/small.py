@@ -39,7 +39,7 @@ class Kit:
 
 
 FAMILY = Kit("tiny family", {
-    "prior": "stage_c.safetensors", "another prior": "stage_c_tuned.safetensors",
+    "prior": "stage_c.safetensors", "another prior": "tuned_prior.safetensors",
     "decoder": "stage_b.safetensors", "text_encoder": "clip_g.safetensors",
     "stage_a": "stage_a.safetensors", "image_encoder": "effnet_encoder.safetensors",
     "previewer": "previewer.safetensors", "clip_vision": "clip_l_vision.safetensors", "lora": "kohya.safetensors",

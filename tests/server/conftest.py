@@ -11,7 +11,7 @@ import numpy
 import pytest
 from harness import main_setup
 from PIL import Image
-from small_controlnets import write_controlnets
+from small_extras import write_controlnets, write_tuned_prior
 from tools.authoring.recipes.parts import ANOTHER
 from tools.client import Run
 from tools.env import Setup
@@ -73,8 +73,9 @@ def server(request: pytest.FixtureRequest, family_models: Path) -> Iterator[Test
 
 @pytest.fixture(scope="session")
 def with_picture(server):
-    """The server with a small, partly see-through picture as the host's example, another, and more ControlNets."""
+    """The server with a small, partly see-through picture as the host's example, another, and more models."""
     write_controlnets(server.base.models)
+    write_tuned_prior(server.base.models)
     across = numpy.linspace(0, 255, 256)
     pixels = numpy.zeros((256, 256, 4), numpy.uint8)
     pixels[..., 0], pixels[..., 1], pixels[..., 2] = across, across[:, None], 128

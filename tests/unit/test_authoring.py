@@ -86,7 +86,7 @@ def test_two_files_for_one_part_stay_two_on_small_weights():
     converted = Converted({str(i): {"class_type": "Load", "inputs": {"prior": name}} for i, name in enumerate(names)})
     small.use(converted, small.FAMILY)
     first, other, again = (node["inputs"]["prior"] for node in converted.prompt.values())
-    assert first == again == "stage_c.safetensors" and other == "stage_c_tuned.safetensors"
+    assert first == again == "stage_c.safetensors" and other == "tuned_prior.safetensors"
 
 
 def test_notes_keep_each_paragraph_on_one_line():

@@ -15,7 +15,6 @@ from stages.load import require
 
 KINDS = {
     "diffusion_models/stage_c": "stage_c",
-    "diffusion_models/stage_c_tuned": "stage_c",
     "diffusion_models/stage_b": "stage_b",
     "diffusion_models/stage_c_diffusers_fp16": "stage_c",
     "diffusion_models/stage_b_diffusers_fp16": "stage_b",
