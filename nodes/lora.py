@@ -66,7 +66,19 @@ def applied(choices: list[Choice], targets: Targets, where: str, node: str | Non
     return io.NodeOutput(result.prior, result.decoder, result.clip, report, ui=ui.PreviewText(report))
 
 
-class CascadeStudioLoadLora(io.ComfyNode):
+class LoraFile:
+    """What nodes with a LoRA's file have in common: they check it themselves, and run again when it changes."""
+
+    @classmethod
+    def validate_inputs(cls, lora) -> bool | str:
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora=None, **_) -> str:
+        return files.stamp("lora", lora)
+
+
+class CascadeStudioLoadLora(LoraFile, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -83,21 +95,13 @@ class CascadeStudioLoadLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return files.stamp("lora", lora)
-
-    @classmethod
     def execute(cls, lora, strength_model, strength_clip, prior=None, decoder=None, clip=None,
                 tokens="") -> io.NodeOutput:
         return applied([Choice(lora, strength_model, strength_clip, tokens)], Targets(prior, decoder, clip), LOAD,
                        cls.hidden.unique_id)
 
 
-class CascadeStudioLoraStack(io.ComfyNode):
+class CascadeStudioLoraStack(LoraFile, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -111,14 +115,6 @@ class CascadeStudioLoraStack(io.ComfyNode):
             outputs=[Stack.Output("stack", display_name="stack", tooltip=(
                 "The list, for another Cascade LoRA Stack or for Apply Cascade LoRA Stack."))],
         )
-
-    @classmethod
-    def validate_inputs(cls, lora) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return files.stamp("lora", lora)
 
     @classmethod
     def execute(cls, lora, strength_model, strength_clip, tokens="", stack=()) -> io.NodeOutput:
@@ -145,7 +141,7 @@ class CascadeStudioApplyLoraStack(io.ComfyNode):
         return applied(list(stack), Targets(prior, decoder, clip), APPLY, cls.hidden.unique_id)
 
 
-class CascadeStudioLoadHookLora(io.ComfyNode):
+class CascadeStudioLoadHookLora(LoraFile, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -171,14 +167,6 @@ class CascadeStudioLoadHookLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return files.stamp("lora", lora)
-
-    @classmethod
     def execute(cls, model, lora, strength_model, strength_clip, clip=None, prev_hooks=None) -> io.NodeOutput:
         wired = Targets.of_model(model, clip, HOOK)
         found = match(lora, wired)
@@ -188,7 +176,7 @@ class CascadeStudioLoadHookLora(io.ComfyNode):
                              ui=ui.PreviewText(report))
 
 
-class CascadeStudioConvertLora(io.ComfyNode):
+class CascadeStudioConvertLora(LoraFile, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -212,14 +200,6 @@ class CascadeStudioConvertLora(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
-
-    @classmethod
-    def validate_inputs(cls, lora) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return files.stamp("lora", lora)
 
     @classmethod
     def execute(cls, lora, model, layout, filename_prefix, clip=None) -> io.NodeOutput:

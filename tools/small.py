@@ -19,7 +19,7 @@ from .widgets import read_widgets
 
 MINI_FOLDER = REPOSITORY / "mini"
 CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
-SIDES = ("width", "height")
+SIDES = ("width", "height", "target_size", "resolution", "left", "right", "top", "bottom")
 SMALLEST, PARTS = 128, 4
 FROM_CHECKPOINT = "from the checkpoint"
 
@@ -39,7 +39,8 @@ class Kit:
 
 
 FAMILY = Kit("tiny family", {
-    "prior": "stage_c.safetensors", "decoder": "stage_b.safetensors", "text_encoder": "clip_g.safetensors",
+    "prior": "stage_c.safetensors", "another prior": "tuned_prior.safetensors",
+    "decoder": "stage_b.safetensors", "text_encoder": "clip_g.safetensors",
     "stage_a": "stage_a.safetensors", "image_encoder": "effnet_encoder.safetensors",
     "previewer": "previewer.safetensors", "clip_vision": "clip_l_vision.safetensors", "lora": "kohya.safetensors",
     "controlnet_canny": "canny.safetensors", "controlnet_inpainting": "inpainting.safetensors",
@@ -93,12 +94,18 @@ def kit_for(converted: Converted) -> Kit:
 
 
 def use(converted: Converted, kit: Kit) -> None:
-    """Name the kit's files wherever the workflow names a file, and keep to them; nothing is fetched."""
+    """Name the kit's files wherever the workflow names a file, and keep to them; nothing is fetched.
+
+    Two files for the same part stay two, where the kit has another one.
+    """
+    first: dict[str, Any] = {}
     for node, entry in converted.prompt.items():
         for name, value in list(entry["inputs"].items()):
             role = role_of(name, value)
             if role:
-                converted.set(node, name, kit.files[role])
+                other = first.setdefault(role, value) != value
+                converted.set(node, name, kit.files.get(f"another {role}", kit.files[role]) if other else
+                              kit.files[role])
             elif name in KEEP_TO_FILES:
                 converted.set(node, name, KEEP_TO_FILES[name])
 

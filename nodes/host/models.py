@@ -71,9 +71,10 @@ class CascadeModel(comfy.model_base.BaseModel):
     stage, kind = "Stage C", "stage_c"
 
     def __init__(self, model_config: Any, net: type[torch.nn.Module], device: torch.device | None = None):
-        comfy.model_base.BaseModel.__init__(
-            self, model_config, comfy.model_base.ModelType.STABLE_CASCADE, device=device, unet_model=net)
-        self.model_sampling = CascadeSampling(model_config)
+        kinds = comfy.model_base.ModelType
+        # By its own type the host would first make the sampling that we replace, at ten thousand calls a load.
+        comfy.model_base.BaseModel.__init__(self, model_config, kinds.EPS, device=device, unet_model=net)
+        self.model_type, self.model_sampling = kinds.STABLE_CASCADE, CascadeSampling(model_config)
 
     def apply_model(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Denoised latents (x0), as the host's; raises ``BadValues`` on NaN or infinity."""

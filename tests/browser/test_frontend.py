@@ -132,13 +132,15 @@ def test_help_pages_are_served(server, path):
 
 
 def test_the_help_page_opens(page):
-    """Select the node, press the info button, read the page in the panel."""
+    """Select the node, press the info button, read the page in the panel, with its picture."""
     node = page.add("CascadeStudio_Compare", (500, 300))
     page.browser.run("app.canvas.selectNode(app.rootGraph.getNodeById(arguments[0]))", node)
     page.browser.click("[data-testid=\"info-button\"]")
     first = next(line for line in (REPOSITORY / "web/docs/CascadeStudio_Compare.md").read_text(
         encoding="utf-8").splitlines() if line and not line.startswith("#"))
     page.browser.wait("document.body.innerText.includes(arguments[0])", first.split(".")[0])
+    page.browser.wait("[...document.images].some((one) => one.src.endsWith(arguments[0]) && one.naturalWidth > 100)",
+                      "/docs/pictures/CascadeStudio_Compare.svg")
     page.browser.run("app.extensionManager.rightSidePanel?.closePanel?.()")
 
 

@@ -307,3 +307,22 @@ def test_every_loader_notices_replaced_files(studio):
         os.utime(path, ns=(stamp, stamp))
         assert before == same != after, (kind, role)
         assert known(**FILES) == before
+
+
+@pytest.mark.parametrize("stage, shift", [("prior", 2.0), ("decoder", 1.0)])
+def test_loading_makes_no_sampling_of_the_hosts(studio, monkeypatch, stage, shift):
+    """The host's own table is ten thousand calls a load; ours is one, with the values that single calls give."""
+    import comfy.model_base
+    import comfy.model_sampling
+    from cascade_studio.nodes.host.sampling_math import CascadeSampling
+
+    def refuse(*_):
+        raise AssertionError("the host's own table was made")
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_sampling.StableCascadeSampling, "sigma", refuse)
+        model = studio.load(stage, FILES[stage], dtype="bf16")
+    sampling = model.get_model_object("model_sampling")
+    assert type(sampling) is CascadeSampling and sampling.shift == shift
+    assert model.model.model_type == comfy.model_base.ModelType.STABLE_CASCADE
+    for number in (1, 2, 777, 5000, 9999, 10000):
+        assert torch.equal(sampling.sigmas[number - 1], sampling.sigma(torch.tensor(number) / 10000))

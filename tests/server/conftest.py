@@ -7,8 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
 from harness import main_setup
+from PIL import Image
+from small_extras import write_controlnets, write_tuned_prior
+from tools.authoring.recipes.parts import ANOTHER
 from tools.client import Run
 from tools.env import Setup
 from tools.hosts import pinned_host, supported
@@ -65,3 +69,19 @@ def server(request: pytest.FixtureRequest, family_models: Path) -> Iterator[Test
             yield running
     finally:
         base.close()
+
+
+@pytest.fixture(scope="session")
+def with_picture(server):
+    """The server with a small, partly see-through picture as the host's example, another, and more models."""
+    write_controlnets(server.base.models)
+    write_tuned_prior(server.base.models)
+    across = numpy.linspace(0, 255, 256)
+    pixels = numpy.zeros((256, 256, 4), numpy.uint8)
+    pixels[..., 0], pixels[..., 1], pixels[..., 2] = across, across[:, None], 128
+    pixels[32:128, 128:224, :3] = 255 - pixels[32:128, 128:224, :3]  # edges
+    pixels[..., 3] = 255
+    pixels[96:192, 64:160, 3] = 0
+    Image.fromarray(pixels).save(server.base.path / "input" / "example.png")
+    Image.fromarray(pixels.transpose(1, 0, 2)[:, ::-1]).save(server.base.path / "input" / ANOTHER)
+    return server

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import urllib.request
 
 import harness
 import pytest
 from harness import main_setup
 from tools.messages import Stop
-from tools.server import Base, Server
+from tools.server import PACK, Base, Server
 
 
 @pytest.mark.smoke
@@ -28,6 +29,15 @@ def test_every_node_is_registered_and_described(server):
 def test_the_server_is_the_version_it_should_be(server):
     stats = server.client.get("/system_stats")
     assert stats["system"]["comfyui_version"].lstrip("v") == server.setup.host.version
+
+
+def test_the_pictures_of_the_help_are_served_as_pictures(server):
+    """Where the frontend looks: relative to the page, which lies beside the extension's scripts."""
+    name = "pictures/CascadeStudio_Load.svg"
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            f"{server.client.url}/extensions/{PACK}/docs/{name}") as answer:
+        assert answer.headers.get_content_type() == "image/svg+xml"
+        assert answer.read() == (harness.REPOSITORY / "web" / "docs" / name).read_bytes()
 
 
 @pytest.mark.parametrize("change, words", (

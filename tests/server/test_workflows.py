@@ -1,7 +1,7 @@
 """Every bundled workflow and blueprint fits the nodes it is made of, down to each widget value, and runs."""
 from __future__ import annotations
 
-import io
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ from typing import Any
 import numpy
 import pytest
 from harness import REPOSITORY
-from PIL import Image
-from small_controlnets import write_controlnets
-from tools import small, widgets
+from small_runs import check_pictures, prepared, saved_picture
+from tools import widgets
 from tools.authoring.__main__ import written
+from tools.authoring.flow import Feature, Output
+from tools.authoring.recipes import RECIPES
 from tools.edit import FILES
 from tools.graph import NEVER
-from tools.prompt import Converted, convert
+from tools.prompt import convert
 
 FOLDER = REPOSITORY / "workflows"
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -79,44 +80,28 @@ def test_sockets_are_those_of_the_schema(server, name):
 # Running them
 
 
-@pytest.fixture(scope="session")
-def with_picture(server):
-    """The server with a small, partly see-through picture as the host's example, and with more ControlNets."""
-    write_controlnets(server.base.models)
-    across = numpy.linspace(0, 255, 256)
-    pixels = numpy.zeros((256, 256, 4), numpy.uint8)
-    pixels[..., 0], pixels[..., 1], pixels[..., 2] = across, across[:, None], 128
-    pixels[32:128, 128:224, :3] = 255 - pixels[32:128, 128:224, :3]  # edges
-    pixels[..., 3] = 255
-    pixels[96:192, 64:160, 3] = 0
-    Image.fromarray(pixels).save(server.base.path / "input" / "example.png")
-    return server
-
-
-def prepared(server: Any, workflow: dict[str, Any]) -> Converted:
-    """The workflow on small weights, at a quarter of its size."""
-    info = server.client.get("/object_info")
-    converted = convert(workflow, info)
-    small.with_our_loaders(converted, info)
-    small.use(converted, small.kit_for(converted))
-    small.shrink(converted)
-    small.choose(converted)
-    return converted
-
-
-def check_pictures(server: Any, run: Any) -> None:
-    """Pictures came out, and none is of one colour, which is also what NaN would be saved as."""
-    images = run.images()
-    assert images
-    for image in images:
-        with Image.open(io.BytesIO(server.client.view(image))) as picture:
-            assert numpy.asarray(picture.convert("RGB"), float).std() > 2, image["filename"]
-
-
 @every_workflow
-def test_it_runs(with_picture, name):
+def test_it_runs_and_shows_its_feature(with_picture, name):
+    """The picture is not flat, and is another one without each thing that the workflow is there to show."""
     converted = prepared(with_picture, read(name))
-    check_pictures(with_picture, with_picture.run(converted.prompt))
+    run = with_picture.run(converted.prompt)
+    check_pictures(with_picture, run)
+    picture = saved_picture(with_picture, run)
+    for feature in RECIPES[name]().features:
+        without = copy.deepcopy(converted.prompt)
+        without[str(feature.node.number)]["inputs"][feature.input] = neutral(with_picture, feature)
+        other = saved_picture(with_picture, with_picture.run(without))
+        where = f"{feature.node.kind}.{feature.input}"
+        assert other.shape != picture.shape or numpy.abs(other - picture).max() > 2, f"{where} changes nothing"
+
+
+def neutral(server: Any, feature: Feature) -> Any:
+    """What the input gets when the feature is off: a value, or a wire to another output."""
+    if not isinstance(feature.neutral, Output):
+        return feature.neutral
+    node, key = feature.neutral.node, feature.neutral.key
+    names = server.client.get(f"/object_info/{node.kind}")[node.kind]["output_name"]
+    return [str(node.number), key if isinstance(key, int) else names.index(key)]
 
 
 FOR_OTHERS = {"CascadeStudio_IdentityHint"}

@@ -7,7 +7,7 @@ from tools import small
 from tools.authoring.flow import Flow, unwrapped
 from tools.authoring.write import workflow
 from tools.messages import Stop
-from tools.prompt import convert
+from tools.prompt import Converted, convert
 from tools.widgets import read_widgets, written_values
 
 OUTPUTS = {"Load": (["MODEL", "CLIP"], ["MODEL", "CLIP"]), "Text": (["CONDITIONING"], ["CONDITIONING"])}
@@ -49,6 +49,7 @@ def simple(**inputs) -> Flow:
     flow.step("Text")
     flow.add("Text", **{"clip": load["CLIP"], "text": "hello", **inputs})
     flow.note("Model Links", "## Models\n\none\ntwo")
+    flow.feature(flow.nodes[1], text="")
     return flow
 
 
@@ -71,6 +72,21 @@ def test_an_output_that_is_not_there_is_a_sentence():
     flow.nodes[1].inputs["clip"] = flow.nodes[0]["VAE"]
     with pytest.raises(Stop, match="no output 'VAE'; it has MODEL, CLIP"):
         workflow(flow, DEFINITIONS)
+
+
+def test_a_recipe_has_to_say_what_it_shows():
+    flow = simple()
+    flow.features.clear()
+    with pytest.raises(Stop, match="does not say what it shows"):
+        workflow(flow, DEFINITIONS)
+
+
+def test_two_files_for_one_part_stay_two_on_small_weights():
+    names = ["stage_c_bf16.safetensors", "stage_c_lite_bf16.safetensors", "stage_c_bf16.safetensors"]
+    converted = Converted({str(i): {"class_type": "Load", "inputs": {"prior": name}} for i, name in enumerate(names)})
+    small.use(converted, small.FAMILY)
+    first, other, again = (node["inputs"]["prior"] for node in converted.prompt.values())
+    assert first == again == "stage_c.safetensors" and other == "tuned_prior.safetensors"
 
 
 def test_notes_keep_each_paragraph_on_one_line():

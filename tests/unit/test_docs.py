@@ -1,38 +1,15 @@
 """The documents name what exists: every workflow, every node, and no dead link."""
 from __future__ import annotations
 
-import ast
 import re
-from pathlib import Path
 
 import pytest
 from harness import REPOSITORY
+from sources import node_names
 
 DOCUMENTS = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
 FEATURES = (REPOSITORY / "docs" / "features.md").read_text(encoding="utf-8")
 WORKFLOWS = {path.stem for path in (REPOSITORY / "workflows").glob("*.json")}
-
-
-def node_names() -> dict[str, str]:
-    """Shown name by node id, as the source has them."""
-    found = {}
-    for path in Path(REPOSITORY, "nodes").glob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        named = {}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                named[node.targets[0].id] = node.value
-            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
-                if isinstance(node.value, ast.Tuple):
-                    named.update((name.id, value) for name, value in zip(node.targets[0].elts, node.value.elts)
-                                 if isinstance(name, ast.Name))
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            given = {keyword.arg: keyword.value for keyword in call.keywords}
-            if "node_id" in given and "display_name" in given:
-                shown = given["display_name"]
-                shown = named.get(shown.id, shown) if isinstance(shown, ast.Name) else shown
-                found[given["node_id"].value] = shown.value
-    return found
 
 
 def test_features_name_every_workflow_and_no_other():

@@ -1,4 +1,4 @@
-"""``python3 dev.py run -m tools.authoring``: rewrites workflows/, subgraphs/ and locales/ for the pinned ComfyUI."""
+"""``python3 dev.py run -m tools.authoring``: rewrites workflows/, subgraphs/, locales/ and the help's pictures."""
 from __future__ import annotations
 
 import json
@@ -12,6 +12,7 @@ from ..env import REPOSITORY, Setup
 from ..hosts import Host, version_of
 from ..messages import Stop, say, speak_plainly
 from ..server import Base, Server
+from . import pictures
 from .blueprints import blueprint
 from .recipes import BLOCKS, RECIPES
 from .write import workflow
@@ -51,13 +52,17 @@ def main() -> int:
         return 1
     finally:
         base.close()
-    for path, content in found.items():
+    write_changed({path: as_text(content) for path, content in found.items()})
+    write_changed(pictures.of_files(list(RECIPES)))
+    return 0
+
+
+def write_changed(texts: dict[Path, str]) -> None:
+    for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = as_text(content)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             say(f"Written: {path.relative_to(REPOSITORY)}")
-    return 0
 
 
 if __name__ == "__main__":

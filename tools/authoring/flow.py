@@ -48,6 +48,15 @@ class Step:
     nodes: list[Node] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Feature:
+    """What a workflow is there to show: the input that steers it, and the value or output at which it is not felt."""
+
+    node: Node
+    input: str
+    neutral: Any
+
+
 class Flow:
     """A workflow, or the inside of a blueprint, in the making."""
 
@@ -55,6 +64,7 @@ class Flow:
         self.name = name
         self.steps: list[Step] = []
         self.notes: list[Node] = []
+        self.features: list[Feature] = []
         self._last = 0
 
     @property
@@ -79,6 +89,10 @@ class Flow:
         node = Node(self._number(), "MarkdownNote", {"": unwrapped(text)}, title, NOTE)
         self.notes.append(node)
         return node
+
+    def feature(self, node: Node, **neutral: Any) -> None:
+        """Say what the workflow shows: the tests set each of these inputs to this, and the picture has to change."""
+        self.features += [Feature(node, name, value) for name, value in neutral.items()]
 
     def _number(self) -> int:
         self._last += 1

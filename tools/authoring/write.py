@@ -191,7 +191,10 @@ def _kind_of_grown(options: dict[str, Any]) -> str:
 
 
 def workflow(flow: Flow, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The content of a workflow file."""
+    """The content of a workflow file. Raises ``Stop`` for a recipe that does not say what it shows."""
+    if not flow.features:
+        raise Stop(f"The recipe {flow.name} does not say what it shows. Add flow.feature(node, input=value) with the "
+                   "input that matters most and a value at which it is not felt.")
     writer = Writer(flow, definitions)
     groups = [{"id": number, "title": frame.title, "bounding": list(frame.bounding), "color": GROUP_COLOUR,
                "font_size": 24, "flags": {}} for number, frame in enumerate(writer.frames, 1)]

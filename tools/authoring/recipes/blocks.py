@@ -17,8 +17,8 @@ def text_to_image_block() -> Block:
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "")
-    c, b = parts.both_stages(flow, load, positive[0], negative[0], canvas["Stage C latent"])
+    positive, negative = prompts = parts.prompts(flow, load["clip"], "")
+    c, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"])
     flow.step("Stage A paints the picture")
     decoded = flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"])
     block = Block(name, CATEGORY, "Makes a picture from a prompt with Stable Cascade's three stages and official "

@@ -12,22 +12,16 @@ def _net(flow: Flow, key: str) -> Node:
     return flow.add("CascadeStudio_LoadControlNet", controlnet=parts.files.name(key))
 
 
-def _finish(flow: Flow, load: Node, b: Node, key: str) -> None:
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.model_links(flow, [*parts.keys_of(PRESET, WITHOUT), key])
+def _keys(net: str) -> list[str]:
+    return [*parts.keys_of(PRESET, WITHOUT), net]
 
 
-def _applied(flow: Flow, net: Node, hint: Output, positive: Node, negative: Node, **inputs) -> Node:
-    return flow.add("CascadeStudio_ApplyControl", positive=positive[0], negative=negative[0], control_net=net[0],
-                    image=hint, **inputs)
-
-
-def _stages(flow: Flow, load: Node, applied: Node, positive: Node, negative: Node, latent: Output) -> Node:
-    """Stage C with the ControlNet, Stage B with the plain prompts; returns Stage B's sampler."""
-    flow.step("Sample Stage C, then Stage B")
-    c = parts.sample_prior(flow, load["prior"], applied["positive"], applied["negative"], latent)
-    return parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], c["prior"])
+def _applied(flow: Flow, net: Node, hint: Output, prompts: tuple[Node, Node], **inputs) -> Node:
+    """The ControlNet on the prompts; without it the picture is another one."""
+    applied = flow.add("CascadeStudio_ApplyControl", positive=prompts[0][0], negative=prompts[1][0], control_net=net[0],
+                       image=hint, **inputs)
+    flow.feature(applied, strength=0.0)
+    return applied
 
 
 def canny() -> Flow:
@@ -41,11 +35,10 @@ def canny() -> Flow:
     canvas = parts.canvas(flow)
     hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"],
-                                       "a marble statue in a museum hall, dramatic light, photograph")
-    applied = _applied(flow, net, hint["hint"], positive, negative, strength=0.8, end_percent=0.8)
-    b = _stages(flow, load, applied, positive, negative, canvas["Stage C latent"])
-    _finish(flow, load, b, "controlnet_canny")
+    prompts = parts.prompts(flow, load["clip"], "a marble statue in a museum hall, dramatic light, photograph")
+    applied = _applied(flow, net, hint["hint"], prompts, strength=0.8, end_percent=0.8)
+    _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"], steered=applied)
+    parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_canny"))
     flow.note("Edges", """## Edges
 
 **Canny Hint** finds edges just as this ControlNet was trained on: on a small copy of 224 pixels, stretched back.
@@ -78,21 +71,22 @@ def inpaint() -> Flow:
     image = parts.load_picture(flow, "Right-click: Open in Mask Editor")
     crop = flow.add("CascadeStudio_InpaintCrop", image=image["IMAGE"], mask=image["MASK"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "a bunch of red tulips in a glass vase, soft window light")
+    prompts = parts.prompts(flow, load["clip"], "a bunch of red tulips in a glass vase, soft window light")
     flow.step("Tell Stage C what to keep")
     encoded = flow.add("CascadeStudio_EncodeImage", image=crop["image"], vae=load["stage_c_vae"])
     masked = flow.add("SetLatentNoiseMask", samples=encoded["Stage C latent"], mask=crop["prior_mask"])
     hint = flow.add("CascadeStudio_InpaintHint", image=crop["image"], mask=crop["mask"],
                     latent=encoded["Stage C latent"])
-    applied = _applied(flow, net, hint["hint"], positive, negative)
-    b = _stages(flow, load, applied, positive, negative, masked["LATENT"])
+    applied = _applied(flow, net, hint["hint"], prompts)
+    c, b = parts.both_stages(flow, load, prompts, masked["LATENT"], steered=applied)
+    flow.feature(c, latent=encoded["Stage C latent"])
     flow.step("Stage A paints, then paste back")
     decoded = flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"])
     whole = flow.add("CascadeStudio_InpaintStitch", stitch=crop["stitch"], image=decoded["image"])
     flow.step("The picture, before and after")
     flow.add("CascadeStudio_Compare", before=image["IMAGE"], after=whole["image"])
     flow.add("SaveImage", images=whole["image"], filename_prefix=f"cascade/{flow.name}", wide=400)
-    parts.model_links(flow, [*parts.keys_of(PRESET, WITHOUT), "controlnet_inpainting"])
+    parts.model_links(flow, _keys("controlnet_inpainting"))
     flow.note("How it works", """## How it works
 
 1. Paint over what should change (right-click the picture, *Open in Mask Editor*).
@@ -116,15 +110,15 @@ def outpaint() -> Flow:
     image = parts.load_picture(flow)
     border = flow.add("CascadeStudio_OutpaintCanvas", left=256, right=256, image=image["IMAGE"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"],
-                                       "a wide landscape with hills and a river, clear morning, photograph")
+    prompts = parts.prompts(flow, load["clip"], "a wide landscape with hills and a river, clear morning, photograph")
     flow.step("Picture size and hint")
     canvas = flow.add("CascadeStudio_Canvas", width=border["width"], height=border["height"])
     hint = flow.add("CascadeStudio_InpaintHint", image=border["image"], mask=border["mask"],
                     latent=canvas["Stage C latent"])
-    applied = _applied(flow, net, hint["hint"], positive, negative)
-    b = _stages(flow, load, applied, positive, negative, canvas["Stage C latent"])
-    _finish(flow, load, b, "controlnet_inpainting")
+    applied = _applied(flow, net, hint["hint"], prompts)
+    _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"], steered=applied)
+    parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_inpainting"))
+    flow.feature(border, left=0)
     flow.note("Borders", """## Borders
 
 **Outpaint Canvas** adds pixels at each side, or fills up to a width and height. Describe the whole picture in the
@@ -147,10 +141,10 @@ def super_resolution() -> Flow:
     image = parts.load_picture(flow)
     hint = flow.add("CascadeStudio_SuperResolutionHint", image=image["IMAGE"], vae=encoder["stage_c_vae"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "a sharp, detailed photograph")
-    applied = _applied(flow, net, hint["hint"], positive, negative)
-    b = _stages(flow, load, applied, positive, negative, hint["Stage C latent"])
-    _finish(flow, load, b, "controlnet_super_resolution")
+    prompts = parts.prompts(flow, load["clip"], "a sharp, detailed photograph")
+    applied = _applied(flow, net, hint["hint"], prompts)
+    _, b = parts.both_stages(flow, load, prompts, hint["Stage C latent"], steered=applied)
+    parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_super_resolution"))
     flow.note("Sizes", """## Sizes
 
 The ControlNet was trained on pictures of about 768 pixels, which become 2048. Stage C works on a grid twice as fine

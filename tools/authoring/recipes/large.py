@@ -27,9 +27,9 @@ def high_resolution_2k() -> Flow:
     flow.step("Stage B in pieces")
     pieces = flow.add("CascadeStudio_TileDecoder", model=load["decoder"])
     b = parts.sample_decoder(flow, pieces["decoder"], positive[0], negative[0], second["prior"])
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.model_links(flow, parts.keys_of(PRESET, parts.PICTURES_IN))
+    parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of(PRESET, parts.PICTURES_IN))
+    flow.feature(second, denoise=1.0)
+    flow.feature(larger, scale=1.5)
     flow.note("Why two passes", """## Why two passes
 
 Stage C was trained on pictures of about 1024 pixels. Much larger grids in one go make things appear twice. So the
@@ -59,9 +59,9 @@ def high_resolution_4k() -> Flow:
     flow.step("Stage B in tiles")
     tiles = flow.add("CascadeStudio_TileDecoder", model=load["decoder"])
     b = parts.sample_decoder(flow, tiles["decoder"], positive[0], negative[0], second["prior"])
-    flow.step("Stage A paints the picture in tiles")
-    parts.picture(flow, b["latent"], load["stage_a"], flow.name, tile_size=1024)
-    parts.model_links(flow, parts.keys_of("mixed-bf16", parts.PICTURES_IN))
+    parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of("mixed-bf16", parts.PICTURES_IN),
+                 title="Stage A paints the picture in tiles", tile_size=1024)
+    flow.feature(larger, compression=42.0)
     flow.note("3840 x 2160", """## 3840 x 2160
 
 **Compression 64** in Enlarge Stage C latent keeps the grid of Stage C small (60 x 34), so that the second pass stays
@@ -96,6 +96,7 @@ def draft_board() -> Flow:
              filename_prefix=f"cascade/{flow.name}")
     flow.add("CascadeStudio_ReportCard", report=decoded["report"], image=decoded["image"])
     parts.model_links(flow, parts.keys_of(PRESET, without))
+    flow.feature(board, chosen="2")
     flow.note("How to use the board", """## How to use the board
 
 1. Press *Run*: Stage C makes eight drafts, the Previewer shows them on the board, and nothing else runs.

@@ -1,7 +1,7 @@
 """LoRAs on the lite models, training one, and merging."""
 from __future__ import annotations
 
-from ..flow import TOUCH, Flow, Node
+from ..flow import TOUCH, Flow, Node, Output
 from . import parts
 
 MODELS = "lite-bf16"
@@ -15,12 +15,12 @@ def _lite(flow: Flow, without: tuple[str, ...] = parts.PICTURES_IN) -> Node:
     return parts.load(flow, MODELS, without)
 
 
-def _end(flow: Flow, load: Node, prior, positive: Node, negative: Node, latent, decoder=None) -> None:
-    flow.step("Sample Stage C, then Stage B")
-    c = parts.sample_prior(flow, prior, positive[0], negative[0], latent)
-    b = parts.sample_decoder(flow, decoder or load["decoder"], positive[0], negative[0], c["prior"])
+def _end(flow: Flow, load: Node, prompts: tuple[Node, Node], latent: Output, **models) -> Node:
+    """Both stages and the picture; returns Stage C's sampler."""
+    c, b = parts.both_stages(flow, load, prompts, latent, **models)
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+    return c
 
 
 def lora_stack() -> Flow:
@@ -35,8 +35,10 @@ def lora_stack() -> Flow:
     applied = flow.add("CascadeStudio_ApplyLoraStack", stack=second["stack"], prior=load["prior"],
                        decoder=load["decoder"], clip=load["clip"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, applied["clip"], "a cat on a windowsill in the evening sun")
-    _end(flow, load, applied["prior"], positive, negative, canvas["Stage C latent"], applied["decoder"])
+    prompts = parts.prompts(flow, applied["clip"], "a cat on a windowsill in the evening sun")
+    _end(flow, load, prompts, canvas["Stage C latent"], prior=applied["prior"], decoder=applied["decoder"])
+    flow.feature(first, strength_model=0.0)
+    flow.feature(second, strength_model=0.0)
     flow.step("Off: write the LoRA in another layout")
     flow.add("CascadeStudio_ConvertLora", muted=True, lora=STYLE, model=load["prior"], layout="ComfyUI")
     parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
@@ -65,14 +67,12 @@ def lora_schedule() -> Flow:
                    prev_hook_kf=begin[0])
     timed = flow.add("SetHookKeyframes", hooks=hook["hooks"], hook_kf=end[0])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "a red vintage car on a country road")
+    positive, negative = prompts = parts.prompts(flow, load["clip"], "a red vintage car on a country road")
     hooked = flow.add("PairConditioningSetProperties", positive_NEW=positive[0], negative_NEW=negative[0],
                       hooks=timed[0], set_cond_area="default")
-    flow.step("Sample Stage C, then Stage B")
-    c = parts.sample_prior(flow, load["prior"], hooked["positive"], hooked["negative"], canvas["Stage C latent"])
-    b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], c["prior"])
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+    _end(flow, load, prompts, canvas["Stage C latent"], steered=hooked)
+    flow.feature(hook, strength_model=0.0)
+    flow.feature(end, strength_mult=1.0)
     parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
     flow.note("Hooks", """## Hooks
 
@@ -99,8 +99,9 @@ def train_lora() -> Flow:
     flow.step("Picture size")
     canvas = parts.canvas(flow)
     flow.step("Prompt", below=True)
-    positive, negative = parts.prompts(flow, load["clip"], "a house by a lake, a picture in my style")
-    _end(flow, load, trained["model"], positive, negative, canvas["Stage C latent"])
+    prompts = parts.prompts(flow, load["clip"], "a house by a lake, a picture in my style")
+    c = _end(flow, load, prompts, canvas["Stage C latent"], prior=trained["model"])
+    flow.feature(c, model=load["prior"])
     parts.model_links(flow, parts.keys_of(MODELS, without))
     flow.note("Training", """## Training
 
@@ -132,10 +133,11 @@ def merge() -> Flow:
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, 832, 1216)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"],
-                                       "a girl with an umbrella under cherry blossoms, anime illustration",
-                                       "lowres, blurry")
-    _end(flow, load, added["model"], positive, negative, canvas["Stage C latent"])
+    prompts = parts.prompts(flow, load["clip"], "a girl with an umbrella under cherry blossoms, anime illustration",
+                            "lowres, blurry")
+    _end(flow, load, prompts, canvas["Stage C latent"], prior=added["model"])
+    flow.feature(mixed, deep_down=0.0, output=0.0)
+    flow.feature(added, strength=0.0)
     flow.step("Off: save the result")
     flow.add("CascadeStudio_SaveModel", muted=True, model=added["model"], layout="ComfyUI")
     flow.add("CascadeStudio_ExtractLora", muted=True, tuned=added["model"], base=load["prior"])

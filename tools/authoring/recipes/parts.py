@@ -9,8 +9,8 @@ from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
 
 PICTURES_IN = ("image_encoder", "clip_vision")
 """The parts that only workflows with pictures as input need."""
-EXAMPLE = "example.png"
-"""The picture that every ComfyUI has in its input folder."""
+EXAMPLE, ANOTHER = "example.png", "another.png"
+"""The picture that every ComfyUI has in its input folder, and one that the tests put beside it."""
 
 
 def load(flow: Flow, key: str, without: Iterable[str] = (), **inputs: Any) -> Node:
@@ -51,13 +51,27 @@ def load_picture(flow: Flow, title: str = "") -> Node:
     return flow.add("LoadImage", title, TOUCH, image=EXAMPLE)
 
 
-def both_stages(flow: Flow, model: Node, positive: Output, negative: Output, latent: Output,
-                prior: Output | None = None, **inputs: Any) -> tuple[Node, Node]:
-    """Step "Sample": Stage C, then Stage B with the same prompts; ``prior`` is Stage C's model where it was changed."""
+def both_stages(flow: Flow, load: Node, prompts: tuple[Node, Node], latent: Output, *, prior: Output | None = None,
+                decoder: Output | None = None, steered: Node | None = None, **inputs: Any) -> tuple[Node, Node]:
+    """Step "Sample": Stage C, then Stage B; returns both samplers.
+
+    ``prior`` and ``decoder`` are the models where they are not those of ``load``. ``steered`` is the node whose
+    positive and negative Stage C hears in place of the prompts; Stage B keeps the plain ones.
+    """
     flow.step("Sample Stage C, then Stage B")
-    c = sample_prior(flow, prior or model["prior"], positive, negative, latent, **inputs)
-    b = sample_decoder(flow, model["decoder"], positive, negative, c["prior"])
+    plain = [node[0] for node in prompts]
+    heard = [steered["positive"], steered["negative"]] if steered else plain
+    c = sample_prior(flow, prior or load["prior"], *heard, latent, **inputs)
+    b = sample_decoder(flow, decoder or load["decoder"], *plain, c["prior"])
     return c, b
+
+
+def finish(flow: Flow, latent: Output, stage_a: Output, keys: Iterable[str], more: str = "",
+           title: str = "Stage A paints the picture", **inputs: Any) -> None:
+    """The last step, and the note about the files with these ``keys``."""
+    flow.step(title)
+    picture(flow, latent, stage_a, flow.name, **inputs)
+    model_links(flow, keys, more)
 
 
 def model_links(flow: Flow, keys: Iterable[str], more: str = "") -> None:

@@ -15,12 +15,11 @@ def image_to_image() -> Flow:
     image = parts.load_picture(flow)
     encoded = flow.add("CascadeStudio_EncodeImage", image=image["IMAGE"], vae=load["stage_c_vae"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"],
-                                       "the same scene as a winter night, snow, blue light, painting")
-    _, b = parts.both_stages(flow, load, positive[0], negative[0], encoded["Stage C latent"], denoise=0.6)
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.model_links(flow, parts.keys_of("full-bf16", without))
+    prompts = parts.prompts(flow, load["clip"], "the same scene as a winter night, snow, blue light, painting")
+    c, b = parts.both_stages(flow, load, prompts, encoded["Stage C latent"], denoise=0.6)
+    parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of("full-bf16", without))
+    flow.feature(c, denoise=1.0)
+    flow.feature(image, image=parts.ANOTHER)
     flow.note("How much changes", """## How much changes
 
 **denoise** of Sample Stage C says how much noise the picture gets before the prompt works on it: 0.3 keeps nearly
@@ -39,17 +38,14 @@ def image_variation() -> Flow:
     image = parts.load_picture(flow, "Picture 1")
     other = parts.load_picture(flow, "Picture 2")
     flow.step("Prompt, may be empty")
-    positive, negative = parts.prompts(flow, load["clip"], "")
+    positive, negative = prompts = parts.prompts(flow, load["clip"], "")
     mixed = flow.add("CascadeStudio_ImagePrompts", positive=positive[0], negative=negative[0],
                      clip_vision=vision["clip_vision"], image_1=image["IMAGE"], image_2=other["IMAGE"], weight_2=0.0)
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)
-    flow.step("Sample Stage C, then Stage B")
-    c = parts.sample_prior(flow, load["prior"], mixed["positive"], mixed["negative"], canvas["Stage C latent"])
-    b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], c["prior"])
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.model_links(flow, [*parts.keys_of("full-bf16", without), "clip_vision"])
+    _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"], steered=mixed)
+    parts.finish(flow, b["latent"], load["stage_a"], [*parts.keys_of("full-bf16", without), "clip_vision"])
+    flow.feature(mixed, weight_1=0.0, weight_2=1.0)
     flow.note("Weights", """## Weights
 
 Each picture has a weight: 1 is normal, 0 leaves it out, below 0 pushes the result away from it. Picture 2 has weight
@@ -80,6 +76,7 @@ def reconstruction() -> Flow:
     alone = flow.add("CascadeStudio_DecodeStageA", latent=latent["latent"], vae=load["stage_a"])
     flow.add("PreviewImage", "Stage A alone", images=alone["image"])
     parts.model_links(flow, parts.keys_of("full-bf16", without))
+    flow.feature(image, image=parts.ANOTHER)
     flow.note("What you see", """## What you see
 
 The image encoder squeezes the picture about 42 times on each side; Stage B and Stage A rebuild it from that. Faces

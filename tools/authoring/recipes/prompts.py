@@ -40,12 +40,12 @@ def lora_control_regional() -> Flow:
     flow.step("The edges steer Stage C")
     steered = flow.add("CascadeStudio_ApplyControl", positive=region["conditioning"], negative=negative["conditioning"],
                        control_net=net["control_net"], image=hint["hint"], strength=0.6, end_percent=0.6)
-    flow.step("Sample Stage C, then Stage B")
-    c = parts.sample_prior(flow, lora["prior"], steered["positive"], steered["negative"], canvas["Stage C latent"])
-    b = parts.sample_decoder(flow, load["decoder"], whole["conditioning"], negative["conditioning"], c["prior"])
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    parts.model_links(flow, [*parts.keys_of(PRESET, WITHOUT), EDGES])
+    _, b = parts.both_stages(flow, load, (whole, negative), canvas["Stage C latent"], prior=lora["prior"],
+                             steered=steered)
+    parts.finish(flow, b["latent"], load["stage_a"], [*parts.keys_of(PRESET, WITHOUT), EDGES])
+    flow.feature(lora, strength_model=0.0)
+    flow.feature(region, region=whole["conditioning"])
+    flow.feature(steered, strength=0.0)
     flow.note("How they meet", """## How they meet
 
 - **Load Cascade LoRA** changes the model and the text encoder; wire both on from it.
@@ -86,6 +86,9 @@ def guidance() -> Flow:
     flow.add("CascadeStudio_Compare", before=pictures[0]["image"], after=pictures[1]["image"])
     flow.add("SaveImage", images=pictures[1]["image"], filename_prefix=f"cascade/{flow.name}", wide=400)
     parts.model_links(flow, parts.keys_of(PRESET, WITHOUT))
+    flow.feature(zero, strength=0.0)
+    flow.feature(perturbed, scale=0.0)
+    flow.feature(blurred, scale=0.0)
     flow.note("The guidance nodes", """## The guidance nodes
 
 - **CFG-Zero star** keeps colours from burning at high cfg and costs nothing.

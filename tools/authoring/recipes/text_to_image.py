@@ -16,11 +16,10 @@ def _plain(name: str, preset: str, prompt: str, size: tuple[int, int] = (1024, 1
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, *size)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], prompt)
-    _, b = parts.both_stages(flow, load, positive[0], negative[0], canvas["Stage C latent"])
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["latent"], load["stage_a"], name)
-    parts.model_links(flow, parts.keys_of(preset, without), more)
+    prompts = parts.prompts(flow, load["clip"], prompt)
+    _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"])
+    parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of(preset, without), more)
+    flow.feature(prompts[0], text="")
     flow.note("The three stages", parts.STAGES)
     return flow
 
@@ -60,11 +59,10 @@ def text_to_image_core_loaders() -> Flow:
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, prior["CLIP"],
-                                       "a steam train crossing a stone viaduct, autumn forest, photograph")
-    flow.step("Sample Stage C, then Stage B")
-    c = parts.sample_prior(flow, prior["MODEL"], positive[0], negative[0], canvas["Stage C latent"])
-    b = parts.sample_decoder(flow, decoder["MODEL"], positive[0], negative[0], c["prior"])
+    prompts = parts.prompts(flow, prior["CLIP"], "a steam train crossing a stone viaduct, autumn forest, photograph")
+    flow.feature(prompts[0], text="")
+    _, b = parts.both_stages(flow, prior, prompts, canvas["Stage C latent"], prior=prior["MODEL"],
+                             decoder=decoder["MODEL"])
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], decoder["VAE"], flow.name)
     flow.note("Model Links", f"""## Models
@@ -104,9 +102,9 @@ def text_to_image_core_ksampler() -> Flow:
     b = flow.add("KSampler", "KSampler (Stage B)", model=load["decoder"], positive=conditioning["positive"],
                  negative=conditioning["negative"], latent_image=conditioning["Stage B latent"], seed=0, steps=10,
                  cfg=1.1, **SAMPLER)
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["LATENT"], load["stage_a"], flow.name)
-    parts.model_links(flow, parts.keys_of("full-bf16", parts.PICTURES_IN))
+    parts.finish(flow, b["LATENT"], load["stage_a"], parts.keys_of("full-bf16", parts.PICTURES_IN))
+    flow.feature(positive, text="")
+    flow.feature(conditioning, prior=canvas["Stage C latent"])
     flow.note("KSampler settings", """## KSampler settings
 
 Both stages are ordinary ComfyUI models, so any sampler works. Stage C: 20 steps, cfg 4. Stage B: 10 steps, cfg 1.1.
@@ -135,9 +133,9 @@ def text_to_image_custom_sampling() -> Flow:
     given = flow.add("CascadeStudio_DecoderConditioning", positive=positive[0], negative=negative[0], prior=c[1])
     b = _custom(flow, "Stage B, piece by piece", load["decoder"], given["positive"], given["negative"],
                 given["Stage B latent"], 10, 1.1)
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b[1], load["stage_a"], flow.name)
-    parts.model_links(flow, parts.keys_of("full-bf16", parts.PICTURES_IN))
+    parts.finish(flow, b[1], load["stage_a"], parts.keys_of("full-bf16", parts.PICTURES_IN))
+    flow.feature(positive, text="")
+    flow.feature(next(node for node in flow.nodes if node.kind == "CascadeStudio_Guider"), rescale=0.0)
     flow.note("Custom sampling", """## Custom sampling
 
 **Cascade Guider** is the official guidance with its contrast rescale of 0.7, **Cascade Schedule** the official noise
@@ -168,15 +166,16 @@ def low_memory() -> Flow:
     decoder = flow.add("CascadeStudio_LoadDecoder", decoder=names["stage_b_lite_bf16"], dtype="fp8_e4m3fn")
     stage_a = flow.add("CascadeStudio_LoadStageA", stage_a=names["stage_a"])
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, clip["clip"], "a mountain village in winter, warm windows, snow, night")
+    prompts = parts.prompts(flow, clip["clip"], "a mountain village in winter, warm windows, snow, night")
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, compression=48.0)
     flow.step("Sample Stage C, then Stage B")
-    c = parts.sample_prior(flow, prior["prior"], positive[0], negative[0], canvas["Stage C latent"])
-    b = parts.sample_decoder(flow, decoder["decoder"], positive[0], negative[0], c["prior"], cfg=1.0)
-    flow.step("Stage A paints the picture in tiles")
-    parts.picture(flow, b["latent"], stage_a["stage_a"], flow.name, tile_size=256)
-    parts.model_links(flow, keys)
+    c = parts.sample_prior(flow, prior["prior"], prompts[0][0], prompts[1][0], canvas["Stage C latent"])
+    b = parts.sample_decoder(flow, decoder["decoder"], prompts[0][0], prompts[1][0], c["prior"], cfg=1.0)
+    parts.finish(flow, b["latent"], stage_a["stage_a"], keys, title="Stage A paints the picture in tiles",
+                 tile_size=256)
+    flow.feature(prompts[0], text="")
+    flow.feature(canvas, compression=32.0)
     flow.note("What saves memory", """## What saves memory here
 
 - **Lite models** for Stage C and Stage B.

@@ -1,10 +1,11 @@
-"""ControlNets for the tiny family beside its canny one: for hints of four channels, and for encoded pictures."""
+"""What only some tests need beside the tiny family: ControlNets for other hints than edges, and a second Stage C."""
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from family import MARKER, weights_for
+import torch
+from family import MARKER, cast, stage_c_weights, tensor_for, weights_for
 from family_shapes import CONTROLNET, ENCODER, Shapes, controlnet_shapes, linear
 from safetensors.torch import save_file
 
@@ -43,3 +44,12 @@ def write_controlnets(models: Path) -> None:
                    for key, value in weights_for(shapes).items()}
         save_file(weights, folder / f"{name}.safetensors", metadata={
             "format": "pt", MARKER: json.dumps({"kind": "controlnet", "config": config})})
+
+
+def write_tuned_prior(models: Path) -> None:
+    """Another Stage C of the same size: its blocks and its output differ by a tenth, as if it had been trained on."""
+    weights = {key: value + 0.1 * value.std() * tensor_for(f"tuned {key}", tuple(value.shape))
+               if value.ndim > 1 and key.startswith(("down_blocks", "up_blocks", "clf")) else value
+               for key, value in stage_c_weights().items()}
+    save_file({key: value.contiguous() for key, value in cast(weights, torch.bfloat16).items()},
+              models / "diffusion_models" / "tuned_prior.safetensors", metadata={"format": "pt"})

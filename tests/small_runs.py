@@ -1,0 +1,36 @@
+"""Workflows on a test server with small weights, at a quarter of their size, and the pictures that they save."""
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy
+from PIL import Image
+from tools import small
+from tools.prompt import Converted, convert
+
+
+def prepared(server: Any, workflow: dict[str, Any]) -> Converted:
+    """The workflow on small weights, at a quarter of its size."""
+    info = server.client.get("/object_info")
+    converted = convert(workflow, info)
+    small.with_our_loaders(converted, info)
+    small.use(converted, small.kit_for(converted))
+    small.shrink(converted)
+    small.choose(converted)
+    return converted
+
+
+def check_pictures(server: Any, run: Any) -> None:
+    """Pictures came out, and none is of one colour, which is also what NaN would be saved as."""
+    images = run.images()
+    assert images
+    for image in images:
+        with Image.open(io.BytesIO(server.client.view(image))) as picture:
+            assert numpy.asarray(picture.convert("RGB"), float).std() > 2, image["filename"]
+
+
+def saved_picture(server: Any, run: Any) -> numpy.ndarray:
+    """The first picture that the run saved."""
+    with Image.open(io.BytesIO(server.client.view(run.images()[0]))) as picture:
+        return numpy.asarray(picture.convert("RGB"), float)
