@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from browser.driver import Browser
+from browser.driver import FRAMES, Browser
 from tools.edit import fit_files
 from tools.prompt import Converted, convert
 from tools.server import PACK
@@ -47,23 +47,38 @@ class Page:
                 if (OURS in error.lower() and not error.startswith(NOT_THERE)) or any(path in error for path in CODE)]
 
     def clear(self) -> None:
-        """An empty graph, no dialog, no selection."""
-        self.browser.run("app.extensionManager.dialog?.closeDialog?.(); app.canvas.deselectAll();"
-                         "app.rootGraph.clear();")
+        """An empty graph, no dialog, no selection, nothing that runs, and no panel of what was there before."""
+        self.dismiss()
+        self.browser.run("app.canvas.deselectAll(); app.rootGraph.clear();")
+        self.browser.wait(
+            "await (async () => { const queue = await (await app.api.fetchApi('/queue')).json();"
+            "if (queue.queue_pending.length) await app.api.clearItems('queue');"
+            "if (queue.queue_running.length) await app.api.interrupt(null);"
+            "return queue.queue_running.length + queue.queue_pending.length === 0; })()")
+        self.browser.wait("!document.querySelector('.cascade-studio')")
+
+    def dismiss(self) -> None:
+        """Close what the host opens over the graph, also after an error."""
+        self.browser.run("app.extensionManager.dialog?.closeDialog?.();"
+                         "document.querySelector('[data-testid=error-overlay-dismiss]')?.click()")
 
     def load(self, workflow: dict[str, Any], name: str = "test") -> None:
         """Open a workflow as from a file."""
         self.browser.run("await app.loadGraphData(arguments[0], true, true, arguments[1])", workflow, name)
 
     def add(self, kind: str, at: tuple[int, int] = (100, 100), **values: Any) -> int:
-        """Put one node into the graph; returns its id."""
-        return self.browser.run(
+        """Put one node into the graph and wait until it is drawn with its panels; returns its id."""
+        node = self.browser.run(
             "const node = LiteGraph.createNode(arguments[0]); node.pos = arguments[1]; app.rootGraph.add(node);"
             "for (const [name, value] of Object.entries(arguments[2])) {"
             "  const widget = node.widgets.find((w) => w.name === name); widget.value = value;"
             "  widget.callback?.(value); }"
             "app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true);"
-            "await new Promise((done) => setTimeout(done, 200)); return node.id", kind, list(at), values)
+            "return node.id", kind, list(at), values)
+        self.browser.wait("app.rootGraph.getNodeById(arguments[0]).widgets?.every(({ element }) =>"
+                          " !element || element.getBoundingClientRect().height > 0) ?? true", node)
+        self.browser.run(FRAMES)
+        return node
 
     def value(self, node: int, widget: str) -> Any:
         return self.browser.run("return app.rootGraph.getNodeById(arguments[0]).widgets"
@@ -89,8 +104,9 @@ class Page:
 
     def unknown(self) -> list[str]:
         """Types of nodes in the graph that the frontend does not know."""
-        return self.browser.run("return app.rootGraph.nodes.filter((n) => !LiteGraph.registered_node_types[n.type])"
-                                ".map((n) => n.type)")
+        return self.browser.run(
+            "return [app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap((graph) => graph.nodes)"
+            ".filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type)")
 
     def overlaps(self) -> list[str]:
         """Nodes that lie on one another as the page shows them, its panels included."""
@@ -108,15 +124,19 @@ class Page:
         self.browser.run("await app.extensionManager.setting.set(arguments[0], arguments[1])", name, value)
 
     def fit(self) -> None:
-        """Zoom so that the whole graph is on the screen."""
-        self.browser.run("await app.extensionManager.command.execute('Comfy.Canvas.FitView');"
-                         "await new Promise((done) => setTimeout(done, 700))")
+        """Zoom so that the whole graph is on the screen: the host's own command, without its gliding."""
+        self.browser.run(
+            "const parts = [...app.rootGraph.nodes, ...app.rootGraph.groups];"
+            "const [left, top] = [0, 1].map((way) => Math.min(...parts.map((part) => part.pos[way]))).map((v, way) =>"
+            " v - way * arguments[0]);"
+            "const [right, bottom] = [0, 1].map((way) => Math.max(...parts.map((p) => p.pos[way] + p.size[way])));"
+            "app.canvas.ds.fitToBounds([left, top, right - left, bottom - top]); app.canvas.setDirty(true, true);"
+            + FRAMES, TITLE)
 
     def wait_still(self) -> None:
         """Wait until every picture on the page has arrived and the graph has been drawn with them."""
         self.browser.wait("[...document.images].every((image) => image.complete)")
-        self.browser.run("app.canvas.setDirty(true, true);"
-                         "for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)")
+        self.browser.run("app.canvas.setDirty(true, true);" + FRAMES)
 
     def watch(self, *events: str) -> None:
         """Note events of the server from now on, for :meth:`seen`."""
@@ -132,7 +152,7 @@ class Page:
         """Let the page hear an event as if the server had sent it."""
         self.browser.run("app.api.dispatchEvent(new CustomEvent(arguments[0], { detail: arguments[1] }))", event, data)
 
-    def wait_done(self, timeout: float = 120.0) -> None:
+    def wait_done(self, timeout: float = 300.0) -> None:
         """Wait until a watched run has ended; its failure is an error here."""
         limit = time.monotonic() + timeout
         while time.monotonic() < limit:
