@@ -17,6 +17,9 @@ OURS, CODE = "cascade", (f"/extensions/{PACK}/js/", f"/extensions/{PACK}/css/")
 NOT_THERE = "Failed to load resource"
 """The frontend asks for thumbnails, and for help in the user's language, whether there are any or not."""
 
+TEMPLATES = '[data-testid="template-workflows-content"]'
+CARD = '[data-testid="template-workflow-%s"]'
+
 OPENING = 240.0
 """Seconds that the frontend may take to open, on a machine that is busy with something else."""
 
@@ -65,6 +68,32 @@ class Page:
     def load(self, workflow: dict[str, Any], name: str = "test") -> None:
         """Open a workflow as from a file."""
         self.browser.run("await app.loadGraphData(arguments[0], true, true, arguments[1])", workflow, name)
+
+    def browse_templates(self) -> None:
+        """Open the template browser at the pack's own category."""
+        self.browser.run("await app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.browser.wait(f"!!document.querySelector('{TEMPLATES}')")
+        category = ("[...document.querySelectorAll('[role=dialog] *')]"
+                    f".find((e) => !e.children.length && e.textContent.trim() === '{PACK}')")
+        group = ("[...document.querySelectorAll('nav *, aside *, [role=dialog] *')]"
+                 ".find((e) => e.children.length === 0 && e.textContent.trim().toUpperCase() === 'EXTENSIONS')")
+        self.browser.wait(f"!!({category} ?? {group})")
+        self.browser.run(f"if (!{category}) {group}.click()")
+        self.browser.wait(f"!!{category}")
+        self.browser.run(f"{category}.click()")
+
+    def find_template(self, name: str) -> str:
+        """Scroll the template browser until a workflow is listed; returns the selector of its card."""
+        card = CARD % name
+        self.browser.wait("(document.querySelector(arguments[0]) ?? (document.querySelector(arguments[1])"
+                          "?.lastElementChild?.scrollIntoView(), null)) !== null", card, TEMPLATES)
+        self.browser.run("document.querySelector(arguments[0]).scrollIntoView({ block: 'center' })", card)
+        return card
+
+    def open_template(self, name: str) -> None:
+        """Click a workflow in the template browser and wait until it is in the graph."""
+        self.browser.click(self.find_template(name))
+        self.browser.wait(f"app.rootGraph.nodes.length > 0 && !document.querySelector('{TEMPLATES}')")
 
     def add(self, kind: str, at: tuple[int, int] = (100, 100), **values: Any) -> int:
         """Put one node into the graph and wait until it is drawn with its panels; returns its id."""
@@ -134,8 +163,10 @@ class Page:
             + FRAMES, TITLE)
 
     def wait_still(self) -> None:
-        """Wait until every picture on the page has arrived and the graph has been drawn with them."""
-        self.browser.wait("[...document.images].every((image) => image.complete)")
+        """Wait until every picture in sight has arrived and the graph has been drawn with them."""
+        self.browser.wait("[...document.images].every((image) => { const at = image.getBoundingClientRect();"
+                          "const seen = at.bottom > 0 && at.right > 0 && at.top < innerHeight && at.left < innerWidth;"
+                          "return image.complete || !seen; })")
         self.browser.run("app.canvas.setDirty(true, true);" + FRAMES)
 
     def watch(self, *events: str) -> None:
@@ -170,12 +201,19 @@ class Small:
     def __init__(self, path: Path, object_info: dict[str, Any]) -> None:
         self.workflow = json.loads(path.read_text(encoding="utf-8"))
         self.converted: Converted = convert(self.workflow, object_info)
+        self.saved = {node: dict(entry["inputs"]) for node, entry in self.converted.prompt.items()}
         fit_files(self.converted, object_info)
         for node, entry in self.converted.prompt.items():
             for name, value in entry["inputs"].items():
                 small = {"steps": 3, "width": 128, "height": 128}.get(name)
                 if small and isinstance(value, (int, float)):
                     self.converted.set(node, name, small)
+
+    @property
+    def changes(self) -> list[tuple[str, str, Any]]:
+        """Node, input and value of all that differs from the file."""
+        return [(node, name, value) for node, entry in self.converted.prompt.items()
+                for name, value in entry["inputs"].items() if value != self.saved[node][name]]
 
     def node(self, kind: str) -> str:
         found, = [name for name, entry in self.converted.prompt.items() if entry["class_type"] == kind]

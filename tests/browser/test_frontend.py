@@ -13,7 +13,6 @@ from tools.server import PACK
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 BLOCKS = sorted((REPOSITORY / "subgraphs").glob("*.json"))
 HELP = sorted((REPOSITORY / "web" / "docs").glob("CascadeStudio_*.md"))
-TEMPLATES = '[data-testid="template-workflows-content"]'
 
 every_file = pytest.mark.parametrize("path", [*WORKFLOWS, *BLOCKS], ids=lambda path: path.stem)
 every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -28,35 +27,16 @@ def press_queue(page: Page) -> None:
 
 def test_the_templates_are_listed(page, server):
     """The pack's category in the template browser shows every bundled workflow, with a picture where there is one."""
-    browser = page.browser
-    browser.run("await app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    browser.wait(f"!!document.querySelector('{TEMPLATES}')")
-    category = ("[...document.querySelectorAll('[role=dialog] *')]"
-                f".find((e) => !e.children.length && e.textContent.trim() === '{PACK}')")
-    group = ("[...document.querySelectorAll('nav *, aside *, [role=dialog] *')]"
-             ".find((e) => e.children.length === 0 && e.textContent.trim().toUpperCase() === 'EXTENSIONS')")
-    browser.wait(f"!!({category} ?? {group})")
-    browser.run(f"if (!{category}) {group}.click()")
-    browser.wait(f"!!{category}")
-    browser.run(f"{category}.click()")
-    for path in WORKFLOWS:  # the list goes on when its end comes into sight
-        browser.wait("(document.querySelector(arguments[0]) ?? (document.querySelector(arguments[1])?.lastElementChild"
-                     "?.scrollIntoView(), null)) !== null",
-                     f"[data-testid=\"template-workflow-{path.stem}\"]", TEMPLATES)
-    with_picture = [path.stem for path in WORKFLOWS if path.with_suffix(".jpg").is_file()]
-    for name in with_picture:
+    page.browse_templates()
+    cards = {path.stem: page.find_template(path.stem) for path in WORKFLOWS}  # the list goes on as it is scrolled
+    for name in (path.stem for path in WORKFLOWS if path.with_suffix(".jpg").is_file()):
         assert server.client.fetch(f"/api/workflow_templates/{PACK}/{name}.jpg")[:2] == b"\xff\xd8"
-        card = f"[data-testid=\"template-workflow-{name}\"]"
-        browser.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", card)
-        browser.wait("[...document.querySelector(arguments[0]).querySelectorAll('img')].some((image) =>"
-                     " image.naturalWidth > 0 && image.src.includes(arguments[1]))", card, f"{name}.jpg")
-    first = f"[data-testid=\"template-workflow-{WORKFLOWS[0].stem}\"]"
-    browser.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", first)
-    browser.click(first)
-    browser.wait("app.rootGraph.nodes.length > 0")
+        page.find_template(name)
+        page.browser.wait("[...document.querySelector(arguments[0]).querySelectorAll('img')].some((image) =>"
+                          " image.naturalWidth > 0 && image.src.includes(arguments[1]))", cards[name], f"{name}.jpg")
+    page.open_template(WORKFLOWS[0].stem)
     assert {node["type"] for node in page.graph()["nodes"]} == {
         node["type"] for node in json.loads(WORKFLOWS[0].read_text(encoding="utf-8"))["nodes"]}
-    browser.wait(f"!document.querySelector('{TEMPLATES}')")
 
 
 @every_file
