@@ -58,7 +58,9 @@ class Page:
             "if (queue.queue_pending.length) await app.api.clearItems('queue');"
             "if (queue.queue_running.length) await app.api.interrupt(null);"
             "return queue.queue_running.length + queue.queue_pending.length === 0; })()")
-        self.browser.wait("!document.querySelector('.cascade-studio')")
+        # The host keeps, out of sight, what was drawn in a subgraph that is gone.
+        self.browser.wait("[...document.querySelectorAll('.cascade-studio')]"
+                          ".every((panel) => panel.getBoundingClientRect().height === 0)")
 
     def dismiss(self) -> None:
         """Close what the host opens over the graph, also after an error."""
@@ -170,11 +172,12 @@ class Page:
         self.browser.run("app.canvas.setDirty(true, true);" + FRAMES)
 
     def watch(self, *events: str) -> None:
-        """Note events of the server from now on, for :meth:`seen`."""
+        """Note these events of the server from now on, and no others, for :meth:`seen`."""
         self.browser.run(
-            "window.seen ??= []; window.seen.length = 0; window.watched ??= new Set();"
-            "for (const name of arguments[0]) if (!window.watched.has(name)) { window.watched.add(name);"
-            "app.api.addEventListener(name, (e) => window.seen.push([name, e.detail])); }", list(events))
+            "window.seen ??= []; window.seen.length = 0; window.listened ??= new Set(); window.watched = arguments[0];"
+            "for (const name of arguments[0]) if (!window.listened.has(name)) { window.listened.add(name);"
+            "app.api.addEventListener(name, ({ detail }) => {"
+            " if (window.watched.includes(name)) window.seen.push([name, detail]); }); }", list(events))
 
     def seen(self, event: str) -> list[Any]:
         return [detail for name, detail in self.browser.run("return window.seen") if name == event]

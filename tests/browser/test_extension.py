@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
-from browser.page import QUEUE, Page
+from browser.page import QUEUE, Page, Small
+from harness import REPOSITORY
 from tools.server import PACK
 
 from stages import geometry, memory
@@ -242,7 +244,7 @@ def test_progress_shows_and_cancel_interrupts(page, small):
     text = page.browser.wait(f"document.querySelector('{panel} .words')?.textContent")
     assert "1.0 GB of 3.1 GB" in text and "50.0 MB/s" in text and "42 s" in text, text
     page.browser.click(f"{panel} [data-action=cancel]")
-    page.browser.wait("window.seen.some(([name]) => name.startsWith('execution_'))")
+    page.browser.wait("window.seen.some(([name]) => name !== 'progress_state')")
     assert page.seen("execution_interrupted"), "it ended otherwise than by the click"
     page.browser.wait(f"document.querySelector('{panel} .words').textContent.includes('Stopped')")
     page.browser.wait("[...document.querySelectorAll('.cascade-studio-stages .stage')]"
@@ -275,3 +277,17 @@ def test_text_of_a_node_is_shown(page):
     assert shown == "212 of 212 keys\nmatched"
     page.executed(node, {})
     page.browser.wait("!document.querySelector('.cascade-studio-text')?.isConnected")
+
+
+def test_a_lora_tells_in_its_node_what_matched(page, object_info, pictures):
+    """For real, in whichever of the two places for text the page has: the host's, or the extension's."""
+    stack = Small(REPOSITORY / "workflows" / "lora_stack.json", object_info)
+    page.load(stack.workflow)
+    page.fit()
+    run(page)
+    node = stack.node("CascadeStudio_ApplyLoraStack")
+    report = page.browser.run("return [app.nodeOutputs[arguments[0]].text].flat().join('')", node).strip()
+    keys = re.findall(r"\d+ of \d+ keys used", report)
+    assert len(keys) == 2, report
+    page.browser.wait("arguments[0].every((words) => document.body.innerText.includes(words))", keys)
+    (pictures / "lora.png").write_bytes(page.browser.picture())

@@ -85,6 +85,8 @@ def test_a_click_makes_a_picture_and_the_picture_brings_the_graph_back(page, sma
     press_queue(page)
     seen = page.seen("b_preview_with_metadata")
     assert len(seen) >= 2, "no preview came while it sampled"
+    page.browser.wait("app.rootGraph.getNodeById(arguments[0]).imgs?.[0]?.naturalWidth > 0",
+                      int(small.node("CascadeStudio_SampleDecoder")))
     save, = [name for name, entry in expected.items() if entry["class_type"] == "SaveImage"]
     page.browser.wait("app.rootGraph.getNodeById(arguments[0]).imgs?.[0]?.naturalWidth === 128", int(save))
     stages = page.browser.run("return [...document.querySelectorAll('.cascade-studio-stages')]"
