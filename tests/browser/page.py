@@ -59,7 +59,7 @@ class Page:
             "if (queue.queue_running.length) await app.api.interrupt(null);"
             "return queue.queue_running.length + queue.queue_pending.length === 0; })()")
         # The host keeps, out of sight, what was drawn in a subgraph that is gone.
-        self.browser.wait("[...document.querySelectorAll('.cascade-studio')]"
+        self.browser.wait("app.rootGraph.nodes.length === 0 && [...document.querySelectorAll('.cascade-studio')]"
                           ".every((panel) => panel.getBoundingClientRect().height === 0)")
 
     def dismiss(self) -> None:

@@ -69,7 +69,7 @@ def shoot_walk(base: Base, options: argparse.Namespace) -> None:
         write_family(base.models)
     setup, name = harness.main_setup(), options.names[0]
     with Server(setup, base, cpu=not has_accelerator(setup), flags=flags) as server, Browser(WALK_SIZE) as browser:
-        server.client.fetch("/settings", SETTINGS)
+        server.client.fetch("/settings", CHROME)
         page = Page(browser, server.client.url)
         page.open()
         change = [tiny(WORKFLOWS / f"{name}.json", server.client.get("/object_info"))] if options.tiny else []

@@ -1,12 +1,14 @@
 """The path of someone who only clicks: template, workflow, queue, preview, picture, and back from the picture."""
 from __future__ import annotations
 
+import io
 import json
 import re
 
 import pytest
 from browser.page import NOT_THERE, QUEUE, Page, Small
 from harness import REPOSITORY
+from PIL import Image
 from tools.prompt import convert
 from tools.server import PACK
 
@@ -63,18 +65,24 @@ def test_a_workflow_comes_back_as_it_was_saved(page, path):
 
 def test_the_widgets_draw(page, object_info, pictures):
     """Every node of the first workflow is on the screen with something in it; a screenshot is kept."""
-    page.load(Small(WORKFLOWS[0], object_info).workflow)
-    page.fit()
-    (pictures / "workflow.png").write_bytes(page.browser.picture())
-    found = page.browser.run(
-        "return app.rootGraph.nodes.map((node) => { const [x, y] = app.canvasPosToClientPos(node.pos);"
-        "const s = app.canvas.ds.scale; const canvas = app.canvas.canvas, at = canvas.getBoundingClientRect();"
-        "const data = canvas.getContext('2d').getImageData(Math.max(0, x - at.x), Math.max(0, y - at.y),"
-        " node.size[0] * s, node.size[1] * s).data; const colours = new Set();"
-        "for (let i = 0; i < data.length; i += 4) colours.add((data[i] << 16) | (data[i + 1] << 8) | data[i + 2]);"
-        "return [node.type, colours.size]; })")
-    blank = [kind for kind, colours in found if colours < 8]
-    assert len(found) > 5 and not blank, blank
+    page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0)  # letters at every zoom
+    try:
+        page.load(Small(WORKFLOWS[0], object_info).workflow)
+        page.fit()
+        page.wait_still()
+        content = page.browser.picture()
+    finally:
+        page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 8)
+    (pictures / "workflow.png").write_bytes(content)
+    boxes = page.browser.run(
+        "return app.rootGraph.nodes.map((node) => [node.type, ...app.canvasPosToClientPos(node.pos),"
+        " ...[...node.size].map((side) => side * app.canvas.ds.scale)])")
+    with Image.open(io.BytesIO(content)) as screen:
+        for kind, left, top, width, height in boxes:
+            assert left > 0 and top > 0 and left + width < screen.width and top + height < screen.height, kind
+            found = screen.convert("RGB").crop((left, top, left + width, top + height))
+            assert len(found.getcolors(1 << 24)) > 8, f"{kind} is blank"
+    assert len(boxes) > 5
 
 
 def test_a_click_makes_a_picture_and_the_picture_brings_the_graph_back(page, small, server, tmp_path):
@@ -132,19 +140,31 @@ def test_the_help_page_opens(page):
     page.browser.run("app.extensionManager.rightSidePanel?.closePanel?.()")
 
 
+def language(page: Page, code: str) -> None:
+    """Switch, and wait until the frontend has loaded the workflow anew, which it does a moment later."""
+    page.browser.run("window.before = app.rootGraph.nodes[0]")
+    page.setting("Comfy.Locale", code)
+    page.browser.wait("app.rootGraph.nodes.length > 0 && app.rootGraph.nodes[0] !== window.before")
+
+
 def test_the_language_switches(page, small):
-    """The host's words and ours, which come from locales/fr/main.json."""
+    """The host's words, the extension's, and the nodes' names, as locales/fr has them."""
     page.load(small.workflow)
-    words = json.loads((REPOSITORY / "locales" / "fr" / "main.json").read_text(encoding="utf-8"))
-    french = words["cascadeStudio"]["canvas"]["swap"]
-    swap = "document.querySelector('.cascade-studio-canvas button')?.textContent"
-    run = f"document.querySelector('{QUEUE}').innerText.trim()"
-    english = page.browser.wait(swap), page.browser.wait(run)
-    assert french and french != english[0]
+    texts, names = (json.loads((REPOSITORY / "locales" / "fr" / f"{name}.json").read_text(encoding="utf-8"))
+                    for name in ("main", "nodeDefs"))
+    shown = {"a button": "document.querySelector('.cascade-studio-canvas button')?.textContent",
+             "a name": "LiteGraph.registered_node_types['CascadeStudio_Canvas'].title",
+             "the Run button": f"document.querySelector('{QUEUE}')?.innerText.trim()"}
+    english = {what: page.browser.wait(words) for what, words in shown.items()}
+    french = {"a button": texts["cascadeStudio"]["canvas"]["swap"],
+              "a name": names["CascadeStudio_Canvas"]["display_name"]}
     try:
-        page.setting("Comfy.Locale", "fr")
-        page.browser.wait(f"{swap} === arguments[0]", french)
-        page.browser.wait(f"{run} !== arguments[0]", english[1])
+        language(page, "fr")
+        for what, words in french.items():
+            page.browser.wait(f"{shown[what]} === arguments[0]", words)
+            assert words != english[what]
+        page.browser.wait(f"{shown['the Run button']} !== arguments[0]", english["the Run button"])
     finally:
-        page.setting("Comfy.Locale", "en")
-    page.browser.wait(f"{swap} === arguments[0] && {run} === arguments[1]", *english)
+        language(page, "en")
+    for what, words in english.items():
+        page.browser.wait(f"{shown[what]} === arguments[0]", words)
