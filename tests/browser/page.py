@@ -154,15 +154,15 @@ class Page:
     def setting(self, name: str, value: Any) -> None:
         self.browser.run("await app.extensionManager.setting.set(arguments[0], arguments[1])", name, value)
 
-    def fit(self) -> None:
-        """Zoom so that the whole graph is on the screen: the host's own command, without its gliding."""
+    def fit(self, share: float = 0.75) -> None:
+        """Zoom so that the whole graph takes this share of the screen: the host's own command, without its gliding."""
         self.browser.run(
             "const parts = [...app.rootGraph.nodes, ...app.rootGraph.groups];"
             "const [left, top] = [0, 1].map((way) => Math.min(...parts.map((part) => part.pos[way]))).map((v, way) =>"
             " v - way * arguments[0]);"
             "const [right, bottom] = [0, 1].map((way) => Math.max(...parts.map((p) => p.pos[way] + p.size[way])));"
-            "app.canvas.ds.fitToBounds([left, top, right - left, bottom - top]); app.canvas.setDirty(true, true);"
-            + FRAMES, TITLE)
+            "app.canvas.ds.fitToBounds([left, top, right - left, bottom - top], { zoom: arguments[1] });"
+            "app.canvas.setDirty(true, true);" + FRAMES, TITLE, share)
 
     def wait_still(self) -> None:
         """Wait until every picture in sight has arrived and the graph has been drawn with them."""

@@ -148,16 +148,17 @@ def language(page: Page, code: str) -> None:
 
 
 def test_the_language_switches(page, small):
-    """The host's words, the extension's, and the nodes' names, as locales/fr has them."""
+    """The host's words, the extension's, and the names of inputs, as locales/fr has them."""
     page.load(small.workflow)
     texts, names = (json.loads((REPOSITORY / "locales" / "fr" / f"{name}.json").read_text(encoding="utf-8"))
                     for name in ("main", "nodeDefs"))
     shown = {"a button": "document.querySelector('.cascade-studio-canvas button')?.textContent",
-             "a name": "LiteGraph.registered_node_types['CascadeStudio_Canvas'].title",
+             "an input": "app.rootGraph.nodes.find((node) => node.type === 'CascadeStudio_Canvas')"
+                         "?.widgets.find((widget) => widget.name === 'width').label",
              "the Run button": f"document.querySelector('{QUEUE}')?.innerText.trim()"}
     english = {what: page.browser.wait(words) for what, words in shown.items()}
     french = {"a button": texts["cascadeStudio"]["canvas"]["swap"],
-              "a name": names["CascadeStudio_Canvas"]["display_name"]}
+              "an input": names["CascadeStudio_Canvas"]["inputs"]["width"]["name"]}
     try:
         language(page, "fr")
         for what, words in french.items():

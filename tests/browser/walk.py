@@ -10,11 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from browser.driver import FRAMES
 from browser.page import QUEUE, Page, Small
 
 STEPS = {1: "installed", 2: "templates", 3: "workflow", 4: "running", 5: "picture"}
 LONGEST = 3600.0
 """Seconds that a run may take where only a CPU is there."""
+
+SHARE = 0.8
+"""Of the screen, for the graph: the frontend's bars stand before the rest."""
 
 LIBRARY = "Workspace.ToggleSidebarTab.node-library"
 SHOWN = ("app.rootGraph.nodes.some((node) => (node.imgs ?? []).some((image) => image.naturalWidth > 0))"
@@ -32,9 +36,11 @@ def walk(page: Page, folder: Path, template: str, prepare: Callable[[Page], None
 
     library = ("[...document.querySelectorAll('*')]"
                ".find((e) => !e.children.length && e.textContent.trim() === 'Cascade Studio')")
+    page.clear()  # the host's own first graph
     page.browser.run("await app.extensionManager.command.execute(arguments[0])", LIBRARY)
     page.browser.wait(f"!!{library}")
-    page.browser.run(f"{library}.scrollIntoView({{ block: 'center' }}); {library}.click()")
+    page.browser.run(f"{library}.scrollIntoView(); {library}.click()")
+    page.browser.run(f"{FRAMES}; {library}.scrollIntoView()")  # its folders are there now
     page.wait_still()
     shoot()
     page.browser.run("await app.extensionManager.command.execute(arguments[0])", LIBRARY)
@@ -44,7 +50,7 @@ def walk(page: Page, folder: Path, template: str, prepare: Callable[[Page], None
     shoot()
     page.open_template(template)
     prepare(page)
-    page.fit()
+    page.fit(SHARE)
     page.wait_still()
     shoot()
     page.watch("execution_success", "execution_error", "execution_interrupted", "b_preview_with_metadata")
@@ -54,7 +60,7 @@ def walk(page: Page, folder: Path, template: str, prepare: Callable[[Page], None
     shoot()
     page.wait_done(LONGEST)
     page.browser.wait(SHOWN)
-    page.fit()
+    page.fit(SHARE)
     page.wait_still()
     shoot()
     return taken
