@@ -21,8 +21,9 @@ SHARE = 0.8
 """Of the screen, for the graph: the frontend's bars stand before the rest."""
 
 LIBRARY = "Workspace.ToggleSidebarTab.node-library"
-SHOWN = ("app.rootGraph.nodes.some((node) => (node.imgs ?? []).some((image) => image.naturalWidth > 0))"
-         " || [...document.querySelectorAll('.cascade-studio img')].some((image) => image.naturalWidth > 0)")
+ENDED = "window.seen.some(([name]) => name.startsWith('execution_'))"
+SHOWN = ("Object.entries(app.nodeOutputs).some(([id, { images }]) => images?.length"
+         " && app.rootGraph.getNodeById(id)?.imgs?.some((image) => image.naturalWidth > 0))")
 
 
 def walk(page: Page, folder: Path, template: str, prepare: Callable[[Page], None] = lambda page: None) -> list[Path]:
@@ -55,7 +56,7 @@ def walk(page: Page, folder: Path, template: str, prepare: Callable[[Page], None
     shoot()
     page.watch("execution_success", "execution_error", "execution_interrupted", "b_preview_with_metadata")
     page.browser.click(QUEUE)
-    page.browser.wait("window.seen.length >= 2", timeout=LONGEST)
+    page.browser.wait(f"window.seen.length >= 2 || {ENDED}", timeout=LONGEST)
     page.wait_still()
     shoot()
     page.wait_done(LONGEST)
