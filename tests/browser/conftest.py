@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from browser.driver import Browser, find_chromium
 from browser.page import SETTINGS, Page, Small
+from browser.shop import IN_THE_WAY, Shop
 from harness import REPOSITORY, main_setup
 from tools.server import Base, Server
 
@@ -25,15 +27,40 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def server(chromium: str) -> Iterator[Server]:
-    """A running server whose user has been here before: no welcome dialogs."""
+def family_models(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the tiny checkpoint family."""
     from family import write_family
+    folder = tmp_path_factory.mktemp("models")
+    write_family(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shop(family_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A loopback server with the same family under other names, which a user's catalogue leads to."""
+    opened = Shop(family_models, tmp_path_factory.mktemp("catalogue"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def server(family_models: Path, shop: Shop) -> Iterator[Server]:
+    """A running server whose user has been here before: no welcome dialogs. What it fetches comes from the shop."""
     base = Base()
     try:
-        write_family(base.models)
-        with Server(main_setup(), base, cpu=True) as running:
+        shutil.copytree(family_models, base.models, dirs_exist_ok=True)
+        running = Server(main_setup(), base, cpu=True)
+        with pytest.MonkeyPatch.context() as environment:  # of this one process: other tests stay offline
+            for name in IN_THE_WAY:
+                environment.delenv(name, raising=False)
+            for name, value in shop.environment.items():
+                environment.setenv(name, value)
+            running.start()
+        try:
             running.client.fetch("/settings", SETTINGS)
             yield running
+        finally:
+            running.stop()
     finally:
         base.close()
 

@@ -25,7 +25,26 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "-
          "--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-dev-shm-usage",
          "--hide-scrollbars", "--force-device-scale-factor=1", "--remote-debugging-port=0",
          "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-PATIENCE = 60.0
+PATIENCE = 120.0
+"""Seconds for whatever a page does: a limit against hanging, on a machine that may be busy with something else."""
+
+FRAMES = "for (let i = 0; i < 4; i++) await new Promise(requestAnimationFrame)"
+"""Statement of a page: waits until everything that was changed before it is drawn."""
+
+SPOT = """await (async ([selector, across, down]) => {
+  const shown = (e) => { const { width, height } = e.getBoundingClientRect(); return width && height; };
+  const found = [...document.querySelectorAll(selector)].find(shown);
+  if (!found || found.disabled) return null;
+  const box = () => found.getBoundingClientRect();
+  const place = () => [box().x + across * box().width, box().y + down * box().height];
+  const [x, y] = place();
+  for (let i = 0; i < 4; i++) {
+    await new Promise(requestAnimationFrame);
+    if (String(place()) !== String([x, y])) return null;
+  }
+  return found.contains(document.elementFromPoint(x, y)) ? [x, y] : null;
+})(arguments)"""
+"""Expression of a page: where a selector's first shown element can be pressed; null while it moves or is covered."""
 
 
 class BrowserError(Exception):
@@ -158,9 +177,10 @@ class Browser:
         return tuple(found)
 
     def click(self, selector: str, across: float = 0.5, down: float = 0.5) -> None:
-        """Press the mouse on the first shown element of a selector, as a hand would."""
-        left, top, width, height = self.box(selector)
-        self.click_at(left + across * width, top + down * height)
+        """Press the mouse on the first shown element of a selector, as a hand would: it stands still, uncovered."""
+        spot = self._until(lambda: self.run(f"return {SPOT}", selector, across, down),
+                           f"a free place to press on '{selector}'", pause=0.1)
+        self.click_at(*spot)
 
     def click_at(self, x: float, y: float) -> None:
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

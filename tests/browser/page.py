@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from browser.driver import Browser
+from browser.driver import FRAMES, Browser
 from tools.edit import fit_files
 from tools.prompt import Converted, convert
 from tools.server import PACK
@@ -16,6 +16,9 @@ READY = f"!document.querySelector('.p-progressspinner') && !!document.querySelec
 OURS, CODE = "cascade", (f"/extensions/{PACK}/js/", f"/extensions/{PACK}/css/")
 NOT_THERE = "Failed to load resource"
 """The frontend asks for thumbnails, and for help in the user's language, whether there are any or not."""
+
+TEMPLATES = '[data-testid="template-workflows-content"]'
+CARD = '[data-testid="template-workflow-%s"]'
 
 OPENING = 240.0
 """Seconds that the frontend may take to open, on a machine that is busy with something else."""
@@ -47,23 +50,66 @@ class Page:
                 if (OURS in error.lower() and not error.startswith(NOT_THERE)) or any(path in error for path in CODE)]
 
     def clear(self) -> None:
-        """An empty graph, no dialog, no selection."""
-        self.browser.run("app.extensionManager.dialog?.closeDialog?.(); app.canvas.deselectAll();"
-                         "app.rootGraph.clear();")
+        """An empty graph, no dialog, no selection, nothing that runs, and no panel of what was there before."""
+        self.dismiss()
+        self.browser.run("app.canvas.deselectAll(); app.rootGraph.clear();")
+        self.browser.wait(
+            "await (async () => { const queue = await (await app.api.fetchApi('/queue')).json();"
+            "if (queue.queue_pending.length) await app.api.clearItems('queue');"
+            "if (queue.queue_running.length) await app.api.interrupt(null);"
+            "return queue.queue_running.length + queue.queue_pending.length === 0; })()")
+        # The host keeps, out of sight, what was drawn in a subgraph that is gone.
+        self.browser.wait("app.rootGraph.nodes.length === 0 && [...document.querySelectorAll('.cascade-studio')]"
+                          ".every((panel) => panel.getBoundingClientRect().height === 0)")
+
+    def dismiss(self) -> None:
+        """Close what the host opens over the graph, also after an error."""
+        self.browser.run("app.extensionManager.dialog?.closeDialog?.();"
+                         "document.querySelector('[data-testid=error-overlay-dismiss]')?.click()")
 
     def load(self, workflow: dict[str, Any], name: str = "test") -> None:
         """Open a workflow as from a file."""
         self.browser.run("await app.loadGraphData(arguments[0], true, true, arguments[1])", workflow, name)
 
+    def browse_templates(self) -> None:
+        """Open the template browser at the pack's own category."""
+        self.browser.run("await app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.browser.wait(f"!!document.querySelector('{TEMPLATES}')")
+        category = ("[...document.querySelectorAll('[role=dialog] *')]"
+                    f".find((e) => !e.children.length && e.textContent.trim() === '{PACK}')")
+        group = ("[...document.querySelectorAll('nav *, aside *, [role=dialog] *')]"
+                 ".find((e) => e.children.length === 0 && e.textContent.trim().toUpperCase() === 'EXTENSIONS')")
+        self.browser.wait(f"!!({category} ?? {group})")
+        self.browser.run(f"if (!{category}) {group}.click()")
+        self.browser.wait(f"!!{category}")
+        self.browser.run(f"{category}.click()")
+
+    def find_template(self, name: str) -> str:
+        """Scroll the template browser until a workflow is listed; returns the selector of its card."""
+        card = CARD % name
+        self.browser.wait("(document.querySelector(arguments[0]) ?? (document.querySelector(arguments[1])"
+                          "?.lastElementChild?.scrollIntoView(), null)) !== null", card, TEMPLATES)
+        self.browser.run("document.querySelector(arguments[0]).scrollIntoView({ block: 'center' })", card)
+        return card
+
+    def open_template(self, name: str) -> None:
+        """Click a workflow in the template browser and wait until it is in the graph."""
+        self.browser.click(self.find_template(name))
+        self.browser.wait(f"app.rootGraph.nodes.length > 0 && !document.querySelector('{TEMPLATES}')")
+
     def add(self, kind: str, at: tuple[int, int] = (100, 100), **values: Any) -> int:
-        """Put one node into the graph; returns its id."""
-        return self.browser.run(
+        """Put one node into the graph and wait until it is drawn with its panels; returns its id."""
+        node = self.browser.run(
             "const node = LiteGraph.createNode(arguments[0]); node.pos = arguments[1]; app.rootGraph.add(node);"
             "for (const [name, value] of Object.entries(arguments[2])) {"
             "  const widget = node.widgets.find((w) => w.name === name); widget.value = value;"
             "  widget.callback?.(value); }"
             "app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true);"
-            "await new Promise((done) => setTimeout(done, 200)); return node.id", kind, list(at), values)
+            "return node.id", kind, list(at), values)
+        self.browser.wait("app.rootGraph.getNodeById(arguments[0]).widgets?.every(({ element }) =>"
+                          " !element || element.getBoundingClientRect().height > 0) ?? true", node)
+        self.browser.run(FRAMES)
+        return node
 
     def value(self, node: int, widget: str) -> Any:
         return self.browser.run("return app.rootGraph.getNodeById(arguments[0]).widgets"
@@ -89,8 +135,9 @@ class Page:
 
     def unknown(self) -> list[str]:
         """Types of nodes in the graph that the frontend does not know."""
-        return self.browser.run("return app.rootGraph.nodes.filter((n) => !LiteGraph.registered_node_types[n.type])"
-                                ".map((n) => n.type)")
+        return self.browser.run(
+            "return [app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap((graph) => graph.nodes)"
+            ".filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type)")
 
     def overlaps(self) -> list[str]:
         """Nodes that lie on one another as the page shows them, its panels included."""
@@ -107,23 +154,30 @@ class Page:
     def setting(self, name: str, value: Any) -> None:
         self.browser.run("await app.extensionManager.setting.set(arguments[0], arguments[1])", name, value)
 
-    def fit(self) -> None:
-        """Zoom so that the whole graph is on the screen."""
-        self.browser.run("await app.extensionManager.command.execute('Comfy.Canvas.FitView');"
-                         "await new Promise((done) => setTimeout(done, 700))")
+    def fit(self, share: float = 0.75) -> None:
+        """Zoom so that the whole graph takes this share of the screen: the host's own command, without its gliding."""
+        self.browser.run(
+            "const parts = [...app.rootGraph.nodes, ...app.rootGraph.groups];"
+            "const [left, top] = [0, 1].map((way) => Math.min(...parts.map((part) => part.pos[way]))).map((v, way) =>"
+            " v - way * arguments[0]);"
+            "const [right, bottom] = [0, 1].map((way) => Math.max(...parts.map((p) => p.pos[way] + p.size[way])));"
+            "app.canvas.ds.fitToBounds([left, top, right - left, bottom - top], { zoom: arguments[1] });"
+            "app.canvas.setDirty(true, true);" + FRAMES, TITLE, share)
 
     def wait_still(self) -> None:
-        """Wait until every picture on the page has arrived and the graph has been drawn with them."""
-        self.browser.wait("[...document.images].every((image) => image.complete)")
-        self.browser.run("app.canvas.setDirty(true, true);"
-                         "for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)")
+        """Wait until every picture in sight has arrived and the graph has been drawn with them."""
+        self.browser.wait("[...document.images].every((image) => { const at = image.getBoundingClientRect();"
+                          "const seen = at.bottom > 0 && at.right > 0 && at.top < innerHeight && at.left < innerWidth;"
+                          "return image.complete || !seen; })")
+        self.browser.run("app.canvas.setDirty(true, true);" + FRAMES)
 
     def watch(self, *events: str) -> None:
-        """Note events of the server from now on, for :meth:`seen`."""
+        """Note these events of the server from now on, and no others, for :meth:`seen`."""
         self.browser.run(
-            "window.seen ??= []; window.seen.length = 0; window.watched ??= new Set();"
-            "for (const name of arguments[0]) if (!window.watched.has(name)) { window.watched.add(name);"
-            "app.api.addEventListener(name, (e) => window.seen.push([name, e.detail])); }", list(events))
+            "window.seen ??= []; window.seen.length = 0; window.listened ??= new Set(); window.watched = arguments[0];"
+            "for (const name of arguments[0]) if (!window.listened.has(name)) { window.listened.add(name);"
+            "app.api.addEventListener(name, ({ detail }) => {"
+            " if (window.watched.includes(name)) window.seen.push([name, detail]); }); }", list(events))
 
     def seen(self, event: str) -> list[Any]:
         return [detail for name, detail in self.browser.run("return window.seen") if name == event]
@@ -132,7 +186,7 @@ class Page:
         """Let the page hear an event as if the server had sent it."""
         self.browser.run("app.api.dispatchEvent(new CustomEvent(arguments[0], { detail: arguments[1] }))", event, data)
 
-    def wait_done(self, timeout: float = 120.0) -> None:
+    def wait_done(self, timeout: float = 300.0) -> None:
         """Wait until a watched run has ended; its failure is an error here."""
         limit = time.monotonic() + timeout
         while time.monotonic() < limit:
@@ -150,12 +204,19 @@ class Small:
     def __init__(self, path: Path, object_info: dict[str, Any]) -> None:
         self.workflow = json.loads(path.read_text(encoding="utf-8"))
         self.converted: Converted = convert(self.workflow, object_info)
+        self.saved = {node: dict(entry["inputs"]) for node, entry in self.converted.prompt.items()}
         fit_files(self.converted, object_info)
         for node, entry in self.converted.prompt.items():
             for name, value in entry["inputs"].items():
                 small = {"steps": 3, "width": 128, "height": 128}.get(name)
                 if small and isinstance(value, (int, float)):
                     self.converted.set(node, name, small)
+
+    @property
+    def changes(self) -> list[tuple[str, str, Any]]:
+        """Node, input and value of all that differs from the file."""
+        return [(node, name, value) for node, entry in self.converted.prompt.items()
+                for name, value in entry["inputs"].items() if value != self.saved[node][name]]
 
     def node(self, kind: str) -> str:
         found, = [name for name, entry in self.converted.prompt.items() if entry["class_type"] == kind]
