@@ -35,12 +35,6 @@ def colour_distance(rgb: Tensor, name: str) -> Tensor:
     return (background(rgb) - torch.tensor(COLOURS[name]) / 255).norm(dim=1)
 
 
-def sharpness(rgb: Tensor) -> Tensor:
-    """Mean difference of neighbouring pixels of each picture, (B,)."""
-    return ((rgb[..., 1:] - rgb[..., :-1]).abs().mean((1, 2, 3)) + (rgb[..., 1:, :] - rgb[..., :-1, :]).abs().mean(
-        (1, 2, 3))) / 2
-
-
 def layout(rgb: Tensor) -> Tensor:
     """Each picture at 32 pixels without its mean, (B, N), unit length: what stays of it when details are ignored."""
     small = F.interpolate(rgb, size=(32, 32), mode="area").flatten(1)

@@ -64,10 +64,10 @@ def _use_mini(converted: Converted, sized: bool) -> bool:
 
     Unless a size was asked for (``sized``), every side becomes a quarter: Mini paints 256 pixels.
     """
-    kinds = {node["class_type"] for node in converted.prompt.values()}
-    if "CheckpointLoaderSimple" in kinds or not small.mini().covers(small.roles_of(converted)):
+    kit, kinds = small.kit_for(converted), {node["class_type"] for node in converted.prompt.values()}
+    if kit is small.FAMILY or "CheckpointLoaderSimple" in kinds:
         return False
-    small.use(converted, small.mini())
+    small.use(converted, kit)
     if not sized:
         small.shrink(converted, steps=None, smallest=small.MINI_SIDE)
     say("The models are those of Cascade Mini, which comes with the pack and paints pictures of 256 pixels.")
