@@ -1,7 +1,7 @@
 """Eyes for tests: what a picture of Cascade Mini shows, told in two ways, and the colour of its background.
 
-:class:`Outlines` needs no net: it compares outline and colours with real pictures (``mini_outlines.npz``). The other way
-is Mini's own vision tower (:meth:`mini.Mini.likeness`), which learned from real pictures only.
+:class:`Outlines` needs no net: it compares outline and colours with real pictures (``mini_outlines.npz``). The other
+way is Mini's own vision tower (:meth:`mini.Mini.likeness`), which learned from real pictures only.
 """
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from training.mini.evaluate import background, colour_names, silhouettes
 
 FILE = Path(__file__).with_name("mini_outlines.npz")
 SIGHT = 128
+NEAR = 0.25
+"""Shades of one colour; the nearest two names, gray and purple, are 0.33 apart."""
 
 
 def as_rgb(pixels: np.ndarray) -> Tensor:
@@ -33,6 +35,11 @@ def colour(rgb: Tensor) -> list[str]:
 def colour_distance(rgb: Tensor, name: str) -> Tensor:
     """How far each picture's rim is from a named colour, (B,); black and white are 1.73 apart."""
     return (background(rgb) - torch.tensor(COLOURS[name]) / 255).norm(dim=1)
+
+
+def has_ground(rgb: Tensor, name: str) -> bool:
+    """Whether one picture's rim has the named colour: no other is nearer, or it is a shade of it."""
+    return colour(rgb) == [name] or float(colour_distance(rgb, name)) < NEAR
 
 
 def layout(rgb: Tensor) -> Tensor:

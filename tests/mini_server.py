@@ -55,16 +55,19 @@ def pictures(server: Any, run: Run) -> list[Tensor]:
 
 
 def shows(rgb: Tensor, scene: Scene) -> bool:
-    """Whether one of the two eyes names the subject first among 24, which chance does for one picture in twelve."""
-    return scene.subject in (eyes.outlines().order(rgb, scene.background)[0][0],
-                             towers().subject(rgb, scene.background)[0])
+    """Whether one eye names the subject first among 24 and the outlines have it among the first three.
+
+    Either alone would call some blob a frog or a tree; for both, chance is below one in fifteen.
+    """
+    outlines = eyes.outlines().order(rgb, scene.background)[0][:3]
+    return scene.subject in outlines and scene.subject in (outlines[0], towers().subject(rgb, scene.background)[0])
 
 
 def check_shows(rgb: Tensor, scene: Scene) -> None:
     """The picture shows the subject on the named background."""
     seen = eyes.outlines().order(rgb, scene.background)[0][:3], towers().subject(rgb, scene.background)[0]
     assert shows(rgb, scene), f"{scene.prompt}: the eyes see {seen}"
-    assert eyes.colour(rgb) == [scene.background], scene.prompt
+    assert eyes.has_ground(rgb, scene.background), f"{scene.prompt}: the rim is {eyes.colour(rgb)[0]}"
 
 
 def processor_seconds(server: Any) -> float:

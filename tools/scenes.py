@@ -20,8 +20,9 @@ FIRST = Scene("red apple", "blue")
 """The first picture, and the picture that workflows which load one are given."""
 
 SCENES = {
-    "a_first_picture": FIRST, "text_to_image": Scene("sunflower", "green"), "text_to_image_lite": Scene("rocket", "blue"),
-    "text_to_image_all_in_one": Scene("tiger", "gray"), "text_to_image_core_ksampler": Scene("frog", "purple"),
+    "a_first_picture": FIRST, "text_to_image": Scene("sunflower", "green"),
+    "text_to_image_lite": Scene("rocket", "blue"), "text_to_image_all_in_one": Scene("tiger", "gray"),
+    "text_to_image_core_ksampler": Scene("soccer ball", "teal"),
     "text_to_image_core_loaders": Scene("octopus", "blue"), "text_to_image_custom_sampling": Scene("cactus", "purple"),
     "low_memory": Scene("house", "pink"), "image_to_image": FIRST, "image_variation": FIRST, "reconstruction": FIRST,
     "canny": Scene("red apple", "yellow"), "inpaint": FIRST, "outpaint": FIRST,

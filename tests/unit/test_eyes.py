@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from training.mini.data import COLOURS
 
 
-def drawn(name: str, ground: str, size: int = 150, place: tuple[int, int] = (60, 40), mirrored: bool = False) -> torch.Tensor:
+def drawn(name: str, ground: str, size: int = 150, place: tuple[int, int] = (60, 40),
+          mirrored: bool = False) -> torch.Tensor:
     """A known subject on a colour, larger or smaller, somewhere; RGB (1, 3, 256, 256)."""
     known = outlines()
     rgba = F.interpolate(known.rgba[known.names.index(name)][None], size=(size, size), mode="bilinear")

@@ -1,4 +1,4 @@
-"""``python3 dev.py run -m training.mini.outlines``: what a few subjects really look like, as small numbers for the tests.
+"""``python3 dev.py run -m training.mini.outlines``: what a few subjects look like, as small numbers for the tests.
 
 The tests tell what a picture shows without any of Mini's nets by comparing it with these: 32 x 32 RGBA with
 premultiplied alpha of the pictures that Stage C learned from (Fluent 3D, MIT), one for each of :data:`SUBJECTS`.
@@ -20,8 +20,8 @@ TARGET = REPOSITORY / "tests" / "mini_outlines.npz"
 SMALL = 32
 SUBJECTS = (
     "red apple", "robot", "pizza", "tiger", "hot dog", "sunflower", "rocket", "snowman", "octopus", "guitar", "bicycle",
-    "cactus", "crown", "ghost", "bus", "evergreen tree", "umbrella", "watermelon", "soccer ball", "house", "frog", "key",
-    "mushroom", "airplane")
+    "cactus", "crown", "ghost", "bus", "evergreen tree", "umbrella", "watermelon", "soccer ball", "house", "frog",
+    "key", "mushroom", "airplane")
 """Labels of the training data that look unlike each other."""
 
 

@@ -48,7 +48,8 @@ def canny() -> Flow:
     _finish(flow, load, b, "controlnet_canny")
     mini = f"""
 To try it without any download, choose the preset *Cascade Mini* in the loader, the ControlNet
-*{parts.mini_name("controlnet_canny")}*, 256 x 256 on the canvas and a prompt such as *red apple on a yellow background*.
+*{parts.mini_name("controlnet_canny")}*, 256 x 256 on the canvas and a prompt such as *red apple on a yellow
+background*.
 """ if parts.ships("controlnet_canny") else ""
     flow.note("Edges", f"""## Edges
 
