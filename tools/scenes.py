@@ -25,7 +25,7 @@ SCENES = {
     "text_to_image_core_ksampler": Scene("soccer ball", "teal"),
     "text_to_image_core_loaders": Scene("octopus", "blue"), "text_to_image_custom_sampling": Scene("cactus", "purple"),
     "low_memory": Scene("house", "pink"), "image_to_image": FIRST, "image_variation": FIRST, "reconstruction": FIRST,
-    "canny": Scene("red apple", "yellow"), "inpaint": FIRST, "outpaint": FIRST,
+    "canny": Scene("red apple", "yellow"), "inpaint": FIRST, "outpaint": FIRST, "super_resolution": FIRST,
     "high_resolution_2k": Scene("evergreen tree", "blue"), "high_resolution_4k": Scene("umbrella", "blue"),
     "draft_board": Scene("robot", "gray"), "lora_stack": Scene("snowman", "purple"),
     "lora_schedule": Scene("bus", "purple"), "merge": Scene("ghost", "blue"),

@@ -1,7 +1,8 @@
 """``python3 dev.py run -m tools.workflow_thumbnails [NAME ...]``: a picture of 512 pixels beside each workflow.
 
 Every workflow runs on a real server with Cascade Mini, at the size that Mini paints and with a prompt that it knows;
-what it saves becomes the template browser's picture. Workflows that need a part which Mini lacks are left alone.
+what it saves becomes the template browser's picture. ControlNets that Mini lacks are bypassed; workflows that need another
+part which Mini lacks are left alone.
 """
 from __future__ import annotations
 
@@ -52,8 +53,9 @@ def with_hole(data: bytes) -> bytes:
 
 
 def prepared(name: str, definitions: dict[str, Any]) -> dict[str, Any] | None:
-    """The prompt on Mini, or None where Mini lacks a part."""
+    """The prompt on Mini, or None where Mini lacks a part other than a ControlNet."""
     converted = convert(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), definitions)
+    small.without_nets(converted, small.mini())
     scene = None if name in SILENT else SCENES.get(name)
     if not small.for_mini(converted, definitions, scene, EXAMPLE):
         return None

@@ -37,3 +37,13 @@ def test_it_shows_its_scene(server, name):
             assert eyes.colour(rgb) == [SCENES[name].background] and rgb.std() > 0.05
         else:
             check_shows(rgb, SCENES[name])
+
+
+def test_the_template_browser_gets_its_list_and_pictures(server):
+    """Beside each file of the list the browser asks for the picture of the same name."""
+    assert set(server.client.get("/workflow_templates")["cascade-studio"]) == set(NAMES)
+    pictures_there = sorted(WORKFLOWS.glob("*.jpg"))
+    if not pictures_there:
+        pytest.skip("no pictures were made yet; test_thumbnails says when they have to be there")
+    for path in pictures_there:
+        assert server.client.fetch(f"/api/workflow_templates/cascade-studio/{path.name}") == path.read_bytes()
