@@ -1,6 +1,8 @@
 """Mini's example LoRA and ControlNet do what they were trained for, on Mini, in the real host."""
 from __future__ import annotations
 
+from typing import Any
+
 import eyes
 import pytest
 import torch
@@ -21,10 +23,10 @@ def mini(host) -> MiniStudio:
 
 def test_the_lora_changes_the_style_and_keeps_the_subject(mini, record_property):
     need("lora")
-    def styled(strength: float) -> MiniStudio:
-        model, clip = mini.call("CascadeStudio_LoadLora", (0, 2), prior=mini.parts.prior, clip=mini.parts.clip,
-                                lora=small.mini().files["lora"], strength_model=strength)
-        return model
+
+    def styled(strength: float) -> Any:
+        return mini.call("CascadeStudio_LoadLora", prior=mini.parts.prior, clip=mini.parts.clip,
+                         lora=small.mini().files["lora"], strength_model=strength)
 
     kept, changes = [], []
     for scene in SCENES:
@@ -49,7 +51,7 @@ def test_the_controlnet_makes_edges_agree(mini, record_property):
     need("controlnet_canny")
     net = mini.call("CascadeStudio_LoadControlNet", controlnet=small.mini().files["controlnet_canny"])
     found = []
-    for scene in SCENES:
+    for scene in SCENES[:3]:
         image = mini.paint(scene, seed=11)
         latent = mini.canvas()[0]
         hint = mini.call("CascadeStudio_CannyHint", image=image, latent=latent)
