@@ -13,7 +13,6 @@ from tools.messages import Stop
 from tools.scenes import SHEET
 
 WORKFLOWS = REPOSITORY / "workflows"
-PICTURES = sorted(WORKFLOWS.glob("*.jpg"))
 
 
 def png(size: tuple[int, int]) -> bytes:
@@ -39,15 +38,12 @@ def test_every_workflow_has_its_picture():
     """``python3 dev.py run -m tools.workflow_thumbnails`` writes them, with Cascade Mini."""
     if not parts.ships():
         pytest.skip("Cascade Mini, which paints them, is not in the repository yet")
-    names = {path.stem for path in WORKFLOWS.glob("*.json")}
-    assert {path.stem for path in PICTURES} == names
-
-
-@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
-def test_pictures_are_what_the_tool_writes(path):
-    with Image.open(path) as picture:
-        assert picture.format == "JPEG" and max(picture.size) == tool.SIDE
-    assert path.stat().st_size < 150_000
+    pictures = sorted(WORKFLOWS.glob("*.jpg"))
+    assert [path.stem for path in pictures] == sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.format == "JPEG" and max(picture.size) == tool.SIDE, path.name
+        assert path.stat().st_size < 150_000, path.name
 
 
 def test_the_sheet_has_rows_with_a_caption_below_each_picture():
