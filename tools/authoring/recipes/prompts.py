@@ -61,8 +61,8 @@ def lora_control_regional() -> Flow:
 
 
 def _how_they_meet(flow: Flow) -> None:
-    fits = ("Here both are the examples that come with Cascade Mini." if ON_MINI else
-            "*my_style* stands for one of yours. Without one, bypass **Load Cascade LoRA** (Ctrl+B).")
+    fits = (". Here both are the examples that come with Cascade Mini." if ON_MINI else
+            ": *my_style* stands for one of yours. Without one, bypass **Load Cascade LoRA** (Ctrl+B).")
     flow.note("How they meet", f"""## How they meet
 
 - **Load Cascade LoRA** changes the model and the text encoder; wire both on from it.
@@ -72,7 +72,7 @@ def _how_they_meet(flow: Flow) -> None:
   its Mask Editor make masks of any shape.
 - **Apply Cascade ControlNet** comes last, on the finished prompts. Stage B hears the plain prompt.
 
-The published ControlNets fit the full Stage C alone, and a LoRA fits the Stage C it was trained on. {fits}""")
+The published ControlNets fit the full Stage C alone, and a LoRA fits the Stage C it was trained on{fits}""")
 
 
 def guidance() -> Flow:
