@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
                                  help="run the host and server tests on every pinned ComfyUI")
             command.add_argument("--soak", action="store_true", help="run the long tests too (many minutes)")
         if action is host:
-            command.add_argument("--model", metavar="DIR", help="a ComfyUI models folder (default: a tiny family)")
+            command.add_argument("--model", metavar="DIR", help="a ComfyUI models folder (default: Cascade Mini)")
             command.add_argument("--base", metavar="DIR", help="a ComfyUI base directory (default: a temporary one)")
             command.add_argument("--port", type=int, default=8188)
     return parser
@@ -96,7 +96,7 @@ def _demo_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, help="the seed of the picture")
     command.add_argument("--size", metavar="WxH", help="the size of the picture in pixels, for example 1024x768")
     command.add_argument("--workflow", metavar="FILE", help="another workflow file (as ComfyUI saves it)")
-    command.add_argument("--model", metavar="DIR", help="a ComfyUI models folder (default: a tiny random family)")
+    command.add_argument("--model", metavar="DIR", help="a ComfyUI models folder (default: Cascade Mini)")
     command.add_argument("--output", metavar="FILE", help="where the PNG goes (default: demo-N.png)")
 
 

@@ -11,11 +11,11 @@ from tools.prompt import Converted, convert
 
 
 def prepared(server: Any, workflow: dict[str, Any]) -> Converted:
-    """The workflow on small weights, at a quarter of its size."""
+    """The workflow on the tiny family, at a quarter of its size; test_mini_workflows runs it on Cascade Mini."""
     info = server.client.get("/object_info")
     converted = convert(workflow, info)
     small.with_our_loaders(converted, info)
-    small.use(converted, small.kit_for(converted))
+    small.use(converted, small.FAMILY)
     small.shrink(converted)
     small.choose(converted)
     return converted

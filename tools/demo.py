@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import small
 from .client import Run
 from .edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from .env import REPOSITORY, Setup
@@ -20,6 +21,7 @@ from .prompt import Converted, convert, is_prompt
 from .server import Base, Server, has_accelerator, host_flags, server_environment
 
 WORKFLOW = REPOSITORY / "workflows" / "text_to_image.json"
+FIRST_PICTURE = REPOSITORY / "workflows" / "a_first_picture.json"
 WIDTH = 28
 BAR = 30
 
@@ -35,8 +37,8 @@ def _read_workflow(path: Path) -> dict[str, Any]:
 
 def write_family(setup: Setup, models: Path) -> None:
     """Let the tests' writer fill a models folder with the tiny random family."""
-    say("No trained small weights exist yet: the demo uses a tiny random checkpoint family (same file formats and key "
-        "names, only narrower), so the picture is coloured noise.")
+    say("Cascade Mini's trained weights are not here, or lack a part of this workflow: the demo uses a tiny random "
+        "checkpoint family (same file formats and key names, only narrower), so the picture is coloured noise.")
     command = setup.command(str(REPOSITORY / "tests" / "family.py"), str(models), "--no-variants")
     result = subprocess.run(command, env=setup.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
@@ -44,12 +46,32 @@ def write_family(setup: Setup, models: Path) -> None:
         raise Stop(f"The tiny checkpoint family could not be written: {result.stdout.strip()[-2000:]}")
 
 
+def _has_mini() -> bool:
+    return small.mini().covers(small.PAINTS)
+
+
 def _models(setup: Setup, base: Base, given: str | None) -> list[str]:
-    """The flags that give the server its models."""
+    """The flags that give the server its models; Mini needs none, it comes with the pack."""
     if given:
         return base.add_models(Path(given).expanduser().resolve())
-    write_family(setup, base.models)
+    if not _has_mini():
+        write_family(setup, base.models)
     return []
+
+
+def _use_mini(converted: Converted, sized: bool) -> bool:
+    """Let the workflow run on Cascade Mini; False where Mini lacks a part, or a core loader would have to load it.
+
+    Unless a size was asked for (``sized``), every side becomes a quarter: Mini paints 256 pixels.
+    """
+    kit, kinds = small.kit_for(converted), {node["class_type"] for node in converted.prompt.values()}
+    if kit is small.FAMILY or "CheckpointLoaderSimple" in kinds:
+        return False
+    small.use(converted, kit)
+    if not sized:
+        small.shrink(converted, steps=None, smallest=small.MINI_SIDE)
+    say("The models are those of Cascade Mini, which comes with the pack and paints pictures of 256 pixels.")
+    return True
 
 
 class _Bars:
@@ -96,14 +118,22 @@ class _Bars:
             self._show("")
 
 
-def _edit(converted: Converted, options: argparse.Namespace, object_info: dict[str, Any]) -> None:
+def _edit(converted: Converted, options: argparse.Namespace) -> None:
     if options.prompt is not None:
         set_prompt(converted, options.prompt)
     if options.seed is not None:
         set_seed(converted, options.seed)
     if options.size is not None:
         set_size(converted, *parse_size(options.size))
-    for line in fit_files(converted, object_info):
+
+
+def _choose_files(setup: Setup, server: Server, converted: Converted, options: argparse.Namespace) -> None:
+    """Mini's files; else those nearest by name in the models folder that was given, or in the tiny family."""
+    if options.model is None and _has_mini():
+        if _use_mini(converted, options.size is not None):
+            return
+        write_family(setup, server.base.models)
+    for line in fit_files(converted, server.client.get("/object_info")):
         say(line)
 
 
@@ -151,7 +181,8 @@ def _report(run: Run, prompt: dict[str, Any], paths: list[Path]) -> None:
 
 def run_demo(setup: Setup, options: argparse.Namespace) -> int:
     """Start a server, queue the workflow, save the picture, stop the server; returns the exit code."""
-    path = Path(options.workflow).expanduser().resolve() if options.workflow else WORKFLOW
+    first = FIRST_PICTURE if options.model is None and _has_mini() and FIRST_PICTURE.is_file() else WORKFLOW
+    path = Path(options.workflow).expanduser().resolve() if options.workflow else first
     workflow = _read_workflow(path)
     if options.size is not None:
         parse_size(options.size)
@@ -164,7 +195,8 @@ def run_demo(setup: Setup, options: argparse.Namespace) -> int:
             info = server.client.get("/object_info")
             embedded = None if is_prompt(workflow) else copy.deepcopy(workflow)
             converted = convert(embedded or workflow, info)
-            _edit(converted, options, info)
+            _choose_files(setup, server, converted, options)
+            _edit(converted, options)
             run = server.client.run(converted.prompt, embedded, listen=_Bars(converted.prompt),
                                     alive=lambda: server.process.poll() is None, timeout=24 * 3600.0)
             paths = _save(server, run, options.output, ["prompt"] + (["workflow"] if embedded else []))

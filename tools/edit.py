@@ -2,14 +2,25 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
+from functools import lru_cache
 from typing import Any
 
+from .env import REPOSITORY
 from .messages import Stop
 from .prompt import Converted
 
 TEXTS = ("text", "prompt", "clip_l", "clip_g")
 FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
+
+
+@lru_cache(maxsize=1)
+def _bundled() -> frozenset[str]:
+    """Names of the files that come with the pack: they fit each other, and no file of another model."""
+    files = json.loads(CATALOGUE.read_text(encoding="utf-8"))["files"]
+    return frozenset(file["name"] for file in files if file.get("bundled"))
 
 
 def _constants(converted: Converted, *names: str) -> list[tuple[str, str]]:
@@ -102,7 +113,7 @@ def fit_files(converted: Converted, object_info: dict[str, Any]) -> list[str]:
             options = _options(definition, name)
             if options is None or value in options or not str(value).lower().endswith(FILES):
                 continue
-            files = [option for option in options if str(option).lower().endswith(FILES)]
+            files = [option for option in options if str(option).lower().endswith(FILES) and option not in _bundled()]
             if not files:
                 raise Stop(f"The workflow's node {entry['_meta']['title']} needs the file {value} as {name}, and the "
                            "models folder has none for that input. Put it there, or give another folder with --model.")

@@ -12,13 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .edit import FILES
+from .edit import CATALOGUE, FILES, set_prompt
 from .env import REPOSITORY
 from .prompt import Converted
+from .scenes import Scene
 from .widgets import read_widgets
 
 MINI_FOLDER = REPOSITORY / "mini"
-CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
 SIDES = ("width", "height", "target_size", "resolution", "left", "right", "top", "bottom")
 SMALLEST, PARTS = 128, 4
 FROM_CHECKPOINT = "from the checkpoint"
@@ -52,6 +52,17 @@ MINI_FILES = {
     "image_encoder": "vae/cascade_mini_stage_c_vae", "previewer": "vae/cascade_mini_stage_c_vae",
     "clip_vision": "clip_vision/cascade_mini_vision", "lora": "loras/cascade_mini_noto",
     "controlnet_canny": "controlnet/cascade_mini_canny"}
+
+
+PAINTS = ("prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision")
+"""The roles that make a whole Mini; the LoRA and the ControlNet are examples beside it."""
+
+SHIPPED: frozenset[str] = frozenset()
+"""The roles whose files are in the repository: add those of :data:`MINI_FILES` in the commit that adds the files.
+
+This is the one switch. Tests fail, rather than skip, where a file of these is absent, and the recipes of the workflows
+use what is here (``python3 dev.py run -m tools.authoring`` then writes them anew).
+"""
 
 
 def mini(folder: Path = MINI_FOLDER) -> Kit:
@@ -93,6 +104,45 @@ def kit_for(converted: Converted) -> Kit:
     return small if small.covers(roles_of(converted)) else FAMILY
 
 
+def without_nets(converted: Converted, kit: Kit) -> None:
+    """Take out ControlNets that the kit lacks, as bypassing them does: prompts go past, hints are not asked for."""
+    prompt = converted.prompt
+    lacking = {key for key, node in prompt.items() if node["class_type"] == "CascadeStudio_LoadControlNet"
+               and role_of("controlnet", node["inputs"]["controlnet"]) not in kit.files}
+    for key in lacking:
+        del prompt[key]
+    applied = {key: node["inputs"] for key, node in prompt.items() if node["class_type"] == "CascadeStudio_ApplyControl"
+               and node["inputs"]["control_net"][0] in lacking}
+    past = {(key, slot): inputs[name] for key, inputs in applied.items()
+            for slot, name in enumerate(("positive", "negative"))}
+    for key in applied:
+        del prompt[key]
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            while isinstance(value, list) and tuple(value) in past:
+                value = node["inputs"][name] = past[tuple(value)]
+
+
+def for_mini(converted: Converted, definitions: dict[str, Any], scene: Scene | None, picture: str = "") -> bool:
+    """Let a workflow paint ``scene`` with Mini at its own size; False, and nothing is changed, where Mini lacks a part.
+
+    ``picture`` is the name of the input picture that every Load Image then takes. Training takes two steps.
+    """
+    kit = mini()
+    if not kit.covers(roles_of(converted)):
+        return False
+    with_our_loaders(converted, definitions)
+    use(converted, kit)
+    shrink(converted, steps=None, smallest=MINI_SIDE)
+    choose(converted, MINI_CHOICES)
+    if scene is not None:
+        set_prompt(converted, scene.prompt)
+    for node, entry in converted.prompt.items():
+        if picture and entry["class_type"] == "LoadImage":
+            converted.set(node, "image", picture)
+    return True
+
+
 def use(converted: Converted, kit: Kit) -> None:
     """Name the kit's files wherever the workflow names a file, and keep to them; nothing is fetched.
 
@@ -130,10 +180,11 @@ def with_our_loaders(converted: Converted, definitions: dict[str, Any]) -> None:
         del prompt[key]
 
 
-def choose(converted: Converted) -> None:
+def choose(converted: Converted, more: dict[str, dict[str, Any]] | None = None) -> None:
     """Set what a person would set on the way."""
     for node, entry in converted.prompt.items():
-        for name, value in CHOICES.get(entry["class_type"], {}).items():
+        kind = entry["class_type"]
+        for name, value in {**CHOICES.get(kind, {}), **(more or {}).get(kind, {})}.items():
             converted.set(node, name, value)
 
 
@@ -146,6 +197,11 @@ def _our_loader(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
 CHOICES = {"CascadeStudio_DraftBoard": {"chosen": "1"}}
 """Widgets that a person would set on the way, by node."""
 
+MINI_SIDE = 256
+MINI_CHOICES = {"CascadeStudio_TrainLora": {"steps": 2}, "CascadeStudio_TrainingSet": {"resolution": 192},
+                "CascadeStudio_InpaintCrop": {"target_size": MINI_SIDE}}
+"""The same for Mini, which paints and learns at a quarter of the usual sides."""
+
 
 def shrink(converted: Converted, steps: int | None = 2, smallest: int = SMALLEST) -> None:
     """A quarter of every side, and at most ``steps`` steps a stage."""
@@ -154,6 +210,7 @@ def shrink(converted: Converted, steps: int | None = 2, smallest: int = SMALLEST
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             if name in SIDES and value:
-                converted.set(node, name, min(value, max(smallest, value // PARTS // 8 * 8)))
+                least = 8 if entry["class_type"] == "SolidMask" else smallest
+                converted.set(node, name, min(value, max(least, value // PARTS // 8 * 8)))
             elif name == "steps" and steps is not None:
                 converted.set(node, name, min(value, steps))

@@ -1,7 +1,8 @@
 """``python3 dev.py run -m tools.workflow_thumbnails [NAME ...]``: a picture of 512 pixels beside each workflow.
 
 Every workflow runs on a real server with Cascade Mini, at the size that Mini paints and with a prompt that it knows;
-what it saves becomes the template browser's picture. Workflows that need a part which Mini lacks are left alone.
+what it saves becomes the template browser's picture. ControlNets that Mini lacks are bypassed; workflows that need another
+part which Mini lacks are left alone.
 """
 from __future__ import annotations
 
@@ -19,26 +20,12 @@ from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .messages import Stop, say, speak_plainly
 from .prompt import convert
+from .scenes import FIRST, SCENES, SILENT
 from .server import Base, Server, has_accelerator
 
 SIDE, QUALITY, SEED = 512, 90, 7
-FIRST, EXAMPLE = "text_to_image", "example.png"
-PROMPTS = {
-    "text_to_image": "a sunflower on a green background",
-    "text_to_image_lite": "sailboat on a blue background", "text_to_image_all_in_one": "old man on a gray background",
-    "text_to_image_core_ksampler": "a frog on a yellow background",
-    "text_to_image_core_loaders": "locomotive on a green background",
-    "text_to_image_custom_sampling": "tulip on a purple background", "low_memory": "house on a pink background",
-    "image_to_image": "green apple on a yellow background", "image_variation": "",
-    "canny": "tomato on a green background",
-    "inpaint": "sunflower on a blue background", "outpaint": "red apple on a blue background",
-    "high_resolution_2k": "castle on a blue background", "high_resolution_4k": "tropical fish on a blue background",
-    "draft_board": "robot on a gray background", "lora_stack": "smiling cat with heart-eyes on a yellow background",
-    "lora_schedule": "rocket on a purple background", "merge": "umbrella on a pink background",
-    "lora_control_regional": "red apple on a blue background", "guidance": "owl on a brown background",
-    "train_lora": "house on a green background",
-}
-"""Words that Mini was trained on, for each workflow that reads any."""
+SOURCE, EXAMPLE = "text_to_image", "cascade_mini_example.png"
+"""The workflow that paints the picture which other workflows load, and that picture's name."""
 
 
 def thumbnail(data: bytes) -> bytes:
@@ -55,51 +42,52 @@ def thumbnail(data: bytes) -> bytes:
 def with_hole(data: bytes) -> bytes:
     """The picture with a see-through part in the middle, which Load Image reads as a painted mask."""
     with Image.open(io.BytesIO(data)) as picture:
-        picture = picture.convert("RGBA")
+        picture = picture.convert("RGB")
         width, height = picture.size
-        picture.paste((0, 0, 0, 0), (width // 4, height // 4, 3 * width // 4, 3 * height // 4))
+        alpha = Image.new("L", picture.size, 255)
+        alpha.paste(0, (width // 4, height // 4, 3 * width // 4, 3 * height // 4))
+        picture.putalpha(alpha)  # what is see-through keeps its colours for workflows that look at the whole picture
         made = io.BytesIO()
         picture.save(made, "PNG")
     return made.getvalue()
 
 
-def prepared(name: str, workflow: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
-    """The prompt on Mini, or None where Mini lacks a part."""
-    converted = convert(workflow, definitions)
-    small.with_our_loaders(converted, definitions)
-    kit = small.mini()
-    if not kit.covers(small.roles_of(converted)):
+def prepared(name: str, definitions: dict[str, Any]) -> dict[str, Any] | None:
+    """The prompt on Mini, or None where Mini lacks a part other than a ControlNet."""
+    converted = convert(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), definitions)
+    small.without_nets(converted, small.mini())
+    scene = None if name in SILENT else SCENES.get(name)
+    if not small.for_mini(converted, definitions, scene, EXAMPLE):
         return None
-    small.use(converted, kit)
-    small.shrink(converted, steps=None, smallest=256)
-    small.choose(converted)
     set_seed(converted, SEED)
-    if name in PROMPTS:
-        set_prompt(converted, PROMPTS[name])
     return converted.prompt
 
 
+def give_example(server: Server, definitions: dict[str, Any]) -> None:
+    """Paint the picture that workflows load: the first scene, with a see-through part for those that repaint one."""
+    converted = convert(json.loads((WORKFLOWS / f"{SOURCE}.json").read_text(encoding="utf-8")), definitions)
+    small.for_mini(converted, definitions, None)
+    set_prompt(converted, FIRST.prompt)
+    set_seed(converted, SEED)
+    data = server.client.view(server.client.run(converted.prompt).images()[0])
+    Path(server.base.path, "input", EXAMPLE).write_bytes(with_hole(data))
+
+
 def run(server: Server, names: list[str]) -> int:
-    """Write the picture of each; returns how many were left out."""
+    """Write the picture of each beside its workflow; returns how many were left out."""
     definitions = server.client.get("/object_info")
+    give_example(server, definitions)
     left_out = 0
-    for name in sorted(names, key=lambda one: one != FIRST):
-        path = WORKFLOWS / f"{name}.json"
-        prompt = prepared(name, json.loads(path.read_text(encoding="utf-8")), definitions)
-        if prompt is None:
-            say(f"{name}: left out, Cascade Mini has not all of its parts.")
+    for name in sorted(names):
+        prompt = prepared(name, definitions)
+        images = server.client.run(prompt).images() if prompt else []
+        if images:
+            path = WORKFLOWS / f"{name}.jpg"
+            path.write_bytes(thumbnail(server.client.view(images[0])))
+            say(f"Written: {path.relative_to(REPOSITORY)}")
+        else:
+            say(f"{name}: left out, {'it saves no picture' if prompt else 'Cascade Mini has not all of its parts'}.")
             left_out += 1
-            continue
-        images = server.client.run(prompt).images()
-        if not images:
-            say(f"{name}: left out, it saves no picture.")
-            left_out += 1
-            continue
-        data = server.client.view(images[0])
-        if name == FIRST:
-            Path(server.base.path, "input", EXAMPLE).write_bytes(with_hole(data))
-        path.with_suffix(".jpg").write_bytes(thumbnail(data))
-        say(f"Written: {path.with_suffix('.jpg').relative_to(REPOSITORY)}")
     return left_out
 
 
@@ -110,11 +98,13 @@ def main(arguments: list[str]) -> int:
     try:
         if unknown:
             raise Stop(f"There is no workflow {', '.join(unknown)}. There are {', '.join(known)}.")
+        if not small.mini().covers(small.PAINTS):
+            raise Stop(f"Cascade Mini is not whole in {small.MINI_FOLDER}, and it paints these pictures.")
         setup = current_setup()
         base = Base()
         try:
             with Server(setup, base, cpu=not has_accelerator(setup)) as server:
-                run(server, list({FIRST, *(arguments or known)}))
+                run(server, arguments or known)
         finally:
             base.close()
     except Stop as stop:

@@ -21,6 +21,8 @@ from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
 from cascade_studio.nodes.host import advice, fetching, files
 from faulty_server import FaultyServer, File
 from graphs import FILES, Graph, check_sentence
+from mini import need
+from tools import small
 
 FOLDERS = {"prior": "diffusion_models", "decoder": "diffusion_models", "text_encoder": "text_encoders",
            "stage_a": "vae", "image_encoder": "vae", "previewer": "vae", "clip_vision": "clip_vision"}
@@ -267,7 +269,8 @@ def options(host: Any, kind: str, name: str) -> tuple[list[str], list[str]]:
     return found.options, found.as_dict().get("published", [])
 
 
-def test_lists_hold_files_here_then_published_ones(shop):
+def test_lists_hold_files_here_then_published_ones(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(find, "PACK", tmp_path / "pack without Mini")
     shop.place("stage_a").parent.mkdir()
     shop.place("stage_a").write_bytes(shop.contents["stage_a"])
     listed, published = options(shop.host, "CascadeStudio_LoadStageA", "stage_a")
@@ -279,7 +282,7 @@ def test_lists_hold_files_here_then_published_ones(shop):
     assert presets[:2] == ["files below", "automatic"] and TITLE in presets
     whole = {preset.title for key, preset in load_catalogue().presets.items() if key != "cascade-mini"}
     assert whole < set(presets)
-    assert load_catalogue().presets["cascade-mini"].title not in presets, "its files are not in the pack yet"
+    assert load_catalogue().presets["cascade-mini"].title not in presets, "its files are not in this pack"
 
 
 def test_a_broken_catalogue_is_a_sentence_and_lists_go_on(shop, caplog):
@@ -349,6 +352,13 @@ def bundle(shop, family, tmp_path, monkeypatch) -> Path:
     return tmp_path / "pack"
 
 
+def test_the_preset_of_mini_is_offered_where_its_files_are(shop):
+    """In this very repository; mini.need says whether they have to be."""
+    offered = load_catalogue().presets["cascade-mini"].title in options(shop.host, "CascadeStudio_Load", "preset")[0]
+    assert offered == small.mini().covers(small.PAINTS)
+    need()
+
+
 def test_the_bundled_preset_needs_no_models_and_no_network(shop, bundle, monkeypatch):
     monkeypatch.setenv("CASCADE_STUDIO_OFFLINE", "1")
     folders = json.dumps({key: list(value[0]) for key, value in shop.host.folder_paths.folder_names_and_paths.items()})
@@ -369,6 +379,7 @@ def test_bundled_files_are_listed_after_those_of_the_models_folders(shop, bundle
     listed, published = options(shop.host, "CascadeStudio_LoadPrior", "prior")
     assert listed[:2] == ["zzz.safetensors", "cascade_mini_stage_c.safetensors"]
     assert "cascade_mini_stage_c.safetensors" not in published
+    assert load_catalogue().presets["cascade-mini"].title in options(shop.host, "CascadeStudio_Load", "preset")[0]
     for role in ("image_encoder", "previewer"):
         assert "cascade_mini_stage_c_vae.safetensors" in options(shop.host, "CascadeStudio_LoadImageEncoder", role)[0]
     result = shop.graph("LoadPrior", prior="cascade_mini_stage_c.safetensors").execute(["1", 0])

@@ -7,6 +7,7 @@ import json
 
 import pytest
 from tools.demo import WORKFLOW, _edit, _save
+from tools.edit import fit_files
 from tools.png import text_chunks
 from tools.prompt import convert
 
@@ -17,7 +18,8 @@ def run_bundled(server, tmp_path, **choices):
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     info = server.client.get("/object_info")
     converted = convert(workflow, info)
-    _edit(converted, options, info)
+    fit_files(converted, info)
+    _edit(converted, options)
     for name, node in converted.prompt.items():
         if "steps" in node["inputs"]:
             converted.set(name, "steps", 2)

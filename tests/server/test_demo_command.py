@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 from harness import REPOSITORY
+from mini import need
 from PIL import Image
+from tools import small
 from tools.png import text_chunks
+from tools.scenes import FIRST
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess:
@@ -29,7 +32,22 @@ def test_demo_writes_a_picture(tmp_path):
     assert str(path) in result.stdout
     for stage in ("Stage C", "Stage B", "Stage A"):
         assert any(stage in line and line.rstrip().endswith(" s") for line in result.stdout.splitlines()), stage
-    assert "tiny random checkpoint family" in result.stdout + result.stderr
+    told = "Cascade Mini, which comes with" if small.mini().covers(small.PAINTS) else "tiny random checkpoint family"
+    assert told in result.stdout + result.stderr
+
+
+def test_demo_without_any_option_paints_what_its_workflow_says(tmp_path):
+    """Mini by default: 256 pixels, and what is seen is what was asked for."""
+    need()
+    import eyes
+    path = tmp_path / "first.png"
+    result = demo("--seed", "1", "--prompt", FIRST.prompt, "--output", str(path))
+    assert result.returncode == 0, result.stderr
+    with Image.open(path) as picture:
+        assert picture.size == (256, 256)
+        rgb = eyes.as_rgb(picture.convert("RGB"))
+    assert eyes.colour(rgb) == [FIRST.background]
+    assert FIRST.subject in eyes.outlines().order(rgb, FIRST.background)[0][:3]
 
 
 def test_demo_that_cannot_work_says_why(tmp_path):

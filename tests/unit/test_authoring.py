@@ -1,14 +1,23 @@
 """Recipes become workflow files: values in the order in which they are read, mistakes as sentences, tidy notes."""
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 from test_prompt_converter import INFO
 from tools import small
 from tools.authoring.flow import Flow, unwrapped
+from tools.authoring.recipes import RECIPES, parts, text_to_image
 from tools.authoring.write import workflow
+from tools.edit import fit_files
 from tools.messages import Stop
 from tools.prompt import Converted, convert
+from tools.scenes import FIRST, SCENES, SHEET
 from tools.widgets import read_widgets, written_values
+
+from training.mini.data import COLOURS, read_split
+from training.mini.outlines import SUBJECTS
 
 OUTPUTS = {"Load": (["MODEL", "CLIP"], ["MODEL", "CLIP"]), "Text": (["CONDITIONING"], ["CONDITIONING"])}
 DEFINITIONS = {name: {"output": OUTPUTS.get(name, ([], []))[0], "output_name": OUTPUTS.get(name, ([], []))[1],
@@ -110,3 +119,70 @@ def test_small_weights_are_mini_only_if_every_part_is_there(tmp_path):
     ("controlnet", "cascade_mini_canny.safetensors", "controlnet_canny"), ("prior", "none", None)])
 def test_roles_of_files(name, value, role):
     assert small.role_of(name, value) == role
+
+
+def test_the_first_picture_is_the_first_of_the_list():
+    """The host lists files as the system gives them, most systems and the browser's own sorting by name."""
+    names = [path.stem for path in Path(small.REPOSITORY, "workflows").glob("*.json")]
+    assert min([*names, text_to_image.a_first_picture.__name__]) == "a_first_picture"
+    assert ("a_first_picture" in RECIPES) == parts.ships()
+
+
+def test_the_first_picture_runs_on_what_comes_with_the_pack():
+    """Mini by its preset, at its own size, with words that it knows and a note on how to begin."""
+    nodes = {(node.title or node.kind): node for node in text_to_image.a_first_picture().nodes}
+    load, canvas = nodes["CascadeStudio_Load"].inputs, nodes["CascadeStudio_Canvas"].inputs
+    assert load["preset"] == parts.files.preset_title("cascade-mini")
+    assert {load[role] for role in small.PAINTS} == {parts.mini_name(role) for role in small.PAINTS}
+    assert (canvas["width"], canvas["height"]) == (small.MINI_SIDE, small.MINI_SIDE)
+    assert nodes["Prompt"].inputs["text"] == FIRST.prompt == "red apple on a blue background"
+    assert "Press **Run**" in nodes["Your first picture"].inputs[""]
+
+
+def test_scenes_are_words_that_mini_was_trained_on():
+    subjects = {subject.labels["en"]: subject for subject in read_split()[0]}
+    for scene in (*SCENES.values(), *SHEET):
+        assert scene.background in COLOURS and scene.background not in subjects[scene.subject].held, scene
+        assert scene.subject in SUBJECTS, "the tests' eyes know it"
+
+
+def test_a_workflow_is_made_fit_for_mini_as_a_whole_or_not_at_all(monkeypatch):
+    prompt = {"1": {"class_type": "CascadeStudio_Load", "inputs": {"prior": "stage_c_bf16.safetensors", "preset": "x"}},
+              "2": {"class_type": "CascadeStudio_Canvas", "inputs": {"width": 1024, "height": 640}},
+              "3": {"class_type": "SolidMask", "inputs": {"width": 512, "height": 640}},
+              "4": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
+              "5": {"class_type": "KSampler", "inputs": {"steps": 20, "positive": ["6", 0]}},
+              "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a castle"}}}
+    converted = Converted(copy.deepcopy(prompt))
+    monkeypatch.setattr(small, "mini", lambda: small.Kit("no file", {}))
+    assert not small.for_mini(converted, {}, FIRST, "apple.png") and converted.prompt == prompt
+    monkeypatch.setattr(small, "mini", lambda: small.Kit("Mini", {"prior": "mini_c.safetensors"}))
+    assert small.for_mini(converted, {}, FIRST, "apple.png")
+    found = {key: node["inputs"] for key, node in converted.prompt.items()}
+    assert found["1"] == {"prior": "mini_c.safetensors", "preset": "files below"}
+    assert found["2"] == {"width": 256, "height": 256} and found["3"] == {"width": 128, "height": 160}
+    assert found["4"]["image"] == "apple.png" and found["5"]["steps"] == 20 and found["6"]["text"] == FIRST.prompt
+
+
+def test_nets_that_are_not_there_are_bypassed():
+    prompt = {"1": {"class_type": "CLIPTextEncode", "inputs": {"text": "a"}},
+              "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}},
+              "3": {"class_type": "CascadeStudio_LoadControlNet", "inputs": {"controlnet": "canny.safetensors"}},
+              "4": {"class_type": "CascadeStudio_LoadControlNet", "inputs": {"controlnet": "inpainting.safetensors"}}}
+    for key, net, start in (("5", "3", "1"), ("6", "4", "5"), ("7", "4", "6")):
+        prompt[key] = {"class_type": "CascadeStudio_ApplyControl", "inputs": {
+            "positive": [start, 0], "negative": ["2", 0] if start == "1" else [start, 1], "control_net": [net, 0]}}
+    prompt["8"] = {"class_type": "Sample", "inputs": {"positive": ["7", 0], "negative": ["7", 1]}}
+    converted = Converted(prompt)
+    small.without_nets(converted, small.Kit("Mini", {"controlnet_canny": "mini_canny.safetensors"}))
+    assert set(converted.prompt) == {"1", "2", "3", "5", "8"}
+    assert converted.prompt["8"]["inputs"] == {"positive": ["5", 0], "negative": ["5", 1]}
+
+
+def test_files_of_the_pack_never_stand_in_for_those_of_another_model():
+    """The nearest name may be Mini's, whose parts fit each other alone."""
+    converted = Converted({"1": {"class_type": "L", "_meta": {"title": "L"}, "inputs": {
+        "text_encoder": "stable_cascade_text_encoder.safetensors"}}})
+    options = ["cascade_mini_text.safetensors", "clip_g.safetensors"]
+    fit_files(converted, {"L": {"input": {"required": {"text_encoder": [options]}}}})
+    assert converted.prompt["1"]["inputs"]["text_encoder"] == "clip_g.safetensors"

@@ -16,8 +16,8 @@ CHECKPOINTS = sorted((REPOSITORY / "nodes" / "checkpoints").rglob("*.py"))
 NODES = sorted((REPOSITORY / "nodes").glob("*.py"))
 PACK = [REPOSITORY / "__init__.py", *STAGES, *NODES, *HOST, *CHECKPOINTS]
 TOOLS = [REPOSITORY / "dev.py", *sorted((REPOSITORY / "tools").rglob("*.py"))]
-RUN_INSIDE = {"models.py": {"cascade_studio"}, "workflow_thumbnails.py": {"PIL"}, "icon.py": {"PIL"},
-              "banner.py": {"PIL"}}
+RUN_INSIDE = {"models.py": {"cascade_studio"}, "workflow_thumbnails.py": {"PIL"}, "sheet.py": {"PIL"},
+              "icon.py": {"PIL"}, "banner.py": {"PIL"}}
 """Commands that run again inside the environment, and what they need of it."""
 OF_STAGES = {"torch", "einops", "safetensors", "numpy"}
 MOST_LINES, MOST_FUNCTION_LINES = 350, 60

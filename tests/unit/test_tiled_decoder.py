@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from measured import measured_peak
+from mini import need
 from tiny import relative, tiny_net
 from torch import Tensor
 from torch.nn import functional as F
@@ -288,10 +289,9 @@ def picture(side: int) -> Tensor:
     return torch.where((y > 0.85) & (torch.sin(60 * x) > 0), torch.tensor(0.95), image)[None]
 
 
-@pytest.mark.skipif(not (MINI / "diffusion_models/cascade_mini_stage_b.safetensors").is_file(),
-                    reason="the trained Mini is not in this checkout")
 def test_mini_pictures(record_property):
     """A 512 px picture in pieces and tiles against the untiled one."""
+    need("decoder", "stage_a", "image_encoder")
     nets = {name: from_file(MINI / f"{file}.safetensors", dtype=torch.float32).requires_grad_(False) for name, file in (
         ("b", "diffusion_models/cascade_mini_stage_b"), ("a", "vae/cascade_mini_stage_a"))}
     coder = from_file(MINI / "vae/cascade_mini_stage_c_vae.safetensors", dtype=torch.float32)

@@ -39,13 +39,19 @@ def canny() -> Flow:
     applied = _applied(flow, net, hint["hint"], prompts, strength=0.8, end_percent=0.8)
     _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"], steered=applied)
     parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_canny"))
-    flow.note("Edges", """## Edges
+    mini = f"""
+To try it without any download, choose the preset *Cascade Mini* in the loader, the ControlNet
+*{parts.mini_name("controlnet_canny")}*, 256 x 256 on the canvas and a prompt such as *red apple on a yellow
+background*.
+""" if parts.ships("controlnet_canny") else ""
+    flow.note("Edges", f"""## Edges
 
 **Canny Hint** finds edges just as this ControlNet was trained on: on a small copy of 224 pixels, stretched back.
 Sharp edges from other nodes work less well. **low** and **high** say which edges count.
 
 **strength** says how closely the edges are followed, **end_percent** for how long; composition is settled early. The
-published ControlNets belong to the full Stage C, not to the lite one.""")
+published ControlNets belong to the full Stage C, not to the lite one.
+{mini}""")
     _identity(flow)
     return flow
 

@@ -1,18 +1,41 @@
-"""LoRAs on the lite models, training one, and merging."""
+"""LoRAs (on Cascade Mini where its example ships, else on the lite models), training one, and merging."""
 from __future__ import annotations
 
+from ...scenes import SCENES
 from ..flow import TOUCH, Flow, Node, Output
 from . import parts
 
 MODELS = "lite-bf16"
-STYLE = "my_style.safetensors"
+ON_MINI = parts.ships("lora")
+OWN = "my_style.safetensors"
 """Stands for a file of the user's own."""
+STYLE = parts.mini_name("lora") if ON_MINI else OWN
+SIDE = 256 if ON_MINI else 1024
 
 
 def _lite(flow: Flow, without: tuple[str, ...] = parts.PICTURES_IN) -> Node:
     """Load the lite models."""
     flow.step("Load models")
     return parts.load(flow, MODELS, without)
+
+
+def _models(flow: Flow) -> Node:
+    """Load what :data:`STYLE` was made for."""
+    if not ON_MINI:
+        return _lite(flow)
+    flow.step("Load models")
+    return parts.load_mini(flow)
+
+
+def _links(flow: Flow) -> None:
+    """The note on the models that :func:`_models` loads."""
+    if ON_MINI:
+        parts.mini_note(flow, """
+The LoRA comes with the pack, too: *cascade_mini_noto* turns its pictures into the flat style of Noto Emoji. For LoRAs
+of the published models choose another preset in the loader, their file, and 1024 x 1024 on the canvas.
+""")
+    else:
+        parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
 
 
 def _end(flow: Flow, load: Node, prompts: tuple[Node, Node], latent: Output, **models) -> Node:
@@ -26,26 +49,28 @@ def _end(flow: Flow, load: Node, prompts: tuple[Node, Node], latent: Output, **m
 def lora_stack() -> Flow:
     """Several LoRAs at once."""
     flow = Flow("lora_stack")
-    load = _lite(flow)
+    load = _models(flow)
     flow.step("Picture size", below=True)
-    canvas = parts.canvas(flow)
+    canvas = parts.canvas(flow, SIDE, SIDE)
     flow.step("LoRAs")
     first = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.7)
     second = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.3, stack=first["stack"])
     applied = flow.add("CascadeStudio_ApplyLoraStack", stack=second["stack"], prior=load["prior"],
                        decoder=load["decoder"], clip=load["clip"])
     flow.step("Prompt")
-    prompts = parts.prompts(flow, applied["clip"], "a cat on a windowsill in the evening sun")
+    prompt = SCENES["lora_stack"].prompt if ON_MINI else "a cat on a windowsill in the evening sun"
+    prompts = parts.prompts(flow, applied["clip"], prompt)
     _end(flow, load, prompts, canvas["Stage C latent"], prior=applied["prior"], decoder=applied["decoder"])
     flow.feature(first, strength_model=0.0)
     flow.feature(second, strength_model=0.0)
     flow.step("Off: write the LoRA in another layout")
     flow.add("CascadeStudio_ConvertLora", muted=True, lora=STYLE, model=load["prior"], layout="ComfyUI")
-    parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
-    flow.note("LoRAs", """## LoRAs
+    _links(flow)
+    stands = "one example stands in both" if ON_MINI else "*my_style* only stands for them"
+    flow.note("LoRAs", f"""## LoRAs
 
 Each **Cascade LoRA Stack** adds one file to the list: put yours into `models/loras` and choose them in both nodes
-(*my_style* only stands for them; **train_lora** makes one). Any layout works: official, kohya, OneTrainer,
+({stands}; **train_lora** makes one). Any layout works: official, kohya, OneTrainer,
 diffusers, ComfyUI. The report on **Apply Cascade LoRA Stack** says how many of a file's keys are used; a file that
 fits nothing stops with a sentence instead of doing nothing. LoRAs for the full Stage C need the full models: choose
 them in the loader.
@@ -57,9 +82,9 @@ them in the loader.
 def lora_schedule() -> Flow:
     """A LoRA that acts on one prompt, and less and less during the run."""
     flow = Flow("lora_schedule")
-    load = _lite(flow)
+    load = _models(flow)
     flow.step("Picture size", below=True)
-    canvas = parts.canvas(flow)
+    canvas = parts.canvas(flow, SIDE, SIDE)
     flow.step("LoRA as hooks, fading out")
     hook = flow.add("CascadeStudio_LoadHookLora", colours=TOUCH, model=load["prior"], lora=STYLE, clip=load["clip"])
     begin = flow.add("CreateHookKeyframe", "Full strength at the start")
@@ -67,13 +92,14 @@ def lora_schedule() -> Flow:
                    prev_hook_kf=begin[0])
     timed = flow.add("SetHookKeyframes", hooks=hook["hooks"], hook_kf=end[0])
     flow.step("Prompt")
-    positive, negative = prompts = parts.prompts(flow, load["clip"], "a red vintage car on a country road")
+    prompt = SCENES["lora_schedule"].prompt if ON_MINI else "a red vintage car on a country road"
+    positive, negative = prompts = parts.prompts(flow, load["clip"], prompt)
     hooked = flow.add("PairConditioningSetProperties", positive_NEW=positive[0], negative_NEW=negative[0],
                       hooks=timed[0], set_cond_area="default")
     _end(flow, load, prompts, canvas["Stage C latent"], steered=hooked)
     flow.feature(hook, strength_model=0.0)
     flow.feature(end, strength_mult=1.0)
-    parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
+    _links(flow)
     flow.note("Hooks", """## Hooks
 
 **Load Cascade Hook LoRA** makes a LoRA of any layout into hooks of ComfyUI. They act on the prompts that they are
@@ -103,7 +129,11 @@ def train_lora() -> Flow:
     c = _end(flow, load, prompts, canvas["Stage C latent"], prior=trained["model"])
     flow.feature(c, model=load["prior"])
     parts.model_links(flow, parts.keys_of(MODELS, without))
-    flow.note("Training", """## Training
+    mini = """
+To try it without any download, choose the preset *Cascade Mini* in the loader, a resolution of 192 in **Cascade
+Training Set**, a learning rate of 0.001 and 256 x 256 on the canvas.
+""" if parts.ships() else ""
+    flow.note("Training", f"""## Training
 
 1. Put your pictures into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same name that
    says what it shows. Write the folder's name into **Cascade Training Set** and disconnect *Load Image*, which only
@@ -114,7 +144,8 @@ def train_lora() -> Flow:
 
 A LoRA fits the Stage C that it was trained on: choose the full models in the loader for one that others can use. A
 rank of 4 to 16 is plenty; bf16 or fp8 in **Cascade Training Settings** says how the frozen weights are kept in
-memory.""")
+memory.
+{mini}""")
     return flow
 
 

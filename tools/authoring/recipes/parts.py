@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ... import small
 from .. import files
 from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
 
@@ -11,11 +12,27 @@ PICTURES_IN = ("image_encoder", "clip_vision")
 """The parts that only workflows with pictures as input need."""
 EXAMPLE, ANOTHER = "example.png", "another.png"
 """The picture that every ComfyUI has in its input folder, and one that the tests put beside it."""
+MINI = "cascade-mini"
 
 
 def load(flow: Flow, key: str, without: Iterable[str] = (), **inputs: Any) -> Node:
     """Load Stable Cascade with the files of a preset; parts in ``without`` are not loaded."""
     return flow.add("CascadeStudio_Load", **{**files.choices(key, without), **inputs})
+
+
+def ships(*roles: str) -> bool:
+    """Whether Cascade Mini comes with the pack, and these parts beside it."""
+    return {*small.PAINTS, *roles} <= small.SHIPPED
+
+
+def mini_name(role: str) -> str:
+    """The name of Mini's file for a role, as a loader's widget says it."""
+    return f"{small.MINI_FILES[role].rpartition('/')[2]}.safetensors"
+
+
+def load_mini(flow: Flow) -> Node:
+    """Load Cascade Mini by its preset."""
+    return load(flow, MINI, preset=files.preset_title(MINI))
 
 
 def prompts(flow: Flow, clip: Output, text: str, negative: str = "") -> tuple[Node, Node]:
@@ -90,6 +107,19 @@ go into these folders of ComfyUI (sub-folders are optional):
 
 {memory(keys)}
 {more}""")
+
+
+def mini_note(flow: Flow, more: str = "") -> None:
+    """The note of workflows that run on what comes with the pack."""
+    flow.note("Model Links", f"""## Models
+
+Nothing to download: **Cascade Mini** comes with the pack. It is a small Stable Cascade (the same three stages, only
+narrower) that paints things, animals and faces in the style of emoji on plain backgrounds, 256 pixels wide. It runs on
+any computer, in seconds.
+{more}
+## Memory
+
+A few hundred megabytes, on the graphics card or without one.""")
 
 
 def memory(keys: Iterable[str]) -> str:

@@ -1,12 +1,16 @@
 """Prompts for regions, with LoRA and ControlNet in one graph; and guidance beside plain guidance."""
 from __future__ import annotations
 
+from ...scenes import SCENES
 from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
 from . import parts
-from .lora import STYLE
+from .lora import OWN
 
 PRESET, WITHOUT, EDGES = "full-bf16", parts.PICTURES_IN, "controlnet_canny"
 """The published ControlNets fit the full Stage C alone."""
+ON_MINI = parts.ships("lora", "controlnet_canny")
+"""Whether Mini's examples of both are there to be used together."""
+SIDE = 256 if ON_MINI else 1024
 
 
 def _words(flow: Flow, clip: Output, text: str, title: str = "Prompt") -> Node:
@@ -19,21 +23,24 @@ def lora_control_regional() -> Flow:
     """A LoRA, the edges of a picture, and a prompt of its own for the left half, all at once."""
     flow = Flow("lora_control_regional")
     flow.step("Load models")
-    load = parts.load(flow, PRESET, WITHOUT)
-    lora = flow.add("CascadeStudio_LoadLora", colours=TOUCH, lora=STYLE, strength_model=0.7, prior=load["prior"],
-                    clip=load["clip"])
-    net = flow.add("CascadeStudio_LoadControlNet", controlnet=parts.files.name(EDGES))
+    load = parts.load_mini(flow) if ON_MINI else parts.load(flow, PRESET, WITHOUT)
+    lora = flow.add("CascadeStudio_LoadLora", colours=TOUCH, lora=parts.mini_name("lora") if ON_MINI else OWN,
+                    strength_model=0.7, prior=load["prior"], clip=load["clip"])
+    net = flow.add("CascadeStudio_LoadControlNet",
+                   controlnet=parts.mini_name(EDGES) if ON_MINI else parts.files.name(EDGES))
     flow.step("Load a picture, find its edges")
     image = parts.load_picture(flow)
-    canvas = parts.canvas(flow)
+    canvas = parts.canvas(flow, SIDE, SIDE)
     hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
     flow.step("Prompts")
-    whole = _words(flow, lora["clip"], "two parrots on a branch, rain forest, photograph")
-    left = _words(flow, lora["clip"], "a (green parrot:1.3) on a branch", "Prompt of the left half")
+    whole = _words(flow, lora["clip"], SCENES[flow.name].prompt if ON_MINI else
+                   "two parrots on a branch, rain forest, photograph")
+    left = _words(flow, lora["clip"], "(green apple:1.3) on a yellow background" if ON_MINI else
+                  "a (green parrot:1.3) on a branch", "Prompt of the left half")
     negative = _words(flow, lora["clip"], "", "Negative prompt")
     flow.step("The left half hears its own prompt")
-    nothing = flow.add("SolidMask", "Whole picture", value=0.0, width=1024, height=1024)
-    half = flow.add("SolidMask", "Left half", value=1.0, width=512, height=1024)
+    nothing = flow.add("SolidMask", "Whole picture", value=0.0, width=SIDE, height=SIDE)
+    half = flow.add("SolidMask", "Left half", value=1.0, width=SIDE // 2, height=SIDE)
     mask = flow.add("MaskComposite", destination=nothing["MASK"], source=half["MASK"], x=0, y=0, operation="add")
     region = flow.add("CascadeStudio_RegionalPrompt", conditioning=whole["conditioning"], region=left["conditioning"],
                       mask=mask["MASK"])
@@ -42,11 +49,23 @@ def lora_control_regional() -> Flow:
                        control_net=net["control_net"], image=hint["hint"], strength=0.6, end_percent=0.6)
     _, b = parts.both_stages(flow, load, (whole, negative), canvas["Stage C latent"], prior=lora["prior"],
                              steered=steered)
-    parts.finish(flow, b["latent"], load["stage_a"], [*parts.keys_of(PRESET, WITHOUT), EDGES])
+    flow.step("Stage A paints the picture")
+    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+    if ON_MINI:
+        parts.mini_note(flow)
+    else:
+        parts.model_links(flow, [*parts.keys_of(PRESET, WITHOUT), EDGES])
     flow.feature(lora, strength_model=0.0)
     flow.feature(region, region=whole["conditioning"])
     flow.feature(steered, strength=0.0)
-    flow.note("How they meet", """## How they meet
+    _how_they_meet(flow)
+    return flow
+
+
+def _how_they_meet(flow: Flow) -> None:
+    fits = (". Here both are the examples that come with Cascade Mini." if ON_MINI else
+            ": *my_style* stands for one of yours. Without one, bypass **Load Cascade LoRA** (Ctrl+B).")
+    flow.note("How they meet", f"""## How they meet
 
 - **Load Cascade LoRA** changes the model and the text encoder; wire both on from it.
 - **Encode prompt** lets weights act: (word:1.3) is louder, (word:0.7) quieter. BREAK starts a new part, AVG averages
@@ -55,9 +74,7 @@ def lora_control_regional() -> Flow:
   its Mask Editor make masks of any shape.
 - **Apply Cascade ControlNet** comes last, on the finished prompts. Stage B hears the plain prompt.
 
-The published ControlNets fit the full Stage C alone, and a LoRA fits the Stage C it was trained on: *my_style*
-stands for one of yours. Without one, bypass **Load Cascade LoRA** (Ctrl+B).""")
-    return flow
+The published ControlNets fit the full Stage C alone, and a LoRA fits the Stage C it was trained on{fits}""")
 
 
 def guidance() -> Flow:

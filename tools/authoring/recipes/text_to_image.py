@@ -1,6 +1,7 @@
 """Text to image: the ways in."""
 from __future__ import annotations
 
+from ...scenes import FIRST
 from ..flow import Flow
 from . import parts
 
@@ -21,6 +22,33 @@ def _plain(name: str, preset: str, prompt: str, size: tuple[int, int] = (1024, 1
     parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of(preset, without), more)
     flow.feature(prompts[0], text="")
     flow.note("The three stages", parts.STAGES)
+    return flow
+
+
+def a_first_picture() -> Flow:
+    """Cascade Mini, which comes with the pack: a picture without any download. Its name puts it first in the list."""
+    flow = Flow("a_first_picture")
+    flow.step("Load models")
+    load = parts.load_mini(flow)
+    flow.step("Picture size", below=True)
+    canvas = parts.canvas(flow, 256, 256)
+    flow.step("Prompt")
+    prompts = parts.prompts(flow, load["clip"], FIRST.prompt)
+    _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"])
+    flow.feature(prompts[0], text="")
+    flow.step("Stage A paints the picture")
+    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+    flow.note("Your first picture", """## Your first picture
+
+Press **Run**. A few seconds later there is a red apple at the right; nothing is downloaded.
+
+Now write something else into the green **Prompt**: *a robot on a gray background*, *slice of pizza on a green
+background*, *frog on a purple background*. Every run takes a new seed, so that each picture is another one.
+
+When you have seen how it works, open **text_to_image** for the full models: the loader shows what it will fetch before
+it begins.""")
+    parts.mini_note(flow)
+    flow.note("The three stages", parts.STAGES.replace("24x24 for 1024x1024", "6x6 for 256x256"))
     return flow
 
 
@@ -188,5 +216,5 @@ Not enough yet? Start ComfyUI with `--lowvram`, or make a smaller picture.""")
     return flow
 
 
-RECIPES = (text_to_image, text_to_image_lite, text_to_image_all_in_one, text_to_image_core_loaders,
-           text_to_image_core_ksampler, text_to_image_custom_sampling, low_memory)
+RECIPES = (*((a_first_picture,) if parts.ships() else ()), text_to_image, text_to_image_lite, text_to_image_all_in_one,
+           text_to_image_core_loaders, text_to_image_core_ksampler, text_to_image_custom_sampling, low_memory)

@@ -1,0 +1,78 @@
+"""The pictures beside the workflows and the README's sheet: named and sized as they are shown, and all there."""
+from __future__ import annotations
+
+import io
+
+import pytest
+from harness import REPOSITORY
+from PIL import Image
+from tools import sheet
+from tools import workflow_thumbnails as tool
+from tools.authoring.recipes import parts
+from tools.messages import Stop
+from tools.scenes import SHEET
+
+WORKFLOWS = REPOSITORY / "workflows"
+
+
+def png(size: tuple[int, int]) -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 40)).save(made, "PNG")
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("size, expected", [((256, 256), (512, 512)), ((2048, 512), (512, 128))])
+def test_a_thumbnail_is_a_jpeg_of_512_pixels(size, expected):
+    with Image.open(io.BytesIO(tool.thumbnail(png(size)))) as picture:
+        assert picture.format == "JPEG" and picture.size == expected
+
+
+def test_the_example_has_a_hole_that_keeps_its_colours():
+    """Load Image reads what is see-through as a mask, and the colours below it as the picture."""
+    with Image.open(io.BytesIO(tool.with_hole(png((64, 64))))) as picture:
+        assert picture.mode == "RGBA"
+        assert picture.getpixel((32, 32)) == (200, 30, 40, 0) and picture.getpixel((2, 2)) == (200, 30, 40, 255)
+
+
+def test_every_workflow_has_its_picture():
+    """``python3 dev.py run -m tools.workflow_thumbnails`` writes them, with Cascade Mini."""
+    if not parts.ships():
+        pytest.skip("Cascade Mini, which paints them, is not in the repository yet")
+    pictures = sorted(WORKFLOWS.glob("*.jpg"))
+    assert [path.stem for path in pictures] == sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.format == "JPEG" and max(picture.size) == tool.SIDE, path.name
+        assert path.stat().st_size < 150_000, path.name
+
+
+def test_the_sheet_has_rows_with_a_caption_below_each_picture():
+    pictures = [(f"number {i}", Image.new("RGB", (256, 256), (40 * i, 90, 200 - 30 * i))) for i in range(5)]
+    made = sheet.sheet(pictures)
+    step, row = sheet.SIDE + sheet.GAP, sheet.SIDE + sheet.CAPTION + sheet.GAP
+    assert made.size == (4 * step + sheet.GAP, 2 * row + sheet.GAP)
+    for number in range(5):
+        x, y = sheet.GAP + number % 4 * step, sheet.GAP + number // 4 * row
+        assert made.getpixel((x + 128, y + 128)) == pictures[number][1].getpixel((0, 0))
+        below = made.crop((x, y + sheet.SIDE, x + sheet.SIDE, y + sheet.SIDE + sheet.CAPTION))
+        assert min(low for low, _ in below.getextrema()) < 100, "the caption is there"
+    assert made.getpixel((made.width - 20, made.height - 60)) == sheet.PAPER
+
+
+def test_the_sheet_is_as_good_as_its_size_allows():
+    large = Image.effect_mandelbrot((1000, 800), (-2, -1.5, 1, 1.5), 90).convert("RGB")
+    data = sheet.compressed(large)
+    assert len(data) <= sheet.MOST and data[:2] == b"\xff\xd8"
+    with pytest.raises(Stop, match="does not fit into 300,000 bytes"):
+        sheet.compressed(Image.effect_noise((3000, 3000), 200).convert("RGB"))
+
+
+def test_the_readme_shows_the_sheet_that_the_tool_writes():
+    """From the commit on that ships Mini."""
+    if not parts.ships():
+        pytest.skip("Cascade Mini is not in the repository yet")
+    name = sheet.TARGET.relative_to(REPOSITORY).as_posix()
+    assert f"]({name})" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert sheet.TARGET.stat().st_size <= sheet.MOST
+    with Image.open(sheet.TARGET) as picture:
+        assert picture.size == sheet.sheet([("", Image.new("RGB", (8, 8)))] * len(SHEET)).size
