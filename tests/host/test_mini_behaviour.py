@@ -54,7 +54,7 @@ def test_guidance_makes_pictures_follow_the_prompt(mini, record_property):
     """cfg 1 is the model's own guess, cfg 4 goes beyond it in the direction of the words."""
     at_1, at_4 = (told_right(mini, mini.paint_all(HARDER, cfg=cfg), HARDER) for cfg in (1.0, 4.0))
     record_property("subject, background and likeness at cfg 1 and 4", (at_1, at_4))
-    assert at_4[2] > at_1[2] + 0.02, "pictures look more like the prompt"
+    assert at_4[2] > at_1[2] + 0.01, "pictures look more like the prompt"
     assert at_4[0] >= at_1[0] and at_4[1] >= 0.9, "they are told right at least as often, and the ground stays right"
 
 
