@@ -43,14 +43,20 @@ def has_ground(rgb: Tensor, name: str) -> bool:
 
 
 def layout(rgb: Tensor) -> Tensor:
-    """Each picture at 32 pixels without its mean, (B, N), unit length: what stays of it when details are ignored."""
+    """Each picture (B, C, H, W) at 32 pixels without its mean, (B, N), unit length: details do not count."""
     small = F.interpolate(rgb, size=(32, 32), mode="area").flatten(1)
     return F.normalize(small - small.mean(1, keepdim=True), dim=1)
 
 
+def standing(rgb: Tensor) -> Tensor:
+    """Where each picture differs from its rim, whatever the colour, at 32 pixels; as :func:`layout`."""
+    apart = (rgb - background(rgb)[:, :, None, None]).abs().amax(1, keepdim=True)
+    return layout(apart)
+
+
 def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Correlation of the layouts, (B,)."""
-    return (layout(one) * layout(other)).sum(1)
+    """How far the same parts stand out in two pictures, (B,): 1 where outlines agree."""
+    return (standing(one) * standing(other)).sum(1)
 
 
 class Outlines:

@@ -1,10 +1,12 @@
 """Cascade Mini as the host loaded it, and short ways to paint with it; its eyes see what came out."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from cascade_studio.nodes.checkpoints.catalogue import load
 from mini import Mini
 from studio import FP32, NAMES, Studio
@@ -38,6 +40,20 @@ class MiniStudio(Studio):
         """Pictures (B, H, W, 3) of Stage C latents, by Stage B at cfg 1 and Stage A."""
         latent = self.sample_decoder(prior, positive=self.text(prompt), negative=self.negative, seed=seed, cfg=1.0)
         return self.call("CascadeStudio_DecodeStageA", latent=latent, vae=self.parts.stage_a)
+
+    def texts(self, prompts: list[str]) -> Any:
+        """One conditioning with a prompt for each picture of a batch."""
+        given = [self.text(prompt)[0] for prompt in prompts]
+        return [[torch.cat([words for words, _ in given]),
+                 {"pooled_output": torch.cat([more["pooled_output"] for _, more in given])}]]
+
+    def paint_all(self, scenes: Sequence[Scene], seed: int = 1, **inputs: Any) -> Tensor:
+        """One picture of each scene, RGB (B, 3, H, W), in one batch; ``inputs`` are those of the Stage C sampler."""
+        positive = self.texts([scene.prompt for scene in scenes])
+        given = {"latent": self.canvas(batch=len(scenes))[0], **inputs}
+        prior = self.sample_prior(positive=positive, negative=self.negative, seed=seed, **given)
+        latent = self.sample_decoder(prior, positive=positive, negative=self.negative, seed=seed, cfg=1.0)
+        return seen(self.call("CascadeStudio_DecodeStageA", latent=latent, vae=self.parts.stage_a))
 
     def paint(self, scene: Scene, count: int = 1, seed: int = 1, **inputs: Any) -> Tensor:
         """Pictures (B, H, W, 3) of a scene."""
