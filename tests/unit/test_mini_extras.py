@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stages import from_file
 from stages.encoder import ImageEncoder
@@ -16,7 +16,7 @@ from stages.tuning.adapters import Lora
 from stages.tuning.frozen import frozen_net
 from stages.tuning.objectives import ControlObjective
 from training.mini import canny_controlnet as canny
-from training.mini import style_lora
+from training.mini import style_lora, style_measure
 from training.mini.export import _save
 from training.mini.sizes import ENCODER, STAGE_C
 
@@ -65,3 +65,25 @@ def test_the_controlnet_starts_as_no_change_and_stays_below_its_size(stage_c, tm
     assert size <= canny.MOST
     assert from_file(tmp_path / f"{canny.NAME}.safetensors").config == canny.CONFIG
     assert max(canny.CONFIG.proj_blocks) < STAGE_C.res_blocks
+
+
+def test_the_style_judge_tells_two_kinds_of_latents_apart():
+    torch.manual_seed(0)
+    rough = torch.randn(80, 16, 6, 6)
+    smooth = torch.nn.functional.avg_pool2d(torch.randn(80, 16, 8, 8), 3, 1) * 3
+    judge = style_measure.StyleJudge.fitted(torch.cat([rough[:60], smooth[:60]]), torch.arange(120) >= 60)
+    assert judge.share(smooth[60:]) > 0.9 and judge.share(rough[60:]) < 0.1
+
+
+def test_measuring_adds_the_lora_as_a_loader_does(tmp_path):
+    net = StageC(STAGE_C)
+    torch.manual_seed(0)
+    initialise_unet(net)
+    module = "down_blocks.0.2.attention.attn.to_q"
+    up, down = torch.randn(256, 4), torch.randn(4, 256)
+    parts = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(2.0)}
+    save_file({f"diffusion_model.{module}.{name}": value for name, value in parts.items()}, tmp_path / "x.safetensors")
+    changed = style_measure.with_lora(net, tmp_path / "x.safetensors").state_dict()
+    before = net.state_dict()
+    assert torch.allclose(changed[f"{module}.weight"], before[f"{module}.weight"] + up @ down * 0.5, atol=1e-5)
+    assert all(torch.equal(value, changed[name]) for name, value in before.items() if name != f"{module}.weight")

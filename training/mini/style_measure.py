@@ -1,0 +1,142 @@
+"""What the style LoRA does, in numbers: python3 dev.py run -m training.mini.style_measure
+
+A linear judge of the style is fitted to latents of real renders in both styles, and tried on renders of other subjects.
+Then the held-out prompts are painted with and without the LoRA: how often the judge says the new style, and how often
+the judge of subjects (``training.mini judge``) still finds the asked one. Writes results_lora.md beside this file.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.lora import match
+from stages.stage_c import StageC
+from tools.cache import cache_root
+
+from .compose import compose, random_colour
+from .data import MAIN, SEED, SIDE, pictures, read_split
+from .evaluate import SIGHT, Judge
+from .export import FOLDER
+from .generators import decode, paint, told, trained
+from .loop import Place, frozen, grid, save_sheet
+from .scenes import for_encoder
+
+log = logging.getLogger(__name__)
+
+TABLE = Path(__file__).with_name("results_lora.md")
+RENDERS, PROMPTS, RIDGE = 800, 48, 10.0
+
+
+def features(latent: Tensor) -> Tensor:
+    """Stage C latents (B, 16, h, w) → (B, 81): mean, spread and roughness of every channel, with those between them."""
+    mean, spread = latent.mean((2, 3)), latent.std((2, 3))
+    across = (latent[..., 1:] - latent[..., :-1]).abs().mean((2, 3))
+    down = (latent[..., 1:, :] - latent[..., :-1, :]).abs().mean((2, 3))
+    peak = latent.abs().amax((2, 3))
+    return torch.cat([mean, spread, across, down, peak, torch.ones(len(latent), 1)], 1)
+
+
+@dataclass
+class StyleJudge:
+    """Scores above 0 mean the new style."""
+
+    weight: Tensor
+
+    @classmethod
+    def fitted(cls, latent: Tensor, new: Tensor) -> StyleJudge:
+        """By ridge regression on +1 (``new``) and -1."""
+        x = features(latent).double()
+        wanted = new.double() * 2 - 1
+        return cls(torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ wanted).float())
+
+    def share(self, latent: Tensor) -> float:
+        """How many of the latents show the new style."""
+        return float((features(latent) @ self.weight > 0).float().mean())
+
+
+@torch.no_grad()
+def renders(style: str, chosen: list[int], encoder: torch.nn.Module) -> Tensor:
+    """Latents of composed pictures of these subjects in a style."""
+    subjects, _ = read_split()
+    array, rng = pictures(style), random.Random(SEED)
+    found = []
+    for start in range(0, len(chosen), 32):
+        part = chosen[start:start + 32]
+        colours = [random_colour(subjects[i], rng) for i in part]
+        rgb, _ = compose(np.stack([array[i] for i in part]), colours, rng, SIDE)
+        found.append(encoder(for_encoder(rgb)))
+    return torch.cat(found)
+
+
+def with_lora(net: StageC, path: Path) -> StageC:
+    """A copy of ``net`` with the LoRA at strength 1."""
+    tensors = net.state_dict()
+    lora = match(load_file(path), {"stage_c": {name: value.shape for name, value in tensors.items()}})
+    changed = {name: value.clone() for name, value in tensors.items()}
+    for module, parts in lora.unet.items():
+        up, down = parts["lora_up.weight"].float(), parts["lora_down.weight"].float()
+        change = up.flatten(1) @ down.flatten(1) * (float(parts.get("alpha", len(down))) / len(down))
+        changed[f"{module}.weight"] += change.reshape(changed[f"{module}.weight"].shape)
+    copy = StageC(net.config)
+    copy.load_state_dict(changed)
+    return frozen(copy)
+
+
+@torch.no_grad()
+def measure(place: Place, path: Path, style: str) -> list[str]:
+    """The table as lines of Markdown."""
+    nets = {name: trained(place, name) for name in ("stage_a", "encoder", "text", "stage_b", "stage_c")}
+    subjects, prompts = read_split()
+    array = pictures(style)
+    there = [i for i in range(len(subjects)) if array[i, ::16, ::16, 3].any()]
+    random.Random(SEED).shuffle(there)
+    latents = {name: renders(name, there[:RENDERS], nets["encoder"]) for name in (MAIN, style)}
+    fit = RENDERS * 3 // 4
+    judge = StyleJudge.fitted(torch.cat([latents[MAIN][:fit], latents[style][:fit]]),
+                              torch.arange(2 * fit) >= fit)
+    right = [1 - judge.share(latents[MAIN][fit:]), judge.share(latents[style][fit:])]
+    eyes = Judge(len(subjects))
+    eyes.load_state_dict(torch.load(place.weights("judge"), map_location="cpu"))
+    frozen(eyes)
+    asked = prompts[::max(1, len(prompts) // PROMPTS)][:PROMPTS]
+    words, seeds = [prompt["prompt"] for prompt in asked], [prompt["seed"] for prompt in asked]
+    said, empty = told(nets["text"], words)[1], told(nets["text"], [""])[1]
+    rows, shown = [], []
+    for name, net in (("without the LoRA", nets["stage_c"]), ("with the LoRA", with_lora(nets["stage_c"], path))):
+        latent = paint(net, nets["text"], words, seeds)
+        image = nets["stage_a"].decode(decode(nets["stage_b"], latent, said, empty, seeds)).float().clamp(0, 1)
+        order = eyes(F.interpolate(image, size=(SIGHT, SIGHT), mode="bilinear", antialias=True)).topk(5).indices.tolist()
+        kept = sum(prompt["subject"] in found for prompt, found in zip(asked, order)) / len(asked)
+        rows.append(f"| {name} | {100 * judge.share(latent):.1f} % | {100 * kept:.1f} % |")
+        shown.append(image[:12])
+    save_sheet(grid(torch.cat(shown), 12), place.work / "sheets" / "style_lora.png")
+    return [f"# {path.stem}, measured", "", "Written by `python3 dev.py run -m training.mini.style_measure`.", "",
+            f"The judge of styles is right on {100 * sum(right) / 2:.1f} % of {2 * (RENDERS - fit)} renders of other "
+            "subjects than it was fitted to.", "", f"| {len(asked)} held-out prompts | {style} style | subject in the top 5 |",
+            "| --- | --- | --- |", *rows]
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(prog="training.mini.style_measure", description=__doc__.split("\n")[0])
+    parser.add_argument("--style", default="noto")
+    parser.add_argument("--mini", type=Path, default=cache_root() / "mini-work", help="the recipe's work folder")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    place = Place(options.mini, torch.device("cpu"))
+    lines = measure(place, FOLDER / "loras" / f"cascade_mini_{options.style}.safetensors", options.style)
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    log.info("\n%s", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
