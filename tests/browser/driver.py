@@ -187,6 +187,11 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def press(self, key: str, code: int) -> None:
+        """Press and release a key, by its name and its virtual key code."""
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Press at one place, move, release at another."""
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=start[0], y=start[1])

@@ -66,6 +66,9 @@ class Page:
         """Close what the host opens over the graph, also after an error."""
         self.browser.run("app.extensionManager.dialog?.closeDialog?.();"
                          "document.querySelector('[data-testid=error-overlay-dismiss]')?.click()")
+        if self.browser.run(f"return !!document.querySelector('{TEMPLATES}')"):
+            self.browser.press("Escape", 27)
+            self.browser.wait(f"!document.querySelector('{TEMPLATES}')")
 
     def load(self, workflow: dict[str, Any], name: str = "test") -> None:
         """Open a workflow as from a file."""
