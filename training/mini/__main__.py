@@ -57,9 +57,12 @@ def main() -> None:
     elif options.step == "export":
         from .export import export
         export(place)
-    elif options.step in ("judge", "evaluate"):
-        from .evaluate import evaluate, train_judge
-        (train_judge if options.step == "judge" else evaluate)(place)
+    elif options.step == "judge":
+        from .evaluate import train_judge
+        train_judge(place, options.minutes)
+    elif options.step == "evaluate":
+        from .evaluate import evaluate
+        evaluate(place)
     else:
         _train(list(PARTS) if options.step == "all" else [options.step], options, place)
 

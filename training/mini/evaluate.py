@@ -83,10 +83,10 @@ class JudgePart(Part):
         return self.ema.copy_of(self.net).state_dict()
 
 
-def train_judge(place: Place) -> None:
+def train_judge(place: Place, minutes: float | None = None) -> None:
     """Train the judge and print how often it is right on fresh renders."""
     part = JudgePart(place)
-    Loop(part, JUDGE_MINUTES).run()
+    Loop(part, minutes or JUDGE_MINUTES).run()
     judge = frozen(part.ema.copy_of(part.net))
     with torch.no_grad():
         right = [float((judge(image).argmax(1) == subject).float().mean()) for image, subject in
