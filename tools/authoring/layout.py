@@ -18,6 +18,11 @@ PANELS = {"Canvas": 222, "Compare": 20, "SamplePrior": 28, "SampleDecoder": 28, 
           "LoadLora": 160, "ApplyLoraStack": 160, "LoadHookLora": 160, "ReportCard": 260}
 """What the web extension adds below some of our nodes: drawings, the strip of the stages, text."""
 
+PREVIEW = 240
+PREVIEWED = {"CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder", "KSampler", "KSamplerAdvanced", "SamplerCustom",
+             "SamplerCustomAdvanced"}
+"""Nodes that grow by a preview while they run: the room for it stays free below them."""
+
 Size = tuple[int, int]
 Place = tuple[int, int]
 
@@ -52,7 +57,7 @@ def _column(step: Step, sizes: dict[int, Size], x: int, y: int, places: dict[int
     at = y + TITLE
     for node in step.nodes:
         places[node.number] = (x, at)
-        at += sizes[node.number][1] + GAP
+        at += sizes[node.number][1] + GAP + (PREVIEW if node.kind in PREVIEWED else 0)
     return Frame(step.title, (x - 20, y - 50, width + 40, at - y - GAP + 50 + 20))
 
 
