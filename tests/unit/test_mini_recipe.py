@@ -1,13 +1,17 @@
 """The Mini recipe's machinery: interruption, composition and loading the files it writes. No training data needed."""
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
 from torch import nn
 
 from stages import from_file
@@ -141,6 +145,32 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_pat
                    for key, value in net.state_dict().items() if key in wanted)
     coder = from_file(tmp_path / f"{export.PRIOR_CODER}.safetensors")
     assert (coder.config.encoder, coder.config.previewer) == (sizes.ENCODER, sizes.PREVIEWER)
+
+
+def test_the_catalogue_knows_the_shipped_files():
+    """A file that the repository carries is the one on record, to the last bit."""
+    entries = load_catalogue().entries
+    for path in sorted(export.FOLDER.rglob("*.safetensors")):
+        content, entry = path.read_bytes(), entries[path.stem]
+        assert (entry.bytes, entry.sha256) == (len(content), sha256(content).hexdigest()), path.name
+
+
+def test_exported_files_are_put_on_record(tmp_path):
+    name = Path(export.FILES["stage_b"][1])
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / f"{name}.safetensors").write_bytes(b"weights")
+    catalogue = tmp_path / "catalogue.json"
+    before = export.CATALOGUE.read_text(encoding="utf-8")
+    catalogue.write_text(before, encoding="utf-8")
+    export.put_on_record(tmp_path, catalogue)
+    old, new = ({file["key"]: file for file in json.loads(text)["files"]}
+                for text in (before, catalogue.read_text(encoding="utf-8")))
+    changed = [key for key in old if old[key] != new[key]]
+    assert changed == [name.name] and (new[name.name]["bytes"], new[name.name]["sha256"]) == (
+        7, sha256(b"weights").hexdigest())
+    (tmp_path / "stranger.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit, match="0 entries"):
+        export.put_on_record(tmp_path, catalogue)
 
 
 @pytest.mark.parametrize("kind", ["b", "c"])

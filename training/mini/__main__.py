@@ -17,7 +17,7 @@ from .language import LanguagePart
 from .loop import Loop, Place
 
 PARTS = {part.name: part for part in (StageAPart, EncoderPart, LanguagePart, StageBPart, StageCPart)}
-MINUTES = {"stage_a": 14.0, "encoder": 12.0, "language": 12.0, "stage_b": 22.0, "stage_c": 30.0}
+MINUTES = {"stage_a": 10.0, "encoder": 11.0, "language": 9.0, "stage_b": 24.0, "stage_c": 66.0}
 
 
 def _options() -> argparse.Namespace:
@@ -55,8 +55,9 @@ def main() -> None:
         for style in (data.MAIN, *data.OTHER_STYLES):
             data.pictures(style)
     elif options.step == "export":
-        from .export import export
+        from .export import export, put_on_record
         export(place)
+        put_on_record()
     elif options.step == "judge":
         from .evaluate import train_judge
         train_judge(place, options.minutes)

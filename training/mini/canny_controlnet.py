@@ -29,7 +29,7 @@ from training.lora import Progress
 
 from .captions import LENGTH, batch_tokens
 from .data import SEED
-from .export import FOLDER, _save
+from .export import FOLDER, _save, put_on_record
 from .generators import trained
 from .loop import Place, write_atomically
 from .scenes import CANVAS, Scenes, for_encoder
@@ -139,6 +139,7 @@ def main() -> None:
     size = _save(FOLDER, NAME, "controlnet", CONFIG, tensors)
     if size > MOST:
         raise SystemExit(f"The ControlNet takes {size:,} bytes, more than {MOST:,}. Feed fewer blocks.")
+    put_on_record()
 
 
 if __name__ == "__main__":

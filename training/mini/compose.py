@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from .data import COLOURS, PLAIN, SIDE, Subject
 
-SIZES = (0.66, 0.92)
-"""Side of the subject's picture as a share of the canvas."""
+SIZES, LARGE = (0.66, 0.92), (0.8, 0.92)
+"""Side of the subject's picture as a share of the canvas; and where it should nearly fill it."""
+MIRRORED = 0.5
 ROOM = 0.6
 """How much of the room around the subject its place may use."""
 JITTER = 5
@@ -27,20 +28,20 @@ def random_colour(subject: Subject, rng: random.Random, held: bool = False) -> s
     return rng.choice([colour for colour in COLOURS if colour != PLAIN and colour not in subject.held])
 
 
-def compose(pictures: np.ndarray, colours: list[str], rng: random.Random, side: int = SIDE,
-            centred: bool = False) -> tuple[Tensor, Tensor]:
+def compose(pictures: np.ndarray, colours: list[str], rng: random.Random, side: int = SIDE, centred: bool = False,
+            sizes: tuple[float, float] = SIZES, mirrored: float = MIRRORED) -> tuple[Tensor, Tensor]:
     """``pictures`` (B, 256, 256, 4) uint8 premultiplied → RGB (B, 3, side, side) in [0, 1], alpha (B, 1, side, side).
 
-    Scaled, moved and mirrored at random, or upright in the middle if ``centred``.
+    Scaled, moved and (the share ``mirrored``) mirrored at random, or upright in the middle if ``centred``.
     """
     batch = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(255)
     theta, grounds = torch.zeros(len(colours), 2, 3), []
     for row, colour in zip(theta, colours):
-        size = sum(SIZES) / 2 if centred else rng.uniform(*SIZES)
-        mirrored = not centred and rng.random() < 0.5
+        size = sum(SIZES) / 2 if centred else rng.uniform(*sizes)
+        flipped = not centred and rng.random() < mirrored
         room = 0.0 if centred else ROOM * (1 - size)
         x, y = (rng.uniform(-room, room) for _ in range(2))
-        row[0, 0], row[1, 1] = (-1 if mirrored else 1) / size, 1 / size
+        row[0, 0], row[1, 1] = (-1 if flipped else 1) / size, 1 / size
         row[0, 2], row[1, 2] = -x * row[0, 0], -y * row[1, 1]
         shift = [0 if centred else rng.uniform(-JITTER, JITTER) for _ in range(3)]
         grounds.append([(value + change) / 255 for value, change in zip(COLOURS[colour], shift)])

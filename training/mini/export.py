@@ -1,7 +1,9 @@
 """Writes the finished nets as the files that ship: float16, the token table in float8, configs in the metadata."""
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from .sizes import ENCODER, PREVIEWER
 
 log = logging.getLogger(__name__)
 
-FOLDER = REPOSITORY / "mini"
+FOLDER, CATALOGUE = REPOSITORY / "mini", REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
 FILES = {  # part: (kind of its marker, file below the folder, laid out as ComfyUI's models folder)
     "stage_c": ("stage_c", "diffusion_models/cascade_mini_stage_c"),
     "stage_b": ("stage_b", "diffusion_models/cascade_mini_stage_b"),
@@ -49,6 +51,21 @@ def export(place: Place, folder: Path = FOLDER) -> dict[str, int]:
     return sizes
 
 
+def put_on_record(folder: Path = FOLDER, catalogue: Path = CATALOGUE) -> None:
+    """Write size and hash of every file in ``folder`` into its entry of the catalogue; raises where it has none."""
+    text = catalogue.read_text(encoding="utf-8")
+    for path in sorted(folder.rglob("*.safetensors")):
+        content = path.read_bytes()
+        facts = (f'"bytes": {len(content)}, "sha256": "{hashlib.sha256(content).hexdigest()}", '
+                 '"provenance": "official commit"')
+        entry = re.compile(rf'("name": "{re.escape(path.name)}"[^}}]*?)"bytes": \w+,\s+"sha256": [^,}}]+,\s+'
+                           r'"provenance": (?:null|"[^"]*")')
+        text, found = entry.subn(lambda match: match[1] + facts, text)
+        if found != 1:
+            raise SystemExit(f"{path.name} has {found} entries in {catalogue.name}. It needs one.")
+    catalogue.write_text(text, encoding="utf-8")
+
+
 def _prior_coder() -> Any:
     return PriorCoderConfig(ENCODER, PREVIEWER)
 
@@ -67,5 +84,6 @@ def _save(folder: Path, name: str, kind: str, config: Any, tensors: dict[str, Te
     draft = path.with_suffix(".new")
     save_file(compact, draft, metadata={"format": "pt", MARKER: marker_text(kind, config)})
     draft.replace(path)
+    path.chmod(0o644)
     log.info("%s: %.2f MB", path.name, path.stat().st_size / 1e6)
     return path.stat().st_size

@@ -20,6 +20,7 @@ from stages.training import (EMA, Optimiser, epsilon_losses, keep_mask, noised, 
                              velocity_weight)
 
 from .captions import LENGTH, batch_tokens
+from .compose import LARGE
 from .loop import Part, Place, frozen, grid
 from .precondition import Exact, ExactConv, Preconditioning
 from .scenes import CANVAS, SHORT, Scenes, make_pool
@@ -163,16 +164,19 @@ class StageBPart(DiffusionPart):
 
 
 class StageCPart(DiffusionPart):
-    """Stage C from captions, and at times from the image embedding of the vision tower."""
+    """Stage C from captions, and at times from the image embedding of the vision tower.
+
+    Its subjects nearly fill the canvas and are seldom mirrored: of a cell of 43 pixels, every shift is a latent of its own.
+    """
 
     name = "stage_c"
     BATCH, SEED = 64, 5
-    VARIANTS = 24
+    VARIANTS, MIRRORED = 14, 0.2
     DROP_TEXT, KEEP_IMAGE, LONG_FROM = 0.1, 0.1, 0.85
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageC(STAGE_C, backend=TRAINING))
-        self.scenes = Scenes(self.rng)
+        self.scenes = Scenes(self.rng, sizes=LARGE, mirrored=self.MIRRORED)
         subjects = [i for _ in range(self.VARIANTS) for i in range(len(self.scenes.subjects))]
         nets = {"encoder": trained(place, "encoder"), "vision": trained(place, "vision")}
         self.pool = make_pool(place.work / "pool_c.pt", self.scenes, subjects, nets, place.device)

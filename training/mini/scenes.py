@@ -16,7 +16,7 @@ from stages.encoder import normalise
 from stages.geometry import plan
 
 from .captions import batch_tokens, caption, fragment_tokens
-from .compose import compose, random_colour
+from .compose import MIRRORED, SIZES, compose, random_colour
 from .data import MAIN, OTHER_STYLES, SIDE, pictures, read_split
 from .loop import write_atomically
 from .towers import clip_normalise
@@ -39,10 +39,15 @@ class Batch:
 
 
 class Scenes:
-    """Draws subjects in the main style, with the share ``others`` in one of the others, at ``side`` (256, 128) px."""
+    """Draws subjects in the main style, with the share ``others`` in one of the others, at ``side`` (256, 128) px.
 
-    def __init__(self, rng: random.Random, others: float = 0.0, side: int = SIDE) -> None:
+    ``sizes`` and ``mirrored``: see :func:`.compose.compose`.
+    """
+
+    def __init__(self, rng: random.Random, others: float = 0.0, side: int = SIDE,
+                 sizes: tuple[float, float] = SIZES, mirrored: float = MIRRORED) -> None:
         self.rng, self.others, self.side = rng, others, side
+        self.sizes, self.mirrored = sizes, mirrored
         self.subjects, self.prompts = read_split()
         self.styles = {style: pictures(style) for style in (MAIN, *(OTHER_STYLES if others else ()))}
         if side != SIDE:
@@ -61,7 +66,8 @@ class Scenes:
         """``count`` pictures of different subjects, or of the given ones."""
         chosen = self.rng.sample(range(len(self.subjects)), count) if subjects is None else subjects
         colours = [random_colour(self.subjects[i], self.rng, held) for i in chosen]
-        rgb, alpha = compose(np.stack([self.picture(i) for i in chosen]), colours, self.rng, self.side)
+        rgb, alpha = compose(np.stack([self.picture(i) for i in chosen]), colours, self.rng, self.side,
+                             sizes=self.sizes, mirrored=self.mirrored)
         return Batch(rgb, alpha, chosen, colours)
 
     def captions(self, subjects: list[int], colours: list[str], length: int = SHORT) -> Tensor:

@@ -26,7 +26,7 @@ from training.lora import Config, Progress, prepared
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
 from .compose import compose, random_colour
 from .data import PLAIN, SEED, pictures, read_split
-from .export import FILES, FOLDER, PRIOR_CODER
+from .export import FILES, FOLDER, PRIOR_CODER, put_on_record
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ def main() -> None:
     target = FOLDER / "loras" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, target)
+    put_on_record()
     log.info("%s, %d bytes", target, target.stat().st_size)
 
 
