@@ -15,7 +15,7 @@ from forward import comfyui, low_rank, noise, official
 from graphs import FILES
 from PIL import Image
 from safetensors.torch import save_file
-from small_controlnets import write_controlnets
+from small_extras import write_controlnets
 from studio import FP32
 
 PARTS = ("our LoRA", "stacked LoRA", "core's LoRA", "our ControlNet", "core's ControlNet", "image prompt",
