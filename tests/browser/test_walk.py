@@ -23,7 +23,7 @@ def test_the_way_to_the_first_picture_is_shot(page, object_info, tmp_path):
         with Image.open(io.BytesIO(content)) as picture:
             assert picture.size == page.browser.size
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 200
-    assert page.seen("execution_success") and page.seen("b_preview_with_metadata")
+    assert page.seen("execution_success")  # a run on the tiny family can be over before the first preview is due
 
 
 def test_the_page_has_a_step_for_every_screenshot():
