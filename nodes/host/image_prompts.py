@@ -13,6 +13,7 @@ from ...stages import image_prompts as rules
 from ...stages.errors import WrongInput
 from .hints import as_image, rgb
 from .regions import PICTURES_KEY
+from .times import in_time, time_of
 
 Entries = list[dict[str, Any]]
 
@@ -80,19 +81,13 @@ def during(conditioning: Any, entries: Entries, percents: tuple[float, float], f
         return conditioning
     result = []
     for text, extra in conditioning:
-        first, last = extra.get("start_percent", 0.0), extra.get("end_percent", 1.0)
-        start, end = max(first, percents[0]), min(last, percents[1])
-        if start >= end:
-            result.append([text, extra])
-            continue
-        if first < start:
-            result.append([text, {**extra, "start_percent": first, "end_percent": start}])
-        inside = dict(extra) if (start, end) == (first, last) else {**extra, "start_percent": start, "end_percent": end}
-        if entries:
-            inside[PICTURES_KEY] = [*extra.get(PICTURES_KEY, ()), *entries]
-        result.append(faded(text, inside, *fade) if fade else [text, inside])
-        if end < last:
-            result.append([text, {**extra, "start_percent": end, "end_percent": last}])
+        first, last = time_of(extra)
+        for inside, span in in_time(extra, [percents]) if first < last else [(extra, None)]:
+            if span is None:
+                result.append([text, inside])
+                continue
+            heard = {**inside, PICTURES_KEY: [*inside.get(PICTURES_KEY, ()), *entries]} if entries else dict(inside)
+            result.append(faded(text, heard, *fade) if fade else [text, heard])
     return result
 
 

@@ -1,7 +1,6 @@
 """Regional prompts as a node puts them together: what a region carries, when it is heard, and its ControlNets."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from ...stages.errors import WrongInput
 from .control import MaskedControl, checked_mask
 from .regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, Region, Regions
+from .times import in_time, time_of
 
 REFUSED = {"area": "an area", "mask": "a mask of its own", "hooks": "a hook", REGIONS_KEY: "regions of its own"}
 """Keys of a conditioning that a region cannot have."""
@@ -50,20 +50,6 @@ def spans_of(prompt: Any, mask: Tensor, strength: float, where: str) -> list[Spa
         raise WrongInput(f"{where} got {len(prompt)} prompts combined for one region. It needs exactly one: give each "
                          "its own region.")
     return spans
-
-
-def time_of(extra: dict[str, Any]) -> tuple[float, float]:
-    """The part of the run in which an entry of a conditioning is heard."""
-    return extra.get("start_percent", 0.0), extra.get("end_percent", 1.0)
-
-
-def in_time(extra: dict[str, Any], spans: list[Span]) -> Iterator[tuple[dict[str, Any], Span | None]]:
-    """An entry of a conditioning cut where ``spans`` begin and end, each piece with the span that covers it, or None."""
-    first, last = time_of(extra)
-    cuts = sorted({first, last, *(cut for span in spans for cut in span[:2] if first < cut < last)})
-    for start, end in zip(cuts, cuts[1:] or cuts):
-        inside = extra if (start, end) == (first, last) else {**extra, "start_percent": start, "end_percent": end}
-        yield inside, next((span for span in spans if span[0] <= start and end <= span[1]), None)
 
 
 def region_of(text: Tensor, extra: dict[str, Any], mask: Tensor, strength: float, where: str) -> Region:

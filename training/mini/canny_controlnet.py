@@ -25,6 +25,7 @@ from stages.tuning.settings import Settings
 from stages.tuning.store import Store, train
 from stages.tuning.trainer import Trainer
 from tools.cache import cache_root
+from tools.small import MINI_FILES
 from training.lora import Progress
 
 from .captions import LENGTH, batch_tokens
@@ -39,7 +40,7 @@ from .style_lora import OutOfTime, limited
 
 log = logging.getLogger(__name__)
 
-NAME, MOST = "controlnet/cascade_mini_canny", 4_000_000
+NAME, MOST = MINI_FILES["controlnet_canny"], 4_000_000
 CONFIG = ControlNetConfig(c_in=1, c_proj=STAGE_C.c_hidden[0], proj_blocks=(0, 2, 4, 6), trunk=replace(ENCODER, c_in=1))
 SETTINGS = Settings(name="cascade_mini_canny", steps=3000, batch_size=32, learning_rate=1e-3, warm_up=50, ema=0.995,
                     resolution=192, base="fp32", save_every=0, loss_weight="velocity", sample_every=0, seed=SEED)

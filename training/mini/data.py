@@ -56,6 +56,11 @@ PLAIN = "white"
 """The background of captions that name none."""
 
 
+def is_there(pictures: np.ndarray) -> np.ndarray:
+    """Which of ``pictures`` (N, H, W, 4) show anything, (N,) bool: not every style has every subject."""
+    return pictures[:, ::16, ::16, 3].any(axis=(1, 2))
+
+
 @dataclass(frozen=True)
 class Subject:
     """One thing to paint. ``labels`` by language; ``held`` are background colours it is never trained on."""

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 from stages.training import EMA, Optimiser
 
 from .autoencoders import psnr, settle_norms
-from .data import COLOURS, OTHER_STYLES, SIDE
+from .compose import compose
+from .data import COLOURS, OTHER_STYLES, SIDE, pictures
 from .generators import decode, paint, told, trained
 from .loop import Loop, Part, Place, frozen, grid, save_sheet
 from .scenes import Scenes, for_encoder
@@ -95,6 +97,24 @@ def train_judge(place: Place, minutes: float | None = None) -> None:
     log.info("judge: right on %.1f %% of held-out renders (needs %.0f %%)", share, 100 * JUDGE_NEEDS)
 
 
+def trained_judge(place: Place, classes: int) -> nn.Module:
+    """The finished judge."""
+    judge = Judge(classes).to(place.device)
+    judge.load_state_dict(torch.load(place.weights("judge"), map_location="cpu"))
+    return frozen(judge)
+
+
+def at_sight(image: Tensor) -> Tensor:
+    """RGB of any size as the judge sees it."""
+    return F.interpolate(image, size=(SIGHT, SIGHT), mode="bilinear", antialias=True)
+
+
+def first_five(judge: nn.Module, seen: Tensor, device: torch.device) -> list[list[int]]:
+    """The five subjects that the judge finds likeliest in each picture of :func:`at_sight`."""
+    scores = torch.cat([judge(part.to(device)).float().cpu() for part in seen.split(50)])
+    return scores.topk(5).indices.tolist()
+
+
 # Hand-made features
 
 
@@ -141,10 +161,6 @@ def feature_ranks(image: Tensor, subjects: list[int], colours: list[str], scenes
 
 def _real(scenes: Scenes, subjects: list[int], colour: str) -> Tensor:
     """Upright renders in the middle of the canvas."""
-    import numpy as np
-
-    from .compose import compose
-    from .data import pictures
     source = pictures()
     chosen = np.stack([source[i] for i in subjects])
     return compose(chosen, [colour] * len(subjects), scenes.rng, SIGHT, centred=True)[0]
@@ -158,9 +174,7 @@ def evaluate(place: Place) -> None:
     """Paint the held-out prompts, judge them and write the table and a sheet."""
     nets = {name: trained(place, name) for name in ("stage_a", "encoder", "text", "stage_b", "stage_c")}
     scenes = Scenes(random.Random(place.seed + 7))
-    judge = Judge(len(scenes.subjects)).to(place.device)
-    judge.load_state_dict(torch.load(place.weights("judge"), map_location="cpu"))
-    frozen(judge)
+    judge = trained_judge(place, len(scenes.subjects))
     subjects = [p["subject"] for p in scenes.prompts]
     colours = [p["background"] for p in scenes.prompts]
     empty = told(nets["text"], [""])[1]
@@ -184,16 +198,13 @@ def evaluate(place: Place) -> None:
 
 
 def _at_full_size(scenes: Scenes, subjects: list[int], colours: list[str]) -> Tensor:
-    import numpy as np
-
-    from .compose import compose
     return compose(np.stack([scenes.picture(i) for i in subjects]), colours, scenes.rng, SIDE)[0]
 
 
 def _measure(judge: nn.Module, image: Tensor, subjects: list[int], colours: list[str], scenes: Scenes,
              place: Place) -> dict[str, float]:
-    seen = F.interpolate(image, size=(SIGHT, SIGHT), mode="bilinear", antialias=True)
-    order = torch.cat([judge(part.to(place.device)).float().cpu() for part in seen.split(50)]).topk(5).indices.tolist()
+    seen = at_sight(image)
+    order = first_five(judge, seen, place.device)
     ranks = feature_ranks(seen, subjects, colours, scenes)
     count = len(subjects)
     return {"top-1": sum(top[0] == s for top, s in zip(order, subjects)) / count,

@@ -1,7 +1,6 @@
 """Writes the finished nets as the files that ship: float16, the token table in float8, configs in the metadata."""
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from pathlib import Path
@@ -13,7 +12,10 @@ from torch import Tensor
 
 from stages.layouts import PriorCoderConfig
 from stages.marker import MARKER, marker_text
-from tools.env import REPOSITORY
+from tools.cache import sha256
+from tools.edit import CATALOGUE
+from tools.small import MINI_FILES
+from tools.small import MINI_FOLDER as FOLDER
 
 from .generators import NETS, trained
 from .language import FLOAT8
@@ -22,15 +24,12 @@ from .sizes import ENCODER, PREVIEWER
 
 log = logging.getLogger(__name__)
 
-FOLDER, CATALOGUE = REPOSITORY / "mini", REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
 FILES = {  # part: (kind of its marker, file below the folder, laid out as ComfyUI's models folder)
-    "stage_c": ("stage_c", "diffusion_models/cascade_mini_stage_c"),
-    "stage_b": ("stage_b", "diffusion_models/cascade_mini_stage_b"),
-    "text": ("text_encoder", "text_encoders/cascade_mini_text"),
-    "vision": ("clip_vision", "clip_vision/cascade_mini_vision"),
-    "stage_a": ("stage_a", "vae/cascade_mini_stage_a"),
+    "stage_c": ("stage_c", MINI_FILES["prior"]), "stage_b": ("stage_b", MINI_FILES["decoder"]),
+    "text": ("text_encoder", MINI_FILES["text_encoder"]), "vision": ("clip_vision", MINI_FILES["clip_vision"]),
+    "stage_a": ("stage_a", MINI_FILES["stage_a"]),
 }
-PRIOR_CODER = "vae/cascade_mini_stage_c_vae"
+PRIOR_CODER = MINI_FILES["image_encoder"]
 TABLE = "text_model.embeddings.token_embedding.weight"
 MOST, MOST_OF_ONE = 48_000_000, 20_000_000
 
@@ -55,9 +54,7 @@ def put_on_record(folder: Path = FOLDER, catalogue: Path = CATALOGUE) -> None:
     """Write size and hash of every file in ``folder`` into its entry of the catalogue; raises where it has none."""
     text = catalogue.read_text(encoding="utf-8")
     for path in sorted(folder.rglob("*.safetensors")):
-        content = path.read_bytes()
-        facts = (f'"bytes": {len(content)}, "sha256": "{hashlib.sha256(content).hexdigest()}", '
-                 '"provenance": "official commit"')
+        facts = f'"bytes": {path.stat().st_size}, "sha256": "{sha256(path)}", "provenance": "official commit"'
         entry = re.compile(rf'("name": "{re.escape(path.name)}"[^}}]*?)"bytes": \w+,\s+"sha256": [^,}}]+,\s+'
                            r'"provenance": (?:null|"[^"]*")')
         text, found = entry.subn(lambda match: match[1] + facts, text)

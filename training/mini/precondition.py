@@ -16,8 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stages.backend import Backend
-from stages.blocks import AttnBlock, Mixer, ResBlock, TimestepBlock, timestep_embedding
+from stages.blocks import AttnBlock, ResBlock, TimestepBlock, timestep_embedding
 from stages.diffusion import alpha_sigma, logsnr, noise_condition
 from stages.stage_b import StageB
 from stages.stage_c import StageC
@@ -57,7 +56,7 @@ class Preconditioning:
     """Writes the start into ``net`` (already initialised as the official constructors do) and holds it there."""
 
     def __init__(self, net: StageB | StageC) -> None:
-        self.net, self.pins = net, []
+        self.net, self._places = net, []
         width, n = net.embedding[1].weight.shape[:2]
         if width < carrying(n) + 2:
             raise ValueError(f"The first level is {width} wide, but it takes {2 * n} channels for the signal, 2 for the "
@@ -79,6 +78,7 @@ class Preconditioning:
                 self._silent(net.pixels_mapper[2])
                 self._transport(net.up_blocks[-1][0])
             self._read_out()
+            self.pins = [(parameter, where, parameter[where].clone()) for parameter, where in self._places]
 
     def hold(self) -> None:
         """Put back what is pinned."""
@@ -93,7 +93,8 @@ class Preconditioning:
                 parameter.grad[where] = 0
 
     def _pin(self, parameter: nn.Parameter, where: object) -> None:
-        self.pins.append((parameter, where, parameter[where].clone()))
+        """Hold this part of ``parameter`` at what it is when all is written."""
+        self._places.append((parameter, where))
 
     def _silent(self, layer: nn.Module) -> None:
         """``layer`` never writes into the fixed channels."""
@@ -164,7 +165,7 @@ class Preconditioning:
                 for parameter in block.attention["attn"].out_proj.parameters():
                     parameter.zero_()
                     self._pin(parameter, slice(None))
-        c_r = self.net.config.c_r
+        c_r, width = self.net.config.c_r, self.net.config.c_hidden[0]
         t = torch.linspace(0, 1, 2000)
         level = logsnr(t)
         a, b = (value.double() for value in alpha_sigma(level))
@@ -178,13 +179,12 @@ class Preconditioning:
             ridge = 0.02 * torch.eye(chosen.shape[1], dtype=torch.float64)
             found = torch.linalg.lstsq(torch.cat([chosen * weigh, ridge]),
                                        torch.cat([(factor - 1) * weigh[:, 0], ridge.new_zeros(len(ridge))])).solution
-            mapper.weight[:self.net.config.c_hidden[0]][where] = 0
+            mapper.weight[:width][where] = 0
             for column, value in zip(columns, found[:-1]):
                 mapper.weight[where, column] = float(value)
             mapper.bias[where] = float(found[-1])
         for name in blocks[last].names:
             layer = getattr(blocks[last], name)
-            width = self.net.config.c_hidden[0]
             self._pin(layer.weight, slice(0, width))
             self._pin(layer.bias, slice(0, width))
 
@@ -203,8 +203,6 @@ class Preconditioning:
         self._pin(enter.weight, units)
         self._pin(enter.bias, units)
         self._pin(leave.weight, (slice(None), units))
-        self.pins = [pin for pin in self.pins if pin[0] is not leave.weight or pin[1] != self.fixed]
-        self._pin(leave.weight, self.fixed)
         response = block.channelwise[2]
         for parameter in (response.gamma, response.beta):
             self._pin(parameter, (slice(None), slice(None), slice(None), units))
@@ -218,8 +216,7 @@ class Preconditioning:
         x, out = probe(net)
         scale = (x * out).sum() / out.square().sum()
         clf.weight.mul_(scale)
-        self._pin(clf.weight, (slice(None), self.signal))
-        self._pin(clf.weight, (slice(None), self.constant))
+        self._pin(clf.weight, (slice(None), self.fixed))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from stages.geometry import plan
 
 from .captions import batch_tokens, caption, fragment_tokens
 from .compose import MIRRORED, SIZES, compose, random_colour
-from .data import MAIN, OTHER_STYLES, SIDE, pictures, read_split
+from .data import MAIN, OTHER_STYLES, SIDE, is_there, pictures, read_split
 from .loop import write_atomically
 from .towers import clip_normalise
 
@@ -52,7 +52,7 @@ class Scenes:
         self.styles = {style: pictures(style) for style in (MAIN, *(OTHER_STYLES if others else ()))}
         if side != SIDE:
             self.styles = {style: shrunk(array, SIDE // side) for style, array in self.styles.items()}
-        self.there = {style: array[:, ::16, ::16, 3].any(axis=(1, 2)) for style, array in self.styles.items()}
+        self.there = {style: is_there(array) for style, array in self.styles.items()}
 
     def picture(self, subject: int) -> np.ndarray:
         """(256, 256, 4) uint8 in a random style that has the subject."""

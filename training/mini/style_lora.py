@@ -25,7 +25,7 @@ from training.lora import Config, Progress, prepared
 
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
 from .compose import compose, random_colour
-from .data import PLAIN, SEED, pictures, read_split
+from .data import PLAIN, SEED, is_there, pictures, read_split
 from .export import FILES, FOLDER, PRIOR_CODER, put_on_record
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def write_set(style: str, folder: Path, count: int = COUNT) -> None:
     subjects, prompts = read_split()
     array, held = pictures(style), {prompt["subject"] for prompt in prompts}
     rng = random.Random(SEED)
-    there = [i for i in range(len(subjects)) if i not in held and array[i, ::16, ::16, 3].any()]
+    there = [i for i in np.flatnonzero(is_there(array)).tolist() if i not in held]
     folder.mkdir(parents=True, exist_ok=True)
     for index in sorted(rng.sample(there, count)):
         subject, colour = subjects[index], random_colour(subjects[index], rng)

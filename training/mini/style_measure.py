@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from stages.lora import match
 from stages.stage_c import StageC
 from tools.cache import cache_root
 
 from .compose import compose, random_colour
-from .data import MAIN, SEED, SIDE, pictures, read_split
-from .evaluate import SIGHT, Judge
+from .data import MAIN, SEED, SIDE, is_there, pictures, read_split
+from .evaluate import at_sight, first_five, trained_judge
 from .export import FOLDER
 from .generators import decode, paint, told, trained
 from .loop import Place, frozen, grid, save_sheet
@@ -97,16 +96,14 @@ def measure(place: Place, path: Path, style: str) -> list[str]:
     nets = {name: trained(place, name) for name in ("stage_a", "encoder", "text", "stage_b", "stage_c")}
     subjects, prompts = read_split()
     array = pictures(style)
-    there = [i for i in range(len(subjects)) if array[i, ::16, ::16, 3].any()]
+    there = np.flatnonzero(is_there(array)).tolist()
     random.Random(SEED).shuffle(there)
     latents = {name: renders(name, there[:RENDERS], nets["encoder"]) for name in (MAIN, style)}
     fit = RENDERS * 3 // 4
     judge = StyleJudge.fitted(torch.cat([latents[MAIN][:fit], latents[style][:fit]]),
                               torch.arange(2 * fit) >= fit)
     right = [1 - judge.share(latents[MAIN][fit:]), judge.share(latents[style][fit:])]
-    eyes = Judge(len(subjects))
-    eyes.load_state_dict(torch.load(place.weights("judge"), map_location="cpu"))
-    frozen(eyes)
+    eyes = trained_judge(place, len(subjects))
     asked = prompts[::max(1, len(prompts) // PROMPTS)][:PROMPTS]
     words, seeds = [prompt["prompt"] for prompt in asked], [prompt["seed"] for prompt in asked]
     said, empty = told(nets["text"], words)[1], told(nets["text"], [""])[1]
@@ -114,7 +111,7 @@ def measure(place: Place, path: Path, style: str) -> list[str]:
     for name, net in (("without the LoRA", nets["stage_c"]), ("with the LoRA", with_lora(nets["stage_c"], path))):
         latent = paint(net, nets["text"], words, seeds)
         image = nets["stage_a"].decode(decode(nets["stage_b"], latent, said, empty, seeds)).float().clamp(0, 1)
-        order = eyes(F.interpolate(image, size=(SIGHT, SIGHT), mode="bilinear", antialias=True)).topk(5).indices.tolist()
+        order = first_five(eyes, at_sight(image), place.device)
         kept = sum(prompt["subject"] in found for prompt, found in zip(asked, order)) / len(asked)
         rows.append(f"| {name} | {100 * judge.share(latent):.1f} % | {100 * kept:.1f} % |")
         shown.append(image[:12])

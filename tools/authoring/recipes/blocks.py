@@ -12,7 +12,6 @@ def text_to_image_block() -> Block:
     """Prompt in, picture out."""
     name = "Stable Cascade text to image"
     flow = Flow(name)
-    flow.step("Load models")
     load = parts.load(flow, "full-bf16", parts.PICTURES_IN)
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)

@@ -27,7 +27,6 @@ def _applied(flow: Flow, net: Node, hint: Output, prompts: tuple[Node, Node], **
 def canny() -> Flow:
     """The edges of a picture, filled with something else."""
     flow = Flow("canny")
-    flow.step("Load models")
     load = parts.load(flow, PRESET, WITHOUT)
     net = _net(flow, "controlnet_canny")
     flow.step("Load a picture, find its edges")
@@ -70,7 +69,6 @@ that layout, wire a picture, the boxes and the ArcFace embeddings of its faces (
 def inpaint() -> Flow:
     """A painted part of a picture is made anew; every other pixel stays as it is."""
     flow = Flow("inpaint")
-    flow.step("Load models")
     load = parts.load(flow, PRESET, WITHOUT)
     net = _net(flow, "controlnet_inpainting")
     flow.step("Load a picture and paint a mask on it")
@@ -109,7 +107,6 @@ More **context** shows the model more of the surroundings; more **feather** make
 def outpaint() -> Flow:
     """A picture goes on beyond its borders."""
     flow = Flow("outpaint")
-    flow.step("Load models")
     load = parts.load(flow, PRESET, WITHOUT)
     net = _net(flow, "controlnet_inpainting")
     flow.step("Load a picture and add borders")
@@ -138,7 +135,6 @@ workflow with the mask of this canvas.""")
 def super_resolution() -> Flow:
     """A picture, 2.67 times as wide and high."""
     flow = Flow("super_resolution")
-    flow.step("Load models")
     load = parts.load(flow, PRESET, parts.PICTURES_IN)
     encoder = flow.add("CascadeStudio_LoadImageEncoder", image_encoder=parts.files.name("effnet_encoder"),
                        previewer=parts.files.name("previewer"))

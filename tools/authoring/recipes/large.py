@@ -10,7 +10,6 @@ PRESET = "full-bf16"
 def high_resolution_2k() -> Flow:
     """A 1024-pixel composition, then a second pass of Stage C at twice the size."""
     flow = Flow("high_resolution_2k")
-    flow.step("Load models")
     load = parts.load(flow, PRESET, parts.PICTURES_IN)
     flow.step("Size of the first pass", below=True)
     canvas = parts.canvas(flow, 1024, 768)
@@ -43,7 +42,6 @@ first pass settles the composition, **Enlarge Stage C latent** doubles its grid,
 def high_resolution_4k() -> Flow:
     """Four thousand pixels: a high compression keeps Stage C small, tiles keep Stage B small."""
     flow = Flow("high_resolution_4k")
-    flow.step("Load models")
     load = parts.load(flow, "mixed-bf16", parts.PICTURES_IN)
     flow.step("Size of the first pass", below=True)
     canvas = parts.canvas(flow, 1024, 576)
@@ -76,7 +74,6 @@ def draft_board() -> Flow:
     """Eight drafts from Stage C; only the chosen ones are finished."""
     flow = Flow("draft_board")
     without = ("clip_vision", "image_encoder")
-    flow.step("Load models")
     load = parts.load(flow, PRESET, without)
     flow.step("Picture size and number of drafts", below=True)
     canvas = parts.canvas(flow, 1024, 1024, batch_size=8)

@@ -15,16 +15,12 @@ SIDE = 256 if ON_MINI else 1024
 
 def _lite(flow: Flow, without: tuple[str, ...] = parts.PICTURES_IN) -> Node:
     """Load the lite models."""
-    flow.step("Load models")
     return parts.load(flow, MODELS, without)
 
 
 def _models(flow: Flow) -> Node:
     """Load what :data:`STYLE` was made for."""
-    if not ON_MINI:
-        return _lite(flow)
-    flow.step("Load models")
-    return parts.load_mini(flow)
+    return parts.load_mini(flow) if ON_MINI else _lite(flow)
 
 
 def _links(flow: Flow) -> None:
@@ -153,7 +149,6 @@ def merge() -> Flow:
     """Two Stage C models mixed part by part, plus a share of what one of them learned."""
     flow = Flow("merge")
     keys = ("stage_c_bf16", "sotediffusion_v2_stage_c")
-    flow.step("Load models")
     load = parts.load(flow, "full-bf16", parts.PICTURES_IN)
     other = flow.add("CascadeStudio_LoadPrior", "The other Stage C", TOUCH, prior=parts.files.name(keys[1]))
     flow.step("Merge")

@@ -16,7 +16,8 @@ MINI = "cascade-mini"
 
 
 def load(flow: Flow, key: str, without: Iterable[str] = (), **inputs: Any) -> Node:
-    """Load Stable Cascade with the files of a preset; parts in ``without`` are not loaded."""
+    """Step "Load models": Load Stable Cascade with the files of a preset; parts in ``without`` are not loaded."""
+    flow.step("Load models")
     return flow.add("CascadeStudio_Load", **{**files.choices(key, without), **inputs})
 
 
@@ -31,7 +32,7 @@ def mini_name(role: str) -> str:
 
 
 def load_mini(flow: Flow) -> Node:
-    """Load Cascade Mini by its preset."""
+    """Step "Load models": Cascade Mini by its preset."""
     return load(flow, MINI, preset=files.preset_title(MINI))
 
 

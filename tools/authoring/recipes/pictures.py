@@ -9,7 +9,6 @@ def image_to_image() -> Flow:
     """A picture, noised half way in Stage C, follows a new prompt."""
     flow = Flow("image_to_image")
     without = ("clip_vision",)
-    flow.step("Load models")
     load = parts.load(flow, "full-bf16", without)
     flow.step("Load a picture")
     image = parts.load_picture(flow)
@@ -31,7 +30,6 @@ def image_variation() -> Flow:
     """A picture as the prompt: the official image variations, with words if wanted, and a second picture to mix in."""
     flow = Flow("image_variation")
     without = parts.PICTURES_IN
-    flow.step("Load models")
     load = parts.load(flow, "full-bf16", without)
     vision = flow.add("CascadeStudio_LoadClipVision", clip_vision=parts.files.name("clip_vision"))
     flow.step("Load pictures")
@@ -58,7 +56,6 @@ def reconstruction() -> Flow:
     """What each stage keeps of a picture, without any prompt."""
     flow = Flow("reconstruction")
     without = ("clip_vision",)
-    flow.step("Load models")
     load = parts.load(flow, "full-bf16", without)
     flow.step("Load a picture", below=True)
     image = parts.load_picture(flow)

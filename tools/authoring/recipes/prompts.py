@@ -22,7 +22,6 @@ def _words(flow: Flow, clip: Output, text: str, title: str = "Prompt") -> Node:
 def lora_control_regional() -> Flow:
     """A LoRA, the edges of a picture, and a prompt of its own for the left half, all at once."""
     flow = Flow("lora_control_regional")
-    flow.step("Load models")
     load = parts.load_mini(flow) if ON_MINI else parts.load(flow, PRESET, WITHOUT)
     lora = flow.add("CascadeStudio_LoadLora", colours=TOUCH, lora=parts.mini_name("lora") if ON_MINI else OWN,
                     strength_model=0.7, prior=load["prior"], clip=load["clip"])
@@ -80,7 +79,6 @@ The published ControlNets fit the full Stage C alone, and a LoRA fits the Stage 
 def guidance() -> Flow:
     """The same seed twice: plain guidance, and the guidance nodes."""
     flow = Flow("guidance")
-    flow.step("Load models")
     load = parts.load(flow, PRESET, WITHOUT)
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)

@@ -12,7 +12,6 @@ def _plain(name: str, preset: str, prompt: str, size: tuple[int, int] = (1024, 1
            more: str = "") -> Flow:
     """Prompt → Stage C → Stage B → Stage A → file."""
     flow = Flow(name)
-    flow.step("Load models")
     load = parts.load(flow, preset, without)
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, *size)
@@ -28,7 +27,6 @@ def _plain(name: str, preset: str, prompt: str, size: tuple[int, int] = (1024, 1
 def a_first_picture() -> Flow:
     """Cascade Mini, which comes with the pack: a picture without any download. Its name puts it first in the list."""
     flow = Flow("a_first_picture")
-    flow.step("Load models")
     load = parts.load_mini(flow)
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, 256, 256)
@@ -114,7 +112,6 @@ put them there by hand:
 def text_to_image_core_ksampler() -> Flow:
     """The same stages with core's KSampler, as in ComfyUI's own example."""
     flow = Flow("text_to_image_core_ksampler")
-    flow.step("Load models")
     load = parts.load(flow, "full-bf16", parts.PICTURES_IN)
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)
@@ -147,7 +144,6 @@ also cures pictures that are cut or stretched at odd sizes.""")
 def text_to_image_custom_sampling() -> Flow:
     """The official schedule, sampler and guidance as parts for core's custom sampling nodes."""
     flow = Flow("text_to_image_custom_sampling")
-    flow.step("Load models")
     load = parts.load(flow, "full-bf16", parts.PICTURES_IN)
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, 1024, 1280)
