@@ -17,7 +17,7 @@ from .language import LanguagePart
 from .loop import Loop, Place
 
 PARTS = {part.name: part for part in (StageAPart, EncoderPart, LanguagePart, StageBPart, StageCPart)}
-MINUTES = {"stage_a": 10.0, "encoder": 11.0, "language": 9.0, "stage_b": 24.0, "stage_c": 66.0}
+MINUTES = {"stage_a": 10.0, "encoder": 11.0, "language": 9.0, "stage_b": 62.0, "stage_c": 108.0}
 
 
 def _options() -> argparse.Namespace:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .data import COLOURS, PLAIN, SIDE, Subject
 
-SIZES, LARGE = (0.66, 0.92), (0.8, 0.92)
+SIZES, LARGE = (0.66, 0.92), (0.86, 0.92)
 """Side of the subject's picture as a share of the canvas; and where it should nearly fill it."""
 MIRRORED = 0.5
 ROOM = 0.6

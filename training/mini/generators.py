@@ -80,6 +80,8 @@ class DiffusionPart(Part):
 
     LR, BATCH, EMA_DECAY = 2e-3, 32, 0.998
     SEED = 3
+    NOISY, NOISY_FROM = 0.0, 0.75
+    """The share of a batch whose times are drawn from the noisy end alone."""
 
     def __init__(self, place: Place, net: StageB | StageC) -> None:
         super().__init__(place)
@@ -103,7 +105,10 @@ class DiffusionPart(Part):
 
     def learn(self, x0: Tensor, conditions: dict[str, Tensor], factor: float) -> dict[str, float]:
         """One update on ``x0`` (B, C, H, W)."""
-        seen = noised(x0, torch.randn_like(x0), sample_times(len(x0), device=x0.device))
+        t = sample_times(len(x0), device=x0.device)
+        chosen = torch.rand_like(t) < self.NOISY
+        t = torch.where(chosen, self.NOISY_FROM + (1 - self.NOISY_FROM) * t, t)
+        seen = noised(x0, torch.randn_like(x0), t)
         with self.place.autocast():
             predicted = self.net(seen.x, seen.r, **conditions)
         losses = epsilon_losses(predicted, seen.noise)
@@ -128,16 +133,19 @@ class DiffusionPart(Part):
 
 
 class StageBPart(DiffusionPart):
-    """Stage B from latents of the image encoder, with a little noise on them, and the pooled caption."""
+    """Stage B from latents of the image encoder, with a little noise on them, and the pooled caption.
+
+    Half of every batch is nearly pure noise: there it learns what a latent says, and the rest only sharpens that.
+    """
 
     name = "stage_b"
-    BATCH, SEED = 24, 4
-    PICTURES, OTHERS = 5000, 0.4
-    DROP_TEXT, DROP_EFFNET, NOISE = 0.1, 0.05, 0.3
+    BATCH, SEED, NOISY = 24, 4, 0.5
+    PICTURES, OTHERS, SIZES, MIRRORED = 8000, 0.25, (0.74, 0.92), 0.3
+    DROP_TEXT, DROP_EFFNET, NOISE = 0.1, 0.05, 0.4
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageB(STAGE_B, backend=TRAINING))
-        self.scenes = Scenes(self.rng, others=self.OTHERS)
+        self.scenes = Scenes(self.rng, others=self.OTHERS, sizes=self.SIZES, mirrored=self.MIRRORED)
         self.stage_a = trained(place, "stage_a")
         subjects = [self.rng.randrange(len(self.scenes.subjects)) for _ in range(self.PICTURES)]
         nets = {"stage_a": self.stage_a, "encoder": trained(place, "encoder")}
@@ -170,8 +178,8 @@ class StageCPart(DiffusionPart):
     """
 
     name = "stage_c"
-    BATCH, SEED = 64, 5
-    VARIANTS, MIRRORED = 14, 0.2
+    BATCH, SEED, NOISY = 64, 5, 0.25
+    VARIANTS, MIRRORED = 10, 0.05
     DROP_TEXT, KEEP_IMAGE, LONG_FROM = 0.1, 0.1, 0.85
 
     def __init__(self, place: Place) -> None:

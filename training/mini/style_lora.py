@@ -24,7 +24,7 @@ from tools.cache import cache_root
 from training.lora import Config, Progress, prepared
 
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
-from .compose import compose, random_colour
+from .compose import LARGE, compose, random_colour
 from .data import PLAIN, SEED, is_there, pictures, read_split
 from .export import FILES, FOLDER, PRIOR_CODER, put_on_record
 
@@ -49,7 +49,7 @@ def write_set(style: str, folder: Path, count: int = COUNT) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index in sorted(rng.sample(there, count)):
         subject, colour = subjects[index], random_colour(subjects[index], rng)
-        rgb, _ = compose(np.asarray(array[index])[None], [colour], rng)
+        rgb, _ = compose(np.asarray(array[index])[None], [colour], rng, sizes=LARGE, mirrored=0.0)
         template = rng.choice(PLAIN_TEMPLATES if colour == PLAIN else COLOUR_TEMPLATES)
         pixels = (rgb[0] * 255).round().byte().movedim(0, -1).numpy()
         Image.fromarray(pixels).save(folder / f"{index:04d}.png")

@@ -21,7 +21,7 @@ from stages.lora import match
 from stages.stage_c import StageC
 from tools.cache import cache_root
 
-from .compose import compose, random_colour
+from .compose import LARGE, compose, random_colour
 from .data import MAIN, SEED, SIDE, is_there, pictures, read_split
 from .evaluate import at_sight, first_five, trained_judge
 from .export import FOLDER
@@ -71,7 +71,7 @@ def renders(style: str, chosen: list[int], encoder: torch.nn.Module) -> Tensor:
     for start in range(0, len(chosen), 32):
         part = chosen[start:start + 32]
         colours = [random_colour(subjects[i], rng) for i in part]
-        rgb, _ = compose(np.stack([array[i] for i in part]), colours, rng, SIDE)
+        rgb, _ = compose(np.stack([array[i] for i in part]), colours, rng, SIDE, sizes=LARGE)
         found.append(encoder(for_encoder(rgb)))
     return torch.cat(found)
 
