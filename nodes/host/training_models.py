@@ -1,7 +1,7 @@
 """What training takes from the host's models: their weights as a private copy, and their work as encoders."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import comfy.lora
@@ -16,16 +16,32 @@ from ...stages.tuning.encode import Encoders, fingerprint
 PREFIX = "diffusion_model."
 
 
+def stored(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """``tensors`` of a patcher's model as they came from their file, whatever is loaded now.
+
+    Loading casts them, and bakes the LoRAs and hooks of this or another wire into them; the host keeps what was there.
+    """
+    found = {key: value for key, value in tensors.items() if value is not None}
+    kept = {**{key: value for key, (value, _) in patcher.hook_backup.items()},
+            **{key: backup.weight for key, backup in patcher.backup.items()}, **patcher.backup_buffers}
+    for full, value in kept.items():
+        key = full.removeprefix(prefix)
+        if full.startswith(prefix) and key in found:
+            found.update(value.state_dict(key) if hasattr(value, "state_dict") else {key: value})  # quantised, or plain
+    return found
+
+
 def patched(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """``tensors`` of a patcher's model as a sampler would use them: with the LoRAs on its wire, loaded or not."""
-    found = {}
-    for key, value in tensors.items():
-        full = prefix + key
-        if full in patcher.backup:  # it is loaded, with its patches in the weight itself
-            value = patcher.backup[full].weight
-        if full in patcher.patches:
-            value = comfy.lora.calculate_weight(patcher.patches[full], value.to(torch.float32, copy=True), full)
-        found[key] = value
+    """``tensors`` of a patcher's model as a sampler would use them, in plain formats: with the LoRAs on its wire.
+
+    The sums are made on the processor, so that they are the same numbers wherever the model happens to be.
+    """
+    found = convert.dequantise(stored(patcher, tensors, prefix), None)
+    for full, patches in patcher.patches.items():
+        key = full.removeprefix(prefix)
+        if full.startswith(prefix) and key in found:
+            weight = found[key].to("cpu", torch.float32, copy=True)
+            found[key] = comfy.lora.calculate_weight(patches, weight, full)
     return found
 
 
@@ -34,8 +50,7 @@ def prior_weights(model: Any) -> tuple[StageCConfig, dict[str, Tensor]]:
     net = model.model.diffusion_model
     tensors = patched(model, net.state_dict(), PREFIX)
     kind = load.require(layouts.identify(tensors), "stage_c", "This MODEL")
-    plain = convert.dequantise(convert.normalise(tensors, kind), None)
-    return (net.config if isinstance(net, StageC) else kind.config), plain
+    return (net.config if isinstance(net, StageC) else kind.config), convert.normalise(tensors, kind)
 
 
 def text_weights(clip: Any) -> tuple[TextConfig, dict[str, Tensor]]:
@@ -43,7 +58,7 @@ def text_weights(clip: Any) -> tuple[TextConfig, dict[str, Tensor]]:
     prefix = "clip_g.transformer."
     tensors = patched(clip.patcher, clip.cond_stage_model.clip_g.transformer.state_dict(), prefix)
     kind = load.require(layouts.identify(tensors), "text_encoder", "This CLIP")
-    return kind.config, convert.dequantise(convert.normalise(tensors, kind), None)
+    return kind.config, convert.normalise(tensors, kind)
 
 
 def encoders(clip: Any, vae: Any) -> Encoders:
@@ -57,12 +72,28 @@ def encoders(clip: Any, vae: Any) -> Encoders:
         cond, pooled = clip.encode_from_tokens(clip.tokenize(plain), return_pooled=True)
         return cond[0], pooled.reshape(1, -1)
 
-    return Encoders(picture, text, mark(vae.patcher, vae.first_stage_model.encoder),
-                    mark(clip.patcher, clip.cond_stage_model))
+    return Encoders(picture, text, fingerprint(ingredients(vae.patcher, vae.first_stage_model.encoder, "encoder.")),
+                    fingerprint(ingredients(clip.patcher, clip.cond_stage_model)))
 
 
-def mark(patcher: Any, net: torch.nn.Module) -> str:
-    """What tells this encoder from others in the cache; one with LoRAs on it is told by them alone."""
-    if patcher.patches:
-        return str(patcher.patches_uuid)
-    return fingerprint({key: value for key, value in net.state_dict().items() if value is not None})
+def ingredients(patcher: Any, net: torch.nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """What tells an encoder from others: its weights, loaded or not, and the LoRAs and hooks on its wire.
+
+    ``prefix`` is what the patcher's keys have before those of ``net``.
+    """
+    found = stored(patcher, net.state_dict(), prefix)
+    for number, patches in enumerate((patcher.patches, *patcher.hook_patches.values())):
+        for key, entry in patches.items():
+            found.update((f"patch {number} {key} {place}", value) for place, value in enumerate(numbers(entry)))
+    return found
+
+
+def numbers(patch: Any) -> Iterator[Tensor]:
+    """The tensors, strengths and offsets inside a patch of the host, in order."""
+    if isinstance(patch, Tensor):
+        yield patch
+    elif isinstance(patch, (int, float)):
+        yield torch.tensor(float(patch))
+    else:
+        for part in patch if isinstance(patch, (list, tuple)) else getattr(patch, "weights", ()):
+            yield from numbers(part)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from forward import noise
 from graphs import Graph, Parts, check_sentence, check_works, parts  # noqa: F401
 from PIL import Image
 from safetensors import safe_open
@@ -219,6 +220,70 @@ def test_weights_of_other_formats(parts, studio, file):
     assert config.c_hidden == (128, 128) and tensors.keys() == wanted.keys()
     for key, value in tensors.items():
         assert (value.float() - wanted[key].float()).abs().max() <= 0.1 * wanted[key].float().abs().max() + 1e-6, key
+
+
+def test_a_lora_on_quantised_weights(parts, studio):
+    """Its change is that on plain weights, also while the host has put it into the quantised ones."""
+    from cascade_studio.nodes.host import training_models
+    changes = []
+    for model in (parts.prior, studio.load("prior", "stage_c_fp8_scaled.safetensors", "auto")):
+        styled = studio.call("LoraLoaderModelOnly", model=model, lora_name="kohya.safetensors", strength_model=1.0)
+        plain, after = (training_models.prior_weights(one)[1] for one in (model, styled))
+        studio.sample_prior(studio.canvas()[0], model=styled, steps=1)
+        loaded, untouched = (training_models.prior_weights(one)[1] for one in (styled, model))
+        assert all(torch.equal(loaded[key], after[key]) and torch.equal(untouched[key], plain[key]) for key in plain)
+        changes.append({key: after[key].float() - plain[key].float() for key in plain})
+    assert any(change.abs().max() > 0 for change in changes[0].values())
+    for key, change in changes[0].items():
+        assert torch.allclose(changes[1][key], change, atol=1e-5), key
+
+
+# What tells one encoder from another
+
+
+def marks(clip: Any, vae: Any) -> tuple[str, str]:
+    from cascade_studio.nodes.host import training_models
+    ways = training_models.encoders(clip, vae)
+    return ways.picture_mark, ways.text_mark
+
+
+def test_an_encoder_is_the_same_loaded_or_not(parts):
+    """Hosts that stream weights cast buffers while a model is loaded, and keep what they were."""
+    import comfy.utils
+    patcher = parts.stage_c_vae.patcher
+    before = marks(parts.clip, parts.stage_c_vae)
+    key, buffer = next((key, value) for key, value in patcher.model.named_buffers() if key.endswith("running_mean"))
+    assert key.startswith("encoder.")
+    comfy.utils.set_attr_buffer(patcher.model, key, buffer + 1)
+    try:
+        assert marks(parts.clip, parts.stage_c_vae) != before, "another encoder"
+        patcher.backup_buffers[key] = buffer
+        assert marks(parts.clip, parts.stage_c_vae) == before
+    finally:
+        patcher.backup_buffers.clear()
+        comfy.utils.set_attr_buffer(patcher.model, key, buffer)
+
+
+def test_a_text_encoder_is_told_by_what_is_on_its_wire(parts, studio):
+    """The same LoRA is the same after a restart, and another clone's does not count."""
+    layer = "lora_prior_te_text_model_encoder_layers_1_mlp_fc1"
+    layers = studio.write("loras/t_mark", {f"{layer}.lora_up.weight": noise(256, 2),
+                                           f"{layer}.lora_down.weight": noise(2, 64)})
+    moved = studio.write("loras/t_mark_moved", {"embeddings.embeddings": noise(1, 64),
+                                                "embeddings.indices": torch.tensor([320])})
+
+    def mark(lora: str = "", strength: float = 1.0) -> str:
+        clip = parts.clip if not lora else studio.call("CascadeStudio_LoadLora", 2, lora=lora, clip=parts.clip,
+                                                       strength_clip=strength)
+        found = marks(clip, parts.stage_c_vae)[1]
+        studio.text("a cat", clip)
+        assert marks(clip, parts.stage_c_vae)[1] == found, "it is loaded now, with its LoRA in the weights"
+        return found
+
+    plain, first = mark(), mark(layers)
+    assert marks(parts.clip, parts.stage_c_vae)[1] == plain, "the clone with the LoRA is the one that is loaded"
+    assert mark(layers) == first
+    assert len({plain, first, mark(layers, 0.5), mark(moved), mark(moved, 0.5)}) == 5
 
 
 # What is refused
