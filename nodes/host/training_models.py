@@ -12,6 +12,7 @@ from ...stages import convert, layouts, load
 from ...stages.clip import TextConfig
 from ...stages.stage_c import StageC, StageCConfig
 from ...stages.tuning.encode import Encoders, fingerprint
+from .words import learned
 
 PREFIX = "diffusion_model."
 
@@ -73,7 +74,14 @@ def encoders(clip: Any, vae: Any) -> Encoders:
         return cond[0], pooled.reshape(1, -1)
 
     return Encoders(picture, text, fingerprint(ingredients(vae.patcher, vae.first_stage_model.encoder, "encoder.")),
-                    fingerprint(ingredients(clip.patcher, clip.cond_stage_model)))
+                    fingerprint(text_ingredients(clip)))
+
+
+def text_ingredients(clip: Any) -> dict[str, Tensor]:
+    """As :func:`ingredients` for a text encoder, with its CLIP skip and the words that LoRAs have taught it."""
+    found = ingredients(clip.patcher, clip.cond_stage_model)
+    found.update((f"word {word}", rows) for word, rows in learned(clip.tokenizer).items())
+    return found if clip.layer_idx is None else {**found, "skip": torch.tensor(clip.layer_idx)}
 
 
 def ingredients(patcher: Any, net: torch.nn.Module, prefix: str = "") -> dict[str, Tensor]:

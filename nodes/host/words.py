@@ -84,6 +84,15 @@ def taught(tokenizer: Any, fresh: Mapping[str, Tensor]) -> Any:
     return outer
 
 
+def learned(tokenizer: Any) -> dict[str, Tensor]:
+    """The words that :func:`taught` has given to ``tokenizer``, with their vectors."""
+    found: dict[str, Tensor] = {}
+    inner = getattr(getattr(tokenizer, "clip_g", None), "tokenizer", None)
+    while isinstance(inner, Vocabulary):
+        found, inner = {**inner.fresh, **found}, inner.inner
+    return found
+
+
 class Vocabulary:
     """The host's vocabulary with extra words: a call gives their vectors where it would give token ids.
 

@@ -286,6 +286,26 @@ def test_a_text_encoder_is_told_by_what_is_on_its_wire(parts, studio):
     assert len({plain, first, mark(layers, 0.5), mark(moved), mark(moved, 0.5)}) == 5
 
 
+def test_clip_skip_and_taught_words_make_another_text_encoder(parts, studio):
+    """They change what a caption says, so that captions encoded without them are not taken for theirs."""
+    word = {seed: studio.write(f"loras/t_mark_word_{seed}", {
+        "embeddings.embeddings": noise(1, 64, seed=seed), "embeddings.indices": torch.tensor([49408])})
+        for seed in (1, 2)}
+
+    def taught(clip: Any, seed: int, name: str = "[it]") -> Any:
+        return studio.call("CascadeStudio_LoadLora", 2, lora=word[seed], clip=clip, tokens=name)
+
+    def skipped() -> Any:
+        return studio.call("CLIPSetLastLayer", clip=parts.clip, stop_at_clip_layer=-2)
+
+    first = taught(parts.clip, 1)
+    clips = [skipped(), first, taught(parts.clip, 2), taught(parts.clip, 1, "[that]"), taught(first, 2, "[that]"),
+             parts.clip]
+    found = [marks(clip, parts.stage_c_vae)[1] for clip in clips]
+    assert len(set(found)) == len(found)
+    assert found[:2] == [marks(clip, parts.stage_c_vae)[1] for clip in (skipped(), taught(parts.clip, 1))]
+
+
 # What is refused
 
 
