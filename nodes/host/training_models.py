@@ -12,6 +12,7 @@ from ...stages import convert, layouts, load
 from ...stages.clip import TextConfig
 from ...stages.stage_c import StageC, StageCConfig
 from ...stages.tuning.encode import Encoders, fingerprint
+from .vae import check_encoder
 from .words import learned
 
 PREFIX = "diffusion_model."
@@ -64,6 +65,7 @@ def text_weights(clip: Any) -> tuple[TextConfig, dict[str, Tensor]]:
 
 def encoders(clip: Any, vae: Any) -> Encoders:
     """The image encoder and the text encoder, as the nodes use them."""
+    check_encoder(vae.first_stage_model)
 
     def picture(image: Tensor) -> Tensor:
         return vae.encode(image.movedim(1, -1))

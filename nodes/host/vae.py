@@ -93,9 +93,7 @@ class StageCCoder(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] → (B, 16, H/32, W/32)."""
-        if not hasattr(self, "encoder"):
-            raise WrongInput("This VAE holds the Previewer only, so it cannot encode a picture for Stage C. Choose the "
-                             "image encoder file (effnet_encoder) in the loader.")
+        check_encoder(self)
         return check_finite(self.encoder(encoder.normalise(image)), "The image encoder", image.dtype, image)
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -108,6 +106,13 @@ class StageCCoder(nn.Module):
             raise WrongInput(f"The Previewer got {given}; it shows Stage C latents ({self.previewer.config.c_in} "
                              "channels). Decode Stage B latents with Stage A.")
         return check_finite(self.previewer(latent), "The Previewer", latent.dtype, latent)
+
+
+def check_encoder(net: nn.Module) -> None:
+    """Refuse the network of a Stage C VAE without its image encoder."""
+    if not hasattr(net, "encoder"):
+        raise WrongInput("This VAE holds the Previewer only, so it cannot encode a picture for Stage C. Choose the "
+                         "image encoder file (effnet_encoder) in the loader.")
 
 
 class CascadeVAE(comfy.sd.VAE):

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from cascade_studio.nodes.checkpoints.catalogue import NONE
 from forward import noise
-from graphs import Graph, Parts, check_sentence, check_works, parts  # noqa: F401
+from graphs import FILES, Graph, Parts, check_sentence, check_works, parts  # noqa: F401
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -50,7 +51,7 @@ def training(host: Any, parts: Parts, folder: str, settings: dict[str, Any] | No
     if settings is not None:
         inputs["settings"] = graph.add("CascadeStudio_TrainingSettings", **settings)[0]
     return graph, graph.add("CascadeStudio_TrainLora", model=inputs.pop("model", parts.prior), clip=parts.clip,
-                            vae=parts.stage_c_vae, training_set=data[0], **{**FAST, **inputs})
+                            vae=inputs.pop("vae", parts.stage_c_vae), training_set=data[0], **{**FAST, **inputs})
 
 
 def sampled(graph: Graph, parts: Parts, model: Any) -> list[Any]:
@@ -339,7 +340,10 @@ def test_images_from_the_graph(host, parts):
     check_sentence(graph.error(data[0]), "2 pictures", "3 captions")
 
 
-def test_wrong_wires_and_settings(host, parts, folder):
+def test_wrong_wires_and_settings(host, parts, folder, studio):
+    blind = studio.call("CascadeStudio_LoadImageEncoder", image_encoder=NONE, previewer=FILES["previewer"])
+    graph, node = training(host, parts, folder, vae=blind)
+    check_sentence(graph.error(node[0]), "Previewer only", "effnet_encoder")
     for inputs, words in (({"model": parts.decoder}, "Stage C model"), ({"name": "a/b"}, "letters")):
         graph, node = training(host, parts, folder, **inputs)
         check_sentence(graph.error(node[0]), words)
