@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -19,6 +20,12 @@ def system_path(path: str | Path) -> str:
         return path
     path = os.path.abspath(path)
     return "\\\\?\\UNC\\" + path[2:] if path.startswith("\\\\") else "\\\\?\\" + path
+
+
+def for_all_systems(prefix: str) -> str:
+    """The start of a file's path with "-" for what Windows allows in no name."""
+    drive, rest = os.path.splitdrive(prefix)
+    return drive + re.sub(r'[<>:"|?*]', "-", rest)
 
 
 def replace(source: str | Path, target: str | Path) -> None:

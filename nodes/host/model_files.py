@@ -20,8 +20,8 @@ ROOM = 1 << 20
 
 
 def next_path(prefix: str) -> Path:
-    """The next free ``output/PREFIX_00001_.safetensors``."""
-    root = folder_paths.get_output_directory()
+    """The next free ``output/PREFIX_00001_.safetensors``; what Windows allows in no name becomes "-"."""
+    root, prefix = folder_paths.get_output_directory(), disk.for_all_systems(prefix)
     wanted = Path(root, prefix)
     if not prefix.strip() or not str(wanted.resolve()).startswith(str(Path(root).resolve()) + os.sep):
         raise WrongInput(f"The file name '{prefix}' lies outside the output folder. Write a name such as loras/mine.")

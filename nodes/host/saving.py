@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ..checkpoints import disk
 from .latents import picture_size
 from .report import Reports, card
 
@@ -26,10 +27,11 @@ def save_png(images: Tensor, prefix: str, prompt: Any, extra: Mapping[str, Any] 
              hashes: bool) -> list[tuple[str, str, io.FolderType]]:
     """Save ``images`` (B, H, W, C) into the output folder; returns name, sub-folder and folder of each file.
 
+    ``prefix`` is the start of their path below it; what Windows allows in no name becomes "-".
     ``prompt`` and the entries of ``extra`` (the workflow) are written as Save Image writes them and stay as they are.
     """
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory(), images.shape[2], images.shape[1])
+        disk.for_all_systems(prefix), folder_paths.get_output_directory(), images.shape[2], images.shape[1])
     texts = png_texts(prompt, extra, card(reports, hashes, picture_size(images)) if reports else None)
     saved = []
     for index, image in enumerate(images):

@@ -159,6 +159,19 @@ def test_panels_can_be_read_in_every_theme(page, pictures, palette):
         page.setting("Comfy.ColorPalette", "dark")
 
 
+def test_file_names_are_filled_in_when_queued(page):
+    """In what is sent alone: the workflow keeps the text as it was typed."""
+    page.add("CascadeStudio_Canvas", (100, 100), width=1000)
+    typed = "%date:yyyy%/%CascadeStudio_Canvas.width%_x"
+    saving = [page.add(f"CascadeStudio_{kind}", (500, 100 + 300 * place), filename_prefix=typed)
+              for place, kind in enumerate(("SaveImage", "SaveModel"))]
+    sent, year = page.prompt(), page.browser.run("return new Date().getFullYear()")
+    kept = {str(node["id"]): node["widgets_values"] for node in page.graph()["nodes"]}
+    for node in saving:
+        assert sent[str(node)]["inputs"]["filename_prefix"] == f"{year}/1000_x"
+        assert page.value(node, "filename_prefix") == typed and typed in kept[str(node)]
+
+
 def run(page: Page) -> None:
     page.watch("execution_success", "execution_error", "execution_interrupted")
     page.browser.click(QUEUE)

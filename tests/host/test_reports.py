@@ -219,6 +219,15 @@ def test_saved_as_core_saves(studio, made):
     assert image["filename"].replace("core", "ours") == ours[0].filename.rsplit("/", 1)[-1]
 
 
+def test_names_are_good_on_every_system(studio, made):
+    """Prompts without the page may hold what it would have filled in."""
+    from cascade_studio.nodes.host import model_files
+    _, result, _ = saved(studio, made["image"][:1], filename_prefix='names/%date:yyyy%_<"a|b?*>')
+    (image,), = (told["images"] for told in result.ui.values() if "images" in told)
+    assert (image["subfolder"], image["filename"]) == ("names", "%date-yyyy%_--a-b---_00001_.png")
+    assert model_files.next_path("names/a:b").name == "a-b_00001_.safetensors"
+
+
 def test_no_metadata_when_the_host_is_told_so(studio, made, monkeypatch):
     from comfy.cli_args import args
     monkeypatch.setattr(args, "disable_metadata", True)

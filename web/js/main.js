@@ -3,7 +3,7 @@ import { app } from "../../../scripts/app.js";
 import { addBoard } from "./board.js";
 import { addCanvas } from "./canvas.js";
 import { addCompare } from "./compare.js";
-import { addStyles, after, live } from "./dom.js";
+import { addStyles, after, live, widgetOf } from "./dom.js";
 import { listenToDownloads, loaded } from "./downloads.js";
 import { allNodes, isOurs, kindOf } from "./graph.js";
 import { tell } from "./report.js";
@@ -18,6 +18,13 @@ function show(node, output) {
   shown.get(node)?.pin(output);
   loaded(node);
   tell(node, output);
+}
+
+/** Fill dates and other nodes' values into file names that are queued, as the host does for its own save nodes. */
+function fillNames(node) {
+  const prefix = widgetOf(node, "filename_prefix");
+  const filled = window.comfyAPI?.utils?.applyTextReplacements;
+  if (prefix && filled) prefix.serializeValue = () => filled(app, prefix.value);
 }
 
 app.registerExtension({
@@ -36,6 +43,7 @@ app.registerExtension({
     if (!isOurs(node)) return;
     if (kind === "CascadeStudio_Canvas") addCanvas(node);
     if (kind in STAGES) addStrip(node);
+    fillNames(node);
     if (kind in PICTURES) shown.set(node, PICTURES[kind](node));
     after(node, "onExecuted", (output) => show(node, output));
   },
