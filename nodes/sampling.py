@@ -161,10 +161,8 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
         latents.check_model(model, "Stage B", DECODER)
         canvas = latents.canvas_of_prior(prior, DECODER)
         codes = latents.as_prior(prior, DECODER)
-        if latent is None:
-            latent = latents.empty_decoder(canvas, codes.shape[0])
-            latent.update({key: prior[key] for key in ("batch_index",) if key in prior})
-        latents.as_decoder(latent, DECODER)
+        latent = latents.empty_decoder(canvas, codes.shape[0]) if latent is None else latent
+        latent = latents.for_batch(latent, prior, DECODER)
         run = sampling.Run("Stage B", steps, shift, guidance(cfg, **guided), seed, sampler, denoise, False,
                            variation_seed, variation_strength)
         samples, done = sampling.run_reported(

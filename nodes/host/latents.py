@@ -79,6 +79,25 @@ def checked(latent: Latent, where: str, channels: int, stage: str, advice: str) 
                      f"channels. {advice}")
 
 
+def for_batch(latent: Latent, prior: Latent, where: str) -> Latent:
+    """The Stage B latent for the pictures of the Stage C latent ``prior``.
+
+    A single or an empty one serves them all; a single prior serves any number of latents. Which pictures of a batch they
+    are, and so their noise, is told by the prior where the latent does not. Raises :class:`WrongInput` for other numbers.
+    """
+    samples, count = as_decoder(latent, where), prior["samples"].shape[0]
+    given = samples.shape[0]
+    if given != count and count > 1:
+        if given > 1 and torch.count_nonzero(samples):
+            raise WrongInput(f"{where} got {given} Stage B latents on 'latent' for {count} Stage C latents on 'prior'. "
+                             "Give one Stage B latent for all, or one for each.")
+        latent = {key: value for key, value in latent.items() if key != "batch_index"}
+        latent["samples"] = samples[:1].repeat(count, 1, 1, 1)
+    if "batch_index" in prior and len(latent["samples"]) == count:
+        latent = {"batch_index": prior["batch_index"], **latent}
+    return latent
+
+
 def canvas_of_prior(latent: Latent, where: str) -> Canvas:
     """The canvas that a Stage C latent was made for; worked out from its grid where another node made it."""
     samples = as_prior(latent, where)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from graphs import check_sentence
 from studio import DECODER_SCALE, Studio, changed, of_range, relative
 
 from stages import diffusion
@@ -161,6 +162,48 @@ def test_variations_one_by_one_after_memory_ran_out(studio, monkeypatch):
         if name.endswith("nodes.host.sampling"):
             monkeypatch.setattr(found, "sample_batch", tight)
     assert of_range(sample(studio, "prior", **given), expected) <= 1e-5
+
+
+# Batches of both latents
+
+
+@pytest.fixture(scope="module")
+def three(encoded) -> dict:
+    """Three Stage C latents that were picked from a larger batch."""
+    return {**encoded, "samples": encoded["samples"] * torch.tensor([1.0, 0.9, 0.8])[:, None, None, None],
+            "batch_index": [4, 0, 2]}
+
+
+def test_one_stage_b_latent_serves_all(studio, image, encoded, three):
+    """Each picture is the one that its prior and its place in the batch make alone."""
+    given = dict(seed=SEED, steps=2, denoise=0.5)
+    latent = studio.call("CascadeStudio_EncodeStageA", image=image, vae=studio.parts.stage_a)
+    found = studio.sample_decoder(three, latent={**latent, "batch_index": [7]}, **given)
+    assert found["batch_index"] == [4, 0, 2] and found["samples"].shape[0] == 3
+    for index, place in enumerate(three["batch_index"]):
+        prior = {**encoded, "samples": three["samples"][index:index + 1]}
+        alone = studio.sample_decoder(prior, latent=latent, **{**given, "seed": SEED + place})["samples"]
+        assert of_range(alone, found["samples"][index:index + 1]) <= 1e-5
+    each = {**latent, "samples": latent["samples"].repeat(3, 1, 1, 1)}
+    assert torch.equal(studio.sample_decoder(three, latent=each, **given)["samples"], found["samples"])
+    own = studio.sample_decoder(three, latent={**each, "batch_index": [0, 1, 2]}, **given)
+    assert own["batch_index"] == [0, 1, 2] and changed(own["samples"][0], found["samples"][0])
+    assert studio.sample_decoder(encoded, latent=each, **given)["samples"].shape[0] == 3, "one prior for three latents"
+
+
+def test_an_empty_stage_b_latent_gives_the_size_alone(studio, three):
+    plain = studio.sample_decoder(three, seed=SEED, steps=2)["samples"]
+    for batch in (1, 2, 5):
+        empty = studio.canvas(batch=batch)[1]
+        assert torch.equal(studio.sample_decoder(three, latent=empty, seed=SEED, steps=2)["samples"], plain)
+
+
+def test_latents_of_other_numbers_are_refused(studio, three):
+    latent = {"samples": torch.ones(2, 4, 64, 64)}
+    graph = studio.graph()
+    node = graph.add("CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=three, latent=latent,
+                     **studio.prompts)
+    check_sentence(graph.error(node[0]), "2 Stage B latents", "3 Stage C latents", "latent for all", "one for each")
 
 
 # Masks
