@@ -8,12 +8,12 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 
 from ...stages.errors import CascadeError
 from ...stages.files import read_header
-from ..checkpoints import catalogue
-from ..checkpoints.hashes import CHUNK, HashCache
+from ..checkpoints.catalogue import Catalogue
+from ..checkpoints.hashes import CHUNK
+from . import files
 from .measure import Taken
 
 REPORT = "cascade_studio_report"
@@ -125,7 +125,7 @@ class ModelFile:
 def model_files(reports: Iterable[StageReport], hashes: bool) -> list[ModelFile]:
     """The files behind ``reports``, each once; a file that is gone by now is left out."""
     named = dict.fromkeys(report.weights for report in reports if report.weights)
-    paths, known = [path for path in named if os.path.isfile(path)], catalogue.load()
+    paths, known = [path for path in named if os.path.isfile(path)], files.known()
     digests = hashes_of(paths) if hashes else {}
     return [ModelFile(os.path.basename(path), os.path.getsize(path), digests.get(path),
                       licence_of(path, digests.get(path), known)) for path in paths]
@@ -139,11 +139,11 @@ def hashes_of(paths: Sequence[str]) -> dict[str, str]:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update(1)
 
-    cache = known_hashes()
+    cache = files.hashes()
     return {path: cache.sha256(path, tick) for path in paths}
 
 
-def licence_of(path: str, digest: str | None, known: catalogue.Catalogue) -> str:
+def licence_of(path: str, digest: str | None, known: Catalogue) -> str:
     """The licence: of the published file with this hash, else as the file says, else of the published file so named."""
     name, size = os.path.basename(path).lower(), os.path.getsize(path)
     for entry in known.entries.values():
@@ -165,11 +165,6 @@ def licence_inside(path: str) -> str | None:
     except (CascadeError, OSError):
         return None
     return next((metadata[key] for key in ("modelspec.license", "license", "licence") if metadata.get(key)), None)
-
-
-def known_hashes() -> HashCache:
-    """The hashes of files that were read before, kept in the host's user folder."""
-    return HashCache(os.path.join(folder_paths.get_user_directory(), "cascade_studio", "hashes.json"))
 
 
 def card(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = None) -> dict[str, Any]:

@@ -169,6 +169,22 @@ def test_licences(studio, tmp_path):
     assert "unknown" in licence_of(str(other), "0" * 64, known)
 
 
+def test_what_the_loaders_know_of_files_is_known_here(tmp_path, monkeypatch):
+    """The hash that was taken while a file came is not taken again, and the user's own catalogue tells its licence."""
+    from cascade_studio.nodes.checkpoints import hashes
+    from cascade_studio.nodes.host import files, report
+    path, digest, own = tmp_path / "mine.safetensors", "ab" * 32, tmp_path / "own.json"
+    path.write_bytes(b"not a model")
+    files.hashes().put(path, digest)
+    own.write_text(json.dumps({"files": [{
+        "key": "mine", "role": "prior", "name": "other.safetensors", "url": "https://example.org/other.safetensors",
+        "folder": "diffusion_models", "licence": "mine alone", "sha256": digest}]}), encoding="utf-8")
+    monkeypatch.setenv(files.CATALOGUE, str(own))
+    monkeypatch.setattr(hashes, "sha256_of", lambda path, tick=None: "0" * 64)
+    file, = report.model_files([report.StageReport("Stage C", 6, 6, 1, weights=str(path))], hashes=True)
+    assert file.sha256 == digest and "mine alone" in file.licence
+
+
 # Saving
 
 
