@@ -153,7 +153,9 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, lines: l
         state = "refuses" if settings.offline else "fetches"
         send(node, PLAN, {"state": state, "text": plan.describe(), "plan": plan.as_json()})
         results = fetch(node, plan, settings)
-        places.update((result.entry.key, str(result.path)) for result in results)
+        for result in results:
+            places[result.entry.key] = str(result.path)
+            files.note_fetched(result.entry, result.path)
         lines.append(f"All of this was fetched:\n{plan.describe()}")
         lines += [f"{result.path.name} is unverified: neither the catalogue nor the official host has told its hash."
                   for result in results if not result.verified]

@@ -40,6 +40,9 @@ FOLDERS = {
 LABELS = {"lora": "LoRA", "controlnet": "ControlNet"}
 """What a role is called in a sentence, where that is not its name with spaces."""
 
+_fetched: dict[str, str] = {}
+"""The stamps of files that loaders have fetched since the host was started, and what stood for each until then."""
+
 
 def own_folder() -> Path:
     """Where this pack keeps small files of the user's: their catalogue, the hashes of their files."""
@@ -167,9 +170,25 @@ def stamp(role: str, name: str | Entry | None) -> str:
     path = None if isinstance(name, Entry) else local(role, name or "")
     path = path or (entry and listed(role, entry))
     if not path:
-        return f"{entry.name if entry else name}:absent"
+        return absent(entry.name if entry else name)
+    found = stamp_of(path)
+    return _fetched.get(found, found)
+
+
+def absent(name: str | None) -> str:
+    """The stamp of a file that is not here."""
+    return f"{name}:absent"
+
+
+def stamp_of(path: str | Path) -> str:
+    """The stamp of the file at ``path``."""
     status = os.stat(path)
-    return f"{path}:{status.st_size}:{status.st_mtime_ns}"
+    return f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def note_fetched(entry: Entry, path: Path) -> None:
+    """Let a file that a loader has just fetched keep the stamp it was asked for with: it is loaded already."""
+    _fetched[stamp_of(path)] = absent(entry.name)
 
 
 def listed(role: str, entry: Entry) -> str | None:

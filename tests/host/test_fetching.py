@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -249,6 +250,20 @@ def test_a_file_that_arrives_changes_the_fingerprint(shop):
     shop.place("stage_a").parent.mkdir()
     shop.place("stage_a").write_bytes(shop.contents["stage_a"])
     assert kind.fingerprint_inputs(**given) != before and kind.fingerprint_inputs(preset=TITLE) != by_preset
+
+
+def test_a_file_that_a_loader_fetched_is_not_loaded_again(shop):
+    """The second queue finds what the first one loaded, and a file that is replaced later is seen."""
+    executor = shop.host.executor()
+
+    def loads() -> bool:
+        result = shop.graph("LoadStageA").execute(["1", 0], executor=executor)
+        assert result.success, result.error
+        return "1" in result.executed
+
+    assert loads() and not loads() and len(shop.server.requests) == 1
+    os.utime(shop.place("stage_a"), ns=(1, 1))
+    assert loads() and not loads()
 
 
 def test_a_file_without_a_known_hash_is_called_unverified(shop):
