@@ -70,15 +70,24 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         header = read_header(part)
         if set(header.tensors) != set(tensors):
             raise WrongInput(f"{path.name} was not written completely. Save it again, on another disk if need be.")
-        with open(path, "xb"):  # takes the name, or fails where another program has taken it
-            pass
-        disk.replace(part, path)
+        publish(part, path)
     except OSError as error:
         reason = "the disk is full" if disk.is_full(error) else error.strerror or str(error)
         raise WrongInput(f"{path.name} could not be written into {path.parent}: {reason}. "
                          "Make room there, or check that the folder can be written to.") from error
     finally:
         disk.remove(part)
+
+
+def publish(part: Path, path: Path) -> None:
+    """Give ``part`` its real name, unless another program has taken that meanwhile."""
+    with open(path, "xb"):  # takes the name, or fails
+        pass
+    try:
+        disk.replace(part, path)
+    except OSError:
+        disk.remove(path)
+        raise
 
 
 def with_workflow(metadata: Mapping[str, str], hidden: Mapping[str, str]) -> dict[str, str]:

@@ -223,7 +223,14 @@ def test_saving_errors(studio, models, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(model_files.comfy.utils, "save_torch_file", full_disk)
     check_sentence(failure(), "disk is full")
+    monkeypatch.undo()
+    monkeypatch.setattr(model_files.disk, "replace", held)
+    check_sentence(failure(), "could not be written", "held by another program")
     assert not list((studio.host.base / "output" / "diffusion_models").glob("t_fail*"))
+
+
+def held(source, target) -> None:
+    raise PermissionError(13, "held by another program")
 
 
 def full_disk(tensors, path, metadata=None) -> None:
