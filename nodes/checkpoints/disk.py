@@ -5,7 +5,6 @@ import errno
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 WINDOWS = os.name == "nt"
@@ -29,14 +28,12 @@ def for_all_systems(prefix: str) -> str:
 
 
 def replace(source: str | Path, target: str | Path) -> None:
-    """Move ``source`` over ``target`` in one step. On Windows a virus scanner may hold a file for a moment."""
-    for attempt in range(10):
-        try:
-            return os.replace(system_path(source), system_path(target))
-        except PermissionError:
-            if not WINDOWS or attempt == 9:
-                raise
-            time.sleep(0.1 * (attempt + 1))
+    """Move ``source`` over ``target`` in one step; see :func:`stages.replacing.replace`."""
+    source, target = system_path(source), system_path(target)
+    if not WINDOWS:
+        return os.replace(source, target)
+    from ...stages import replacing  # brings torch with it, which lists and plans do not need
+    replacing.replace(source, target)
 
 
 def remove(path: str | Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import BadValues, WrongInput
+from ..replacing import replace
 from .trainer import WINDOW, Diverged, Trainer
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         write(draft)
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(draft, path)
+        replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -47,7 +48,7 @@ class Store:
         """Keep the state of ``trainer``."""
         state = {"identity": self.identity, **trainer.state_dict()}
         if self.newest.is_file():
-            os.replace(self.newest, self.before)
+            replace(self.newest, self.before)
         write_whole(self.newest, lambda draft: torch.save(state, draft))
 
     def read(self, path: Path) -> dict[str, Any] | None:
