@@ -1,6 +1,6 @@
 """Picture sizes and the grids of the stages: any picture from 64 to 8192 px a side, padded to the grid, cropped back.
 
-Stage C works on a small grid of cells, Stage B on latents of a quarter of the picture's pixels, even because it unfolds
+Stage C works on a small grid of cells, Stage B on latents of a quarter of the picture's sides, even because it unfolds
 them in pairs. Stage B stretches the Stage C grid over its own, so both must have one aspect: otherwise the picture is
 stretched. The ratio of picture to Stage C grid, the compression, is free: Stage B was trained from 32 to 64, and the
 published pictures use 1024 / 24 = 42.67.

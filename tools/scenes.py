@@ -21,15 +21,15 @@ FIRST = Scene("red apple", "blue")
 
 SCENES = {
     "a_first_picture": FIRST, "text_to_image": Scene("sunflower", "green"),
-    "text_to_image_lite": Scene("rocket", "blue"), "text_to_image_all_in_one": Scene("tiger", "gray"),
+    "text_to_image_lite": Scene("bus", "blue"), "text_to_image_all_in_one": Scene("hot dog", "blue"),
     "text_to_image_core_ksampler": Scene("soccer ball", "teal"),
-    "text_to_image_core_loaders": Scene("octopus", "blue"), "text_to_image_custom_sampling": Scene("cactus", "purple"),
+    "text_to_image_core_loaders": Scene("octopus", "blue"), "text_to_image_custom_sampling": Scene("soccer ball", "blue"),
     "low_memory": Scene("house", "pink"), "image_to_image": FIRST, "image_variation": FIRST, "reconstruction": FIRST,
     "canny": Scene("red apple", "yellow"), "inpaint": FIRST, "outpaint": FIRST, "super_resolution": FIRST,
     "high_resolution_2k": Scene("evergreen tree", "blue"), "high_resolution_4k": Scene("umbrella", "blue"),
     "draft_board": Scene("robot", "gray"), "lora_stack": Scene("snowman", "purple"),
-    "lora_schedule": Scene("bus", "purple"), "merge": Scene("ghost", "blue"),
-    "lora_control_regional": Scene("red apple", "yellow"), "guidance": Scene("crown", "brown"),
+    "lora_schedule": Scene("frog", "blue"), "merge": Scene("frog", "purple"),
+    "lora_control_regional": Scene("red apple", "yellow"), "guidance": Scene("soccer ball", "green"),
     "train_lora": Scene("mushroom", "green"),
 }
 """By workflow."""
@@ -39,5 +39,5 @@ SILENT = {"image_variation", "reconstruction"}
 
 SHEET = (FIRST, Scene("robot", "gray"), Scene("pizza", "green"), Scene("frog", "purple"), Scene("sunflower", "green"),
          Scene("ghost", "blue"), Scene("snowman", "purple"), Scene("octopus", "blue"), Scene("rocket", "blue"),
-         Scene("tiger", "gray"), Scene("cactus", "purple"), Scene("house", "pink"))
+         Scene("tiger", "gray"), Scene("bus", "purple"), Scene("house", "pink"))
 """For the sheet in the README."""

@@ -35,11 +35,11 @@ from .vae import preview
 
 log = logging.getLogger(__name__)
 
-WHERE = "Train LoRA"
+WHERE = "Train Cascade LoRA"
 FOLDER = "cascade_studio_training"
 SAMPLE_SIDE = 512
-ADVICE = ("Raise accumulation, choose fp8 as the base in Training Settings, train fewer blocks or the lite model, or close "
-          "other programs that use the graphics card.")
+ADVICE = ("Raise accumulation, choose fp8 as the base in Cascade Training Settings, train fewer blocks or the lite "
+          "model, or close other programs that use the graphics card.")
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_more_steps_come_nearer_to_the_exact_solution(mini, record_property):
 
 
 SOURCES = [0, 5, 6]
-OTHERS = [Scene("house", SHEET[number].background) for number in SOURCES]
+OTHERS = [Scene("key", SHEET[number].background) for number in SOURCES]
 """Three pictures of the sheet, and what they are turned into, on the same grounds."""
 
 

@@ -145,7 +145,7 @@ def super_resolution() -> Flow:
     flow.step("Prompt")
     prompts = parts.prompts(flow, load["clip"], "a sharp, detailed photograph")
     applied = _applied(flow, net, hint["hint"], prompts)
-    _, b = parts.both_stages(flow, load, prompts, hint["Stage C latent"], steered=applied)
+    _, b = parts.both_stages(flow, load, prompts, hint["Stage C latent"], steered=applied, cfg=1.0)
     parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_super_resolution"))
     flow.note("Sizes", """## Sizes
 

@@ -40,7 +40,7 @@ def a_first_picture() -> Flow:
 
 Press **Run**. A few seconds later there is a red apple at the right; nothing is downloaded.
 
-Now write something else into the green **Prompt**: *a robot on a gray background*, *slice of pizza on a green
+Now write something else into the green **Prompt**: *a robot on a gray background*, *snowman on a purple
 background*, *frog on a purple background*. Every run takes a new seed, so that each picture is another one.
 
 When you have seen how it works, open **text_to_image** for the full models: the loader shows what it will fetch before
