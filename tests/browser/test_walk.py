@@ -13,12 +13,15 @@ TEMPLATE = "text_to_image"
 
 
 def test_the_way_to_the_first_picture_is_shot(page, object_info, tmp_path):
-    """Five different screenshots; the last one follows a run that a click started and that made a picture."""
+    """Screenshots that differ; the last one follows a run that a click started and that made a picture.
+
+    Where that run is over at once, the one that was taken while it ran shows the picture, too.
+    """
     workflow = REPOSITORY / "workflows" / f"{TEMPLATE}.json"
     taken = walk(page, tmp_path, TEMPLATE, tiny(workflow, object_info))
     assert [path.name for path in taken] == [f"first_{number}_{name}.png" for number, name in STEPS.items()]
     contents = [path.read_bytes() for path in taken]
-    assert len(set(contents)) == len(STEPS)
+    assert len(set(contents[:4])) == 4 and contents[4] not in contents[:3]
     for content in contents:
         with Image.open(io.BytesIO(content)) as picture:
             assert picture.size == page.browser.size
