@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backend import TORCH, Backend
+from .response import EPS, GlobalResponseNorm, channel_lengths
 
-EPS = 1e-6
 POSITIONS = 10000
 HALF_ROOM = 2048.0  # a stream within this goes into a float16 layer as it is ...
 HALF_PEAK = 32.0  # ... and a wider one is brought down to this, so that the layer's weights may multiply it by 2,000
-
-TINY = 1e-30  # keeps the gradient of a root at 0 finite
-CPU_TILE = 1 << 21  # elements: a few megabytes, which stay in a cache
 
 
 class Place(NamedTuple):
@@ -134,9 +131,9 @@ def widely(layer: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> 
 
     ``x`` is (B, H, W, C). A float32 stream beyond what float16 holds is scaled by a power of two s <= 1 per sample,
     and since the layer is affine its answer to zero, the bias, gives layer(x) = (layer(s x) - layer(0)) / s + layer(0).
-    Infinities and NaN stay visible.
+    Infinities and NaN stay visible. Only float16 needs this; under autocast ``x`` may differ from ``dtype`` as well.
     """
-    if x.dtype == dtype:
+    if x.dtype == dtype or dtype != torch.float16:
         return layer(x)
     peak = torch.linalg.vector_norm(x, math.inf, dim=(1, 2, 3), keepdim=True)
     exponent = torch.where(peak <= HALF_ROOM, 0.0, torch.log2(peak / HALF_PEAK).ceil())
@@ -158,39 +155,6 @@ def timestep_embedding(r: Tensor, width: int) -> Tensor:
     frequencies = torch.arange(half, device=r.device, dtype=torch.float32).mul(step).to(exact).exp().float()
     angles = (r.float() * POSITIONS)[:, None] * frequencies
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
-
-
-def channel_lengths(x: Tensor) -> Tensor:
-    """L2 norm of every channel over the picture: (B, H, W, C) -> (B, 1, 1, C) in float32."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
-    # Eager on a CPU: PyTorch's norm over leading axes is scalar code, forwards and backwards.
-    if torch.is_grad_enabled():
-        return (x.float().square().sum((1, 2), keepdim=True) + TINY).sqrt()
-    tokens = x.flatten(1, 2)  # squares of the whole would not fit a cache
-    rows = max(1, CPU_TILE // (tokens.shape[0] * tokens.shape[2]))
-    return sum(part.float().square().sum(1) for part in tokens.split(rows, dim=1)).sqrt()[:, None, None]
-
-
-class GlobalResponseNorm(nn.Module):
-    """Global response normalisation on (B, H, W, C), ConvNeXt V2 (arXiv 2301.00808), section 3.
-
-    G is the L2 norm of a channel over the picture, N = G / (mean of G over channels + 1e-6), and the result
-    gamma x N + beta + x is computed as beta + x (1 + gamma N). Without gradients it is written over ``x``. ``lengths``
-    gives G where ``x`` is only a part of the picture.
-    """
-
-    def __init__(self, width: int, *, dtype=None, device=None, backend: Backend = TORCH):
-        super().__init__()
-        self.cast = backend.cast
-        self.gamma = nn.Parameter(torch.empty(1, 1, 1, width, dtype=dtype, device=device))
-        self.beta = nn.Parameter(torch.empty(1, 1, 1, width, dtype=dtype, device=device))
-
-    def forward(self, x: Tensor, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
-        norm = lengths(x)
-        scale = 1 + self.cast(self.gamma, norm) * (norm / (norm.mean(dim=-1, keepdim=True) + EPS))
-        out = None if torch.is_grad_enabled() else x
-        return torch.addcmul(self.cast(self.beta, x), x, scale.to(x.dtype), out=out)
 
 
 class Mixer(nn.Sequential):

@@ -53,6 +53,26 @@ def test_global_response_norm(shape):
         assert relative(norm(x), expected) < 1e-5
 
 
+@pytest.mark.parametrize("shape, dtype, tolerance", [((70, 6, 6, 64), torch.float32, 1e-5),
+                                                     ((2, 3, 5, 8), torch.bfloat16, 0.02)])
+def test_the_response_norm_has_the_gradients_of_its_formula(shape, dtype, tolerance, monkeypatch):
+    """In pieces of few samples, the last of them smaller, with a channel that is zero."""
+    monkeypatch.setattr("stages.response.TRAINING_TILE", 3 * shape[1] * shape[2] * shape[3])
+    torch.manual_seed(0)
+    norm = GlobalResponseNorm(shape[-1])
+    nn.init.normal_(norm.gamma), nn.init.normal_(norm.beta)
+    x, weigh = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    x[..., 1] = 0
+    x.requires_grad_()
+    given = torch.autograd.grad((norm(x).float() * weigh.float()).sum(), [x, norm.gamma, norm.beta])
+    wide = [value.detach().double().requires_grad_() for value in (x, norm.gamma, norm.beta)]
+    g = (wide[0].square().sum((1, 2), keepdim=True) + 1e-30).sqrt()
+    formula = wide[1] * (wide[0] * (g / (g.mean(-1, keepdim=True) + 1e-6))) + wide[2] + wide[0]
+    expected = torch.autograd.grad((formula * weigh.double()).sum(), wide)
+    assert given[0].dtype == dtype
+    assert all(relative(mine, its) < tolerance for mine, its in zip(given, expected))
+
+
 def test_lengths_have_the_gradient_of_a_norm_and_none_at_zero():
     x = torch.randn(2, 5, 4, 6)
     x[..., 3] = 0
@@ -86,6 +106,10 @@ def test_wide_streams_are_scaled_per_sample_and_overflows_stay_visible():
     seen = []
     widely(lambda h: seen.append(h) or h, x[:2], torch.float16)
     assert torch.equal(seen[-1][0], x[0].half()) and seen[-1][1].abs().max() <= HALF_PEAK
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        widely(lambda h: seen.append(h) or h, x[:2].bfloat16(), torch.float32)
+    assert len(seen) == 1, "bfloat16 has the range of float32, and autocast may have chosen it"
 
 
 @pytest.mark.parametrize("name", NAMES)
