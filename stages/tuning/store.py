@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):  # a virus scanner may hold the draft; what went wrong before is what counts
+            draft.unlink(missing_ok=True)
+        raise
 
 
 class Store:

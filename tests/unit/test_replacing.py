@@ -65,3 +65,16 @@ def test_elsewhere_there_is_nothing_to_wait_for(tmp_path, monkeypatch, waits):
     with pytest.raises(PermissionError):
         written(tmp_path / "state.pt")
     assert not waits
+
+
+def test_a_draft_that_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, monkeypatch):
+    def full(draft: Path) -> None:
+        draft.write_bytes(b"ne")
+        raise OSError(28, "disk full")
+
+    def held(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "held")
+
+    monkeypatch.setattr(Path, "unlink", held)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "state.pt", full)
