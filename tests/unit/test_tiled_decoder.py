@@ -4,7 +4,6 @@ from __future__ import annotations
 import math
 import random
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from tools.scenes import SHEET
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages import diffusion, from_file
+from stages import diffusion
 from stages.backend import torch_attention
 from stages.cropping import crop_prior
 from stages.errors import WrongInput
@@ -25,7 +24,6 @@ from stages.stage_b import StageB, StageBConfig
 from stages.tiled_decoder import OWN, PIECES, SHARED, PieceHooks, Tile, Tiling, feather, run_in_tiles, starts, thin
 from training.mini.generators import paint
 
-MINI = Path(__file__).resolve().parents[2] / "mini"
 STEP = 16
 
 
@@ -291,11 +289,9 @@ def four_pictures() -> Tensor:
 def test_mini_pictures(record_property):
     """A 512 px picture in pieces and tiles against the untiled one."""
     need("prior", "text_encoder", "decoder", "stage_a")
-    nets = {name: from_file(MINI / f"{file}.safetensors", dtype=torch.float32).requires_grad_(False) for name, file in (
-        ("b", "diffusion_models/cascade_mini_stage_b"), ("a", "vae/cascade_mini_stage_a"))}
-    prior = four_pictures()
+    mini, prior = Mini(), four_pictures()
     with torch.inference_mode():
-        pictures = {method: nets["a"].decode(painted(nets["b"], prior, method)).clamp(0, 1)
+        pictures = {method: mini.stage_a.decode(painted(mini.stage_b, prior, method)).clamp(0, 1)
                     for method in (None, PIECES, SHARED, OWN)}
     found = {method: psnr(pictures[method], pictures[None], 1.0) for method in (PIECES, SHARED, OWN)}
     for method, value in found.items():
