@@ -20,11 +20,13 @@ from stages.initial import initialise_unet
 from stages.stage_b import StageB
 from stages.stage_c import StageC
 from stages.training import Optimiser
-from training.mini import compose, export, sizes
+from training.mini import compose, export, generators, language, sizes
+from training.mini.captions import END, START
 from training.mini.data import COLOURS
 from training.mini.generators import TRAINING
 from training.mini.loop import Loop, Part, Place, factor_at, grid
 from training.mini.precondition import Preconditioning, probe
+from training.mini.towers import TextTower
 
 
 class Line(Part):
@@ -128,7 +130,7 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_pat
     """Untrained nets of Mini's sizes, through the files that would ship and the pack's own loader."""
     def fresh(_: Place, name: str) -> nn.Module:
         torch.manual_seed(0)
-        kind, config, _ = export.NETS[name]
+        kind, config = export.NETS[name]
         net = kind(config)
         with torch.no_grad():
             for parameter in net.parameters():
@@ -145,6 +147,41 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_pat
                    for key, value in net.state_dict().items() if key in wanted)
     coder = from_file(tmp_path / f"{export.PRIOR_CODER}.safetensors")
     assert (coder.config.encoder, coder.config.previewer) == (sizes.ENCODER, sizes.PREVIEWER)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    export.export(place, tmp_path)
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "what is there already stays, byte for byte"
+    export.restore(place, tmp_path)
+    for part, nets in generators.RESULTS.items():
+        for name in nets:
+            again, wanted = generators.trained(place, name, part).state_dict(), fresh(place, name).state_dict()
+            assert list(again) == list(wanted)
+            for key, value in again.items():
+                rounding = 0.07 if key == language.TABLE else 0.001
+                assert value.dtype == wanted[key].dtype and torch.allclose(value, wanted[key], rtol=rounding, atol=1e-3)
+
+
+def test_a_tuned_text_encoder_reads_as_the_tower_that_will_ship():
+    torch.manual_seed(0)
+    tower = TextTower(replace(sizes.TEXT, vocab_size=49408, num_hidden_layers=1))
+    known = torch.tensor([7, 20, 4000, START, END])
+    tuned = language.TunedText(tower, known)
+    assert tuned.stranger not in known.tolist()
+    ids = torch.tensor([[START, 7, 4000, tuned.stranger, END, END], [START, 20, 20, 7, 4000, END]])
+    hidden, pooled = tuned(ids)
+    (hidden.square().sum() + pooled.sum()).backward()
+    moved = tuned.rows.weight.grad.abs().sum(1) > 0
+    assert moved.all(), "every row that was read learns, that of unknown words as well"
+    assert tuned.tower.text_projection.weight.grad.any()
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        shipped = TextTower(tower.config)
+        shipped.load_state_dict(tuned.tensors())
+        for mine, its in zip(tuned(ids), shipped(ids)):
+            assert torch.allclose(mine, its, atol=1e-5)
+        table = shipped.text_model.embeddings.token_embedding.weight
+        assert torch.equal(table, table.to(language.FLOAT8).to(table.dtype)), "eight bits keep it"
+        assert torch.equal(table[tuned.stranger], table[30000]) and not torch.equal(table[7], table[30000])
 
 
 def test_the_catalogue_knows_the_shipped_files():

@@ -17,12 +17,12 @@ from .language import LanguagePart
 from .loop import Loop, Place
 
 PARTS = {part.name: part for part in (StageAPart, EncoderPart, LanguagePart, StageBPart, StageCPart)}
-MINUTES = {"stage_a": 10.0, "encoder": 11.0, "language": 9.0, "stage_b": 62.0, "stage_c": 108.0}
+MINUTES = {"stage_a": 10.0, "encoder": 11.0, "language": 9.0, "stage_b": 62.0, "stage_c": 180.0}
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.mini", description=__doc__)
-    parser.add_argument("step", choices=["split", "data", *PARTS, "all", "export", "judge", "evaluate"])
+    parser.add_argument("step", choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "evaluate"])
     parser.add_argument("--work", type=Path, default=cache_root() / "mini-work",
                         help="where states and sheets are kept")
     parser.add_argument("--minutes", type=float, help="training time of this part (for all: of the whole, shared out)")
@@ -30,6 +30,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--float32", action="store_true", help="compute products in float32 instead of bfloat16")
     parser.add_argument("--seed", type=int, default=data.SEED)
+    parser.add_argument("--warm", action="store_true",
+                        help="start Stage B or Stage C from its result in the work folder (see restore)")
     return parser.parse_args()
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    place = Place(options.work, torch.device(options.device), not options.float32, options.seed)
+    place = Place(options.work, torch.device(options.device), not options.float32, options.seed, options.warm)
     if options.step == "split":
         data.write_split()
     elif options.step == "data":
@@ -58,6 +60,9 @@ def main() -> None:
         from .export import export, put_on_record
         export(place)
         put_on_record()
+    elif options.step == "restore":
+        from .export import restore
+        restore(place)
     elif options.step == "judge":
         from .evaluate import train_judge
         train_judge(place, options.minutes)

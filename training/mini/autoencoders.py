@@ -171,8 +171,8 @@ class StageAPart(Part):
         rows = torch.cat([batch.rgb, net.decode(latent).cpu(), net.decode(net.quantize(latent).vectors).cpu()])
         return grid(rows, 8)
 
-    def result(self) -> dict[str, Tensor]:
-        return self.averaged().state_dict()
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        return {self.name: self.averaged().state_dict()}
 
 
 class Sketch(nn.Sequential):

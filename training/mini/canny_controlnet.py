@@ -1,7 +1,8 @@
 """A small canny ControlNet for Mini's Stage C: python3 dev.py run -m training.mini.canny_controlnet
 
-Trained by the loop of the nodes on composed pictures and their edges (stages/canny.py); its trunk starts from Mini's
-image encoder. The result goes into mini/controlnet. Stopped, the same command goes on.
+Its trunk starts from Mini's image encoder and first learns to tell the latent of a picture from its edges
+(stages/canny.py) alone; then the whole is trained by the loop of the nodes. Pictures are mirrored half the time, which
+no caption says. The result goes into mini/controlnet. Stopped, the same command goes on.
 """
 from __future__ import annotations
 
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.controlnet import ControlNet, ControlNetConfig
+from stages.training import Optimiser
 from stages.tuning.draws import generator
 from stages.tuning.frozen import frozen_net
-from stages.tuning.objectives import ControlObjective, Row, StageCObjective
+from stages.tuning.objectives import ControlObjective, Row, StageCObjective, stacked
 from stages.tuning.settings import Settings
 from stages.tuning.store import Store, train
 from stages.tuning.trainer import Trainer
@@ -28,13 +30,14 @@ from tools.cache import cache_root
 from tools.small import MINI_FILES
 from training.lora import Progress
 
-from .captions import LENGTH, batch_tokens
+from .captions import batch_tokens
+from .compose import LARGE
 from .data import SEED
 from .export import FOLDER, _save, put_on_record
 from .generators import trained
 from .loop import Place, write_atomically
-from .scenes import CANVAS, Scenes, for_encoder
 from .precondition import carrying
+from .scenes import CANVAS, SHORT, Scenes, for_encoder
 from .sizes import ENCODER, STAGE_C
 from .style_lora import OutOfTime, limited
 
@@ -44,7 +47,7 @@ NAME, MOST = MINI_FILES["controlnet_canny"], 4_000_000
 CONFIG = ControlNetConfig(c_in=1, c_proj=STAGE_C.c_hidden[0], proj_blocks=(0, 2, 4, 6), trunk=replace(ENCODER, c_in=1))
 SETTINGS = Settings(name="cascade_mini_canny", steps=3000, batch_size=32, learning_rate=1e-3, warm_up=50, ema=0.995,
                     resolution=192, base="fp32", save_every=0, loss_weight="velocity", sample_every=0, seed=SEED)
-HELD = 64
+HELD, TRUNK_STEPS = 64, 500
 
 
 def fresh(encoder: nn.Module) -> ControlNet:
@@ -62,6 +65,27 @@ def fresh(encoder: nn.Module) -> ControlNet:
     return net
 
 
+def sharpen(control: ControlNet, rows: list[Row], steps: int, batch: int = 32, lr: float = 2e-3) -> list[float]:
+    """Teach the trunk to see: a linear layer behind it, thrown away, tells latents from hints. Returns the losses."""
+    chance = random.Random(SEED)
+    torch.manual_seed(SEED)
+    device = next(control.parameters()).device
+    head = nn.Conv2d(CONFIG.trunk.c_features, STAGE_C.c_in, 1).to(device)
+    optimiser = Optimiser([*control.backbone.parameters(), *head.parameters()], lr, warm_up=20)
+    losses = []
+    for step in range(steps):
+        drawn = [rows[i] for i in chance.sample(range(len(rows)), min(batch, len(rows)))]
+        hints, latents = (stacked(drawn, name).to(device) for name in ("hint", "latent"))
+        with torch.autocast(device.type, torch.bfloat16):
+            told = head(control.backbone(hints))
+        loss = F.mse_loss(told.float(), latents)
+        optimiser.step(loss, 1 - step / steps)
+        losses.append(float(loss.detach()))
+        if step % 50 == 49:
+            log.info("trunk: step %d, loss %.3f", step + 1, sum(losses[-50:]) / 50)
+    return losses
+
+
 def silent(gradient: Tensor) -> Tensor:
     """Maps stay out of the channels that carry the noise itself (precondition.py): they do not know the time."""
     gradient = gradient.clone()
@@ -72,17 +96,18 @@ def silent(gradient: Tensor) -> Tensor:
 @torch.no_grad()
 def make_rows(place: Place, count: int, hint: Callable[[Tensor], Tensor]) -> tuple[list[Row], Row]:
     """``count`` composed pictures with captions, encoded once, and the empty prompt."""
-    scenes, nets = Scenes(random.Random(SEED)), {name: trained(place, name) for name in ("encoder", "text")}
+    scenes = Scenes(random.Random(SEED), sizes=LARGE, mirrored=0.5)
+    nets = {name: trained(place, name) for name in ("encoder", "text")}
     rows: list[Row] = []
     size = CANVAS.encoder_size[::-1]
     while len(rows) < count:
         batch = scenes.batch(min(32, count - len(rows)))
-        text, pooled = nets["text"](scenes.captions(batch.subjects, batch.colours, LENGTH).to(place.device))
+        text, pooled = nets["text"](scenes.captions(batch.subjects, batch.colours).to(place.device))
         seen = F.interpolate(batch.rgb, size=size, mode="bilinear", antialias=True).clamp(0, 1)
         found = {"latent": nets["encoder"](for_encoder(batch.rgb.to(place.device))), "text": text,
                  "pooled": pooled[:, None], "hint": hint(seen)}
         rows += [{name: value[i].half().cpu().clone() for name, value in found.items()} for i in range(len(batch.subjects))]
-    text, pooled = nets["text"](batch_tokens([[]], LENGTH).to(place.device))
+    text, pooled = nets["text"](batch_tokens([[]], SHORT).to(place.device))
     return rows, {"text": text[0].cpu(), "pooled": pooled[:1].cpu()}
 
 
@@ -109,9 +134,14 @@ def learn(place: Place, work: Path, settings: Settings, minutes: float | None, p
         write_atomically(make_rows(place, pictures + HELD, hint), pool)
     rows, empty = torch.load(pool)
     control = fresh(trained(place, "encoder")).to(place.device)
+    trunk = work / "trunk.pt"
+    if not trunk.is_file():
+        sharpen(control, rows[HELD:], TRUNK_STEPS)
+        write_atomically(control.backbone.state_dict(), trunk)
+    control.backbone.load_state_dict(torch.load(trunk))
     net = frozen_net("stage_c", STAGE_C, trained(place, "stage_c").state_dict(), base="fp32", checkpointing=False,
                      device=place.device)
-    objective = ControlObjective(net, empty, device=place.device, drop_text=0.1, controlnet=control)
+    objective = ControlObjective(net, empty, device=place.device, drop_text=0.2, controlnet=control)
     trainer = Trainer(objective, control, rows[HELD:], settings)
     try:
         train(trainer, Store(work / "state", settings.identity(str(pictures))), limited(minutes, Progress(settings.steps)))

@@ -1,7 +1,7 @@
 """Captions: what the text encoder and Stage C are told about a picture, and its tokens.
 
 A template is a list of fragments. CLIP's tokenizer splits at spaces and punctuation, so the tokens of a caption are
-those of its fragments one after the other, and fragments are tokenised once.
+those of its fragments one after the other, and fragments are tokenised once. A fragment may also be a tuple of tokens.
 """
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .data import PLAIN, Subject
 LENGTH = 77
 START, END = 49406, 49407
 S, C = "{subject}", "{colour}"
+Fragment = str | tuple[int, ...]
 
 PLAIN_TEMPLATES = ([S], ["a", S], ["a picture of", S], ["a", S, "emoji"], [S, "icon"], ["the", S], ["an image of a", S])
 COLOUR_TEMPLATES = (
@@ -49,12 +50,17 @@ def tokenizer():
 
 
 @lru_cache(maxsize=None)
-def fragment_tokens(text: str) -> tuple[int, ...]:
+def word_tokens(text: str) -> tuple[int, ...]:
     """Token ids of ``text`` without start and end."""
     return tuple(tokenizer()(text)["input_ids"][1:-1])
 
 
-def tokens(fragments: list[str], length: int = LENGTH) -> list[int]:
+def fragment_tokens(fragment: Fragment) -> tuple[int, ...]:
+    """Token ids of a fragment without start and end."""
+    return word_tokens(fragment) if isinstance(fragment, str) else fragment
+
+
+def tokens(fragments: list[Fragment], length: int = LENGTH) -> list[int]:
     """Start, fragments, end, and end again up to ``length`` as the host pads for Stable Cascade."""
     body = [token for part in fragments for token in fragment_tokens(part)][: length - 2]
     return [START, *body, *[END] * (length - 1 - len(body))]
@@ -74,6 +80,6 @@ def caption(subject: Subject, colour: str, rng: random.Random) -> list[str]:
     return [{S: name, C: colour}.get(part, part) for part in template]
 
 
-def batch_tokens(captions: list[list[str]], length: int = LENGTH) -> Tensor:
+def batch_tokens(captions: list[list[Fragment]], length: int = LENGTH) -> Tensor:
     """(B, length) int64."""
     return torch.tensor([tokens(fragments, length) for fragments in captions])

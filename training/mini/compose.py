@@ -29,18 +29,19 @@ def random_colour(subject: Subject, rng: random.Random, held: bool = False) -> s
 
 
 def compose(pictures: np.ndarray, colours: list[str], rng: random.Random, side: int = SIDE, centred: bool = False,
-            sizes: tuple[float, float] = SIZES, mirrored: float = MIRRORED) -> tuple[Tensor, Tensor]:
+            sizes: tuple[float, float] = SIZES, mirrored: float = MIRRORED, room: float = ROOM) -> tuple[Tensor, Tensor]:
     """``pictures`` (B, 256, 256, 4) uint8 premultiplied → RGB (B, 3, side, side) in [0, 1], alpha (B, 1, side, side).
 
-    Scaled, moved and (the share ``mirrored``) mirrored at random, or upright in the middle if ``centred``.
+    Scaled, moved (within the share ``room`` of what is free) and (the share ``mirrored``) mirrored at random, or upright
+    in the middle if ``centred``.
     """
     batch = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(255)
     theta, grounds = torch.zeros(len(colours), 2, 3), []
     for row, colour in zip(theta, colours):
         size = sum(SIZES) / 2 if centred else rng.uniform(*sizes)
         flipped = not centred and rng.random() < mirrored
-        room = 0.0 if centred else ROOM * (1 - size)
-        x, y = (rng.uniform(-room, room) for _ in range(2))
+        reach = 0.0 if centred else room * (1 - size)
+        x, y = (rng.uniform(-reach, reach) for _ in range(2))
         row[0, 0], row[1, 1] = (-1 if flipped else 1) / size, 1 / size
         row[0, 2], row[1, 2] = -x * row[0, 0], -y * row[1, 1]
         shift = [0 if centred else rng.uniform(-JITTER, JITTER) for _ in range(3)]

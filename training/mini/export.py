@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.layouts import PriorCoderConfig
@@ -17,9 +18,9 @@ from tools.edit import CATALOGUE
 from tools.small import MINI_FILES
 from tools.small import MINI_FOLDER as FOLDER
 
-from .generators import NETS, trained
-from .language import FLOAT8
-from .loop import Place
+from .generators import NETS, RESULTS, trained
+from .language import FLOAT8, TABLE
+from .loop import Place, write_atomically
 from .sizes import ENCODER, PREVIEWER
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ FILES = {  # part: (kind of its marker, file below the folder, laid out as Comfy
     "stage_a": ("stage_a", MINI_FILES["stage_a"]),
 }
 PRIOR_CODER = MINI_FILES["image_encoder"]
-TABLE = "text_model.embeddings.token_embedding.weight"
 MOST, MOST_OF_ONE = 48_000_000, 20_000_000
 
 
@@ -50,6 +50,20 @@ def export(place: Place, folder: Path = FOLDER) -> dict[str, int]:
     return sizes
 
 
+def restore(place: Place, folder: Path = FOLDER) -> None:
+    """Inverse of :func:`export`: the results of all parts in the work folder, from the files that ship."""
+    nets = {part: _wide(folder / f"{name}.safetensors") for part, (_, name) in FILES.items()}
+    for key, value in _wide(folder / f"{PRIOR_CODER}.safetensors").items():
+        net, _, name = key.partition(".")
+        nets.setdefault(net, {})[name] = value
+    for part, names in RESULTS.items():
+        write_atomically({name: nets[name] for name in names}, place.weights(part))
+
+
+def _wide(path: Path) -> dict[str, Tensor]:
+    return {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
+
+
 def put_on_record(folder: Path = FOLDER, catalogue: Path = CATALOGUE) -> None:
     """Write size and hash of every file in ``folder`` into its entry of the catalogue; raises where it has none."""
     text = catalogue.read_text(encoding="utf-8")
@@ -67,6 +81,18 @@ def _prior_coder() -> Any:
     return PriorCoderConfig(ENCODER, PREVIEWER)
 
 
+def _says(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+    """Whether the file has these contents already; written anew it could differ in the order of its metadata."""
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        if file.metadata() != metadata or set(file.keys()) != set(tensors):
+            return False
+    return all(value.dtype == tensors[key].dtype and value.shape == tensors[key].shape
+               and torch.equal(*(each.flatten().view(torch.uint8) for each in (value, tensors[key])))
+               for key, value in load_file(path).items())
+
+
 def _save(folder: Path, name: str, kind: str, config: Any, tensors: dict[str, Tensor]) -> int:
     path = folder / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,9 +104,11 @@ def _save(folder: Path, name: str, kind: str, config: Any, tensors: dict[str, Te
             if not torch.isfinite(value.float()).all():
                 raise SystemExit(f"{key} of {path.name} does not fit into {value.dtype}: train it to the end.")
         compact[key] = value.contiguous().cpu()
-    draft = path.with_suffix(".new")
-    save_file(compact, draft, metadata={"format": "pt", MARKER: marker_text(kind, config)})
-    draft.replace(path)
-    path.chmod(0o644)
+    metadata = {"format": "pt", MARKER: marker_text(kind, config)}
+    if not _says(path, compact, metadata):
+        draft = path.with_suffix(".new")
+        save_file(compact, draft, metadata=metadata)
+        draft.replace(path)
+        path.chmod(0o644)
     log.info("%s: %.2f MB", path.name, path.stat().st_size / 1e6)
     return path.stat().st_size

@@ -19,26 +19,29 @@ from stages.stage_c import StageC
 from stages.training import (EMA, Optimiser, epsilon_losses, keep_mask, noised, replace_dropped, sample_times,
                              velocity_weight)
 
-from .captions import LENGTH, batch_tokens
+from .captions import LENGTH, Fragment, batch_tokens
 from .compose import LARGE
+from .data import COLOURS
+from .language import TunedText, known_tokens
 from .loop import Part, Place, frozen, grid
 from .precondition import Exact, ExactConv, Preconditioning
 from .scenes import CANVAS, SHORT, Scenes, make_pool
 from .sizes import ENCODER, PREVIEWER, STAGE_A, STAGE_B, STAGE_C, TEXT, VISION
 from .towers import TextTower, VisionTower
 
-NETS = {"stage_a": (StageA, STAGE_A, None), "encoder": (ImageEncoder, ENCODER, "encoder"),
-        "previewer": (Previewer, PREVIEWER, "encoder"), "text": (TextTower, TEXT, "language"),
-        "vision": (VisionTower, VISION, "language"), "stage_b": (StageB, STAGE_B, None),
-        "stage_c": (StageC, STAGE_C, None)}
+NETS = {"stage_a": (StageA, STAGE_A), "encoder": (ImageEncoder, ENCODER), "previewer": (Previewer, PREVIEWER),
+        "text": (TextTower, TEXT), "vision": (VisionTower, VISION), "stage_b": (StageB, STAGE_B), "stage_c": (StageC, STAGE_C)}
+RESULTS = {"stage_a": ("stage_a",), "encoder": ("encoder", "previewer"), "language": ("text", "vision"),
+           "stage_b": ("stage_b",), "stage_c": ("stage_c", "text")}
+"""The nets in the result of each part; Stage C tunes the text encoder of the language part."""
 
 
-def trained(place: Place, name: str) -> nn.Module:
-    """A net of an earlier part, from its result; eval mode, no gradients."""
-    kind, config, part = NETS[name]
-    saved = torch.load(place.weights(part or name), map_location="cpu")
+def trained(place: Place, name: str, part: str | None = None) -> nn.Module:
+    """A net out of the result of ``part`` (default: the last that trains it); eval mode, no gradients."""
+    kind, config = NETS[name]
+    part = part or [part for part, nets in RESULTS.items() if name in nets][-1]
     net = kind(config)
-    net.load_state_dict(saved[name] if part else saved)
+    net.load_state_dict(torch.load(place.weights(part), map_location="cpu")[name])
     return frozen(net).to(place.device)
 
 
@@ -55,9 +58,13 @@ TRAINING = Backend(Linear=Exact, Conv2d=ExactConv, attention=small_attention)
 class MatrixOptimiser:
     """Muon (Jordan et al. 2024) with updates of AdamW's size; gradients are those that the other optimiser left."""
 
+    ITERATIONS = 3
+    """Of Newton and Schulz; the usual five even out small singular values more, and take a fifth of a step's time."""
+
     def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
         self.lr = lr
-        self.muon = torch.optim.Muon(parameters, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        self.muon = torch.optim.Muon(parameters, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw",
+                                     ns_steps=self.ITERATIONS)
 
     def update(self, factor: float) -> None:
         """One step at ``factor`` of the learning rate; clears the gradients."""
@@ -89,7 +96,10 @@ class DiffusionPart(Part):
         initialise_unet(net)
         self.net = net.to(place.device)
         self.start = Preconditioning(self.net)
-        self.text = trained(place, "text")
+        if place.warm:
+            self.net.load_state_dict(trained(place, self.name).state_dict())
+            self.start.hold()
+        self.text = trained(place, "text", "language")
         self.ema = EMA(net, self.EMA_DECAY)
         matrices = [parameter for name, parameter in net.named_parameters()
                     if parameter.dim() == 2 and (".channelwise." in name or ".attention." in name)]
@@ -103,8 +113,9 @@ class DiffusionPart(Part):
         """Hidden states and pooled text of token ids."""
         return self.text(ids.to(self.place.device))
 
-    def learn(self, x0: Tensor, conditions: dict[str, Tensor], factor: float) -> dict[str, float]:
-        """One update on ``x0`` (B, C, H, W)."""
+    def learn(self, x0: Tensor, conditions: dict[str, Tensor], factor: float,
+              beside: Tensor | float = 0.0) -> dict[str, float]:
+        """One update on ``x0`` (B, C, H, W), and on the loss ``beside``."""
         t = sample_times(len(x0), device=x0.device)
         chosen = torch.rand_like(t) < self.NOISY
         t = torch.where(chosen, self.NOISY_FROM + (1 - self.NOISY_FROM) * t, t)
@@ -114,7 +125,7 @@ class DiffusionPart(Part):
         losses = epsilon_losses(predicted, seen.noise)
         weighted = losses * velocity_weight(seen.logsnr)
         self.state["optimiser"].clear()
-        weighted.mean().backward()
+        (weighted.mean() + beside).backward()
         self.start.still()
         norm = self.state["optimiser"].update(factor)
         if math.isfinite(norm):
@@ -128,8 +139,8 @@ class DiffusionPart(Part):
                 taken[name] = float(these.mean())
         return taken
 
-    def result(self) -> dict[str, Tensor]:
-        return self.ema.copy_of(self.net).state_dict()
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        return {self.name: self.ema.copy_of(self.net).state_dict()}
 
 
 class StageBPart(DiffusionPart):
@@ -174,17 +185,27 @@ class StageBPart(DiffusionPart):
 class StageCPart(DiffusionPart):
     """Stage C from captions, and at times from the image embedding of the vision tower.
 
-    Its subjects nearly fill the canvas and are seldom mirrored: of a cell of 43 pixels, every shift is a latent of its own.
+    Its subjects nearly fill the canvas, hardly move and are seldom mirrored: of a cell of 43 pixels, every shift is a
+    latent of its own. The text encoder learns with it, so that similar pictures come to lie close in what it says;
+    its pooled output is held where the language part left it, for Stage B and the vision tower. Words that say
+    nothing about the picture are strewn in.
     """
 
     name = "stage_c"
-    BATCH, SEED, NOISY = 64, 5, 0.25
-    VARIANTS, MIRRORED = 10, 0.05
-    DROP_TEXT, KEEP_IMAGE, LONG_FROM = 0.1, 0.1, 0.85
+    BATCH, SEED, NOISY = 64, 5, 0.5
+    VARIANTS, MIRRORED, ROOM = 10, 0.04, 0.3
+    DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.3
+    LR, TEXT_LR, HELD = 1e-3, 1e-3, 1.0
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageC(STAGE_C, backend=TRAINING))
-        self.scenes = Scenes(self.rng, sizes=LARGE, mirrored=self.MIRRORED)
+        self.scenes = Scenes(self.rng, sizes=LARGE, mirrored=self.MIRRORED, room=self.ROOM)
+        self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
+        known = known_tokens(self.scenes.subjects).to(place.device)
+        self.tuned = TunedText(trained(place, "text") if place.warm else self.text, known)
+        self.text_ema = EMA(self.tuned, self.EMA_DECAY)
+        self.state.update(text=self.tuned, text_ema=self.text_ema,
+                          text_optimiser=Optimiser(self.tuned.parameters(), self.TEXT_LR, betas=(0.9, 0.98)))
         subjects = [i for _ in range(self.VARIANTS) for i in range(len(self.scenes.subjects))]
         nets = {"encoder": trained(place, "encoder"), "vision": trained(place, "vision")}
         self.pool = make_pool(place.work / "pool_c.pt", self.scenes, subjects, nets, place.device)
@@ -194,18 +215,38 @@ class StageCPart(DiffusionPart):
         index = self.rng.sample(range(len(self.pool)), self.BATCH)
         rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
         subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
-        ids = self.scenes.captions(subjects, colours, length)
-        empty = batch_tokens([[]], length)
-        ids = torch.where(keep_mask(len(index), self.DROP_TEXT)[:, None], ids, empty)
-        text, pooled = self.said(ids)
+        said = [fragments if self.rng.random() >= self.DROP_TEXT else []
+                for fragments in self.scenes.fragments(subjects, colours)]
+        meant = self.said(batch_tokens(said, length))[1]
+        ids = batch_tokens([self._strewn(fragments) for fragments in said], length)
+        with self.place.autocast():
+            text, pooled = (value.float() for value in self.tuned(ids.to(self.place.device)))
+        held = (pooled - meant).square().mean() / meant.square().mean()
         image = replace_dropped(rows["image"], keep_mask(len(index), 1 - self.KEEP_IMAGE))
-        return self.learn(rows["effnet"], {"clip_text": text, "clip_text_pooled": pooled, "clip_img": image}, factor)
+        conditions = {"clip_text": text, "clip_text_pooled": pooled, "clip_img": image}
+        self.state["text_optimiser"].clear()
+        taken = self.learn(rows["effnet"], conditions, factor, self.HELD * held)
+        norm = self.state["text_optimiser"].update(factor)
+        self.text_ema.update(self.tuned)
+        return {**taken, "held": float(held.detach()), "text_norm": norm}
+
+    def _strewn(self, fragments: list[Fragment]) -> list[Fragment]:
+        """``fragments``, at times with one to three words between them that nobody knows or that tag another subject."""
+        fragments = list(fragments)
+        if fragments and self.rng.random() < self.STRANGE:
+            for _ in range(self.rng.randint(1, 3)):
+                word = (self.tuned.stranger,) if self.rng.random() < 0.5 else self.rng.choice(self.tags)
+                fragments.insert(self.rng.randint(0, len(fragments)), word)
+        return fragments
+
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        return {**super().result(), "text": self.text_ema.copy_of(self.tuned).tensors()}
 
     def sheet(self) -> Tensor:
         """Sixteen held-out prompts, seen through the Previewer."""
         previewer = trained(self.place, "previewer")
         prompts = [prompt["prompt"] for prompt in self.scenes.prompts[::12]][:16]
-        latent = paint(self.ema.copy_of(self.net), self.text, prompts, list(range(16)))
+        latent = paint(self.ema.copy_of(self.net), self.text_ema.copy_of(self.tuned), prompts, list(range(16)))
         return F.interpolate(grid(previewer(latent).cpu(), 8)[None], scale_factor=3.0)[0]
 
 

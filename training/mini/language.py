@@ -1,6 +1,7 @@
 """Part 3: the text encoder and the vision tower, in one space."""
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from stages.training import EMA, Optimiser
 
-from .captions import COLOUR_TEMPLATES, END, HELD_TEMPLATES, PLAIN_TEMPLATES, START, C, S, fragment_tokens
+from .captions import COLOUR_TEMPLATES, END, PLAIN_TEMPLATES, START, C, S, word_tokens
 from .data import COLOURS, Subject
 from .loop import Part, Place, grid
 from .scenes import Scenes, for_vision
@@ -17,15 +18,16 @@ from .sizes import TEXT, VISION, WIDTH
 from .towers import TextTower, VisionTower, contrastive_loss
 
 FLOAT8 = torch.float8_e4m3fn
+TABLE = "text_model.embeddings.token_embedding.weight"
 
 
 def known_tokens(subjects: list[Subject]) -> Tensor:
-    """Every token id that a caption can hold, sorted."""
-    words = {part for template in (*PLAIN_TEMPLATES, *COLOUR_TEMPLATES, *HELD_TEMPLATES) for part in template} - {S, C}
+    """Every token id that a caption of the training can hold, sorted."""
+    words = {part for template in (*PLAIN_TEMPLATES, *COLOUR_TEMPLATES) for part in template} - {S, C}
     words.update(COLOURS)
     for subject in subjects:
         words.update(subject.labels.values(), subject.tags)
-    return torch.tensor(sorted({START, END, *(token for word in words for token in fragment_tokens(word))}))
+    return torch.tensor(sorted({START, END, *(token for word in words for token in word_tokens(word))}))
 
 
 @torch.no_grad()
@@ -34,6 +36,37 @@ def settled_table(table: Tensor, known: Tensor) -> Tensor:
     settled = table[known].mean(0, keepdim=True).expand_as(table).clone()
     settled[known] = table[known]
     return settled.to(FLOAT8).to(table.dtype)
+
+
+class TunedText(nn.Module):
+    """A text tower to be trained on beside Stage C. Its table has only the rows of ``known`` tokens, and one for all
+    others; they are read as eight bits will keep them, and gradients pass through that rounding.
+    """
+
+    def __init__(self, tower: TextTower, known: Tensor) -> None:
+        super().__init__()
+        table = tower.text_model.embeddings.token_embedding.weight
+        others = torch.ones(len(table), dtype=torch.bool, device=table.device)
+        others[known] = False
+        self.stranger = int(others.nonzero()[0])
+        place = torch.full_like(others, len(known), dtype=torch.long)
+        place[known] = torch.arange(len(known), device=table.device)
+        self.register_buffer("place", place, persistent=False)
+        self.rows = nn.Embedding.from_pretrained(torch.cat([table[known], table[others].mean(0, keepdim=True)]), False)
+        self.tower = copy.deepcopy(tower).train().requires_grad_()
+        self.tower.text_model.embeddings.token_embedding = nn.Identity()
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """As :class:`.towers.TextTower`."""
+        rows = self.rows(self.place[ids])
+        rounded = rows + (rows.to(FLOAT8).to(rows.dtype) - rows).detach()
+        return self.tower.read(rounded, ids)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the text tower that this one has become."""
+        table = self.rows.weight.detach()
+        whole = {f"{TABLE}": table.to(FLOAT8).to(table.dtype)[self.place]}
+        return {**self.tower.state_dict(), **whole}
 
 
 class LanguagePart(Part):

@@ -24,12 +24,16 @@ WARM_UP, FINAL = 0.02, 0.03
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how to train: the work folder, the device, whether products are computed in bfloat16, and the seed."""
+    """Where and how to train: the work folder, the device, whether products are computed in bfloat16, and the seed.
+
+    ``warm``: Stage B and Stage C start from their results in the work folder instead of from nothing.
+    """
 
     work: Path
     device: torch.device
     bfloat16: bool = True
     seed: int = 0
+    warm: bool = False
 
     def autocast(self) -> torch.autocast:
         """Products in bfloat16, sums and weights in float32."""

@@ -16,7 +16,7 @@ from stages.encoder import normalise
 from stages.geometry import plan
 
 from .captions import batch_tokens, caption, fragment_tokens
-from .compose import MIRRORED, SIZES, compose, random_colour
+from .compose import MIRRORED, ROOM, SIZES, compose, random_colour
 from .data import MAIN, OTHER_STYLES, SIDE, is_there, pictures, read_split
 from .loop import write_atomically
 from .towers import clip_normalise
@@ -41,13 +41,13 @@ class Batch:
 class Scenes:
     """Draws subjects in the main style, with the share ``others`` in one of the others, at ``side`` (256, 128) px.
 
-    ``sizes`` and ``mirrored``: see :func:`.compose.compose`.
+    ``sizes``, ``mirrored`` and ``room``: see :func:`.compose.compose`.
     """
 
     def __init__(self, rng: random.Random, others: float = 0.0, side: int = SIDE,
-                 sizes: tuple[float, float] = SIZES, mirrored: float = MIRRORED) -> None:
+                 sizes: tuple[float, float] = SIZES, mirrored: float = MIRRORED, room: float = ROOM) -> None:
         self.rng, self.others, self.side = rng, others, side
-        self.sizes, self.mirrored = sizes, mirrored
+        self.placed = {"sizes": sizes, "mirrored": mirrored, "room": room}
         self.subjects, self.prompts = read_split()
         self.styles = {style: pictures(style) for style in (MAIN, *(OTHER_STYLES if others else ()))}
         if side != SIDE:
@@ -67,11 +67,15 @@ class Scenes:
         chosen = self.rng.sample(range(len(self.subjects)), count) if subjects is None else subjects
         colours = [random_colour(self.subjects[i], self.rng, held) for i in chosen]
         rgb, alpha = compose(np.stack([self.picture(i) for i in chosen]), colours, self.rng, self.side,
-                             sizes=self.sizes, mirrored=self.mirrored)
+                             **self.placed)
         return Batch(rgb, alpha, chosen, colours)
 
     def captions(self, subjects: list[int], colours: list[str], length: int = SHORT) -> Tensor:
         """Tokens (B, length) of random captions that fit into ``SHORT`` of them, as far as eight tries find one."""
+        return batch_tokens(self.fragments(subjects, colours), length)
+
+    def fragments(self, subjects: list[int], colours: list[str]) -> list[list[str]]:
+        """The captions of :meth:`captions` before they are tokens."""
         said = []
         for index, colour in zip(subjects, colours):
             for _ in range(8):
@@ -79,7 +83,7 @@ class Scenes:
                 if sum(len(fragment_tokens(part)) for part in fragments) <= SHORT - 2:
                     break
             said.append(fragments)
-        return batch_tokens(said, length)
+        return said
 
 
 def shrunk(array: np.ndarray, factor: int) -> np.ndarray:

@@ -107,12 +107,15 @@ class TextTower(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids (B, N) → hidden states (B, N, width), pooled (B, width). Padding is masked, the rest causal."""
+        return self.read(self.text_model.embeddings.token_embedding(ids), ids)
+
+    def read(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` with the tokens' rows (B, N, width) already looked up."""
         count = ids.shape[1]
         end = (ids == END).int().argmax(1)
         places = torch.arange(count, device=ids.device)
         mask = (places[None, :, None] >= places) & (places <= end[:, None])[:, None]
-        table = self.text_model.embeddings
-        x = table.token_embedding(ids) + table.position_embedding(places)
+        x = rows + self.text_model.embeddings.position_embedding(places)
         x = self.text_model.encoder(x, mask[:, None])
         pooled = self.text_model.final_layer_norm(x[torch.arange(len(ids), device=ids.device), end])
         return x, self.text_projection(pooled)
