@@ -47,9 +47,12 @@ class MiniStudio(Studio):
         return [[torch.cat([words for words, _ in given]),
                  {"pooled_output": torch.cat([more["pooled_output"] for _, more in given])}]]
 
-    def paint_all(self, scenes: Sequence[Scene], seed: int = 1, **inputs: Any) -> Tensor:
-        """One picture of each scene, RGB (B, 3, H, W), in one batch; ``inputs`` are those of the Stage C sampler."""
-        positive = self.texts([scene.prompt for scene in scenes])
+    def paint_all(self, scenes: Sequence[Scene], seed: int = 1, positive: Any = None, **inputs: Any) -> Tensor:
+        """One picture of each scene, RGB (B, 3, H, W), in one batch; ``inputs`` are those of the Stage C sampler.
+
+        ``positive`` says it in other words than the scenes' prompts.
+        """
+        positive = positive or self.texts([scene.prompt for scene in scenes])
         given = {"latent": self.canvas(batch=len(scenes))[0], **inputs}
         prior = self.sample_prior(positive=positive, negative=self.negative, seed=seed, **given)
         latent = self.sample_decoder(prior, positive=positive, negative=self.negative, seed=seed, cfg=1.0)

@@ -57,7 +57,7 @@ MINI_FILES = {
 PAINTS = ("prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision")
 """The roles that make a whole Mini; the LoRA and the ControlNet are examples beside it."""
 
-SHIPPED: frozenset[str] = frozenset({*PAINTS, "lora"})
+SHIPPED: frozenset[str] = frozenset(MINI_FILES)
 """The roles whose files are in the repository: add those of :data:`MINI_FILES` in the commit that adds the files.
 
 This is the one switch. Tests fail, rather than skip, where a file of these is absent, and the recipes of the workflows

@@ -12,6 +12,8 @@ from tools.scenes import SHEET, Scene
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from training.mini.data import read_split
+
 
 @pytest.fixture(scope="module")
 def mini(host) -> MiniStudio:
@@ -24,13 +26,6 @@ def mini(host) -> MiniStudio:
 def painted(mini) -> Tensor:
     """A picture of every scene of the sheet at the official settings: RGB (B, 3, 256, 256)."""
     return mini.paint_all(SHEET)
-
-
-HARDER = tuple(Scene(subject, ground) for subject, ground in (
-    ("hot dog", "blue"), ("guitar", "green"), ("bicycle", "blue"), ("crown", "purple"), ("bus", "green"),
-    ("evergreen tree", "blue"), ("umbrella", "yellow"), ("watermelon", "blue"), ("soccer ball", "green"),
-    ("key", "blue"), ("mushroom", "green"), ("airplane", "green")))
-"""What the sheet does not show: thin and many-coloured things among them, which need guidance most."""
 
 
 def told_right(mini: MiniStudio, rgb: Tensor, scenes: Sequence[Scene] = SHEET) -> tuple[float, float, float]:
@@ -51,11 +46,24 @@ def test_pictures_show_what_was_asked(mini, painted, record_property):
 
 
 def test_guidance_makes_pictures_follow_the_prompt(mini, record_property):
-    """cfg 1 is the model's own guess, cfg 4 goes beyond it in the direction of the words."""
-    at_1, at_4 = (told_right(mini, mini.paint_all(HARDER, cfg=cfg), HARDER) for cfg in (1.0, 4.0))
-    record_property("subject, background and likeness at cfg 1 and 4", (at_1, at_4))
-    assert at_4[2] > at_1[2] + 0.01, "pictures look more like the prompt"
-    assert at_4[0] >= at_1[0] and at_4[1] >= 0.9, "they are told right at least as often, and the ground stays right"
+    """cfg 1 is the model's own guess, cfg 4 goes beyond it in the direction of the words, from every seed. Of wordings
+    that it knows nothing is left to gain, so these are of the prompts that it never saw.
+    """
+    subjects, prompts = read_split()
+    asked = [Scene(subjects[prompt["subject"]].labels["en"], prompt["background"]) for prompt in prompts[::8]]
+    words = mini.eyes.said([f"a {scene.prompt}" for scene in asked])
+    positive = mini.texts([prompt["prompt"] for prompt in prompts[::8]])
+    found = {}
+    for cfg in (1.0, 4.0):
+        one, two = (mini.paint_all(asked, seed=seed, cfg=cfg, positive=positive) for seed in (1, 77))
+        seen_one, seen_two = mini.eyes.seen(one), mini.eyes.seen(two)
+        grounds = sum(eyes.has_ground(picture, scene.background) for picture, scene in zip(one.split(1), asked))
+        found[cfg] = (float((seen_one * words).sum(1).mean()), float((seen_one * seen_two).sum(1).mean()),
+                      grounds / len(asked))
+    record_property("likeness, agreement of two seeds, backgrounds by cfg", found)
+    assert found[4.0][0] > found[1.0][0] + 0.01, "pictures look more like the prompt"
+    assert found[4.0][1] > found[1.0][1] + 0.01, "and leave less to chance"
+    assert found[4.0][2] >= 0.9, "the ground stays right"
 
 
 def test_more_steps_come_nearer_to_the_exact_solution(mini, record_property):
@@ -81,15 +89,15 @@ def encoded(mini: MiniStudio, image: Tensor) -> dict:
 def test_image_to_image_keeps_the_less_the_more_is_denoised(mini, painted, record_property):
     source, kept, asked = painted[SOURCES], {}, {}
     latent = encoded(mini, source.movedim(1, -1))
-    for denoise in (0.2, 0.5, 0.9):
+    for denoise in (0.1, 0.2, 0.5):
         rgb = mini.paint_all(OTHERS, seed=5, latent=latent, denoise=denoise)
         kept[denoise] = float(eyes.correlation(rgb, source).mean())
         margins = [mini.eyes.margin(picture, scene.subject, scene.background)
                    for picture, scene in zip(rgb.split(1), OTHERS)]
         asked[denoise] = float(torch.cat(margins).mean())
     record_property("agreement with the source's outline, likeness to the prompt", (kept, asked))
-    assert kept[0.2] > kept[0.5] + 0.04 and kept[0.5] > kept[0.9] + 0.04 and kept[0.2] > 0.8, kept
-    assert asked[0.9] > asked[0.2], asked
+    assert kept[0.1] > kept[0.2] + 0.04 and kept[0.2] > kept[0.5] + 0.04 and kept[0.1] > 0.8, kept
+    assert asked[0.5] > asked[0.1] + 0.1, "at 0.5 the words have their way"
 
 
 def test_a_larger_shift_puts_more_noise_on_the_source(mini, painted, record_property):
@@ -97,7 +105,7 @@ def test_a_larger_shift_puts_more_noise_on_the_source(mini, painted, record_prop
     latent, kept = encoded(mini, painted[SOURCES].movedim(1, -1)), {}
     positive = mini.texts([scene.prompt for scene in OTHERS])
     for shift in (1.0, 2.0, 4.0):
-        made = mini.sample_prior(latent, positive=positive, negative=mini.negative, seed=5, denoise=0.4, shift=shift)
+        made = mini.sample_prior(latent, positive=positive, negative=mini.negative, seed=5, denoise=0.2, shift=shift)
         kept[shift] = float(cosine_similarity(made["samples"].flatten(1), latent["samples"].flatten(1)).mean())
     record_property("similarity to the source by shift", kept)
     assert kept[1.0] > kept[2.0] + 0.02 and kept[2.0] > kept[4.0] + 0.02, kept

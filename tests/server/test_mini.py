@@ -20,12 +20,11 @@ A machine that does nothing else needs no longer than that on the clock, as one 
 busy machine the clock shows how busy it is. What is measured does not depend on it, but for some ten percent.
 """
 
-VAGUE = pytest.mark.xfail(reason="the weights that ship paint this one too vaguely", strict=True)
 WANTED = (
     ("red apple on a blue background", Scene("red apple", "blue")),
     ("a robot on a gray background", Scene("robot", "gray")),
     ("a frog on a purple background", Scene("frog", "purple")),
-    pytest.param("slice of pizza on a green background", Scene("pizza", "green"), marks=VAGUE),
+    ("slice of pizza on a green background", Scene("pizza", "green")),
 )
 EACH = 3
 

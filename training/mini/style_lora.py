@@ -31,7 +31,7 @@ from .export import FILES, FOLDER, PRIOR_CODER, put_on_record
 log = logging.getLogger(__name__)
 
 COUNT, MOST = 60, 1_000_000
-SETTINGS = Settings(steps=500, batch_size=16, accumulation=1, learning_rate=5e-4, warm_up=20, rank=12, alpha=12.0,
+SETTINGS = Settings(steps=400, batch_size=16, accumulation=1, learning_rate=2e-4, warm_up=20, rank=12, alpha=12.0,
                     blocks=(".attn", ".channelwise"), resolution=192, ema=0.99, checkpointing=False, loss_weight="velocity",
                     save_every=0, sample_every=0, seed=SEED)
 
