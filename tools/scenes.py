@@ -21,7 +21,7 @@ FIRST = Scene("red apple", "blue")
 
 SCENES = {
     "a_first_picture": FIRST, "text_to_image": Scene("sunflower", "green"),
-    "text_to_image_lite": Scene("bus", "blue"), "text_to_image_all_in_one": Scene("hot dog", "blue"),
+    "text_to_image_lite": Scene("robot", "gray"), "text_to_image_all_in_one": Scene("hot dog", "blue"),
     "text_to_image_core_ksampler": Scene("soccer ball", "teal"),
     "text_to_image_core_loaders": Scene("octopus", "blue"), "text_to_image_custom_sampling": Scene("ghost", "blue"),
     "low_memory": Scene("house", "pink"), "image_to_image": FIRST, "image_variation": FIRST, "reconstruction": FIRST,
