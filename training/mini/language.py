@@ -64,9 +64,8 @@ class TunedText(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of the text tower that this one has become."""
-        table = self.rows.weight.detach()
-        whole = {f"{TABLE}": table.to(FLOAT8).to(table.dtype)[self.place]}
-        return {**self.tower.state_dict(), **whole}
+        rows = self.rows.weight.detach()
+        return {**self.tower.state_dict(), TABLE: rows.to(FLOAT8).to(rows.dtype)[self.place]}
 
 
 class LanguagePart(Part):
