@@ -86,11 +86,14 @@ def _says(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> b
     if not path.is_file():
         return False
     with safe_open(path, "pt") as file:
-        if file.metadata() != metadata or set(file.keys()) != set(tensors):
-            return False
-    return all(value.dtype == tensors[key].dtype and value.shape == tensors[key].shape
-               and torch.equal(*(each.flatten().view(torch.uint8) for each in (value, tensors[key])))
-               for key, value in load_file(path).items())
+        return file.metadata() == metadata and set(file.keys()) == set(tensors) and all(
+            _same(file.get_tensor(key), value) for key, value in tensors.items())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal byte for byte; float8 has no comparison of its own."""
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(
+        *(each.flatten().view(torch.uint8) for each in (one, other)))
 
 
 def _save(folder: Path, name: str, kind: str, config: Any, tensors: dict[str, Tensor]) -> int:
