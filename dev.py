@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 def models(options: argparse.Namespace) -> int:
     """List, plan, fetch and verify checkpoints: models list | plan PRESET | get PRESET --to DIR | verify DIR."""
-    from tools.models import run_models
+    from commands.models import run_models
     return run_models(lambda: _setup(options), options.arguments)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages import geometry
+from ..stages.inputs import canvas as geometry
 from .host import latents
 
 CATEGORY = "Cascade Studio/latent"

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages.control import BlockWeights, parse_curve
-from .host import control, fetching, files, loading
+from ..stages.inputs.control_rules import BlockWeights, parse_curve
+from .host.conditioning import controlnet as control
+from .host.files import fetch, names
+from .host.models import load as loading
 from .loaders import file_input, missing_input
 
 CATEGORY = "Cascade Studio/control"
@@ -39,13 +41,13 @@ class CascadeStudioLoadControlNet(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, controlnet=None, **_) -> str:
-        return files.stamp("controlnet", controlnet)
+        return names.stamp("controlnet", controlnet)
 
     @classmethod
-    def execute(cls, controlnet, dtype, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
-        found = fetching.ready(cls.hidden.unique_id, {"controlnet": controlnet}, missing_files)
+    def execute(cls, controlnet, dtype, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
+        found = fetch.ready(cls.hidden.unique_id, {"controlnet": controlnet}, missing_files)
         return io.NodeOutput(control.load_control(found.paths["controlnet"], dtype),
-                             ui=fetching.told(cls.hidden.unique_id, found))
+                             ui=fetch.told(cls.hidden.unique_id, found))
 
 
 class CascadeStudioApplyControl(io.ComfyNode):

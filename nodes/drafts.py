@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from .host import drafts, latents, vae as vaes
+from .host.report import draft_board
+from .host import latents
+from .host.models import vae as vaes
 
 CATEGORY = "Cascade Studio/latent"
 BOARD = "Draft Board"
@@ -40,13 +42,13 @@ class CascadeStudioDraftBoard(io.ComfyNode):
     def execute(cls, prior, vae, chosen, stop_here, columns) -> io.NodeOutput:
         samples = latents.as_prior(prior, BOARD)
         vaes.expect_stage_c(vae, BOARD)
-        numbers = drafts.chosen_numbers(chosen, samples.shape[0])
+        numbers = draft_board.chosen_numbers(chosen, samples.shape[0])
         pictures = vaes.preview(vae, samples)
-        board = drafts.layout(prior, numbers, (pictures.shape[2], pictures.shape[1]), columns)
-        sheet = drafts.contact_sheet(pictures, board)
+        board = draft_board.layout(prior, numbers, (pictures.shape[2], pictures.shape[1]), columns)
+        sheet = draft_board.contact_sheet(pictures, board)
         everything = list(range(1, samples.shape[0] + 1))
-        handed = drafts.stopped() if stop_here and not numbers else drafts.picked(prior, numbers or everything)
-        return io.NodeOutput(handed, sheet, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), **drafts.shown(board, sheet)})
+        handed = draft_board.stopped() if stop_here and not numbers else draft_board.picked(prior, numbers or everything)
+        return io.NodeOutput(handed, sheet, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), **draft_board.shown(board, sheet)})
 
 
 NODES = [CascadeStudioDraftBoard]

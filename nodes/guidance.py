@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host import guidance
+from .host.sampling import guidance
 
 CATEGORY = "Cascade Studio/guidance"
 PERTURBED, SELF, ZERO, WINDOWS = ("Perturbed-attention guidance", "Self-attention guidance", "CFG-Zero star",

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages import geometry, upscale
-from .host import guidance, latents, tiled_decoder
+from ..stages.inputs import canvas, upscale
+from .host.sampling import guidance, tiles
+from .host import latents
 
 CATEGORY = "Cascade Studio/high resolution"
 TILES, SECOND = "Tile Stage B", "Enlarge Stage C latent"
-PIXELS = geometry.LATENT_PIXELS
+PIXELS = canvas.LATENT_PIXELS
 
 
 class CascadeStudioTileDecoder(io.ComfyNode):
@@ -23,7 +24,7 @@ class CascadeStudioTileDecoder(io.ComfyNode):
             search_aliases=["stable cascade", "tiled diffusion", "tiled decoder", "low vram", "4k", "high resolution"],
             inputs=[
                 io.Model.Input("model", tooltip="The decoder (Stage B) of Load Stable Cascade."),
-                io.Combo.Input("method", options=list(tiled_decoder.METHODS), default=tiled_decoder.PIECES, tooltip=(
+                io.Combo.Input("method", options=list(tiles.METHODS), default=tiles.PIECES, tooltip=(
                     "pieces gives the same picture in less than half the memory. The tiles need less still and are "
                     "faster on very large pictures, but only come close to it; shared norms come closer.")),
                 io.Int.Input("tile_size", default=1024, min=256, max=4096, step=64, tooltip=(
@@ -42,7 +43,7 @@ class CascadeStudioTileDecoder(io.ComfyNode):
     def execute(cls, model, method, tile_size, tile_overlap, tile_batch) -> io.NodeOutput:
         latents.check_model(model, "Stage B", TILES)
         guidance.check_own(model, TILES, "Stage B")
-        return io.NodeOutput(tiled_decoder.patch_tiles(model, tiled_decoder.tiling(
+        return io.NodeOutput(tiles.patch_tiles(model, tiles.tiling(
             method, tile_size // PIXELS, tile_overlap // PIXELS, tile_batch)))
 
 
@@ -60,7 +61,7 @@ class CascadeStudioHighResolutionPrior(io.ComfyNode):
                 io.Latent.Input("prior", tooltip="The latent from Sample Stage C, of a picture of about 1024 pixels."),
                 io.Float.Input("scale", default=2.0, min=1.0, max=8.0, step=0.05, round=0.001, tooltip=(
                     "How many times wider and higher the picture becomes. 1 with compression 0 changes nothing.")),
-                io.Float.Input("compression", default=0.0, min=0.0, max=geometry.TRAINED[1], step=1.0, round=0.01,
+                io.Float.Input("compression", default=0.0, min=0.0, max=canvas.TRAINED[1], step=1.0, round=0.01,
                                advanced=True, tooltip=(
                                    "Pixels to one cell of the large Stage C latent, from 32 to 64; 0 chooses it. Higher "
                                    "keeps the grid, and with it time and repeated motifs, smaller.")),

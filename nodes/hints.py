@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..stages import canny, geometry
-from .host import hints, latents
+from ..stages.inputs import canny, canvas as geometry
+from .host.conditioning import hints
+from .host import latents
 
 CATEGORY = "Cascade Studio/control"
 CANNY, INPAINT, OUTPAINT = "Canny Hint", "Inpaint Hint", "Outpaint Canvas"

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..stages.image_prompts import CENTRE, CROPS, MOST
-from .host import image_prompts
+from ..stages.inputs.image_prompts import CENTRE, CROPS, MOST
+from .host.conditioning import image_prompts
 
 CATEGORY = "Cascade Studio/conditioning"
 WHERE = "Cascade Image Prompts"

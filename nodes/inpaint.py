@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages import inpaint
+from ..stages.inputs import inpaint
 from .types import Stitch
 
 CATEGORY = "Cascade Studio/image"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host import fetching, files, loading, preview, text, vae_loading
+from .host.files import fetch, names
+from .host.models import load as loading, preview, clip as text, load_vae
 
 CATEGORY = "Cascade Studio/loaders"
-CHECKPOINT = files.FROM_CHECKPOINT
-NONE = files.NONE
+CHECKPOINT = names.FROM_CHECKPOINT
+NONE = names.NONE
 
 
 def file_input(role: str, tooltip: str, extra: tuple[str, ...] = ()) -> io.Combo.Input:
@@ -20,21 +21,21 @@ def file_input(role: str, tooltip: str, extra: tuple[str, ...] = ()) -> io.Combo
 
     Which of the names would be fetched goes to the web extension as ``published``.
     """
-    return io.Combo.Input(role, options=files.names(role, extra), extra_dict={"published": files.published(role)},
+    return io.Combo.Input(role, options=names.names(role, extra), extra_dict={"published": names.published(role)},
                           tooltip=f"{tooltip} After the files here follow published ones, fetched when needed.")
 
 
 def missing_input() -> io.Combo.Input:
-    return io.Combo.Input("missing_files", options=list(fetching.MODES), default=fetching.DOWNLOAD, optional=True,
+    return io.Combo.Input("missing_files", options=list(fetch.MODES), default=fetch.DOWNLOAD, optional=True,
                           tooltip=(
         "What to do about published files that are not here: download shows what it takes and fetches them, ask stops "
         "and shows it, never stops and tells how to get them by hand."))
 
 
 def preset_input() -> io.Combo.Input:
-    return io.Combo.Input("preset", options=fetching.presets(), default=fetching.OWN, optional=True, tooltip=(
-        f"Files that belong together, instead of those in the inputs; '{fetching.AUTOMATIC}' takes what suits this "
-        f"machine, '{fetching.OWN}' keeps to the inputs."))
+    return io.Combo.Input("preset", options=fetch.presets(), default=fetch.OWN, optional=True, tooltip=(
+        f"Files that belong together, instead of those in the inputs; '{fetch.AUTOMATIC}' takes what suits this "
+        f"machine, '{fetch.OWN}' keeps to the inputs."))
 
 
 def dtype_input(name: str, what: str) -> io.Combo.Input:
@@ -54,7 +55,7 @@ def vae_device_input() -> io.Combo.Input:
 
 
 def preview_input() -> io.Combo.Input:
-    return io.Combo.Input("previewer", options=files.names("previewer", (NONE,)), default=NONE, optional=True, tooltip=(
+    return io.Combo.Input("previewer", options=names.names("previewer", (NONE,)), default=NONE, optional=True, tooltip=(
         "previewer.safetensors, which shows the picture while it is sampled; without it a rougher preview is shown."))
 
 
@@ -102,18 +103,18 @@ class CascadeStudioLoad(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prior, decoder, text_encoder, stage_a, image_encoder, previewer, clip_vision,
-                        preset=fetching.OWN) -> bool | str:
+                        preset=fetch.OWN) -> bool | str:
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, preset=fetching.OWN, **chosen) -> str:
-        return fetching.stamps(preset, {role: chosen.get(role) for role in cls.ROLES})
+    def fingerprint_inputs(cls, preset=fetch.OWN, **chosen) -> str:
+        return fetch.stamps(preset, {role: chosen.get(role) for role in cls.ROLES})
 
     @classmethod
-    def execute(cls, prior_dtype, decoder_dtype, text_dtype, vae_dtype, vae_device, preset=fetching.OWN,
-                missing_files=fetching.DOWNLOAD, **chosen) -> io.NodeOutput:
-        node, (values, line) = cls.hidden.unique_id, fetching.applied(preset, chosen)
-        found = fetching.ready(node, values, missing_files, line)
+    def execute(cls, prior_dtype, decoder_dtype, text_dtype, vae_dtype, vae_device, preset=fetch.OWN,
+                missing_files=fetch.DOWNLOAD, **chosen) -> io.NodeOutput:
+        node, (values, line) = cls.hidden.unique_id, fetch.applied(preset, chosen)
+        found = fetch.ready(node, values, missing_files, line)
         paths = loading.Parts(found.paths)
         prior_path, decoder_path = paths.find("prior", "stage_c"), paths.find("decoder", "stage_b")
         text_path = paths.find("text_encoder", "text_encoder")
@@ -124,10 +125,10 @@ class CascadeStudioLoad(io.ComfyNode):
         prior = loading.load_diffusion(prior_path, "stage_c", prior_dtype)
         decoder = loading.load_diffusion(decoder_path, "stage_b", decoder_dtype)
         clip, vision = text.load_text_encoder(text_path, text_dtype), cls.vision(vision_path)
-        vae = vae_loading.load_stage_a(stage_a_path, vae_dtype, vae_device)
+        vae = load_vae.load_stage_a(stage_a_path, vae_dtype, vae_device)
         coder = cls.coder(encoder_path, previewer_path, vae_dtype, vae_device)
         return io.NodeOutput(preview.attach(prior, coder), decoder, clip, vision, vae, coder,
-                             ui=fetching.told(node, found, prior, decoder, vae))
+                             ui=fetch.told(node, found, prior, decoder, vae))
 
     @classmethod
     def vision(cls, path: str | None):
@@ -135,7 +136,7 @@ class CascadeStudioLoad(io.ComfyNode):
 
     @classmethod
     def coder(cls, encoder: str | None, previewer: str | None, dtype: str, device: str):
-        return None if encoder is None and previewer is None else vae_loading.load_stage_c_vae(encoder, previewer, dtype, device)
+        return None if encoder is None and previewer is None else load_vae.load_stage_c_vae(encoder, previewer, dtype, device)
 
 
 class CascadeStudioLoadPrior(io.ComfyNode):
@@ -159,15 +160,15 @@ class CascadeStudioLoadPrior(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, prior=None, previewer=NONE, **_) -> str:
-        return files.stamp("prior", prior) + ("" if previewer == NONE else files.stamp("previewer", previewer))
+        return names.stamp("prior", prior) + ("" if previewer == NONE else names.stamp("previewer", previewer))
 
     @classmethod
-    def execute(cls, prior, dtype, missing_files=fetching.DOWNLOAD, previewer=NONE) -> io.NodeOutput:
-        found = fetching.ready(cls.hidden.unique_id, {"prior": prior, "previewer": previewer}, missing_files)
+    def execute(cls, prior, dtype, missing_files=fetch.DOWNLOAD, previewer=NONE) -> io.NodeOutput:
+        found = fetch.ready(cls.hidden.unique_id, {"prior": prior, "previewer": previewer}, missing_files)
         model = loading.load_diffusion(found.paths["prior"], "stage_c", dtype)
-        told = fetching.told(cls.hidden.unique_id, found, model)
+        told = fetch.told(cls.hidden.unique_id, found, model)
         if previewer != NONE:
-            model = preview.attach(model, vae_loading.load_stage_c_vae(None, found.paths["previewer"]))
+            model = preview.attach(model, load_vae.load_stage_c_vae(None, found.paths["previewer"]))
         return io.NodeOutput(model, ui=told)
 
 
@@ -192,13 +193,13 @@ class CascadeStudioLoadDecoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, decoder=None, **_) -> str:
-        return files.stamp("decoder", decoder)
+        return names.stamp("decoder", decoder)
 
     @classmethod
-    def execute(cls, decoder, dtype, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
-        found = fetching.ready(cls.hidden.unique_id, {"decoder": decoder}, missing_files)
+    def execute(cls, decoder, dtype, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
+        found = fetch.ready(cls.hidden.unique_id, {"decoder": decoder}, missing_files)
         model = loading.load_diffusion(found.paths["decoder"], "stage_b", dtype)
-        return io.NodeOutput(model, ui=fetching.told(cls.hidden.unique_id, found, model))
+        return io.NodeOutput(model, ui=fetch.told(cls.hidden.unique_id, found, model))
 
 
 class CascadeStudioLoadTextEncoder(io.ComfyNode):
@@ -222,13 +223,13 @@ class CascadeStudioLoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder=None, **_) -> str:
-        return files.stamp("text_encoder", text_encoder)
+        return names.stamp("text_encoder", text_encoder)
 
     @classmethod
-    def execute(cls, text_encoder, dtype, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
-        found = fetching.ready(cls.hidden.unique_id, {"text_encoder": text_encoder}, missing_files)
+    def execute(cls, text_encoder, dtype, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
+        found = fetch.ready(cls.hidden.unique_id, {"text_encoder": text_encoder}, missing_files)
         return io.NodeOutput(text.load_text_encoder(found.paths["text_encoder"], dtype),
-                             ui=fetching.told(cls.hidden.unique_id, found))
+                             ui=fetch.told(cls.hidden.unique_id, found))
 
 
 class CascadeStudioLoadStageA(io.ComfyNode):
@@ -252,13 +253,13 @@ class CascadeStudioLoadStageA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, stage_a=None, **_) -> str:
-        return files.stamp("stage_a", stage_a)
+        return names.stamp("stage_a", stage_a)
 
     @classmethod
-    def execute(cls, stage_a, vae_dtype, vae_device, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
-        found = fetching.ready(cls.hidden.unique_id, {"stage_a": stage_a}, missing_files)
-        vae = vae_loading.load_stage_a(found.paths["stage_a"], vae_dtype, vae_device)
-        return io.NodeOutput(vae, ui=fetching.told(cls.hidden.unique_id, found, vae))
+    def execute(cls, stage_a, vae_dtype, vae_device, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
+        found = fetch.ready(cls.hidden.unique_id, {"stage_a": stage_a}, missing_files)
+        vae = load_vae.load_stage_a(found.paths["stage_a"], vae_dtype, vae_device)
+        return io.NodeOutput(vae, ui=fetch.told(cls.hidden.unique_id, found, vae))
 
 
 class CascadeStudioLoadImageEncoder(io.ComfyNode):
@@ -286,15 +287,15 @@ class CascadeStudioLoadImageEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, image_encoder=None, previewer=None, **_) -> str:
-        return files.stamp("image_encoder", image_encoder) + files.stamp("previewer", previewer)
+        return names.stamp("image_encoder", image_encoder) + names.stamp("previewer", previewer)
 
     @classmethod
-    def execute(cls, image_encoder, previewer, vae_dtype, vae_device, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
+    def execute(cls, image_encoder, previewer, vae_dtype, vae_device, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
         chosen = {"image_encoder": image_encoder, "previewer": previewer}
-        found = fetching.ready(cls.hidden.unique_id, chosen, missing_files)
+        found = fetch.ready(cls.hidden.unique_id, chosen, missing_files)
         paths = [None if found.paths[role] == NONE else found.paths[role] for role in chosen]
-        return io.NodeOutput(vae_loading.load_stage_c_vae(*paths, vae_dtype, vae_device),
-                             ui=fetching.told(cls.hidden.unique_id, found))
+        return io.NodeOutput(load_vae.load_stage_c_vae(*paths, vae_dtype, vae_device),
+                             ui=fetch.told(cls.hidden.unique_id, found))
 
 
 class CascadeStudioLoadClipVision(io.ComfyNode):
@@ -318,13 +319,13 @@ class CascadeStudioLoadClipVision(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, clip_vision=None, **_) -> str:
-        return files.stamp("clip_vision", clip_vision)
+        return names.stamp("clip_vision", clip_vision)
 
     @classmethod
-    def execute(cls, clip_vision, missing_files=fetching.DOWNLOAD) -> io.NodeOutput:
-        found = fetching.ready(cls.hidden.unique_id, {"clip_vision": clip_vision}, missing_files)
+    def execute(cls, clip_vision, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
+        found = fetch.ready(cls.hidden.unique_id, {"clip_vision": clip_vision}, missing_files)
         return io.NodeOutput(text.load_clip_vision(found.paths["clip_vision"]),
-                             ui=fetching.told(cls.hidden.unique_id, found))
+                             ui=fetch.told(cls.hidden.unique_id, found))
 
 
 NODES = [CascadeStudioLoad, CascadeStudioLoadPrior, CascadeStudioLoadDecoder, CascadeStudioLoadTextEncoder,

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..stages import lora_convert, lora_extract
-from .host import files, merging, model_files
-from .host.loading import DTYPES
-from .host.lora import Choice, Targets, apply_all, hook, match
-from .host.notes import show
+from ..stages.lora import convert as lora_convert, extract
+from .host.files import names, write as model_files
+from .host.lora import merge
+from .host.models.load import DTYPES
+from .host.lora.apply import Choice, Targets, apply_all, hook, match
+from .host.files.notes import show
 
 CATEGORY = "Cascade Studio/lora"
 Stack = io.Custom("CASCADE_STUDIO_LORA_STACK")
@@ -16,7 +17,7 @@ CONVERT, EXTRACT = "Convert Cascade LoRA", "Extract Cascade LoRA"
 
 
 def file_input() -> io.Combo.Input:
-    return io.Combo.Input("lora", options=files.names("lora"), tooltip=(
+    return io.Combo.Input("lora", options=names.names("lora"), tooltip=(
         "A LoRA for Stable Cascade in any layout: official, kohya, OneTrainer, diffusers, PEFT or ComfyUI."))
 
 
@@ -75,7 +76,7 @@ class LoraFile:
 
     @classmethod
     def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return files.stamp("lora", lora)
+        return names.stamp("lora", lora)
 
 
 class CascadeStudioLoadLora(LoraFile, io.ComfyNode):
@@ -224,7 +225,7 @@ class CascadeStudioExtractLora(io.ComfyNode):
                 io.Int.Input("rank", default=32, min=1, max=4096, tooltip="The most that is kept of each layer."),
                 io.Float.Input("energy", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "Below 1, each layer gets the lowest rank that keeps this share of its change.")),
-                io.Combo.Input("layers", options=list(lora_extract.SCOPES), default=lora_extract.MATRICES, tooltip=(
+                io.Combo.Input("layers", options=list(extract.SCOPES), default=extract.MATRICES, tooltip=(
                     "attention gives small files that also fit the official layout; biases and norms are kept whole.")),
                 io.Combo.Input("dtype", options=["fp16", "bf16", "fp32"], default="fp16", tooltip="Number format of "
                                                                                                   "the file."),
@@ -237,7 +238,7 @@ class CascadeStudioExtractLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, tuned, base, rank, energy, layers, dtype, filename_prefix) -> io.NodeOutput:
-        tensors, found = merging.extract(tuned, base, rank, energy, layers, DTYPES[dtype], EXTRACT)
+        tensors, found = merge.extract(tuned, base, rank, energy, layers, DTYPES[dtype], EXTRACT)
         return saved(filename_prefix, tensors, {"format": "pt"}, found.text(), cls.hidden.unique_id)
 
 

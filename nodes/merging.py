@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..stages.merge import GROUPS
-from .host import merging
-from .host.notes import show
+from ..stages.lora.merge import GROUPS
+from .host.lora import merge
+from .host.files.notes import show
 
 CATEGORY = "Cascade Studio/merging"
 MERGE, ADD, SAVE = "Merge Cascade Models by Parts", "Add Cascade Model Difference", "Save Cascade Model"
@@ -46,7 +46,7 @@ class CascadeStudioMergeModels(io.ComfyNode):
 
     @classmethod
     def execute(cls, model1, model2, **shares) -> io.NodeOutput:
-        return io.NodeOutput(merging.blend(model1, model2, shares, MERGE))
+        return io.NodeOutput(merge.blend(model1, model2, shares, MERGE))
 
 
 class CascadeStudioAddDifference(io.ComfyNode):
@@ -70,7 +70,7 @@ class CascadeStudioAddDifference(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, tuned, base, strength) -> io.NodeOutput:
-        return io.NodeOutput(merging.add_difference(model, tuned, base, strength, ADD))
+        return io.NodeOutput(merge.add_difference(model, tuned, base, strength, ADD))
 
 
 class CascadeStudioSaveModel(io.ComfyNode):
@@ -86,9 +86,9 @@ class CascadeStudioSaveModel(io.ComfyNode):
             search_aliases=["stable cascade", "checkpoint save", "save merge", "export"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to write, with everything on its wire."),
-                io.Combo.Input("layout", options=list(merging.LAYOUTS), tooltip=(
+                io.Combo.Input("layout", options=list(merge.LAYOUTS), tooltip=(
                     "Key names of the file. All three load here; ComfyUI's own loader reads the first two.")),
-                io.Combo.Input("dtype", options=list(merging.SAVED_DTYPES), default="bf16", tooltip=(
+                io.Combo.Input("dtype", options=list(merge.SAVED_DTYPES), default="bf16", tooltip=(
                     "Number format of the file; half the size in bf16 or fp16 compared to fp32.")),
                 io.String.Input("filename_prefix", default="diffusion_models/cascade", tooltip=(
                     "Name in the output folder; a number is added and nothing is overwritten. Files in "
@@ -109,8 +109,8 @@ class CascadeStudioSaveModel(io.ComfyNode):
     @classmethod
     def execute(cls, model, layout, dtype, filename_prefix, title="", notes="") -> io.NodeOutput:
         told = {"modelspec.title": title, "modelspec.description": notes}
-        hidden = merging.hidden_texts(cls.hidden)
-        name, report = merging.save_model(model, layout, dtype, filename_prefix, hidden, told, SAVE)
+        hidden = merge.hidden_texts(cls.hidden)
+        name, report = merge.save_model(model, layout, dtype, filename_prefix, hidden, told, SAVE)
         show(report, cls.hidden.unique_id)
         return io.NodeOutput(name, report, ui=ui.PreviewText(report))
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages import geometry
-from .host import latents, report, vae as vaes
+from ..stages.inputs import canvas as geometry
+from .host import latents
+from .host.report import card
+from .host.models import vae as vaes
 from .types import Report
 
 CATEGORY = "Cascade Studio/latent"
@@ -41,7 +43,7 @@ class CascadeStudioDecodeStageA(io.ComfyNode):
         vaes.expect_stage_a(vae, "Decode Stage A")
         image, done = vaes.decode_reported(vae, samples, tile_size)
         image = latents.cropped(image, latents.canvas_of_decoder(latent))
-        return io.NodeOutput(image, (*report.reports_of(latent), done), ui=report.shown(done))
+        return io.NodeOutput(image, (*card.reports_of(latent), done), ui=card.shown(done))
 
 
 class CascadeStudioEncodeStageA(io.ComfyNode):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host import region_prompts, text_weights
+from .host.conditioning import region_prompts, prompt_weights
 
 CATEGORY = "Cascade Studio/conditioning"
 ENCODE, REGION = "Encode prompt", "Regional prompt"
@@ -26,10 +26,10 @@ class CascadeStudioEncodePrompt(io.ComfyNode):
                 io.String.Input("text", multiline=True, dynamic_prompts=True, default="", tooltip=(
                     "The prompt. (word:1.3) strengthens and (word:0.7) weakens words, BREAK starts a new part of 77 "
                     "tokens, and AVG averages two prompts, as in: a cat AVG a dog:0.5.")),
-                io.Combo.Input("weighting", options=list(text_weights.METHODS), default=text_weights.CONTRAST, tooltip=(
+                io.Combo.Input("weighting", options=list(prompt_weights.METHODS), default=prompt_weights.CONTRAST, tooltip=(
                     "contrast moves the whole embedding away from the prompt without the words, for both stages; "
                     "attention lets Stage C hear the words that many times; comfyui is the host's own way.")),
-                io.Combo.Input("pooled", options=list(text_weights.POOLED), default=text_weights.FIRST, advanced=True,
+                io.Combo.Input("pooled", options=list(prompt_weights.POOLED), default=prompt_weights.FIRST, advanced=True,
                                tooltip=("Which parts of a long prompt make the pooled text, which is all that Stage B "
                                         "hears: the first one, as in ComfyUI, or the mean of all.")),
             ],
@@ -39,7 +39,7 @@ class CascadeStudioEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text, weighting, pooled) -> io.NodeOutput:
-        return io.NodeOutput(text_weights.encode(clip, text, weighting, pooled, ENCODE))
+        return io.NodeOutput(prompt_weights.encode(clip, text, weighting, pooled, ENCODE))
 
 
 class CascadeStudioRegionalPrompt(io.ComfyNode):

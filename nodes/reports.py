@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from .host import latents, report, saving
+from .host import latents
+from .host.report import card, png
 from .types import Report
 
 CATEGORY = "Cascade Studio/image"
@@ -40,14 +41,14 @@ class CascadeStudioReportCard(io.ComfyNode):
 
     @classmethod
     def execute(cls, hashes, report=None, latent=None, image=None) -> io.NodeOutput:
-        text = told(report, latent, image, hashes)
+        text = told(card, latent, image, hashes)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
 def told(done, latent, image, hashes: bool) -> str:
     """The text of whichever report arrived, or how to get one."""
-    done = done or report.reports_of(latent)
-    return report.card_text(done, hashes, latents.picture_size(image)) if done else NO_REPORT
+    done = done or card.reports_of(latent)
+    return card.card_text(done, hashes, latents.picture_size(image)) if done else NO_REPORT
 
 
 class CascadeStudioSaveImage(io.ComfyNode):
@@ -76,7 +77,7 @@ class CascadeStudioSaveImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, filename_prefix, hashes, report=None) -> io.NodeOutput:
-        saved = saving.save_png(images, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, report, hashes)
+        saved = png.save_png(images, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, card, hashes)
         return io.NodeOutput(images, ui=ui.SavedImages([ui.SavedResult(*place) for place in saved]))
 
 

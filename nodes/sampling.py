@@ -3,9 +3,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages import diffusion
-from ..stages.diffusion import Guidance
-from .host import latents, report, sampling
+from ..stages.diffusion import sampling as diffusion
+from ..stages.diffusion.sampling import Guidance
+from .host import latents
+from .host.report import card
+from .host.sampling import sample
 
 CATEGORY = "Cascade Studio/sampling"
 PRIOR, DECODER = "Sample Stage C", "Sample Stage B"
@@ -47,7 +49,7 @@ def guidance_inputs() -> list[io.Input]:
 
 
 def step_input() -> io.Combo.Input:
-    return io.Combo.Input("sampler", options=list(sampling.STEPS), default="ddpm", advanced=True, tooltip=(
+    return io.Combo.Input("sampler", options=list(sample.STEPS), default="ddpm", advanced=True, tooltip=(
         "Step of the sampler: ddpm is the official one, ddim adds no noise, lcm suits very few steps."))
 
 
@@ -119,12 +121,12 @@ class CascadeStudioSamplePrior(io.ComfyNode):
                 **guided) -> io.NodeOutput:
         latents.check_model(model, "Stage C", PRIOR)
         canvas = latents.canvas_of_prior(latent, PRIOR)
-        run = sampling.Run("Stage C", max(1, int(steps * denoise)) if fewer_steps else steps, shift,
+        run = sample.Run("Stage C", max(1, int(steps * denoise)) if fewer_steps else steps, shift,
                            guidance(cfg, **guided), seed, sampler, denoise, official_noise, variation_seed,
                            variation_strength)
-        samples, done = sampling.run_reported(model, positive, negative, latent, run)
+        samples, done = sample.run_reported(model, positive, negative, latent, run)
         result = {**latents.replaced(latent, samples), latents.CANVAS: canvas}
-        return io.NodeOutput(report.with_reports(result, *report.reports_of(latent), done), ui=report.shown(done))
+        return io.NodeOutput(card.with_reports(result, *card.reports_of(latent), done), ui=card.shown(done))
 
 
 class CascadeStudioSampleDecoder(io.ComfyNode):
@@ -163,13 +165,13 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
         codes = latents.as_prior(prior, DECODER)
         latent = latents.empty_decoder(canvas, codes.shape[0]) if latent is None else latent
         latent = latents.for_batch(latent, prior, DECODER)
-        run = sampling.Run("Stage B", steps, shift, guidance(cfg, **guided), seed, sampler, denoise, False,
+        run = sample.Run("Stage B", steps, shift, guidance(cfg, **guided), seed, sampler, denoise, False,
                            variation_seed, variation_strength)
-        samples, done = sampling.run_reported(
+        samples, done = sample.run_reported(
             model, latents.with_prior(positive, codes), latents.with_prior(negative, codes.new_zeros(codes.shape)),
             latent, run)
-        result = report.with_reports(latents.replaced(latent, samples), *report.reports_of(prior), done)
-        return io.NodeOutput(result, ui=report.shown(done))
+        result = card.with_reports(latents.replaced(latent, samples), *card.reports_of(prior), done)
+        return io.NodeOutput(result, ui=card.shown(done))
 
 
 class CascadeStudioSchedule(io.ComfyNode):
@@ -213,7 +215,7 @@ class CascadeStudioSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, sampler) -> io.NodeOutput:
-        return io.NodeOutput(sampling.official_sampler(sampler))
+        return io.NodeOutput(sample.official_sampler(sampler))
 
 
 class CascadeStudioGuider(io.ComfyNode):
@@ -238,7 +240,7 @@ class CascadeStudioGuider(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, cfg, **guided) -> io.NodeOutput:
-        guider = sampling.CascadeGuider(model)
+        guider = sample.CascadeGuider(model)
         guider.set_prompts(positive, negative)
         guider.set_guidance(guidance(cfg, **guided))
         return io.NodeOutput(guider)

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..stages.tuning import pictures, settings
-from .host import latents, pixels, training, training_files
-from .host import vae as vaes
+from ..stages.training import dataset, settings
+from .host import latents
+from ..stages.training import pictures_io
+from .host.training import train, training_files
+from .host.models import vae as vaes
 
 CATEGORY = "Cascade Studio/training"
 TrainingSet = io.Custom("CASCADE_TRAINING_SET")
@@ -53,10 +55,10 @@ class CascadeStudioTrainingSet(io.ComfyNode):
     @classmethod
     def execute(cls, folder, captions, resolution, images=None) -> io.NodeOutput:
         if images is not None and not folder.strip():
-            found = pictures.from_batch(images, lines(captions), resolution)
+            found = dataset.from_batch(images, lines(captions), resolution)
         else:
             where = training_files.training_folder(folder)
-            found = pictures.from_folder(where, pixels.read_picture, " ".join(lines(captions)), resolution)
+            found = dataset.from_folder(where, pictures_io.read_picture, " ".join(lines(captions)), resolution)
         return io.NodeOutput(found, found.report())
 
 
@@ -157,10 +159,10 @@ class CascadeStudioTrainLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, training_set, settings=None, **values) -> io.NodeOutput:
-        latents.check_model(model, "Stage C", training.WHERE)
-        vaes.expect_stage_c(vae, training.WHERE)
+        latents.check_model(model, "Stage C", train.WHERE)
+        vaes.expect_stage_c(vae, train.WHERE)
         chosen = merged(settings, values)
-        done = training.train_lora(model, clip, vae, training_set, chosen, str(cls.hidden.unique_id))
+        done = train.train_lora(model, clip, vae, training_set, chosen, str(cls.hidden.unique_id))
         return io.NodeOutput(done.model, done.name, done.plot, ui=ui.PreviewImage(done.plot, cls=cls))
 
 

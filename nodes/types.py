@@ -7,4 +7,4 @@ Report = io.Custom("CASCADE_STUDIO_REPORT")
 """What the stages did so far: a tuple of ``host.report.StageReport``."""
 
 Stitch = io.Custom("CASCADE_STUDIO_STITCH")
-"""Where a cropped part of a picture belongs: a ``stages.inpaint.Stitch``."""
+"""Where a cropped part of a picture belongs: a ``stages.inputs.inpaint.Stitch``."""

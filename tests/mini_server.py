@@ -15,7 +15,7 @@ from PIL import Image
 from tools import small
 from tools.client import Run
 from tools.edit import set_seed
-from tools.prompt import Converted, convert
+from tools.api_prompt import Converted, convert
 from tools.scenes import FIRST, SCENES, SILENT, Scene
 from torch import Tensor
 

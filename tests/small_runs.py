@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 from PIL import Image
 from tools import small
-from tools.prompt import Converted, convert
+from tools.api_prompt import Converted, convert
 
 
 def prepared(server: Any, workflow: dict[str, Any]) -> Converted:

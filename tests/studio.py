@@ -11,8 +11,9 @@ from graphs import FILES, Graph
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages import diffusion, from_file
-from stages.diffusion import Guidance
+from stages.diffusion import sampling
+from stages import from_file
+from stages.diffusion.sampling import Guidance
 
 NAMES = ("prior", "decoder", "clip", "clip_vision", "stage_a", "stage_c_vae")
 FP32 = dict(prior_dtype="fp32", decoder_dtype="fp32", text_dtype="fp32", vae_dtype="fp32")
@@ -147,18 +148,18 @@ class Studio:
 @torch.inference_mode()
 def pure(net: nn.Module, conds: list[dict[str, Tensor]], shape: tuple[int, ...], seeds: list[int],
          start: Tensor | None, *, steps: int, shift: float, cfg: float, denoise: float = 1.0,
-         step: Any = diffusion.ddpm_step, noise_shift: float | None = None, **guidance: Any) -> Tensor:
+         step: Any = sampling.ddpm_step, noise_shift: float | None = None, **guidance: Any) -> Tensor:
     """The official sampling loop on a pure network; ``start`` is x0 in the network's own scale.
 
     ``noise_shift`` is the shift at which ``start`` is noised, where that differs from the sampling's.
     """
     conds = [{name: value.float().expand(shape[0], *value.shape[1:]) for name, value in cond.items()} for cond in conds]
-    times = diffusion.timesteps(steps, denoise)
-    x = diffusion.NoiseStreams(seeds).next(shape)
+    times = sampling.timesteps(steps, denoise)
+    x = sampling.NoiseStreams(seeds).next(shape)
     if start is not None:
-        x = diffusion.add_noise(start, x, diffusion.logsnr(times[0], noise_shift or shift))
-    noise = diffusion.NoiseStreams(seeds, stream=1).next
-    predict = diffusion.paired(net, *conds)
-    *_, last = diffusion.sample(predict, x, timesteps=times, shift=shift, step=step, noise=noise,
+        x = sampling.add_noise(start, x, sampling.logsnr(times[0], noise_shift or shift))
+    noise = sampling.NoiseStreams(seeds, stream=1).next
+    predict = sampling.paired(net, *conds)
+    *_, last = sampling.sample(predict, x, timesteps=times, shift=shift, step=step, noise=noise,
                                 guidance=Guidance(cfg, **guidance))
     return last.x0

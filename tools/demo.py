@@ -17,7 +17,7 @@ from .edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from .env import REPOSITORY, Setup
 from .messages import Stop, say
 from .png import text_chunks
-from .prompt import Converted, convert, is_prompt
+from .api_prompt import Converted, convert, is_prompt
 from .server import Base, Server, has_accelerator, host_flags, server_environment
 
 WORKFLOW = REPOSITORY / "workflows" / "text_to_image.json"

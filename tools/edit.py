@@ -9,7 +9,7 @@ from typing import Any
 
 from .env import REPOSITORY
 from .messages import Stop
-from .prompt import Converted
+from .api_prompt import Converted
 
 TEXTS = ("text", "prompt", "clip_l", "clip_g")
 FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")

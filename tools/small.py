@@ -14,7 +14,7 @@ from typing import Any
 
 from .edit import CATALOGUE, FILES, set_prompt
 from .env import REPOSITORY
-from .prompt import Converted
+from .api_prompt import Converted
 from .scenes import Scene
 from .widgets import read_widgets
 

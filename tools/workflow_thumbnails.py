@@ -19,7 +19,7 @@ from .authoring.__main__ import WORKFLOWS, current_setup
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .messages import Stop, say, speak_plainly
-from .prompt import convert
+from .api_prompt import convert
 from .scenes import FIRST, SCENES, SILENT
 from .server import Base, Server, has_accelerator
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadCatalogue
-from .names import check_name, check_subfolder, check_url
+from .addresses import check_name, check_subfolder, check_url
 
 OWN_FILE = Path(__file__).with_name("catalogue.json")
 NONE, FROM_CHECKPOINT = "none", "from the checkpoint"
@@ -26,7 +26,7 @@ KINDS = {
     "text_encoder": ("text_encoder",), "clip_vision": ("clip_vision",),
     "controlnet": ("controlnet",), "lora": ("lora",), "embedding": ("embeddings",), "config": (),
 }
-"""Roles (most are inputs of the loader), and what :func:`stages.layouts.identify` calls the files that fill them."""
+"""Roles (most are inputs of the loader), and what :func:`stages.files.identify.identify` calls the files that fill them."""
 
 LAYOUTS = ("official", "comfyui", "diffusers", "transformers", "open-clip", "all-in-one", "")
 _REQUIRED = {"key", "role", "name", "folder"}

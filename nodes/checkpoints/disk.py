@@ -28,11 +28,11 @@ def for_all_systems(prefix: str) -> str:
 
 
 def replace(source: str | Path, target: str | Path) -> None:
-    """Move ``source`` over ``target`` in one step; see :func:`stages.replacing.replace`."""
+    """Move ``source`` over ``target`` in one step; see :func:`stages.files.replace.replace`."""
     source, target = system_path(source), system_path(target)
     if not WINDOWS:
         return os.replace(source, target)
-    from ...stages import replacing  # brings torch with it, which lists and plans do not need
+    from ...stages.files import replace as replacing  # brings torch with it, which lists and plans do not need
     replacing.replace(source, target)
 
 

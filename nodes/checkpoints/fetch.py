@@ -15,7 +15,7 @@ from .find import layout_fits, size_fits
 from .hashes import HashCache, InOrderHash, sha256_of
 from .http import Client
 from .lock import locked
-from .names import through
+from .addresses import through
 from .partial import Partial, bytes_here, tidy
 from .plan import Missing, Plan, by_hand
 from .progress import Meter, Progress
@@ -201,7 +201,7 @@ class _Job:
             except ValueError:
                 return "It is not valid JSON."
         from ...stages.errors import WrongFile
-        from ...stages.files import read_header
+        from ...stages.files.header import read_header
 
         try:
             read_header(disk.system_path(path))

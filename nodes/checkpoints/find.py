@@ -13,7 +13,7 @@ from pathlib import Path
 from . import disk
 from .catalogue import KINDS, Entry
 from .hashes import HashCache, no_tick
-from .names import hub_parts
+from .addresses import hub_parts
 
 Roots = Mapping[str, Sequence[str | Path]]
 """Folders by the host's folder keys, as in ``folder_paths``: the first is the usual one."""
@@ -142,13 +142,13 @@ def layout_fits(entry: Entry, path: Path, any_suffix: bool = False) -> bool:
             return True
         except (OSError, ValueError):
             return False
-    from ...stages import layouts
+    from ...stages.files import identify
     from ...stages.errors import WrongFile
-    from ...stages.files import read_header
+    from ...stages.files.header import read_header
 
     try:
         header = read_header(disk.system_path(path))
-        kind = layouts.identify(header.tensors, header.metadata)
+        kind = identify.identify(header.tensors, header.metadata)
     except WrongFile:
         return False
     if entry.layout == "all-in-one":

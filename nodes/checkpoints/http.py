@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
 from .errors import BadCatalogue, Changed, Retry, SourceFailed
-from .names import OFFICIAL_ENDPOINT, check_url, is_loopback, origin, shown
+from .addresses import OFFICIAL_ENDPOINT, check_url, is_loopback, origin, shown
 from .settings import Settings
 
 HOPS = 10

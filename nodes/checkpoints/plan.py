@@ -11,7 +11,7 @@ from . import disk, partial
 from .catalogue import Entry
 from .errors import BadCatalogue, CheckpointError, DiskFull
 from .find import Finder, Found, Roots, bundled_path
-from .names import inside, shown
+from .addresses import inside, shown
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from .errors import BadCatalogue
-from .names import OFFICIAL_ENDPOINT, check_url
+from .addresses import OFFICIAL_ENDPOINT, check_url
 
 OFFLINE = "CASCADE_STUDIO_OFFLINE"
 MIRRORS = "CASCADE_STUDIO_MIRRORS"

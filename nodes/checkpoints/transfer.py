@@ -16,7 +16,7 @@ from .catalogue import Entry
 from .disk import in_words
 from .errors import Changed, Retry, SourceFailed
 from .http import Client, Reply, is_strong
-from .names import origin, shown
+from .addresses import origin, shown
 from .partial import Partial
 from .settings import Settings
 

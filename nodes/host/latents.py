@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...stages import geometry
+from ...stages.inputs import canvas as geometry
 from ...stages.errors import WrongInput
-from ...stages.geometry import Canvas
+from ...stages.inputs.canvas import Canvas
 
 CANVAS = "cascade_studio_canvas"
 """Key in a latent under which its canvas travels from node to node."""

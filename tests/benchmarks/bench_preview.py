@@ -21,10 +21,10 @@ import torch  # noqa: E402
 from bench_nets import DTYPES, build, cases  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from stages.previewer import Previewer  # noqa: E402
+from stages.nets.previewer import Previewer  # noqa: E402
 
 SHARE, INTERVAL = 0.05, 0.1
-"""As in ``nodes/host/preview.py``, which needs the host."""
+"""As in ``nodes/host/models/preview.py``, which needs the host."""
 
 
 def previewer(dtype: torch.dtype, device: torch.device) -> nn.Module:

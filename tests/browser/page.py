@@ -8,7 +8,7 @@ from typing import Any
 
 from browser.driver import FRAMES, Browser
 from tools.edit import fit_files
-from tools.prompt import Converted, convert
+from tools.api_prompt import Converted, convert
 from tools.server import PACK
 
 QUEUE = '[data-testid="queue-button"]'

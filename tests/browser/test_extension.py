@@ -9,10 +9,11 @@ from browser.page import QUEUE, Page, Small
 from harness import REPOSITORY
 from tools.server import PACK
 
-from stages import geometry, memory
-from stages.stage_a import StageA, StageAConfig
-from stages.stage_b import StageBConfig
-from stages.stage_c import StageCConfig
+from stages.inputs import canvas as geometry
+from stages.nets import memory
+from stages.nets.stage_a import StageA, StageAConfig
+from stages.nets.stage_b import StageBConfig
+from stages.nets.stage_c import StageCConfig
 
 SIZES = 1500
 CANVAS = ".cascade-studio-canvas"

@@ -9,7 +9,7 @@ import pytest
 from browser.page import NOT_THERE, QUEUE, Page, Small
 from harness import REPOSITORY
 from PIL import Image
-from tools.prompt import convert
+from tools.api_prompt import convert
 from tools.server import PACK
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
@@ -46,7 +46,7 @@ def test_the_templates_are_listed(page, server):
 
 @every_file
 def test_a_workflow_opens_and_converts_as_the_frontend_does(page, object_info, path):
-    """No missing node, nothing in the console, and tools/prompt.py makes the very prompt that the frontend makes."""
+    """No missing node, nothing in the console, and tools/api_prompt.py makes the very prompt that the frontend makes."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     page.load(workflow, path.stem)
     assert page.unknown() == []

@@ -16,7 +16,7 @@ import harness  # noqa: E402
 harness.arrange_path()
 harness.name_pack()
 
-import stages.layouts  # noqa: E402, F401 - what a fetch imports late belongs to the time in which it may be killed
+import stages.files.identify  # noqa: E402, F401 - what a fetch imports late belongs to the time in which it may be killed
 from cascade_studio.nodes.checkpoints.catalogue import Entry  # noqa: E402
 from cascade_studio.nodes.checkpoints.errors import CheckpointError  # noqa: E402
 from cascade_studio.nodes.checkpoints.fetch import fetch_plan  # noqa: E402

@@ -8,10 +8,10 @@ from typing import Any
 import family as tiny_family
 import pytest
 import torch
-from cascade_studio.nodes.host import control as host_control
-from cascade_studio.nodes.host.control import CascadeControl
-from cascade_studio.nodes.host.models import PriorConfig
-from cascade_studio.nodes.host.nets import network_arguments
+from cascade_studio.nodes.host.conditioning import controlnet as host_control
+from cascade_studio.nodes.host.conditioning.controlnet import CascadeControl
+from cascade_studio.nodes.host.models.model import PriorConfig
+from cascade_studio.nodes.host.models.nets import network_arguments
 from graphs import check_sentence
 from recipe import weights_for
 from reference_nets import host_net
@@ -19,8 +19,8 @@ from studio import Studio, changed, pure, relative
 from tiny import golden, index, tiny_net, tiny_weights
 
 from stages import from_file
-from stages.control import BlockWeights
-from stages.controlnet import ControlNetConfig
+from stages.inputs.control_rules import BlockWeights
+from stages.nets.controlnet import ControlNetConfig
 
 SEED, STEPS = 5, 3
 STRONG = 4.0
@@ -371,7 +371,7 @@ def test_nothing_stays_after_an_interrupt(studio, nets):
 
 def test_a_hint_for_every_picture(monkeypatch, studio, nets):
     """Picture i of a batch follows hint i; also when the batch has to be made picture by picture."""
-    from cascade_studio.nodes.host import sampling
+    from cascade_studio.nodes.host.sampling import sample as sampling
     hints = picture(7, batch=2)
     prompts = apply(studio, nets["shallow"], picture(8), apply(studio, nets["canny"], hints))
     batch = sample(studio, prompts, batch=2)

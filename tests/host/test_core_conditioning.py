@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cascade_studio.nodes.host.models import crop_prior
+from cascade_studio.nodes.host.models.model import crop_prior
 from studio import Studio, changed, relative
 from torch.nn import functional as F
 

@@ -9,7 +9,7 @@ from reference_nets import as_lists
 from studio import Studio, changed, relative
 
 from stages import PUBLISHED
-from stages.convert import to_official
+from stages.files.convert import to_official
 
 TOLERANCE = 1e-4
 SEED = 21

@@ -5,7 +5,8 @@ import pytest
 import torch
 from studio import DECODER_SCALE, Studio, changed, of_range, relative
 
-from stages import diffusion, encoder
+from stages.diffusion import sampling
+from stages.nets import encoder
 
 TOLERANCE = 1e-3
 SEED = 11
@@ -28,8 +29,8 @@ PRIOR_RUNS = {
     "interval": ({"guidance_start": 0.2, "guidance_end": 0.7}, {"interval": (0.8, 0.3)}),
     "linear scale in an interval": ({"steps": 6, "cfg_end": 8.0, "guidance_end": 0.5},
                                     {"steps": 6, "scale_end": 8.0, "interval": (1.0, 0.5)}),
-    "ddim": ({"steps": 6, "sampler": "ddim"}, {"steps": 6, "step": diffusion.ddim_step}),
-    "lcm": ({"steps": 4, "sampler": "lcm"}, {"steps": 4, "step": diffusion.lcm_step}),
+    "ddim": ({"steps": 6, "sampler": "ddim"}, {"steps": 6, "step": sampling.ddim_step}),
+    "lcm": ({"steps": 4, "sampler": "lcm"}, {"steps": 4, "step": sampling.lcm_step}),
 }
 
 
@@ -53,7 +54,7 @@ def test_settings_matter(studio):
 DECODER_RUNS = {
     "official defaults": ({}, {}),
     "guided": ({"cfg": 3.0, "rescale": 0.5, "shift": 2.0}, {"cfg": 3.0, "rescale": 0.5, "shift": 2.0}),
-    "ddim": ({"sampler": "ddim", "steps": 4}, {"step": diffusion.ddim_step, "steps": 4}),
+    "ddim": ({"sampler": "ddim", "steps": 4}, {"step": sampling.ddim_step, "steps": 4}),
 }
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import harness
 import pytest
 from cascade_studio.nodes.checkpoints import find
-from cascade_studio.nodes.checkpoints.advice import Machine
+from cascade_studio.nodes.checkpoints.presets import Machine
 from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
-from cascade_studio.nodes.host import advice, fetching, files
+from cascade_studio.nodes.host import machine as advice
+from cascade_studio.nodes.host.files import fetch, names
 from faulty_server import FaultyServer, File
 from graphs import FILES, Graph, check_sentence
 from mini import need
@@ -95,7 +96,7 @@ def shop(host, family, tmp_path, monkeypatch) -> Iterator[Shop]:
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"files": entries, "presets": {
         "small": {"title": TITLE, "inputs": {role: f"small_{role}" for role in FOLDERS}}}}), encoding="utf-8")
-    monkeypatch.setenv(files.CATALOGUE, str(own))
+    monkeypatch.setenv(names.CATALOGUE, str(own))
     made = Shop(host, models, server, own, contents)
     monkeypatch.setattr(host.server, "send_sync", lambda event, data, sid=None: made.messages.append((event, data)))
     yield made
@@ -123,14 +124,14 @@ def test_an_empty_installation_one_queue_one_picture(shop, caplog):
     assert result.values[tuple(image)].std() > 0.01
     shop.assert_whole(*FOLDERS)
     assert shop.server.sent == shop.wanted()
-    plan, = shop.told(fetching.PLAN)
+    plan, = shop.told(fetch.PLAN)
     assert (plan["node"], plan["state"]) == ("1", "fetches") and len(plan["plan"]["missing"]) == 7
     assert plan["plan"]["missing"][0]["target"] == str(shop.place("prior"))
     for words in ("7 files are missing", str(shop.place("decoder")), "Licence: MIT", "Free on the disk"):
         assert words in plan["text"] and words in caplog.text and words in result.ui["1"]["text"][0]
     assert f"Preset {TITLE}." in result.ui["1"]["text"][0] and "Stage C in fp32: " in result.ui["1"]["text"][0]
     assert "Stage A in fp32: as the host's flags" in result.ui["1"]["text"][0]
-    moments = shop.told(fetching.PROGRESS)
+    moments = shop.told(fetch.PROGRESS)
     assert [m["done"] for m in moments] == sorted(m["done"] for m in moments) and moments[-1]["finished"]
     assert {(m["node"], m["total"]) for m in moments} == {("1", shop.wanted())}
     bar = [(value, total) for node, value, total in result.progress if node == "1"]
@@ -138,7 +139,7 @@ def test_an_empty_installation_one_queue_one_picture(shop, caplog):
     seen = [caplog.text, json.dumps([message for _, message in shop.messages if isinstance(message, dict)])]
     assert not [text for text in seen if TOKEN in text]
     shop.messages.clear()
-    assert graph.execute(image).success and len(shop.server.requests) == 7 and not shop.told(fetching.PLAN)
+    assert graph.execute(image).success and len(shop.server.requests) == 7 and not shop.told(fetch.PLAN)
 
 
 @pytest.mark.parametrize("kind", sorted(set(SINGLE.values())))
@@ -157,7 +158,7 @@ def test_every_loader_fetches_its_own(shop, kind):
 def test_nothing_is_fetched_unasked(shop, mode, state, words):
     text = shop.graph(missing_files=mode).error(["1", 0])
     check_sentence(text, *words, "7 files are missing", str(shop.place("prior")), "Licence: MIT", "Free on the disk")
-    plan, = shop.told(fetching.PLAN)
+    plan, = shop.told(fetch.PLAN)
     assert (plan["state"], plan["text"]) == (state, text) and plan["plan"]["to_come"] == shop.wanted()
     assert shop.server.requests == [] and not list(shop.models.rglob("*.safetensors*"))
 
@@ -166,7 +167,7 @@ def test_networking_can_be_switched_off(shop, monkeypatch):
     monkeypatch.setenv("CASCADE_STUDIO_OFFLINE", "1")
     text = shop.graph("LoadStageA").error(["1", 0])
     check_sentence(text, "networking is switched off", "By hand", str(shop.place("stage_a")))
-    assert shop.server.requests == [] and shop.told(fetching.PLAN)[0]["state"] == "refuses"
+    assert shop.server.requests == [] and shop.told(fetch.PLAN)[0]["state"] == "refuses"
 
 
 @pytest.mark.parametrize("kind", ["Load", *sorted(set(SINGLE.values()))])
@@ -181,7 +182,7 @@ def test_an_interrupt_is_quick_and_the_next_queue_goes_on(shop, monkeypatch):
     pressed = []
 
     def send(event, data, sid=None):
-        if event == fetching.PROGRESS and data["done"] > 200_000 and not pressed:
+        if event == fetch.PROGRESS and data["done"] > 200_000 and not pressed:
             pressed.append(time.monotonic())
             shop.host.interrupt()
 
@@ -200,7 +201,7 @@ def test_an_interrupt_is_quick_and_the_next_queue_goes_on(shop, monkeypatch):
 def test_two_programs_fetch_a_file_once(shop):
     """The host waits for a command line that fetches the same file into the same folder."""
     shop.server.rate = shop.wanted("text_encoder") / 2.5
-    command = [sys.executable, "tools/models.py", "get", "small_text_encoder", "--to", str(shop.models), "--catalogue",
+    command = [sys.executable, "commands/models.py", "get", "small_text_encoder", "--to", str(shop.models), "--catalogue",
                str(shop.catalogue)]
     other = subprocess.Popen(command, cwd=harness.REPOSITORY, stderr=subprocess.DEVNULL)
     try:
@@ -214,7 +215,7 @@ def test_two_programs_fetch_a_file_once(shop):
         other.kill()
     shop.assert_whole("text_encoder")
     assert shop.server.sent == shop.wanted("text_encoder") and len(shop.server.requests) == 1
-    moments = shop.told(fetching.PROGRESS)
+    moments = shop.told(fetch.PROGRESS)
     assert any(message["note"] == "another process fetches it" for message in moments)
     assert moments[-1]["finished"] and moments[-1]["done"] == shop.wanted("text_encoder")
 
@@ -225,7 +226,7 @@ def test_a_file_that_lies_elsewhere_under_another_name_is_used(shop):
     place.write_bytes(shop.contents["stage_a"])
     result = shop.graph("LoadStageA", missing_files="never").execute(["1", 0])
     assert result.success, result.error
-    assert shop.server.requests == [] and shop.told(fetching.PLAN) == []
+    assert shop.server.requests == [] and shop.told(fetch.PLAN) == []
 
 
 def test_a_file_of_the_users_with_that_name_stays(shop):
@@ -329,7 +330,7 @@ def test_automatic_takes_what_suits_the_machine(shop, monkeypatch, machine, expe
 
 
 def test_automatic_prefers_what_is_here(shop, monkeypatch):
-    monkeypatch.setattr(fetching, "suited", lambda machine: (("full-bf16", "small"), "it can"))
+    monkeypatch.setattr(fetch, "suited", lambda machine: (("full-bf16", "small"), "it can"))
     for role, data in shop.contents.items():
         shop.place(role).parent.mkdir(parents=True, exist_ok=True)
         shop.place(role).write_bytes(data)
@@ -402,7 +403,7 @@ def test_bundled_files_are_listed_after_those_of_the_models_folders(shop, bundle
     more = bundle / "mini" / "loras" / "in_no_catalogue.safetensors"
     more.parent.mkdir()
     more.write_bytes(b"")
-    assert files.names("lora") == [more.name] and files.find("lora", more.name) == str(more)
+    assert names.names("lora") == [more.name] and names.find("lora", more.name) == str(more)
 
 
 def test_a_bundled_file_that_is_not_there_is_a_sentence(shop, bundle):

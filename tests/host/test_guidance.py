@@ -97,7 +97,7 @@ def test_self_attention_needs_the_whole_picture(studio):
 
 def test_zero_star_against_the_formula(studio):
     """One step by hand: s scales the negative prediction; the first zero steps keep the velocity at zero."""
-    from cascade_studio.nodes.host.guidance import zero_star
+    from cascade_studio.nodes.host.sampling.guidance import zero_star
     torch.manual_seed(0)
     x, cond, uncond = (torch.randn(2, 16, 6, 6) for _ in range(3))
     sigma = torch.tensor([4.0, 4.0])

@@ -74,7 +74,7 @@ def test_core_samplers_patches_and_areas(studio, prior):
 
 def test_the_host_makes_room_for_a_tile_only(studio):
     """The latent that the host is told of needs no more memory than a tile, and our own refusal knows it too."""
-    from cascade_studio.nodes.host.tiled_decoder import needed_memory
+    from cascade_studio.nodes.host.sampling.tiles import needed_memory
     shape = [1, 4, 2048, 2048]
     whole = studio.parts.decoder.model.memory_required(shape)
     told = {}

@@ -12,7 +12,7 @@ from PIL import Image
 from studio import Studio, changed, relative
 from torch.nn import functional as F
 
-from stages import canny, geometry, hints
+from stages.inputs import canny, canvas as geometry, hints
 
 CANNY, INPAINT, OUTPAINT, LARGER, IDENTITY = (f"CascadeStudio_{name}" for name in (
     "CannyHint", "InpaintHint", "OutpaintCanvas", "SuperResolutionHint", "IdentityHint"))

@@ -12,7 +12,7 @@ from graphs import check_sentence
 from safetensors.torch import load_file
 from studio import Studio, changed, pure, relative
 
-from stages import image_prompts
+from stages.inputs import image_prompts
 
 NODE = "CascadeStudio_ImagePrompts"
 SEED, STEPS = 11, 3

@@ -10,8 +10,8 @@ from graphs import Graph, Parts, parts  # noqa: F401
 from sources import node_classes
 from torch import Tensor
 
-from stages import inpaint
-from stages.tuning.pictures import from_batch
+from stages.inputs import inpaint
+from stages.training.dataset import from_batch
 
 
 def snapshot(value: Any) -> Any:
@@ -59,8 +59,8 @@ def given(parts: Parts) -> dict[str, dict[str, Any]]:
     latent = {"samples": noise(2, 4, 32, 32), "noise_mask": torch.ones(2, 1, 32, 32), "mine": {"deep": noise(2)}}
     image = torch.rand(2, 130, 100, 4, generator=torch.Generator().manual_seed(0))
     mask = (noise(1, 130, 100) > 2).float()
-    from cascade_studio.nodes.host import report
-    done = report.StageReport("Stage C", 3, 3, 2, settings=(("seed", 3),))
+    from cascade_studio.nodes.host.report import card
+    done = card.StageReport("Stage C", 3, 3, 2, settings=(("seed", 3),))
     run = {"steps": 2, "denoise": 0.5}
     return {
         "CascadeStudio_SamplePrior": {"model": parts.prior, "latent": prior, **prompts, **run},
@@ -75,7 +75,7 @@ def given(parts: Parts) -> dict[str, dict[str, Any]]:
         "CascadeStudio_DraftBoard": {"prior": prior, "vae": parts.stage_c_vae, "chosen": "2"},
         "CascadeStudio_InpaintCrop": {"image": image, "mask": mask, "target_size": 0},
         "CascadeStudio_InpaintStitch": {"stitch": inpaint.crop(image, mask).stitch, "image": image},
-        "CascadeStudio_ReportCard": {"latent": {**prior, report.REPORT: (done,)}, "image": image},
+        "CascadeStudio_ReportCard": {"latent": {**prior, card.REPORT: (done,)}, "image": image},
         "CascadeStudio_SaveImage": {"images": image, "report": (done,)},
         **given_models(parts),
         **given_to_control(parts, prompts, image),
@@ -132,8 +132,9 @@ def given_to_control(parts: Parts, prompts: dict[str, Any], image: Tensor) -> di
 
 
 def control_net() -> Any:
-    from cascade_studio.nodes.host import control, files
-    return control.load_control(files.find("controlnet", "canny.safetensors"))
+    from cascade_studio.nodes.host.conditioning import controlnet
+    from cascade_studio.nodes.host.files import names
+    return controlnet.load_control(names.find("controlnet", "canny.safetensors"))
 
 
 NO_OBJECTS = {"CascadeStudio_Canvas", "CascadeStudio_Sampler", "CascadeStudio_TrainingSettings"}

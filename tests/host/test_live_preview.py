@@ -65,7 +65,7 @@ def frames(studio) -> Iterator[Frames]:
 @pytest.fixture
 def always(monkeypatch):
     """Every step is painted anew."""
-    from cascade_studio.nodes.host import preview
+    from cascade_studio.nodes.host.models import preview
     monkeypatch.setattr(preview, "INTERVAL", 0.0)
     monkeypatch.setattr(preview, "SHARE", float("inf"))
 
@@ -173,7 +173,7 @@ class Clock:
 
 
 def painter(studio: Studio, clock: Clock) -> Any:
-    from cascade_studio.nodes.host.preview import Painter
+    from cascade_studio.nodes.host.models.preview import Painter
     made = Painter(studio.parts.stage_c_vae, clock)
     decoded = made.decoded
 
@@ -213,7 +213,7 @@ def test_broken_values_do_not_break_a_preview(studio):
 def test_no_room_means_the_processor(studio, monkeypatch):
     """A device without room for a copy is left alone; one that runs out while painting is left for the processor."""
     import comfy.model_management
-    from cascade_studio.nodes.host import preview
+    from cascade_studio.nodes.host.models import preview
     net, latent = studio.parts.stage_c_vae.first_stage_model.previewer, torch.empty(1, 16, 24, 24, device="meta")
     monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: device.type == "cpu")
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 0)
@@ -236,7 +236,7 @@ def test_no_room_means_the_processor(studio, monkeypatch):
 def test_nothing_is_loaded_or_kept_for_a_preview(studio, frames, monkeypatch):
     """The VAE is not loaded for it, and the copy that painted is gone after the run."""
     import comfy.model_management
-    from cascade_studio.nodes.host import preview
+    from cascade_studio.nodes.host.models import preview
     made, loaded = [], []
     build, load = preview.Painter.copied, comfy.model_management.load_models_gpu
 

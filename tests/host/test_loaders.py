@@ -185,9 +185,9 @@ def test_auto_follows_flags(monkeypatch, studio, flag, storage):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_auto_asks_the_processor(monkeypatch, studio, bf16):
     """Without flags, a processor with instructions for bf16 keeps and computes both stages in it, and says so."""
-    from cascade_studio.nodes.host import advice
+    from cascade_studio.nodes.host import machine
     set_flags(monkeypatch)
-    monkeypatch.setattr(advice, "processor_has_bf16", lambda: bf16)
+    monkeypatch.setattr(machine, "processor_has_bf16", lambda: bf16)
     expected = torch.bfloat16 if bf16 else torch.float32
     for stage, kind in (("prior", "Stage C"), ("decoder", "Stage B")):
         graph = studio.graph()
@@ -202,10 +202,10 @@ def test_auto_asks_the_processor(monkeypatch, studio, bf16):
 
 def test_short_memory_keeps_weights_in_eight_bits(monkeypatch, studio):
     """What is computed then is what the same 8 bits give when the node asks for them."""
-    from cascade_studio.nodes.host import advice
+    from cascade_studio.nodes.host import machine
     set_flags(monkeypatch)
-    monkeypatch.setattr(advice, "processor_has_bf16", lambda: False)
-    monkeypatch.setattr(advice, "room", lambda device: 1)
+    monkeypatch.setattr(machine, "processor_has_bf16", lambda: False)
+    monkeypatch.setattr(machine, "room", lambda device: 1)
     chosen = studio.load("prior", FILES["prior"], "fp8_e4m3fn")
     advised = studio.load("prior", FILES["prior"], "auto")
     assert advised.model.get_dtype() == torch.float8_e4m3fn and advised.model.get_dtype_inference() == torch.float32
@@ -244,7 +244,7 @@ def test_vae_device(monkeypatch, studio, cpu_vae, choice):
 
 @pytest.mark.parametrize("choice", ["fp32", "bf16", "fp16"])
 def test_text_dtype(studio, choice):
-    from cascade_studio.nodes.host.loading import DTYPES
+    from cascade_studio.nodes.host.models.load import DTYPES
     clip = studio.call("CascadeStudio_LoadTextEncoder", text_encoder=FILES["text_encoder"], dtype=choice)
     weights = {value.dtype for key, value in clip.cond_stage_model.state_dict().items() if key.endswith("fc1.weight")}
     assert weights == {DTYPES[choice]}
@@ -314,7 +314,7 @@ def test_loading_makes_no_sampling_of_the_hosts(studio, monkeypatch, stage, shif
     """The host's own table is ten thousand calls a load; ours is one, with the values that single calls give."""
     import comfy.model_base
     import comfy.model_sampling
-    from cascade_studio.nodes.host.sampling_math import CascadeSampling
+    from cascade_studio.nodes.host.models.sampling_math import CascadeSampling
 
     def refuse(*_):
         raise AssertionError("the host's own table was made")

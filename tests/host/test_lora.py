@@ -232,7 +232,7 @@ def test_errors_are_sentences(studio, changes):
 def test_bundled_files_are_offered(studio, monkeypatch, tmp_path, changes):
     """What lies beside the bundled models, after the user's own; replaced files are read again."""
     from cascade_studio.nodes.checkpoints import find
-    from cascade_studio.nodes.host import files
+    from cascade_studio.nodes.host.files import names as files
     from safetensors.torch import save_file
     folder = tmp_path / "mini" / "loras"
     folder.mkdir(parents=True)

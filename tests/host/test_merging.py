@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from studio import Studio, changed, relative
 
 from stages import identify, normalise, read_header
-from stages.merge import GROUPS, group_of
+from stages.lora.merge import GROUPS, group_of
 
 STAGES = ("prior", "decoder")
 SHARES = dict.fromkeys(GROUPS, 0.0)
@@ -206,7 +206,7 @@ def test_quantised_models_are_written_as_plain_ones(studio):
 
 
 def test_saving_errors(studio, models, monkeypatch):
-    from cascade_studio.nodes.host import model_files
+    from cascade_studio.nodes.host.files import write as model_files
     model = models["prior"][0]
 
     def failure(**inputs) -> str:

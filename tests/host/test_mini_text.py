@@ -8,7 +8,7 @@ import harness
 import pytest
 import torch
 
-from stages.clip import TextConfig, VisionConfig
+from stages.files.clip import TextConfig, VisionConfig
 
 TEXT = TextConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2,
                   projection_dim=128)
@@ -98,7 +98,7 @@ def test_float8_token_table_loads_as_it_was_trained(host, pack, tmp_path):
     """The shipped table has eight bits; what the host computes is the trained tower with the rounded table."""
     from safetensors.torch import save_file
 
-    from stages.marker import MARKER, marker_text
+    from stages.files.marker import MARKER, marker_text
     from training.mini.captions import batch_tokens
     from training.mini.language import settled_table
     from training.mini.towers import TextTower
@@ -115,7 +115,7 @@ def test_float8_token_table_loads_as_it_was_trained(host, pack, tmp_path):
                              else torch.float16) for key, value in tower.state_dict().items()}
     path = tmp_path / "text.safetensors"
     save_file(tensors, path, metadata={MARKER: marker_text("text_encoder", TEXT)})
-    loader = importlib.import_module(f"{pack.__name__}.nodes.host.text")
+    loader = importlib.import_module(f"{pack.__name__}.nodes.host.models.clip")
     clip = loader.load_text_encoder(str(path), "fp32")
     for prompt in PROMPTS[:3]:
         hidden, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)

@@ -6,7 +6,7 @@ import torch
 from graphs import check_sentence
 from studio import Studio, changed
 
-from stages import inpaint
+from stages.inputs import inpaint
 
 SEED = 9
 

@@ -231,7 +231,7 @@ def test_memory_copies_and_ends(studio, net, other):
 
 def test_masks_and_hints_for_every_picture(monkeypatch, studio, net, other):
     """Picture i has mask i, prompt i and hint i; also when the batch has to be made picture by picture."""
-    from cascade_studio.nodes.host import sampling
+    from cascade_studio.nodes.host.sampling import sample as sampling
     masks, hints = torch.cat([right(), 1 - right()]), picture(7, batch=2)
     prompt = regional(studio, studio.positive, steered(studio, net, other, hints), masks)
     latent = studio.canvas(batch=2)[0]

@@ -63,7 +63,7 @@ def test_nodes_tell_the_interface(made):
 
 
 def test_measuring_sees_memory_that_is_given_back():
-    from cascade_studio.nodes.host.measure import measured
+    from cascade_studio.nodes.host.report.measure import measured
     with measured(torch.device("cpu")) as small:
         pass
     with measured(torch.device("cpu")) as large:
@@ -75,7 +75,7 @@ def test_measuring_sees_memory_that_is_given_back():
 
 
 def test_a_failure_ends_the_measuring():
-    from cascade_studio.nodes.host.measure import measured
+    from cascade_studio.nodes.host.report.measure import measured
     before = threading.active_count()
     with pytest.raises(ValueError), measured(torch.device("cpu")):
         raise ValueError
@@ -135,7 +135,7 @@ def test_hashes_are_remembered(studio, made, monkeypatch):
 
 
 def test_hashing_can_be_cancelled(studio, tmp_path):
-    from cascade_studio.nodes.host.report import hashes_of
+    from cascade_studio.nodes.host.report.card import hashes_of
     from comfy.model_management import InterruptProcessingException
     file = tmp_path / "large.safetensors"
     file.write_bytes(b"x" * 100)
@@ -156,7 +156,7 @@ def test_starting_from_a_picture_is_told(studio):
 def test_licences(studio, tmp_path):
     """By hash before by what the file says, and that before its name."""
     from cascade_studio.nodes.checkpoints import catalogue
-    from cascade_studio.nodes.host.report import licence_of
+    from cascade_studio.nodes.host.report.card import licence_of
     from safetensors.torch import save_file
     known = catalogue.load()
     entry = known.named("prior", "stage_c_bf16.safetensors")
@@ -172,7 +172,8 @@ def test_licences(studio, tmp_path):
 def test_what_the_loaders_know_of_files_is_known_here(tmp_path, monkeypatch):
     """The hash that was taken while a file came is not taken again, and the user's own catalogue tells its licence."""
     from cascade_studio.nodes.checkpoints import hashes
-    from cascade_studio.nodes.host import files, report
+    from cascade_studio.nodes.host.files import names as files
+    from cascade_studio.nodes.host.report import card as report
     path, digest, own = tmp_path / "mine.safetensors", "ab" * 32, tmp_path / "own.json"
     path.write_bytes(b"not a model")
     files.hashes().put(path, digest)
@@ -237,7 +238,7 @@ def test_saved_as_core_saves(studio, made):
 
 def test_names_are_good_on_every_system(studio, made):
     """Prompts without the page may hold what it would have filled in."""
-    from cascade_studio.nodes.host import model_files
+    from cascade_studio.nodes.host.files import write as model_files
     _, result, _ = saved(studio, made["image"][:1], filename_prefix='names/%date:yyyy%_<"a|b?*>')
     (image,), = (told["images"] for told in result.ui.values() if "images" in told)
     assert (image["subfolder"], image["filename"]) == ("names", "%date-yyyy%_--a-b---_00001_.png")

@@ -6,7 +6,7 @@ import torch
 from graphs import check_sentence
 from studio import DECODER_SCALE, Studio, changed, of_range, relative
 
-from stages import diffusion
+from stages.diffusion import sampling
 
 TOLERANCE = 1e-3
 SEED = 7
@@ -39,7 +39,7 @@ def test_official_image_to_image(studio, encoded, denoise, sampler):
     codes, given = encoded["samples"], dict(seed=SEED, denoise=denoise, sampler=sampler)
     result = studio.sample_prior(encoded, **given, official_noise=True, fewer_steps=True)["samples"]
     expected = studio.pure_prior(tuple(codes.shape), [SEED], codes, steps=int(20 * denoise), denoise=denoise,
-                                 noise_shift=1.0, step={"ddpm": diffusion.ddpm_step, "ddim": diffusion.ddim_step}[sampler])
+                                 noise_shift=1.0, step={"ddpm": sampling.ddpm_step, "ddim": sampling.ddim_step}[sampler])
     assert relative(result, expected) <= TOLERANCE
     if sampler == "ddim":  # the ancestral step soon forgets where it started
         for other in ({"official_noise": True}, {"fewer_steps": True}, {}):
@@ -148,7 +148,7 @@ def test_a_variation_alone_is_the_one_in_the_batch(studio, stage):
 def test_variations_one_by_one_after_memory_ran_out(studio, monkeypatch):
     """The batch that does not fit is sampled picture by picture, with the same noise."""
     import sys
-    module = next(module for name, module in sys.modules.items() if name.endswith("nodes.host.sampling"))
+    module = next(module for name, module in sys.modules.items() if name.endswith("nodes.host.sampling.sample"))
     given = dict(variation_seed=40, variation_strength=0.4, batch=2)
     expected = sample(studio, "prior", **given)
     once = module.sample_batch
@@ -159,7 +159,7 @@ def test_variations_one_by_one_after_memory_ran_out(studio, monkeypatch):
         return once(model, positive, negative, latent, run, seeds)
 
     for name, found in list(sys.modules.items()):
-        if name.endswith("nodes.host.sampling"):
+        if name.endswith("nodes.host.sampling.sample"):
             monkeypatch.setattr(found, "sample_batch", tight)
     assert of_range(sample(studio, "prior", **given), expected) <= 1e-5
 
@@ -243,7 +243,7 @@ def test_a_noise_mask_on_stage_b(studio, image, encoded):
 
 def test_the_core_sampler_takes_ours(studio):
     """Our SAMPLER without seeds of its own still gives each picture the noise of seed + index."""
-    assert diffusion.image_seeds(SEED, 2) == [SEED, SEED + 1]
+    assert sampling.image_seeds(SEED, 2) == [SEED, SEED + 1]
     graph = studio.graph()
     latent = studio.canvas(batch=2)[0]
     node = graph.add(

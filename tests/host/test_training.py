@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from studio import Studio, changed
 
-from stages.tuning import encode
-from stages.tuning.objectives import StageCObjective
-from stages.tuning.result import SETTINGS
-from stages.tuning.trainer import Trainer
+from stages.training import cache
+from stages.training.objectives import StageCObjective
+from stages.training.export import SETTINGS
+from stages.training.trainer import Trainer
 
 FAST = {"steps": 10, "batch_size": 2, "learning_rate": 3e-3, "sample_every": 5, "save_every": 5}
 FOLDER = "set"
@@ -118,8 +118,8 @@ def interrupt_after(host: Any, monkeypatch: pytest.MonkeyPatch, steps: int) -> l
 def test_an_interrupted_run_goes_on(host, parts, folder, monkeypatch):
     """Cancel, queue again: nothing is encoded or trained twice, and the file is that of a run without a break."""
     asked = []
-    real = encode.kept
-    monkeypatch.setattr(encode, "kept", lambda folder, key, make: real(folder, key, lambda: asked.append(key) or make()))
+    real = cache.kept
+    monkeypatch.setattr(cache, "kept", lambda folder, key, make: real(folder, key, lambda: asked.append(key) or make()))
     made = interrupt_after(host, monkeypatch, 4)
     graph, node = training(host, parts, folder, name="broken", seed=1)
     result = graph.execute(node[0])
@@ -181,11 +181,11 @@ def test_advanced_settings_and_a_learned_word(host, parts, folder, studio):
 
 
 def test_the_frozen_text_tower_is_the_hosts(host, parts):
-    from cascade_studio.nodes.host import training_models
+    from cascade_studio.nodes.host.training import weights
 
-    from stages.tuning import text
+    from stages.training import words as text
     tokenizer = parts.clip.tokenizer.clip_g.tokenizer
-    config, tensors = training_models.text_weights(parts.clip)
+    config, tensors = weights.text_weights(parts.clip)
     words = text.learned_words([("[x]", "a dog")], tokenizer, config.vocab_size)
     vocabulary = tokenizer.get_vocab()
     assert words[0].start == tuple(sorted(index for name, index in vocabulary.items() if re.search(words[0].pattern, name)))
@@ -193,7 +193,7 @@ def test_the_frozen_text_tower_is_the_hosts(host, parts):
         tower = text.text_tower(config, tensors, text.Words(words, tensors[text.TABLE]), base="fp32")
     caption = "two small dogs, (running)"
     hidden, pooled = tower(text.token_ids(caption, words, tokenizer)[None])
-    wanted, wanted_pooled = training_models.encoders(parts.clip, parts.stage_c_vae).text(caption)
+    wanted, wanted_pooled = weights.encoders(parts.clip, parts.stage_c_vae).text(caption)
     assert (hidden[0] - wanted).abs().max() <= 2e-3 * wanted.std() and (pooled[0] - wanted_pooled).abs().max() <= 2e-3
 
 
@@ -206,18 +206,18 @@ def test_the_official_layout_and_loras_on_the_wire(host, parts, folder, studio):
     assert changed(after["samples"], before["samples"])
     tensors = load_file(Path(host.models, "loras", "official_one.safetensors"))
     assert set(tensors) == {f"weights.{i}.lora_{end}" for i in range(8) for end in ("up", "down")}
-    from cascade_studio.nodes.host import training_models
-    plain, patched = (training_models.prior_weights(one)[1] for one in (parts.prior, model))
+    from cascade_studio.nodes.host.training import weights
+    plain, patched = (weights.prior_weights(one)[1] for one in (parts.prior, model))
     moved = [key for key in plain if not torch.equal(plain[key].float(), patched[key].float())]
     assert len(moved) == 16 and all(".attention.attn." in key for key in moved)
 
 
 @pytest.mark.parametrize("file", ["stage_c_fp8_scaled.safetensors", "stage_c_diffusers_fp16.safetensors"])
 def test_weights_of_other_formats(parts, studio, file):
-    from cascade_studio.nodes.host import training_models
+    from cascade_studio.nodes.host.training import weights
     model = studio.load("prior", file, "auto")
-    config, tensors = training_models.prior_weights(model)
-    wanted = training_models.prior_weights(parts.prior)[1]
+    config, tensors = weights.prior_weights(model)
+    wanted = weights.prior_weights(parts.prior)[1]
     assert config.c_hidden == (128, 128) and tensors.keys() == wanted.keys()
     for key, value in tensors.items():
         assert (value.float() - wanted[key].float()).abs().max() <= 0.1 * wanted[key].float().abs().max() + 1e-6, key
@@ -225,13 +225,13 @@ def test_weights_of_other_formats(parts, studio, file):
 
 def test_a_lora_on_quantised_weights(parts, studio):
     """Its change is that on plain weights, also while the host has put it into the quantised ones."""
-    from cascade_studio.nodes.host import training_models
+    from cascade_studio.nodes.host.training import weights
     changes = []
     for model in (parts.prior, studio.load("prior", "stage_c_fp8_scaled.safetensors", "auto")):
         styled = studio.call("LoraLoaderModelOnly", model=model, lora_name="kohya.safetensors", strength_model=1.0)
-        plain, after = (training_models.prior_weights(one)[1] for one in (model, styled))
+        plain, after = (weights.prior_weights(one)[1] for one in (model, styled))
         studio.sample_prior(studio.canvas()[0], model=styled, steps=1)
-        loaded, untouched = (training_models.prior_weights(one)[1] for one in (styled, model))
+        loaded, untouched = (weights.prior_weights(one)[1] for one in (styled, model))
         assert all(torch.equal(loaded[key], after[key]) and torch.equal(untouched[key], plain[key]) for key in plain)
         changes.append({key: after[key].float() - plain[key].float() for key in plain})
     assert any(change.abs().max() > 0 for change in changes[0].values())
@@ -243,8 +243,8 @@ def test_a_lora_on_quantised_weights(parts, studio):
 
 
 def marks(clip: Any, vae: Any) -> tuple[str, str]:
-    from cascade_studio.nodes.host import training_models
-    ways = training_models.encoders(clip, vae)
+    from cascade_studio.nodes.host.training import weights
+    ways = weights.encoders(clip, vae)
     return ways.picture_mark, ways.text_mark
 
 

@@ -16,7 +16,7 @@ from tools.authoring.recipes.parts import ANOTHER
 from tools.client import Run
 from tools.env import Setup
 from tools.hosts import pinned_host, supported
-from tools.prompt import convert
+from tools.api_prompt import convert
 from tools.server import Base, Server
 
 MAIN = "main"

@@ -9,7 +9,7 @@ import pytest
 from tools.demo import WORKFLOW, _edit, _save
 from tools.edit import fit_files
 from tools.png import text_chunks
-from tools.prompt import convert
+from tools.api_prompt import convert
 
 
 def run_bundled(server, tmp_path, **choices):

@@ -11,7 +11,7 @@ from faulty_server import FaultyServer, File
 from harness import main_setup
 from tools.client import Run
 from tools.demo import WORKFLOW
-from tools.prompt import convert
+from tools.api_prompt import convert
 from tools.server import Base, Server
 
 FILES = {"prior": ("diffusion_models", "stage_c"), "decoder": ("diffusion_models", "stage_b"),

@@ -14,7 +14,7 @@ from small_runs import check_pictures, prepared
 from tools.authoring.freeze import FROZEN, RECORD, WORKFLOW, choices, kinds_of, switched_on, widget_names
 from tools.authoring.write import pack_version
 from tools.locales import own
-from tools.prompt import convert
+from tools.api_prompt import convert
 from tools.widgets import specs
 
 VERSIONS = sorted(path.name for path in FROZEN.iterdir())

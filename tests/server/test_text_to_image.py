@@ -11,7 +11,7 @@ from PIL import Image
 from tools.client import Refused, Run
 from tools.demo import WORKFLOW
 from tools.edit import fit_files, set_prompt, set_seed, set_size
-from tools.prompt import Converted, convert
+from tools.api_prompt import Converted, convert
 
 STAGE_C, STAGE_B = "CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder"
 

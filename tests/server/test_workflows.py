@@ -16,7 +16,7 @@ from tools.authoring.flow import Feature, Output
 from tools.authoring.recipes import RECIPES
 from tools.edit import FILES
 from tools.graph import NEVER
-from tools.prompt import convert
+from tools.api_prompt import convert
 
 FOLDER = REPOSITORY / "workflows"
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))

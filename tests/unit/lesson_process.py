@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lessons import SHORT, rows, trainer
 
-from stages.tuning.crew import ALONE, Crew, from_environment
-from stages.tuning.store import Store, train
+from stages.training.distributed import ALONE, Crew, from_environment
+from stages.training.checkpoint import Store, train
 
 SETTINGS = replace(SHORT, steps=7, batch_size=4, accumulation=2, loss_weight="adaptive", offset_noise=0.1, save_every=2)
 

@@ -5,12 +5,12 @@ import torch
 from tiny import NETS, index, tiny_weights
 from torch import Tensor
 
-from stages.tuning.adapters import Lora
-from stages.tuning.crew import ALONE, Crew
-from stages.tuning.frozen import frozen_net
-from stages.tuning.objectives import StageCObjective
-from stages.tuning.settings import Settings
-from stages.tuning.trainer import Trainer
+from stages.training.lora_layers import Lora
+from stages.training.distributed import ALONE, Crew
+from stages.training.frozen_net import frozen_net
+from stages.training.objectives import StageCObjective
+from stages.training.settings import Settings
+from stages.training.trainer import Trainer
 
 WIDTH = 96
 SHORT = Settings(steps=6, batch_size=4, learning_rate=1e-2, warm_up=2, rank=2, alpha=2.0, base="fp32", seed=5,

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from cascade_studio.nodes.checkpoints.advice import FULL_ROOM, Machine, choose, suited
+from cascade_studio.nodes.checkpoints.presets import FULL_ROOM, Machine, choose, suited
 from cascade_studio.nodes.checkpoints.catalogue import load
 
 GB = 10**9

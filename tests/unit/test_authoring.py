@@ -12,7 +12,7 @@ from tools.authoring.recipes import RECIPES, parts, text_to_image
 from tools.authoring.write import workflow
 from tools.edit import fit_files
 from tools.messages import Stop
-from tools.prompt import Converted, convert
+from tools.api_prompt import Converted, convert
 from tools.scenes import FIRST, SCENES, SHEET
 from tools.widgets import read_widgets, written_values
 

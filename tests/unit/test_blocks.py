@@ -10,9 +10,10 @@ from tiny import golden, relative, tiny_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.backend import TORCH, torch_attention
-from stages.blocks import (HALF_PEAK, BlockHooks, GlobalResponseNorm, Place, ResBlock, channel_lengths,
-                           timestep_embedding, widely)
+from stages.nets.backend import TORCH, torch_attention
+from stages.nets.blocks import (
+    HALF_PEAK, BlockHooks, GlobalResponseNorm, Place, ResBlock, channel_lengths, timestep_embedding, widely,
+)
 
 INPUTS = {"stage_c_tiny": ("x", "r", "clip_text", "clip_text_pooled", "clip_img", "sca", "crp"),
           "stage_b_tiny": ("x", "r", "effnet", "clip", "pixels", "sca")}
@@ -57,7 +58,7 @@ def test_global_response_norm(shape):
                                                      ((2, 3, 5, 8), torch.bfloat16, 0.02)])
 def test_the_response_norm_has_the_gradients_of_its_formula(shape, dtype, tolerance, monkeypatch):
     """In pieces of few samples, the last of them smaller, with a channel that is zero."""
-    monkeypatch.setattr("stages.response.TRAINING_TILE", 3 * shape[1] * shape[2] * shape[3])
+    monkeypatch.setattr("stages.nets.response.TRAINING_TILE", 3 * shape[1] * shape[2] * shape[3])
     torch.manual_seed(0)
     norm = GlobalResponseNorm(shape[-1])
     nn.init.normal_(norm.gamma), nn.init.normal_(norm.beta)

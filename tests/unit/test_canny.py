@@ -7,7 +7,7 @@ import torch
 from tiny import GOLDENS
 from torch.nn import functional as F
 
-from stages import canny
+from stages.inputs import canny
 from stages.errors import WrongInput
 
 STORED = np.load(GOLDENS / "canny.npz")

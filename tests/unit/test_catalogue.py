@@ -15,7 +15,7 @@ from cascade_studio.nodes.checkpoints.catalogue import FROM_CHECKPOINT, NONE, lo
 from cascade_studio.nodes.checkpoints.disk import in_words
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue
 from cascade_studio.nodes.checkpoints.find import bundled_path
-from cascade_studio.nodes.checkpoints.names import check_name, check_url, inside, shown
+from cascade_studio.nodes.checkpoints.addresses import check_name, check_url, inside, shown
 
 INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision"}
 GOOD = {"key": "mine", "role": "prior", "name": "mine.safetensors", "folder": "diffusion_models",
@@ -90,7 +90,7 @@ def test_what_comes_with_the_pack_is_never_fetched():
 
 
 def test_the_loaders_use_the_same_words_and_folders():
-    source = ast.parse((harness.REPOSITORY / "nodes" / "host" / "files.py").read_text(encoding="utf-8"))
+    source = ast.parse((harness.REPOSITORY / "nodes" / "host" / "files" / "names.py").read_text(encoding="utf-8"))
     constants = {node.targets[0].id: ast.literal_eval(node.value) for node in source.body
                  if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.Dict))}
     if "NONE" in constants:
@@ -247,7 +247,7 @@ def test_a_path_never_leaves_its_folder(tmp_path, parts):
 
 def test_the_catalogue_needs_the_standard_library_only():
     """`dev.py models list` reads it without any environment."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from tools import models; sys.exit(models.main(['list']))"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from commands import models; sys.exit(models.main(['list']))"
     listed = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(harness.REPOSITORY)], check=True, timeout=60,
                             stdout=subprocess.PIPE, text=True).stdout
     assert "stage_a.safetensors" in listed

@@ -6,8 +6,8 @@ import torch
 from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
 
-from stages.controlnet import ControlNet, ControlNetConfig
-from stages.encoder import EncoderConfig
+from stages.nets.controlnet import ControlNet, ControlNetConfig
+from stages.nets.encoder import EncoderConfig
 from stages.errors import WrongInput
 
 GOLDENS = ["controlnet_canny", "controlnet_inpainting", "controlnet_simple_tiny", "controlnet_super_resolution"]

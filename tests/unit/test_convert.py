@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import recipe
-from stages.convert import dequantise, normalise, to_comfyui, to_diffusers, to_official
+from stages.files.convert import dequantise, normalise, to_comfyui, to_diffusers, to_official
 from stages.errors import WrongFile
-from stages.layouts import identify
-from stages.marker import MARKER, marker_tensor
-from stages.stage_a import StageA, StageAConfig
-from stages.stage_b import StageB, StageBConfig
-from stages.stage_c import StageC, StageCConfig
+from stages.files.identify import identify
+from stages.files.marker import MARKER, marker_tensor
+from stages.nets.stage_a import StageA, StageAConfig
+from stages.nets.stage_b import StageB, StageBConfig
+from stages.nets.stage_c import StageC, StageCConfig
 
 C = StageCConfig(
     c_cond=64,

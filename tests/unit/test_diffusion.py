@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import golden
 
-from stages import diffusion as d
+from stages.diffusion import sampling as d
 from stages.errors import WrongInput
 
 SHIFTS = (0.5, 1.0, 2.0, 3.0)

@@ -8,10 +8,10 @@ from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.encoder import EncoderConfig, ImageEncoder, normalise
-from stages.previewer import Previewer, PreviewerConfig
-from stages.published import PUBLISHED
-from stages.stage_c import StageC
+from stages.nets.encoder import EncoderConfig, ImageEncoder, normalise
+from stages.nets.previewer import Previewer, PreviewerConfig
+from stages.nets.sizes import PUBLISHED
+from stages.nets.stage_c import StageC
 
 NETS = {"encoder": (ImageEncoder, "image"), "previewer": (Previewer, "latent")}
 NARROW = {
@@ -74,7 +74,7 @@ def test_normalise():
 
 
 SETUP = """
-from stages.{name} import {kind}
+from stages.nets.{name} import {kind}
 net = {kind}()
 def warm(): net(torch.zeros(1, {channels}, {side}, {side}))
 """

@@ -10,8 +10,9 @@ from safetensors.torch import save, save_file
 
 import family as maker
 import stages
-from stages import Backend, WrongFile, diffusion, from_file, from_state_dict, identify, load_file, read_header
-from stages.load import require
+from stages import Backend, WrongFile, from_file, from_state_dict, identify, load_file, read_header
+from stages.diffusion import sampling
+from stages.files.load import require
 
 KINDS = {
     "diffusion_models/stage_c": "stage_c",
@@ -33,7 +34,7 @@ KINDS = {
     "checkpoints/stable_cascade_stage_c": "checkpoint",
     "checkpoints/stable_cascade_stage_b": "checkpoint",
 }
-NETWORKS = {name: kind for name, kind in KINDS.items() if kind in stages.layouts.NETWORKS}
+NETWORKS = {name: kind for name, kind in KINDS.items() if kind in stages.files.identify.NETWORKS}
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +168,9 @@ def test_pictures_are_not_flat(family):
         def predict(x, r, guided):
             return net(x, r, **conditions), None
 
-        streams = diffusion.NoiseStreams([5, 5], 1)
+        streams = sampling.NoiseStreams([5, 5], 1)
         return [
-            *diffusion.sample(predict, noise, timesteps=diffusion.timesteps(steps), shift=shift, noise=streams.next)
+            *sampling.sample(predict, noise, timesteps=sampling.timesteps(steps), shift=shift, noise=streams.next)
         ][-1].x0
 
     noise = torch.randn(1, 16, 3, 3, generator=generator).expand(2, -1, -1, -1)

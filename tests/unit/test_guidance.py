@@ -4,8 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.guidance import (attended, blurred, blurred_where_attended, matched_contrast, optimised_scale,
-                             standing_still)
+from stages.diffusion.guidance import (
+    attended, blurred, blurred_where_attended, matched_contrast, optimised_scale, standing_still,
+)
 
 
 @pytest.fixture(autouse=True)

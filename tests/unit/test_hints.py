@@ -6,10 +6,10 @@ import torch
 from measured import measured_peak
 from torch.nn import functional as F
 
-from stages import geometry, hints
-from stages.control import BlockWeights, check_hint, check_model, parse_curve
-from stages.controlnet import ControlNet, ControlNetConfig
-from stages.encoder import EncoderConfig  # noqa: F401 - named in MODES
+from stages.inputs import canvas as geometry, hints
+from stages.inputs.control_rules import BlockWeights, check_hint, check_model, parse_curve
+from stages.nets.controlnet import ControlNet, ControlNetConfig
+from stages.nets.encoder import EncoderConfig  # noqa: F401 - named in MODES
 from stages.errors import WrongInput
 
 
@@ -213,8 +213,8 @@ MODES = {"effnet": "c_proj=64, trunk=EncoderConfig(repeats=(1, 1, 1, 1, 1, 1), c
 def test_memory_estimate(mode, side):
     """Between the memory that the maps really take and twice that."""
     setup = f"""
-from stages.controlnet import ControlNet, ControlNetConfig
-from stages.encoder import EncoderConfig
+from stages.nets.controlnet import ControlNet, ControlNetConfig
+from stages.nets.encoder import EncoderConfig
 net = ControlNet(ControlNetConfig({MODES[mode]}))
 def warm(): net(torch.rand(1, net.config.c_in, net.config.cell, net.config.cell))
 """

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stages import image_prompts
+from stages.inputs import image_prompts
 from stages.errors import WrongInput
 
 

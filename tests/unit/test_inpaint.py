@@ -4,9 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages import geometry, inpaint
+from stages.inputs import canvas as geometry, inpaint
 from stages.errors import WrongInput
-from stages.inpaint import CropSettings
+from stages.inputs.inpaint import CropSettings
 
 
 def picture(width: int, height: int, batch: int = 1, channels: int = 3) -> torch.Tensor:

@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.controlnet import ControlNetConfig
-from stages.convert import to_comfyui, to_diffusers, to_official
-from stages.encoder import EncoderConfig
+from stages.nets.controlnet import ControlNetConfig
+from stages.files.convert import to_comfyui, to_diffusers, to_official
+from stages.nets.encoder import EncoderConfig
 from stages.errors import WrongFile
-from stages.files import TensorInfo, describe_tensors
-from stages.layouts import PriorCoderConfig, identify
-from stages.load import CLASSES, require
-from stages.marker import MARKER, decode_marker, marker_tensor, marker_text, read_marker
-from stages.previewer import PreviewerConfig
-from stages.published import PUBLISHED, is_published
-from stages.stage_a import StageAConfig
-from stages.stage_b import StageBConfig
-from stages.stage_c import StageCConfig
+from stages.files.header import TensorInfo, describe_tensors
+from stages.files.identify import PriorCoderConfig, identify
+from stages.files.load import CLASSES, require
+from stages.files.marker import MARKER, decode_marker, marker_tensor, marker_text, read_marker
+from stages.nets.previewer import PreviewerConfig
+from stages.nets.sizes import PUBLISHED, is_published
+from stages.nets.stage_a import StageAConfig
+from stages.nets.stage_b import StageBConfig
+from stages.nets.stage_c import StageCConfig
 
 SIZES = [(kind, name) for kind, sizes in PUBLISHED.items() for name in sizes]
 COUNTS = {

@@ -7,10 +7,10 @@ from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative, split_qkv, tiny_net, tiny_weights
 from torch import Tensor
 
-from stages import lora_names, lora_parts
+from stages.lora import names as lora_names, parts as lora_parts
 from stages.errors import WrongFile
-from stages.lora import TOKENS_KEY, match
-from stages.lora_convert import COMFYUI, KOHYA, OFFICIAL, to_layout
+from stages.lora.match import TOKENS_KEY, match
+from stages.lora.convert import COMFYUI, KOHYA, OFFICIAL, to_layout
 
 INPUTS = ("x", "r", "clip_text", "clip_text_pooled", "clip_img")
 BLOCK = "down_blocks.0.2.attention.attn"

@@ -6,8 +6,8 @@ import torch
 from tiny import tiny_weights
 
 from stages import PUBLISHED, StageB, StageC
-from stages.lora_extract import ATTENTION_ONLY, EVERYTHING, MATRICES, Extraction, extract, in_scope, low_rank
-from stages.merge import GROUPS, group_of
+from stages.lora.extract import ATTENTION_ONLY, EVERYTHING, MATRICES, Extraction, extract, in_scope, low_rank
+from stages.lora.merge import GROUPS, group_of
 
 
 def noise(*shape: int) -> torch.Tensor:

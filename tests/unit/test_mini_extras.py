@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages import from_file
-from stages.controlnet import ControlNet
-from stages.encoder import ImageEncoder
-from stages.initial import initialise_unet
-from stages.stage_c import StageC
-from stages.tuning import result
-from stages.tuning.adapters import Lora
-from stages.tuning.frozen import frozen_net
-from stages.tuning.objectives import ControlObjective
+from stages.nets.controlnet import ControlNet
+from stages.nets.encoder import ImageEncoder
+from stages.nets.initial import initialise_unet
+from stages.nets.stage_c import StageC
+from stages.training import export
+from stages.training.lora_layers import Lora
+from stages.training.frozen_net import frozen_net
+from stages.training.objectives import ControlObjective
 from training.mini import canny_controlnet as canny
 from training.mini import style_lora, style_measure
 from training.mini.export import _save
@@ -45,7 +45,7 @@ def test_the_lora_stays_below_its_size(stage_c, tmp_path):
     net, settings = frozen_net("stage_c", STAGE_C, stage_c, base="fp32"), style_lora.SETTINGS
     lora = Lora(net, settings.rank, settings.alpha, settings.blocks)
     path = tmp_path / "lora.safetensors"
-    result.save_lora(result.comfyui_names(lora, lora.state_dict()), path, result.metadata(settings, "x", 1))
+    export.save_lora(export.comfyui_names(lora, lora.state_dict()), path, export.metadata(settings, "x", 1))
     assert 500_000 < path.stat().st_size <= style_lora.MOST and len(load_file(path)) == 3 * len(lora.layers)
     json.dumps(settings.as_dict())
 

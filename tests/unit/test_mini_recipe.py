@@ -15,11 +15,11 @@ from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
 from torch import nn
 
 from stages import from_file
-from stages.diffusion import alpha_sigma, logsnr, noise_condition
-from stages.initial import initialise_unet
-from stages.stage_b import StageB
-from stages.stage_c import StageC
-from stages.training import Optimiser
+from stages.diffusion.sampling import alpha_sigma, logsnr, noise_condition
+from stages.nets.initial import initialise_unet
+from stages.nets.stage_b import StageB
+from stages.nets.stage_c import StageC
+from stages.training.losses import Optimiser
 from training.mini import compose, export, generators, language, sizes
 from training.mini.captions import END, START
 from training.mini.data import COLOURS

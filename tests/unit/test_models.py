@@ -9,7 +9,7 @@ import pytest
 import stages
 from faulty_server import Fault, FaultyServer, File
 from safetensors.torch import save
-from tools import models
+from commands import models
 
 
 @pytest.fixture

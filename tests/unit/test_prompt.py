@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from stages.errors import WrongInput
-from stages.prompt import Prompt, parse, spans
+from stages.inputs.prompt import Prompt, parse, spans
 
 
 @pytest.mark.parametrize("text", [

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 from tools.messages import Stop
-from tools.prompt import convert
+from tools.api_prompt import convert
 from tools.widgets import plain_prompt
 
 CONTROL = {"control_after_generate": True}

@@ -6,11 +6,11 @@ import torch
 from tiny import relative, tiny_net
 from torch import Tensor
 
-from stages.backend import torch_attention
+from stages.nets.backend import torch_attention
 from stages.errors import WrongInput
-from stages.layers import Changes, LayeredHooks, own_share
-from stages.regions import EVERYONE, Layout, RegionLayer, weights_of
-from stages.windows import WindowLayer, cuts
+from stages.attention.layers import Changes, LayeredHooks, own_share
+from stages.attention.regions import EVERYONE, Layout, RegionLayer, weights_of
+from stages.attention.windows import WindowLayer, cuts
 
 LEFT = torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], dim=2)
 

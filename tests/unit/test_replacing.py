@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from cascade_studio.nodes.checkpoints import disk
 
-from stages import replacing
-from stages.tuning.store import write_whole
+from stages.files import replace as replacing
+from stages.training.checkpoint import write_whole
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from tiny import golden, index, relative, tiny_net
 from torch import Tensor
 
-from stages import diffusion as d
+from stages.diffusion import sampling as d
 
 STEPS = {"ddpm": d.ddpm_step, "ddim": d.ddim_step, "lcm": d.lcm_step}
 RUNS = ["sample_stage_c", "sample_stage_c_image_ddpm", "sample_stage_c_image_ddim", "sample_stage_c_image_lcm",

@@ -7,10 +7,10 @@ from measured import measured_peak
 from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
 
-from stages import stage_a
-from stages.backend import Backend
+from stages.nets import stage_a
+from stages.nets.backend import Backend
 from stages.errors import WrongInput
-from stages.stage_a import StageA, StageAConfig
+from stages.nets.stage_a import StageA, StageAConfig
 
 NARROW = StageAConfig(c_hidden=16, codebook_size=64)
 
@@ -144,7 +144,7 @@ def test_wrong_input(call, shape, words):
 
 
 SETUP = """
-from stages.stage_a import StageA, StageAConfig
+from stages.nets.stage_a import StageA, StageAConfig
 net = StageA(StageAConfig(bottleneck_blocks=1))
 for each in net.parameters(): torch.nn.init.normal_(each, std=0.02)
 def warm(): net.decode(torch.zeros(1, 4, 4, 4)), net.encode(torch.zeros(1, 3, 16, 16))

@@ -5,7 +5,7 @@ import torch
 from tiny import TOLERANCE, fused_keys, golden, index, relative, tiny_net, tiny_weights
 
 from stages.errors import WrongInput
-from stages.stage_b import StageB, StageBConfig
+from stages.nets.stage_b import StageB, StageBConfig
 
 LITE = dict(c_hidden=(320, 576, 1152, 1152), nhead=(-1, 9, 18, 18), blocks=((2, 4, 14, 4), (4, 14, 4, 2)),
             block_repeat=((1, 1, 1, 1), (2, 2, 2, 2)))

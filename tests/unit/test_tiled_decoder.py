@@ -14,14 +14,14 @@ from tools.scenes import SHEET
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages import diffusion
-from stages.backend import torch_attention
-from stages.cropping import crop_prior
+from stages.diffusion import sampling
+from stages.nets.backend import torch_attention
+from stages.inputs.resize import crop_prior
 from stages.errors import WrongInput
-from stages.layers import Changes, LayeredHooks, TokenLayer
-from stages.memory import activation_memory, pieces_memory
-from stages.stage_b import StageB, StageBConfig
-from stages.tiled_decoder import OWN, PIECES, SHARED, PieceHooks, Tile, Tiling, feather, run_in_tiles, starts, thin
+from stages.attention.layers import Changes, LayeredHooks, TokenLayer
+from stages.nets.memory import activation_memory, pieces_memory
+from stages.nets.stage_b import StageB, StageBConfig
+from stages.attention.tiles import OWN, PIECES, SHARED, PieceHooks, Tile, Tiling, feather, run_in_tiles, starts, thin
 from training.mini.generators import paint
 
 STEP = 16
@@ -236,10 +236,10 @@ def test_tokens_that_stand_for_several_count_so(net):
 WIDE = dict(c_hidden=(64, 96, 128, 128), nhead=(-1, -1, 2, 2), blocks=((1, 1, 1, 1), (1, 1, 1, 1)),
             block_repeat=((1, 1, 1, 1), (2, 1, 1, 1)), c_cond=64, c_clip=64)
 SETUP = f"""
-from stages.stage_b import StageB, StageBConfig
-from stages.tiled_decoder import *
-from stages.layers import Changes, LayeredHooks
-from stages.backend import torch_attention
+from stages.nets.stage_b import StageB, StageBConfig
+from stages.attention.tiles import *
+from stages.attention.layers import Changes, LayeredHooks
+from stages.nets.backend import torch_attention
 net = StageB(StageBConfig(**{WIDE}))
 for each in net.parameters(): torch.nn.init.normal_(each, std=0.02)
 def run(x, prior, count, changes):
@@ -319,7 +319,7 @@ def painted(net: StageB, prior: Tensor, method: str | None) -> Tensor:
             return call(x, prior, 1, changes), None
         return run_in_tiles(call, x, prior, Tiling(method, *MINI_TILES), STEP), None
 
-    noise = diffusion.NoiseStreams([1], stream=1).next
-    *_, last = diffusion.sample(predict, diffusion.NoiseStreams([1]).next((1, 4, 128, 128)),
-                                timesteps=diffusion.timesteps(10, 1.0), shift=1.0, step=diffusion.ddpm_step, noise=noise)
+    noise = sampling.NoiseStreams([1], stream=1).next
+    *_, last = sampling.sample(predict, sampling.NoiseStreams([1]).next((1, 4, 128, 128)),
+                                timesteps=sampling.timesteps(10, 1.0), shift=1.0, step=sampling.ddpm_step, noise=noise)
     return last.x0

@@ -9,8 +9,8 @@ from recipe import weights_for
 from tiny import relative
 
 from stages.errors import WrongInput
-from stages.stage_a import StageA, StageAConfig
-from stages.tiling import Grid, largest_window, run_tiled, spans
+from stages.nets.stage_a import StageA, StageAConfig
+from stages.nets.exact_tiles import Grid, largest_window, run_tiled, spans
 
 
 @pytest.fixture(scope="module")

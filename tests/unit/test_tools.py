@@ -16,7 +16,7 @@ from tools import server
 from tools.edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from tools.messages import Stop
 from tools.png import text_chunks
-from tools.prompt import Converted
+from tools.api_prompt import Converted
 from tools.websocket import Closed, WebSocket
 
 

@@ -9,15 +9,15 @@ import torch
 from tiny import golden
 from torch import nn
 
-from stages import diffusion
-from stages import training as t
-from stages.blocks import GlobalResponseNorm, Projections, TimestepBlock
-from stages.blocks import ResBlock as UNetResBlock
-from stages.initial import initialise_stage_a, initialise_unet
-from stages.stage_a import ResBlock as StageAResBlock
-from stages.stage_a import StageA, StageAConfig
-from stages.stage_b import StageB, StageBConfig
-from stages.stage_c import StageC, StageCConfig
+from stages.diffusion import sampling
+from stages.training import losses as t
+from stages.nets.blocks import GlobalResponseNorm, Projections, TimestepBlock
+from stages.nets.blocks import ResBlock as UNetResBlock
+from stages.nets.initial import initialise_stage_a, initialise_unet
+from stages.nets.stage_a import ResBlock as StageAResBlock
+from stages.nets.stage_a import StageA, StageAConfig
+from stages.nets.stage_b import StageB, StageBConfig
+from stages.nets.stage_c import StageC, StageCConfig
 
 C = StageCConfig(c_cond=128, c_hidden=(128, 128), nhead=(2, 2), blocks=((2, 2), (2, 2)), c_clip_text=64,
                  c_clip_text_pooled=64, c_clip_img=64)
@@ -52,7 +52,7 @@ def test_noised_is_the_schedule(shift):
     assert (seen.x - (a * x0 + b * noise)).abs().max() <= 2e-6
     assert (seen.r - table[f"r_shift{shift}"]).abs().max() <= 1e-4
     assert seen.noise is noise
-    back = diffusion.denoised_from_epsilon(seen.x, seen.noise, seen.logsnr)
+    back = sampling.denoised_from_epsilon(seen.x, seen.noise, seen.logsnr)
     assert (back - x0)[1:].abs().max() <= 1e-4
 
 
@@ -71,8 +71,8 @@ def test_p2_weight_golden():
 
 
 def test_velocity_weight_turns_noise_errors_into_those_of_v():
-    level = diffusion.logsnr(torch.linspace(0.02, 1, 9))
-    a, b = (value[:, None] for value in diffusion.alpha_sigma(level))
+    level = sampling.logsnr(torch.linspace(0.02, 1, 9))
+    a, b = (value[:, None] for value in sampling.alpha_sigma(level))
     x0, noise, error = randn(9, 50), randn(9, 50, seed=1), randn(9, 50, seed=2)
     predicted = noise + error
     guess = (a * x0 + b * noise - b * predicted) / a

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from stages.errors import WrongInput
-from stages.tuning.result import TOKENS
-from stages.tuning.settings import Settings
-from training import lora
+from stages.training.export import TOKENS
+from stages.training.settings import Settings
+from commands import train
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def config(models, tmp_path, monkeypatch) -> Path:
 
 def test_a_run_from_files(config, tmp_path, caplog):
     caplog.set_level("INFO")
-    read = lora.read_config(config)
-    path = lora.run(read, "cpu")
+    read = train.read_config(config)
+    path = train.run(read, "cpu")
     assert path == tmp_path / "run" / "small.safetensors" and len(load_file(path)) == 3 * 16
     assert "Memory plan" in caplog.text and "3 pictures with captions" in caplog.text
     assert {p.name for p in (tmp_path / "run" / "state" / "checkpoints").iterdir()} == {
@@ -56,17 +56,17 @@ def test_a_run_from_files(config, tmp_path, caplog):
     assert Image.open(tmp_path / "run" / "small.loss.png").size == (768, 384)
     longer = replace(read, settings=replace(read.settings, steps=6))
     before = load_file(path)
-    lora.run(longer, "cpu")
+    train.run(longer, "cpu")
     assert any(not torch.equal(value, before[key]) for key, value in load_file(path).items())
     with pytest.raises(WrongInput, match="other settings"):
-        lora.run(replace(read, settings=replace(read.settings, seed=3)), "cpu")
+        train.run(replace(read, settings=replace(read.settings, seed=3)), "cpu")
 
 
 def test_words_and_an_all_in_one_file(config, models, tmp_path):
-    read = lora.read_config(config)
+    read = train.read_config(config)
     whole = str(models / "checkpoints" / "stable_cascade_stage_c.safetensors")
     settings = replace(read.settings, tokens=(("[thing]", "dog"),), layout="official", steps=2)
-    path = lora.run(replace(read, stage_c=whole, text_encoder=whole, image_encoder=whole, settings=settings), "cpu")
+    path = train.run(replace(read, stage_c=whole, text_encoder=whole, image_encoder=whole, settings=settings), "cpu")
     tensors = load_file(path)
     assert tensors["embeddings.embeddings"].shape == (1, 64) and tensors["embeddings.embeddings"].abs().max() > 0
     assert tensors["embeddings.indices"].tolist() == [49408] and tensors["weights.0.lora_up"].shape == (128, 4)
@@ -77,11 +77,11 @@ def test_words_and_an_all_in_one_file(config, models, tmp_path):
 
 def test_two_processes_by_torchrun(config, tmp_path):
     """The launcher is the only difference; the result is that of one process."""
-    alone = load_file(lora.run(lora.read_config(config), "cpu"))
+    alone = load_file(train.run(train.read_config(config), "cpu"))
     (tmp_path / "run").rename(tmp_path / "alone")
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "training.lora",
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "commands.train",
          "--config", str(config), "--device", "cpu", "--threads", "1"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}, cwd=root, timeout=400, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -98,13 +98,13 @@ def test_wrong_files_are_told(config, change, words):
     values = {**json.loads(config.read_text()), **change}
     config.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
     with pytest.raises(WrongInput, match=words):
-        lora.read_config(config)
+        train.read_config(config)
     config.write_text("{")
     with pytest.raises(WrongInput, match="JSON"):
-        lora.read_config(config)
+        train.read_config(config)
 
 
 def test_paths_are_relative_to_the_file(config, tmp_path):
-    read = lora.read_config(config)
+    read = train.read_config(config)
     assert read.output == str(tmp_path / "run") and read.settings == Settings(
         name="small", steps=4, batch_size=2, learning_rate=1e-2, resolution=64, save_every=2)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stages.errors import BadValues, WrongInput
-from stages.tuning import draws, encode, pictures, settings
-from stages.tuning.settings import Settings, from_dict
+from stages.training import seeding, cache as encode, dataset, settings
+from stages.training.settings import Settings, from_dict
 
 
 def write(folder: Path, **captions: str | None) -> Path:
@@ -37,7 +37,7 @@ def read(path: Path) -> torch.Tensor:
 def test_a_folder_with_captions(tmp_path):
     folder = write(tmp_path / "set", first="a  red\napple ", second="\ufeffa robot")
     (folder / "notes.md").write_text("no picture")
-    found = pictures.from_folder(folder, read, resolution=64)
+    found = dataset.from_folder(folder, read, resolution=64)
     assert [(p.name, p.caption, p.width, p.height) for p in found.pictures] == [
         ("first.png", "a red apple", 32, 64), ("second.png", "a robot", 64, 64)]
     assert found.pictures[1].read().unique().tolist() == [2]
@@ -45,26 +45,26 @@ def test_a_folder_with_captions(tmp_path):
     assert "set: 2 pictures" in text and "64x64: 1" in text and "32x64: 1" in text
     before = found.digest
     (folder / "second.txt").write_text("a tin robot")
-    assert pictures.from_folder(folder, read).digest != before
+    assert dataset.from_folder(folder, read).digest != before
 
 
 def test_every_fault_is_listed_by_name_before_training(tmp_path):
     folder = write(tmp_path / "set", good="fine", silent=None, empty="  ", torn="a caption")
     (folder / "torn.png").write_text("32")
     with pytest.raises(WrongInput) as caught:
-        pictures.from_folder(folder, read)
+        dataset.from_folder(folder, read)
     text = str(caught.value)
     assert "Broken pictures, which cannot be opened (1): torn.png." in text
     assert "Pictures without a caption (2): empty.png, silent.png." in text and "good.png" not in text
     (folder / "torn.png").unlink()
-    found = pictures.from_folder(folder, read, caption="a thing")
+    found = dataset.from_folder(folder, read, caption="a thing")
     assert [p.caption for p in found.pictures] == ["a thing", "fine", "a thing"]
 
 
 def test_many_faults_are_counted(tmp_path):
     folder = write(tmp_path / "set", **{f"p{i:02}": None for i in range(30)})
     with pytest.raises(WrongInput, match=r"\(30\): p00.png, .*p19.png and 10 more\."):
-        pictures.from_folder(folder, read)
+        dataset.from_folder(folder, read)
 
 
 @pytest.mark.parametrize("make, words", [(False, "There is no folder 'set'"), (True, "holds no pictures")])
@@ -72,41 +72,41 @@ def test_empty_and_missing_folders(tmp_path, make, words):
     if make:
         (tmp_path / "set").mkdir()
     with pytest.raises(WrongInput, match=words):
-        pictures.from_folder(tmp_path / "set", read)
+        dataset.from_folder(tmp_path / "set", read)
 
 
 def test_a_batch_with_captions():
     images = torch.rand(2, 40, 64, 4, generator=torch.Generator().manual_seed(0))
-    found = pictures.from_batch(images, ["one", "", "two"])
+    found = dataset.from_batch(images, ["one", "", "two"])
     assert [(p.caption, p.width, p.height) for p in found.pictures] == [("one", 64, 40), ("two", 64, 40)]
     assert (found.pictures[0].read().float() / 255 - images[0, ..., :3].movedim(-1, 0)).abs().max() <= 0.002
     assert found.pictures[0].digest != found.pictures[1].digest
-    assert {p.caption for p in pictures.from_batch(images, ["all"]).pictures} == {"all"}
+    assert {p.caption for p in dataset.from_batch(images, ["all"]).pictures} == {"all"}
     for wrong in ([], ["a", "b", "c"]):
         with pytest.raises(WrongInput, match=f"2 pictures were given with {len(wrong)} captions"):
-            pictures.from_batch(images, wrong)
+            dataset.from_batch(images, wrong)
 
 
 # Buckets
 
 
 def test_buckets_are_the_official_sizes():
-    assert pictures.bucket(500, 500, 768) == (768, 768)
-    for ratio in pictures.RATIOS:
+    assert dataset.bucket(500, 500, 768) == (768, 768)
+    for ratio in dataset.RATIOS:
         for r in (ratio, 1 / ratio):
             width, height = (math.floor(math.sqrt(768**2 * s) / 32 + 1e-9) * 32 for s in (r, 1 / r))
-            assert pictures.bucket(round(6000 * r), 6000, 768) == (width, height)
-    assert pictures.bucket(1, 1000, 64) == (32, 128)
-    assert pictures.bucket(256, 256, 192) == (192, 192), "Mini's pictures give six cells"
+            assert dataset.bucket(round(6000 * r), 6000, 768) == (width, height)
+    assert dataset.bucket(1, 1000, 64) == (32, 128)
+    assert dataset.bucket(256, 256, 192) == (192, 192), "Mini's pictures give six cells"
 
 
 def test_pictures_fill_their_bucket_and_keep_their_middle():
     ramp = torch.arange(100, dtype=torch.uint8).expand(3, 50, 100)
-    image = pictures.fitted(ramp, (32, 32))
+    image = dataset.fitted(ramp, (32, 32))
     assert image.shape == (1, 3, 32, 32) and 0 <= image.min() and image.max() <= 1
     assert float(image.mean()) == pytest.approx(49.5 / 255, abs=1e-3)
     assert (image[0, :, 0, -1] - image[0, :, 0, 0])[0] == pytest.approx(50 / 255, rel=0.1), "the middle half"
-    assert torch.equal(pictures.fitted(ramp[..., :50], (50, 50))[0], ramp[..., :50].float() / 255)
+    assert torch.equal(dataset.fitted(ramp[..., :50], (50, 50))[0], ramp[..., :50].float() / 255)
 
 
 # Encoding
@@ -131,7 +131,7 @@ class Encoders:
 
 
 def test_pictures_and_captions_are_encoded_once(tmp_path):
-    found = pictures.from_folder(write(tmp_path / "set", first="one", second="three"), read, resolution=64)
+    found = dataset.from_folder(write(tmp_path / "set", first="one", second="three"), read, resolution=64)
     encoders, cache, seen = Encoders(), tmp_path / "cache", []
     rows, empty = encode.encoded(found, encoders.marked(), cache, lambda done, total: seen.append((done, total)))
     assert encoders.asked == ["32x64", "one", "64x64", "three", ""] and seen == [(1, 2), (2, 2)]
@@ -149,7 +149,7 @@ def test_pictures_and_captions_are_encoded_once(tmp_path):
 
 
 def test_bad_latents_are_told_by_name(tmp_path):
-    found = pictures.from_folder(write(tmp_path / "set", first="one"), read, resolution=64)
+    found = dataset.from_folder(write(tmp_path / "set", first="one"), read, resolution=64)
     encoders = Encoders()
     encoders.picture = lambda image: torch.full((1, 16, 2, 1), math.nan)
     with pytest.raises(BadValues, match="first.png"):
@@ -167,15 +167,15 @@ def test_fingerprints_tell_networks_apart():
 
 
 def test_every_epoch_sees_every_picture_once():
-    seen = [index for step in range(6) for index in draws.chosen(3, step, 5, 10)]
+    seen = [index for step in range(6) for index in seeding.chosen(3, step, 5, 10)]
     epochs = [seen[i:i + 10] for i in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
-    assert draws.chosen(4, 0, 5, 10) != draws.chosen(3, 0, 5, 10)
-    assert sorted(draws.chosen(0, 1, 7, 2))[:3] == [0, 0, 0], "a batch may hold a picture several times"
+    assert seeding.chosen(4, 0, 5, 10) != seeding.chosen(3, 0, 5, 10)
+    assert sorted(seeding.chosen(0, 1, 7, 2))[:3] == [0, 0, 0], "a batch may hold a picture several times"
 
 
 def test_places_have_generators_of_their_own():
-    numbers = {float(torch.rand(1, generator=draws.generator(0, "sample", step, place), dtype=torch.float64))
+    numbers = {float(torch.rand(1, generator=seeding.generator(0, "sample", step, place), dtype=torch.float64))
                for step in range(30) for place in range(30)}
     assert len(numbers) == 900
     values = torch.tensor(sorted(numbers))

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tiny import relative, tiny_net, tiny_weights
 
 from stages.errors import WrongInput
-from stages.tuning import result
-from stages.tuning.adapters import Adapter, Lora, trainable
-from stages.tuning.frozen import FLOAT8, FrozenLinear
-from stages.tuning.settings import ATTENTION
+from stages.training import export
+from stages.training.lora_layers import Adapter, Lora, trainable
+from stages.training.frozen_net import FLOAT8, FrozenLinear
+from stages.training.settings import ATTENTION
 
 INPUTS = randn(2, 16, 4, 5, seed=1), torch.tensor([0.3, 0.8]), randn(2, 7, 96, seed=2), randn(2, 1, 96, seed=3)
 
@@ -136,8 +136,8 @@ def test_comfyui_file(tmp_path):
     net = lessons.net()
     lora = lora_of(net, blocks=(ATTENTION, ".clf"))
     path = tmp_path / "lora.safetensors"
-    told = result.metadata(SHORT, "run1", 6)
-    result.save_lora(result.comfyui_names(lora, lora.state_dict()), path, told, torch.float32)
+    told = export.metadata(SHORT, "run1", 6)
+    export.save_lora(export.comfyui_names(lora, lora.state_dict()), path, told, torch.float32)
     tensors = load_file(path)
     key = "lora_prior_unet_down_blocks_0_2_attention_attn_to_q"
     assert {f"{key}.lora_up.weight", f"{key}.lora_down.weight", f"{key}.alpha"} <= set(tensors)
@@ -152,15 +152,15 @@ def test_comfyui_file(tmp_path):
     with safe_open(path, "pt") as file:
         said = file.metadata()
     assert said["ss_network_dim"] == "2" and said["ss_network_alpha"] == "2.0" and said["ss_steps"] == "6"
-    assert json.loads(said[result.SETTINGS])["learning_rate"] == 1e-2
-    assert result.run_of(path) == "run1"
+    assert json.loads(said[export.SETTINGS])["learning_rate"] == 1e-2
+    assert export.run_of(path) == "run1"
 
 
 def test_official_file_is_the_same_change():
     """out_proj at even, the fused in_proj at odd places, and a scale of 1/rank that the file does not say."""
     net = lessons.net()
     lora = lora_of(net, shared=True)
-    tensors = result.official_names(lora, lora.state_dict(), net)
+    tensors = export.official_names(lora, lora.state_dict(), net)
     assert set(tensors) == {f"weights.{i}.lora_{end}" for i in range(12) for end in ("up", "down")}
     assert tensors["weights.0.lora_up"].shape == (128, 2) and tensors["weights.1.lora_up"].shape == (384, 2)
     weights, changed = tiny_weights("stage_c_tiny"), merged(lora)
@@ -177,11 +177,11 @@ def test_official_file_is_the_same_change():
 
 def test_files_of_others_are_never_replaced(tmp_path):
     lora = Lora(lessons.net(), 2, 2.0, (ATTENTION,))
-    assert result.free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
+    assert export.free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
     for run in ("run1", "run2"):
-        path = result.free_path(tmp_path, "mine", run)
-        result.save_lora(result.comfyui_names(lora, lora.state_dict()), path, result.metadata(SHORT, run, 1))
-    assert path.name == "mine_2.safetensors" and result.free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
+        path = export.free_path(tmp_path, "mine", run)
+        export.save_lora(export.comfyui_names(lora, lora.state_dict()), path, export.metadata(SHORT, run, 1))
+    assert path.name == "mine_2.safetensors" and export.free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
     (tmp_path / "note.safetensors").write_bytes(b"something else")
-    assert result.free_path(tmp_path, "note", "run1").name == "note_2.safetensors"
+    assert export.free_path(tmp_path, "note", "run1").name == "note_2.safetensors"
     assert {p.name for p in tmp_path.iterdir()} == {"mine.safetensors", "mine_2.safetensors", "note.safetensors"}

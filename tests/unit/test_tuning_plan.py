@@ -7,12 +7,12 @@ import pytest
 import torch
 from lessons import randn
 
-from stages.published import PUBLISHED
-from stages.stage_c import StageCConfig
-from stages.tuning import plan as plans
-from stages.tuning.adapters import Lora
-from stages.tuning.frozen import CLASSES, FROZEN, frozen_net
-from stages.tuning.settings import Settings
+from stages.nets.sizes import PUBLISHED
+from stages.nets.stage_c import StageCConfig
+from stages.training import memory as plans
+from stages.training.lora_layers import Lora
+from stages.training.frozen_net import CLASSES, FROZEN, frozen_net
+from stages.training.settings import Settings
 
 FULL, LITE = PUBLISHED["stage_c"]["3.6B"], PUBLISHED["stage_c"]["1B"]
 MIDDLE = StageCConfig(c_cond=256, c_hidden=(256, 256), nhead=(4, 4), blocks=((1, 2), (2, 1)), c_clip_text=96,
@@ -85,7 +85,7 @@ def test_activations_are_what_the_graph_keeps(monkeypatch):
     """
     passing = plans.BACKWARD * plans.GROUP * 2 * 144 * 256
     for on_cpu in (True, False):
-        monkeypatch.setattr("stages.response._eager_on_cpu", lambda x: on_cpu)
+        monkeypatch.setattr("stages.nets.response._eager_on_cpu", lambda x: on_cpu)
         narrow, wide = kept_bytes(False, True, 12), kept_bytes(False, False, 12)
         assert narrow <= 0.75 * wide
         assert wide <= plans.activations(MIDDLE, 2, 144, False) - passing <= 1.5 * wide

@@ -16,17 +16,17 @@ import pytest
 import torch
 from lessons import SHORT, distance, randn, rows, trainer
 
-from stages.controlnet import ControlNet, ControlNetConfig
-from stages.encoder import EncoderConfig
+from stages.nets.controlnet import ControlNet, ControlNetConfig
+from stages.nets.encoder import EncoderConfig
 from stages.errors import BadValues, WrongInput
-from stages.initial import initialise_stage_a, initialise_unet
-from stages.stage_a import StageA, StageAConfig
-from stages.stage_b import StageB, StageBConfig
-from stages.tuning import store as stores
-from stages.tuning.objectives import ControlObjective, StageAObjective, StageBObjective, StageCObjective
-from stages.tuning.settings import LOSS_WEIGHTS
-from stages.tuning.store import Store, train
-from stages.tuning.trainer import GROWTH, WINDOW, Diverged, Trainer, trouble
+from stages.nets.initial import initialise_stage_a, initialise_unet
+from stages.nets.stage_a import StageA, StageAConfig
+from stages.nets.stage_b import StageB, StageBConfig
+from stages.training import checkpoint as stores
+from stages.training.objectives import ControlObjective, StageAObjective, StageBObjective, StageCObjective
+from stages.training.settings import LOSS_WEIGHTS
+from stages.training.checkpoint import Store, train
+from stages.training.trainer import GROWTH, WINDOW, Diverged, Trainer, trouble
 
 UNIT = Path(__file__).parent
 
@@ -48,7 +48,7 @@ def test_the_loss_falls_on_four_pictures(loss_weight):
     run = trainer(settings)
 
     def judged() -> float:
-        from stages.tuning.draws import generator
+        from stages.training.seeding import generator
         with torch.no_grad():
             return float(run.objective.losses(rows() * 4, [generator(0, i) for i in range(16)]).raw.mean())
 
@@ -60,8 +60,8 @@ def test_the_loss_falls_on_four_pictures(loss_weight):
 
 def test_noise_time_and_dropout_follow_the_official_objective():
     """The reconstruction of what the network was shown, from the generators alone."""
-    from stages.diffusion import add_noise, logsnr
-    from stages.training import sample_times
+    from stages.diffusion.sampling import add_noise, logsnr
+    from stages.training.losses import sample_times
     shown = {}
 
     def net(x, r, **told):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from lessons import SHORT, randn
 
-from stages.clip import TextConfig
+from stages.files.clip import TextConfig
 from stages.errors import WrongInput
-from stages.tuning import text
-from stages.tuning.adapters import Lora
-from stages.tuning.trainer import Trainer
+from stages.training import words as text
+from stages.training.lora_layers import Lora
+from stages.training.trainer import Trainer
 from training.mini.towers import TextTower as Twin
 
 CONFIG = TextConfig(hidden_size=96, intermediate_size=128, num_hidden_layers=2, num_attention_heads=3, projection_dim=96)

@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.geometry import Canvas, plan
-from stages.upscale import MODES, enlarged_canvas, resampled_prior
+from stages.inputs.canvas import Canvas, plan
+from stages.inputs.upscale import MODES, enlarged_canvas, resampled_prior
 
 
 def ramp(canvas: Canvas) -> torch.Tensor:

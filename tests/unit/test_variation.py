@@ -4,9 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.diffusion import NoiseStreams
+from stages.diffusion.sampling import NoiseStreams
 from stages.errors import WrongInput
-from stages.variation import Seeds, slerp
+from stages.diffusion.seeds import Seeds, slerp
 
 SHAPE = (2, 16, 24, 24)
 

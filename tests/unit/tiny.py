@@ -10,8 +10,8 @@ from recipe import weights_for
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.stage_b import StageB, StageBConfig
-from stages.stage_c import StageC, StageCConfig
+from stages.nets.stage_b import StageB, StageBConfig
+from stages.nets.stage_c import StageC, StageCConfig
 
 GOLDENS = Path(__file__).resolve().parent / "goldens"
 TOLERANCE = 5e-5

@@ -17,7 +17,7 @@ from ..edit import FILES
 from ..env import REPOSITORY
 from ..locales import PREFIX, own
 from ..messages import Stop, say, speak_plainly
-from ..prompt import convert
+from ..api_prompt import convert
 from ..server import Base, Server
 from ..widgets import is_widget, specs
 from .__main__ import WORKFLOWS, as_text, current_setup

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from stages.encoder import ImageEncoder
-from stages.initial import initialise_stage_a
-from stages.previewer import Previewer
-from stages.stage_a import StageA
-from stages.training import EMA, Optimiser
+from stages.nets.encoder import ImageEncoder
+from stages.nets.initial import initialise_stage_a
+from stages.nets.previewer import Previewer
+from stages.nets.stage_a import StageA
+from stages.training.losses import EMA, Optimiser
 
 from .loop import Part, Place, grid
 from .scenes import Scenes, for_encoder

@@ -1,7 +1,7 @@
 """A small canny ControlNet for Mini's Stage C: python3 dev.py run -m training.mini.canny_controlnet
 
 Its trunk starts from Mini's image encoder and first learns to tell the latent of a picture from its edges
-(stages/canny.py) alone; then the whole is trained by the loop of the nodes. Pictures are mirrored half the time, which
+(stages/inputs/canny.py) alone; then the whole is trained by the loop of the nodes. Pictures are mirrored half the time, which
 no caption says. The result goes into mini/controlnet. Stopped, the same command goes on.
 """
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.controlnet import ControlNet, ControlNetConfig
-from stages.training import Optimiser
-from stages.tuning.draws import generator
-from stages.tuning.frozen import frozen_net
-from stages.tuning.objectives import ControlObjective, Row, StageCObjective, stacked
-from stages.tuning.settings import Settings
-from stages.tuning.store import Store, train
-from stages.tuning.trainer import Trainer
+from stages.nets.controlnet import ControlNet, ControlNetConfig
+from stages.training.losses import Optimiser
+from stages.training.seeding import generator
+from stages.training.frozen_net import frozen_net
+from stages.training.objectives import ControlObjective, Row, StageCObjective, stacked
+from stages.training.settings import Settings
+from stages.training.checkpoint import Store, train
+from stages.training.trainer import Trainer
 from tools.cache import cache_root
 from tools.small import MINI_FILES
-from training.lora import Progress
+from commands.train import Progress
 
 from .captions import batch_tokens
 from .compose import LARGE
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    hint = importlib.import_module("stages.canny").hint
+    hint = importlib.import_module("stages.inputs.canny").hint
     place = Place(options.mini, torch.device(options.device), False)
     tensors, losses = learn(place, options.work, replace(SETTINGS, steps=options.steps), options.minutes,
                             options.pictures, hint)

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.layouts import PriorCoderConfig
-from stages.marker import MARKER, marker_text
+from stages.files.identify import PriorCoderConfig
+from stages.files.marker import MARKER, marker_text
 from tools.cache import sha256
 from tools.edit import CATALOGUE
 from tools.small import MINI_FILES

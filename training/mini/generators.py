@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.backend import Backend
-from stages.diffusion import Guidance, NoiseStreams, paired, sample, timesteps
-from stages.encoder import ImageEncoder
-from stages.initial import initialise_unet
-from stages.previewer import Previewer
-from stages.stage_a import StageA
-from stages.stage_b import StageB
-from stages.stage_c import StageC
-from stages.training import (EMA, Optimiser, epsilon_losses, keep_mask, noised, replace_dropped, sample_times,
-                             velocity_weight)
+from stages.nets.backend import Backend
+from stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
+from stages.nets.encoder import ImageEncoder
+from stages.nets.initial import initialise_unet
+from stages.nets.previewer import Previewer
+from stages.nets.stage_a import StageA
+from stages.nets.stage_b import StageB
+from stages.nets.stage_c import StageC
+from stages.training.losses import (
+    EMA, Optimiser, epsilon_losses, keep_mask, noised, replace_dropped, sample_times, velocity_weight,
+)
 
 from .captions import LENGTH, Fragment, batch_tokens
 from .compose import LARGE

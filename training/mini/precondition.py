@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stages.blocks import AttnBlock, ResBlock, TimestepBlock, timestep_embedding
-from stages.diffusion import alpha_sigma, logsnr, noise_condition
-from stages.stage_b import StageB
-from stages.stage_c import StageC
+from stages.nets.blocks import AttnBlock, ResBlock, TimestepBlock, timestep_embedding
+from stages.diffusion.sampling import alpha_sigma, logsnr, noise_condition
+from stages.nets.stage_b import StageB
+from stages.nets.stage_c import StageC
 
 LARGE = 100.0
 """The constant, in units of the signal."""

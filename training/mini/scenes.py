@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.encoder import normalise
-from stages.geometry import plan
+from stages.nets.encoder import normalise
+from stages.inputs.canvas import plan
 
 from .captions import batch_tokens, caption, fragment_tokens
 from .compose import MIRRORED, ROOM, SIZES, compose, random_colour

@@ -1,12 +1,12 @@
 """The widths of Mini: all files together take 43 MB, none more than 20."""
 from __future__ import annotations
 
-from stages.clip import TextConfig, VisionConfig
-from stages.encoder import EncoderConfig
-from stages.previewer import PreviewerConfig
-from stages.stage_a import StageAConfig
-from stages.stage_b import StageBConfig
-from stages.stage_c import StageCConfig
+from stages.files.clip import TextConfig, VisionConfig
+from stages.nets.encoder import EncoderConfig
+from stages.nets.previewer import PreviewerConfig
+from stages.nets.stage_a import StageAConfig
+from stages.nets.stage_b import StageBConfig
+from stages.nets.stage_c import StageCConfig
 
 WIDTH = 192
 """Of text tokens, pooled text and image embeddings."""

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.tuning.crew import ALONE
-from stages.tuning.lesson import Run
-from stages.tuning.settings import Settings
-from stages.tuning.trainer import Trainer
+from stages.training.distributed import ALONE
+from stages.training.run import Run
+from stages.training.settings import Settings
+from stages.training.trainer import Trainer
 from tools.cache import cache_root
-from training.lora import Config, Progress, prepared
+from commands.train import Config, Progress, prepared
 
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
 from .compose import LARGE, compose, random_colour

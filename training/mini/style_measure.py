@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.lora import match
-from stages.stage_c import StageC
+from stages.lora.match import match
+from stages.nets.stage_c import StageC
 from tools.cache import cache_root
 
 from .compose import LARGE, compose, random_colour

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.clip import TextConfig, VisionConfig
+from stages.files.clip import TextConfig, VisionConfig
 
 from .captions import END
 

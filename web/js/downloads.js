@@ -1,5 +1,5 @@
 // What a loader is about to fetch or asks to fetch, and how far it is. The server tells it in two messages whose shape
-// nodes/host/fetching.py describes; it starts and ends downloads itself, when a workflow is queued or interrupted.
+// nodes/host/files/fetch.py describes; it starts and ends downloads itself, when a workflow is queued or interrupted.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { Panel, button, element, live, setValue, widgetOf } from "./dom.js";

@@ -1,4 +1,4 @@
-// The grids of a picture: the same rule as stages/geometry.py, so that the node shows what the server will do.
+// The grids of a picture: the same rule as stages/inputs/canvas.py, so that the node shows what the server will do.
 // tests/browser compares both over random sizes; a change there has to be made here too.
 
 export const MIN_SIDE = 64;

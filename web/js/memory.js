@@ -1,5 +1,5 @@
 // What each stage of the full model holds beside its weights while it makes a picture, in bytes: the rules of
-// stages/memory.py and StageA.decode_memory for the published shapes. tests/browser compares both.
+// stages/nets/memory.py and StageA.decode_memory for the published shapes. tests/browser compares both.
 
 const WIDEST_BLOCK = 10;
 const SLACK = 1.25;

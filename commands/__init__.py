@@ -1,0 +1,1 @@
+"""What users run by `studio.py`; knows the pack and the standard library."""

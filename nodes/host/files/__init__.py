@@ -1,0 +1,1 @@
+"""Names, downloads and writing of model files in the folders of the host."""

@@ -1,0 +1,1 @@
+"""LoRAs and merges by the host's own patches."""

@@ -1,0 +1,79 @@
+"""What this machine can do, asked of the host, torch and the processor; nothing is measured."""
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.cli_args import args
+
+from ..checkpoints import presets
+from ..checkpoints.presets import Choice, Machine
+
+log = logging.getLogger(__name__)
+
+FLAGS = ("fp32_unet", "fp64_unet", "bf16_unet", "fp16_unet", "fp8_e4m3fn_unet", "fp8_e5m2_unet", "fp8_e8m0fnu_unet",
+         "force_fp32", "force_fp16")
+"""Switches of the host that settle the format of diffusion models."""
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+          "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+if hasattr(torch, "float8_e8m0fnu"):
+    DTYPES["fp8_e8m0fnu"] = torch.float8_e8m0fnu
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ATTACHMENT = "cascade_studio_choice"
+
+
+def flagged() -> bool:
+    """Whether the host was started with a switch for the format of diffusion models."""
+    return any(getattr(args, name, False) for name in FLAGS)
+
+
+def processor_has_bf16() -> bool:
+    """Whether the processor has instructions for bf16: AVX512-BF16, AMX, or those of ARM."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")):
+        return True
+    older = (getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(ask() for ask in older)
+
+
+def machine() -> Machine:
+    """The device that the host computes on."""
+    device = comfy.model_management.get_torch_device()
+    if comfy.model_management.is_device_cpu(device):
+        bf16 = processor_has_bf16()
+        return Machine("cpu", "this processor", bf16, False, True, room(device))
+    kind = "mps" if comfy.model_management.is_device_mps(device) else device.type
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else f"the graphics device ({kind})"
+    return Machine(kind, name, comfy.model_management.should_use_bf16(device),
+                   comfy.model_management.should_use_fp16(device), kind in ("cuda", "xpu"), room(device))
+
+
+def room(device: torch.device) -> int:
+    """Bytes on ``device`` that models may take: what is free, and what the host can free by unloading its models.
+
+    Counting those keeps the advice the same from run to run.
+    """
+    loaded = sum(entry.model_loaded_memory() for entry in comfy.model_management.current_loaded_models
+                 if entry.model is not None and entry.device == device)
+    return int(comfy.model_management.get_free_memory(device) + loaded)
+
+
+def for_weights(stage: str, stored: torch.dtype | None, parameters: int) -> Choice | None:
+    """The advice for weights of ``stage``; None where the host's flags or the file's own format decide."""
+    if flagged() or NAMES.get(stored) not in ("fp32", "bf16", "fp16"):
+        return None
+    return presets.choose(machine(), stage, NAMES[stored], parameters)
+
+
+def keep(patcher: Any, choice: Choice) -> None:
+    """Note the choice on the model, so that the node can tell it."""
+    patcher.set_attachments(ATTACHMENT, choice)
+
+
+def told(model: Any) -> str:
+    """A line on the formats of a loaded MODEL or VAE of ours, and why they were taken."""
+    patcher = getattr(model, "patcher", model)
+    return f"{getattr(patcher.model, 'stage', 'Stage A')} in {patcher.get_attachment(ATTACHMENT).describe()}."

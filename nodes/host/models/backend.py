@@ -1,0 +1,52 @@
+"""ComfyUI's layer classes, attention and casting, as the networks' :class:`Backend`."""
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.ops
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+from torch.nn import functional as F
+
+from ....stages.nets.backend import Backend
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None) -> Tensor:
+    """The attention that the host chose, overrides included; ``options`` are its ``transformer_options``."""
+    return optimized_attention(q, k, v, heads, mask=mask, transformer_options=options or {})
+
+
+def cast(parameter: Tensor, like: Tensor) -> Tensor:
+    """A raw parameter on the device and in the dtype of ``like``."""
+    return comfy.ops.cast_to_input(parameter, like, copy=False)
+
+
+class CastBatchNorm2d(torch.nn.BatchNorm2d):
+    """BatchNorm2d in evaluation mode that casts its tensors at use, for hosts whose ops do not have one."""
+
+    comfy_cast_weights = True
+    weight_function: list = []
+    bias_function: list = []
+
+    def reset_parameters(self) -> None:
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
+        mean, var, weight, bias = (None if t is None else cast(t, x) for t in tensors)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
+
+
+def backend_for(operations: Any) -> Backend:
+    """The backend that builds layers from a ``comfy.ops`` class."""
+    return Backend(
+        Linear=operations.Linear,
+        Conv2d=operations.Conv2d,
+        ConvTranspose2d=operations.ConvTranspose2d,
+        LayerNorm=operations.LayerNorm,
+        BatchNorm2d=getattr(operations, "BatchNorm2d", CastBatchNorm2d),
+        Embedding=operations.Embedding,
+        attention=attention,
+        cast=cast,
+    )

@@ -1,0 +1,131 @@
+"""ComfyUI's ``transformer_options`` patches on the blocks of Stage B and Stage C.
+
+Names of the blocks: a group is one repetition of a level's layers. Down groups are ``("input", n)`` in execution
+order, the last of them is ``("middle", 0)``, up groups are ``("output", n)``; a repeat of a level counts again.
+
+Attention is one softmax over the picture's own tokens followed by the condition tokens, where core's UNet has two:
+``attn1_patch`` sees the own tokens, ``attn2_patch`` the condition tokens. Likewise a replacement registered as
+``attn1`` gets the query with the own keys and values alone, as self-attention guidance needs them, and one registered
+as ``attn2`` gets it with those of the conditions; the two results are then weighed as the joint softmax weighs them.
+
+What the pack's own features change comes under two keys of the options: ``LAYERS_KEY``, a list of attention layers that
+a node put on the model, and ``CHANGES_KEY``, the :class:`~.stages.attention.layers.Changes` of one pass.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ....stages.nets.blocks import NO_HOOKS, BlockHooks, Place
+from ....stages.errors import WrongInput
+from ....stages.attention.layers import NO_CHANGES, Attend, AttentionLayer, Changes, LayeredHooks, own_share
+from .backend import attention
+
+HEAD_WIDTH_KEY = "dim_head"
+PATCH_KEYS = ("patches", "patches_replace")
+LAYERS_KEY = "cascade_studio_layers"
+CHANGES_KEY = "cascade_studio_changes"
+
+
+def hooks_for(options: dict[str, Any] | None, layers: tuple[AttentionLayer, ...] = ()) -> BlockHooks:
+    """Block hooks for these ``transformer_options`` and ``layers``; the free default where nothing is changed."""
+    options = options or {}
+    asked = layers or any(options.get(key) for key in (*PATCH_KEYS, LAYERS_KEY)) or CHANGES_KEY in options
+    return TransformerHooks(options, layers) if asked else NO_HOOKS
+
+
+class TransformerHooks(LayeredHooks):
+    """Calls the patches in ``transformer_options``; the options themselves are never changed."""
+
+    def __init__(self, options: dict[str, Any], layers: tuple[AttentionLayer, ...] = ()):
+        changes = options.get(CHANGES_KEY, NO_CHANGES)
+        every = (*layers, *changes.layers, *options.get(LAYERS_KEY, ()))
+        super().__init__(Changes(every, changes.blocks), attention, options)
+        self.options = options
+        self.patches = options.get("patches", {})
+        self.replace = options.get("patches_replace", {})
+        self.plain = {key: value for key, value in options.items() if key not in ("patches", "patches_replace")}
+
+    def at(self, place: Place) -> dict[str, Any]:
+        """The host's options for a block patch at ``place``."""
+        return {**self.options, "block": (place.kind, place.number)}
+
+    def extra(self, place: Place, width: int, n_self: int | None = None) -> dict[str, Any]:
+        """The host's ``extra_options`` for an attention patch at ``place``."""
+        return {**self.plain, "block": (place.kind, place.number), "block_index": place.layer, "n_heads": place.heads,
+                HEAD_WIDTH_KEY: width // place.heads, "attn_precision": None, "n_self": n_self, "grid": place.grid}
+
+    def input_block(self, place: Place, x: Tensor) -> Tensor:
+        return self.through("input_block_patch", place, x)
+
+    def input_block_after_skip(self, place: Place, x: Tensor) -> Tensor:
+        return self.through("input_block_patch_after_skip", place, x)
+
+    def through(self, name: str, place: Place, x: Tensor) -> Tensor:
+        for patch in self.patches.get(name, ()):
+            x = patch(x, self.at(place))
+        return x
+
+    def middle_block(self, place: Place, x: Tensor) -> Tensor:
+        for patch in self.patches.get("middle_block_after_patch", ()):
+            x = patch({"h": x, "x": x, "transformer_options": self.at(place)})["h"]
+        return x
+
+    def output_block(self, place: Place, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        for patch in self.patches.get("output_block_patch", ()):
+            x, skip = patch(x, skip, self.at(place))
+        return x, skip
+
+    def attention_tokens(self, place: Place, own: Tensor, cond: Tensor
+                         ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        query, own_pair, cond_pair = own, (own, own), (cond, cond)
+        if self.patches.get("attn1_patch") or self.patches.get("attn2_patch"):
+            extra = self.extra(place, own.shape[-1], own.shape[1])
+            for patch in self.patches.get("attn1_patch", ()):
+                query, *own_pair = patch(query, *own_pair, extra)
+            for patch in self.patches.get("attn2_patch", ()):
+                query, *cond_pair = patch(query, *cond_pair, extra)
+        return query, tuple(own_pair), tuple(cond_pair)
+
+    def attention(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int) -> Tensor | None:
+        patches = self.replacement("attn1", place), self.replacement("attn2", place)
+        if patches == (None, None):
+            return super().attention(place, q, k, v, n_self)
+        layers = [layer for layer in self.layers if not layer.yields]
+        return self.through_layers(place, q, k, v, n_self, layers, self.replaced(place, *patches))
+
+    def replacement(self, name: str, place: Place) -> Any:
+        """The patch that replaces the attention ``name`` at ``place``, or None."""
+        table, block = self.replace.get(name, {}), (place.kind, place.number)
+        return table.get((*block, place.layer), table.get(block))
+
+    def replaced(self, place: Place, own_patch: Any, cond_patch: Any) -> Attend:
+        """The joint attention, put together again from its two halves."""
+        def half(patch: Any, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None) -> Tensor:
+            if patch is None:
+                return self.plainly(place)(q, k, v, n_self, mask)
+            out = patch(q, k, v, self.extra(place, q.shape[-1], n_self))
+            if out.shape != q.shape:
+                raise WrongInput(f"A node replaced the attention of the block {place.kind} {place.number} by something "
+                                 f"of shape {tuple(out.shape)}; it has to be {tuple(q.shape)}. That node was made for "
+                                 "another kind of model: take it off the model's wire.")
+            return out
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None) -> Tensor:
+            if n_self in (0, k.shape[1]):
+                return half(own_patch if n_self else cond_patch, q, k, v, n_self, mask)
+            masks = (None, None) if mask is None else (mask[..., :n_self], mask[..., n_self:])
+            own = half(own_patch, q, k[:, :n_self], v[:, :n_self], n_self, masks[0])
+            cond = half(cond_patch, q, k[:, n_self:], v[:, n_self:], n_self, masks[1])
+            share = own_share(q, k, place.heads, n_self, mask).to(own.dtype)
+            own, cond = (x.unflatten(-1, (place.heads, -1)) for x in (own, cond))
+            return (own * share + cond * (1 - share)).flatten(-2)
+
+        return attend
+
+    def attention_output(self, place: Place, x: Tensor) -> Tensor:
+        for name in ("attn1_output_patch", "attn2_output_patch"):
+            for patch in self.patches.get(name, ()):
+                x = patch(x, self.extra(place, x.shape[-1]))
+        return x

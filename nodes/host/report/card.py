@@ -1,0 +1,187 @@
+"""The report card: what each stage did, how long it took and with which files, beside the latent it travels with."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+
+from ....stages.errors import CascadeError
+from ....stages.files.header import read_header
+from ...checkpoints.catalogue import Catalogue
+from ...checkpoints.hashes import CHUNK
+from ..files import names
+from .measure import Taken
+
+REPORT = "cascade_studio_report"
+"""Key in a latent, and in a node's ui, under which the reports of the stages so far stand in order."""
+
+GIB, GB = 1024**3, 1000**3
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage's work. Two reports of the same work are equal, however long it took.
+
+    unit: of width and height; settings: names and values as the node shows them; weights: path of the model's file, or
+    None where a node made the model; patched: how many of its weights a LoRA or a merge changes.
+    """
+
+    stage: str
+    width: int
+    height: int
+    pictures: int
+    unit: str = "px"
+    settings: tuple[tuple[str, Any], ...] = ()
+    weights: str | None = None
+    patched: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    peak_memory: int | None = field(default=None, compare=False)
+
+    def taking(self, taken: Taken) -> StageReport:
+        """The same with what was measured."""
+        return replace(self, seconds=taken.seconds, peak_memory=taken.peak_memory)
+
+    def setting(self, name: str) -> Any:
+        """The value of one setting, or None."""
+        return dict(self.settings).get(name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the user interface and for files: plain values, and the file's name without its folder."""
+        return {"stage": self.stage, "width": self.width, "height": self.height, "unit": self.unit,
+                "pictures": self.pictures, **dict(self.settings), "model": file_name(self.weights), "patched_weights": self.patched,
+                "seconds": round(self.seconds, 3), "peak_memory": self.peak_memory}
+
+    def describe(self) -> str:
+        """One line."""
+        settings = ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in self.settings)
+        memory = "" if self.peak_memory is None else f", peak memory {self.peak_memory / GIB:.2f} GiB"
+        patched = f", {self.patched} weights changed by LoRAs or merging" if self.patched else ""
+        of = f"{self.pictures} × " if self.pictures > 1 else ""
+        return (f"{self.stage}: {of}{self.width} × {self.height} {self.unit}{', ' if settings else ''}{settings}{patched}: "
+                f"{self.seconds:.2f} s{memory}.")
+
+
+Reports = tuple[StageReport, ...]
+
+
+def number(value: Any) -> str:
+    """A setting's value without needless digits."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def file_name(path: str | None) -> str | None:
+    """The name of a file without its folder."""
+    return None if path is None else os.path.basename(path)
+
+
+def reports_of(latent: dict[str, Any] | None) -> Reports:
+    """The reports that a latent carries; none where another node made it."""
+    found = (latent or {}).get(REPORT, ())
+    return tuple(each for each in found if isinstance(each, StageReport))
+
+
+def with_reports(latent: dict[str, Any], *reports: StageReport) -> dict[str, Any]:
+    """A copy of ``latent`` that carries ``reports``."""
+    return {**latent, REPORT: reports}
+
+
+def shown(report: StageReport) -> dict[str, Any]:
+    """What a node sends to the user interface about its own work."""
+    return {REPORT: [report.as_dict()]}
+
+
+def weights_of(patcher: Any) -> str | None:
+    """The file that a model was loaded from, by us or by core: both note it for loading it a second time."""
+    factory = getattr(patcher, "cached_patcher_init", None)
+    paths = [value for value in (factory[1] if factory else ()) if isinstance(value, str) and os.path.isabs(value)]
+    return paths[0] if paths else None
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model's file: name, size in bytes, SHA-256 (None if it was not asked for) and licence."""
+
+    name: str
+    size: int
+    sha256: str | None
+    licence: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "bytes": self.size, "sha256": self.sha256, "licence": self.licence}
+
+    def describe(self) -> str:
+        """One line."""
+        digest = f", SHA-256 {self.sha256}" if self.sha256 else ""
+        size = f"{self.size / GB:.2f} GB" if self.size >= GB // 10 else f"{self.size / 1000**2:.1f} MB"
+        return f"{self.name}: {size}{digest}. Licence: {self.licence}."
+
+
+def model_files(reports: Iterable[StageReport], hashes: bool) -> list[ModelFile]:
+    """The files behind ``reports``, each once; a file that is gone by now is left out."""
+    named = dict.fromkeys(report.weights for report in reports if report.weights)
+    paths, known = [path for path in named if os.path.isfile(path)], names.known()
+    digests = hashes_of(paths) if hashes else {}
+    return [ModelFile(os.path.basename(path), os.path.getsize(path), digests.get(path),
+                      licence_of(path, digests.get(path), known)) for path in paths]
+
+
+def hashes_of(paths: Sequence[str]) -> dict[str, str]:
+    """The SHA-256 of each file. Those not seen before are read once, under the node's progress bar and its Cancel."""
+    bar = comfy.utils.ProgressBar(max(1, sum(os.path.getsize(path) for path in paths) // CHUNK))
+
+    def tick() -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update(1)
+
+    cache = names.hashes()
+    return {path: cache.sha256(path, tick) for path in paths}
+
+
+def licence_of(path: str, digest: str | None, known: Catalogue) -> str:
+    """The licence: of the published file with this hash, else as the file says, else of the published file so named."""
+    name, size = os.path.basename(path).lower(), os.path.getsize(path)
+    for entry in known.entries.values():
+        if digest and entry.sha256 == digest:
+            return entry.licence.describe()
+    told = licence_inside(path)
+    if told:
+        return told
+    for entry in known.entries.values():
+        if name in entry.known_names and entry.bytes in (None, size):
+            return entry.licence.describe()
+    return "unknown; ask whoever published the file"
+
+
+def licence_inside(path: str) -> str | None:
+    """What a safetensors file says of its licence, under the usual names."""
+    try:
+        metadata = read_header(path).metadata
+    except (CascadeError, OSError):
+        return None
+    return next((metadata[key] for key in ("modelspec.license", "license", "licence") if metadata.get(key)), None)
+
+
+def card(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = None) -> dict[str, Any]:
+    """The whole report as plain values; ``size`` is (pictures, width, height) of the finished pictures, if known."""
+    picture = None if size is None else dict(zip(("pictures", "width", "height"), size))
+    return {"version": 1, "picture": picture, "seconds": round(sum(report.seconds for report in reports), 3),
+            "stages": [report.as_dict() for report in reports],
+            "models": [file.as_dict() for file in model_files(reports, hashes)]}
+
+
+def card_text(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = None) -> str:
+    """The whole report in lines to read."""
+    lines = []
+    if size is not None:
+        lines.append(f"Picture: {size[0]} of {size[1]} × {size[2]} px.")
+    lines += [report.describe() for report in reports]
+    if len(reports) > 1:
+        lines.append(f"Together: {sum(report.seconds for report in reports):.2f} s.")
+    lines += [file.describe() for file in model_files(reports, hashes)]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Sampling by the host's own loop."""

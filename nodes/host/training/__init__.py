@@ -1,0 +1,1 @@
+"""Training with the host's models."""

@@ -1,0 +1,109 @@
+"""What training takes from the host's models: their weights as a private copy, and their work as encoders."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import comfy.lora
+import torch
+from torch import Tensor
+
+from ....stages.files import convert, identify, load
+from ....stages.files.clip import TextConfig
+from ....stages.nets.stage_c import StageC, StageCConfig
+from ....stages.training.cache import Encoders, fingerprint
+from ..models.vae import check_encoder
+from ..lora.words import learned
+
+PREFIX = "diffusion_model."
+
+
+def stored(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """``tensors`` of a patcher's model as they came from their file, whatever is loaded now.
+
+    Loading casts them, and bakes the LoRAs and hooks of this or another wire into them; the host keeps what was there.
+    """
+    found = {key: value for key, value in tensors.items() if value is not None}
+    kept = {**{key: value for key, (value, _) in patcher.hook_backup.items()},
+            **{key: backup.weight for key, backup in patcher.backup.items()}, **patcher.backup_buffers}
+    for full, value in kept.items():
+        key = full.removeprefix(prefix)
+        if full.startswith(prefix) and key in found:
+            found.update(value.state_dict(key) if hasattr(value, "state_dict") else {key: value})  # quantised, or plain
+    return found
+
+
+def patched(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """``tensors`` of a patcher's model as a sampler would use them, in plain formats: with the LoRAs on its wire.
+
+    The sums are made on the processor, so that they are the same numbers wherever the model happens to be.
+    """
+    found = convert.dequantise(stored(patcher, tensors, prefix), None)
+    for full, patches in patcher.patches.items():
+        key = full.removeprefix(prefix)
+        if full.startswith(prefix) and key in found:
+            weight = found[key].to("cpu", torch.float32, copy=True)
+            found[key] = comfy.lora.calculate_weight(patches, weight, full)
+    return found
+
+
+def prior_weights(model: Any) -> tuple[StageCConfig, dict[str, Tensor]]:
+    """Configuration and canonical tensors of a Stage C MODEL, ours or core's; they are the host's own, not to be kept."""
+    net = model.model.diffusion_model
+    tensors = patched(model, net.state_dict(), PREFIX)
+    kind = load.require(identify.identify(tensors), "stage_c", "This MODEL")
+    return (net.config if isinstance(net, StageC) else kind.config), convert.normalise(tensors, kind)
+
+
+def text_weights(clip: Any) -> tuple[TextConfig, dict[str, Tensor]]:
+    """Configuration and tensors (names of transformers) of the Stable Cascade text encoder in a CLIP."""
+    prefix = "clip_g.transformer."
+    tensors = patched(clip.patcher, clip.cond_stage_model.clip_g.transformer.state_dict(), prefix)
+    kind = load.require(identify.identify(tensors), "text_encoder", "This CLIP")
+    return kind.config, convert.normalise(tensors, kind)
+
+
+def encoders(clip: Any, vae: Any) -> Encoders:
+    """The image encoder and the text encoder, as the nodes use them."""
+    check_encoder(vae.first_stage_model)
+
+    def picture(image: Tensor) -> Tensor:
+        return vae.encode(image.movedim(1, -1))
+
+    def text(caption: str) -> tuple[Tensor, Tensor]:
+        plain = caption.replace("(", "\\(").replace(")", "\\)")  # brackets are words here, no weights
+        cond, pooled = clip.encode_from_tokens(clip.tokenize(plain), return_pooled=True)
+        return cond[0], pooled.reshape(1, -1)
+
+    return Encoders(picture, text, fingerprint(ingredients(vae.patcher, vae.first_stage_model.encoder, "encoder.")),
+                    fingerprint(text_ingredients(clip)))
+
+
+def text_ingredients(clip: Any) -> dict[str, Tensor]:
+    """As :func:`ingredients` for a text encoder, with its CLIP skip and the words that LoRAs have taught it."""
+    found = ingredients(clip.patcher, clip.cond_stage_model)
+    found.update((f"word {word}", rows) for word, rows in learned(clip.tokenizer).items())
+    return found if clip.layer_idx is None else {**found, "skip": torch.tensor(clip.layer_idx)}
+
+
+def ingredients(patcher: Any, net: torch.nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """What tells an encoder from others: its weights, loaded or not, and the LoRAs and hooks on its wire.
+
+    ``prefix`` is what the patcher's keys have before those of ``net``.
+    """
+    found = stored(patcher, net.state_dict(), prefix)
+    for number, patches in enumerate((patcher.patches, *patcher.hook_patches.values())):
+        for key, entry in patches.items():
+            found.update((f"patch {number} {key} {place}", value) for place, value in enumerate(numbers(entry)))
+    return found
+
+
+def numbers(patch: Any) -> Iterator[Tensor]:
+    """The tensors, strengths and offsets inside a patch of the host, in order."""
+    if isinstance(patch, Tensor):
+        yield patch
+    elif isinstance(patch, (int, float)):
+        yield torch.tensor(float(patch))
+    else:
+        for part in patch if isinstance(patch, (list, tuple)) else getattr(patch, "weights", ()):
+            yield from numbers(part)

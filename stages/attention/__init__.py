@@ -1,0 +1,1 @@
+"""What reaches into the blocks: layers, regions, windows, Stage B in tiles."""

@@ -1,0 +1,1 @@
+"""The schedule, the steps, guidance and the noise of a seed."""

@@ -1,0 +1,180 @@
+"""What the ControlNets look at: pictures laid onto a canvas, inpaint packing, outpaint borders and identity maps.
+
+All tensors are (B, C, H, W). The packing is that of the official filters (StableCascade, modules/controlnet.py).
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..nets.encoder import CELL
+from ..errors import WrongInput
+from .canvas import Canvas, from_prior
+
+WHITE = 1.0
+MOST_FACES = 4
+SQUARE_STEPS = 2**0.5 - 1
+COLOURS = ((1.0, 0.2, 0.2), (0.2, 0.8, 0.2), (0.3, 0.4, 1.0), (1.0, 0.8, 0.1))
+
+Sides = tuple[int, int, int, int]
+"""Pixels to add: left, top, right, bottom."""
+
+
+# Onto the canvas
+
+
+def on_canvas(image: Tensor, canvas: Canvas, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
+    """``image`` as it lies on ``canvas``: centre-cropped to its aspect, edges repeated into its padding, resized.
+
+    size: width and height of the result, by default those at which the image encoder and the ControlNets read the
+    canvas (32 pixels to a Stage C cell). Bilinear resizing has antialiasing, as that of the official loader.
+    """
+    left, top, width, height = window(image.shape[-1], image.shape[-2], canvas)
+    image = image[..., top:top + height, left:left + width]
+    border = padding(width, height, canvas)
+    if any(border):
+        left, top, right, bottom = border
+        image = F.pad(image, (left, right, top, bottom), mode="replicate")
+    width, height = size or canvas.encoder_size
+    if tuple(image.shape[-2:]) == (height, width):
+        return image
+    if mode == "nearest":
+        return F.interpolate(image, (height, width), mode="nearest-exact")
+    return F.interpolate(image, (height, width), mode=mode, antialias=True)
+
+
+def window(width: int, height: int, canvas: Canvas) -> Sides:
+    """Left, top, width and height of the middle of a picture that has the aspect of the canvas."""
+    across = min(width, max(1, round(height * canvas.width / canvas.height)))
+    down = min(height, max(1, round(width * canvas.height / canvas.width)))
+    return (width - across) // 2, (height - down) // 2, across, down
+
+
+def padding(width: int, height: int, canvas: Canvas) -> Sides:
+    """The canvas's padding around a picture of its aspect, in that picture's own pixels."""
+    left, top, right, bottom = canvas.crop
+    across, down = width / canvas.width, height / canvas.height
+    return (round(left * across), round(top * down), round((canvas.padded_width - right) * across),
+            round((canvas.padded_height - bottom) * down))
+
+
+# Super-resolution
+
+
+def whole_cells(image: Tensor) -> Tensor:
+    """``image`` with its edges repeated, evenly on both sides, to whole cells of the image encoder (32 pixels)."""
+    across, down = (-side % CELL for side in (image.shape[-1], image.shape[-2]))
+    borders = (across // 2, across - across // 2, down // 2, down - down // 2)
+    return F.pad(image, borders, mode="replicate") if any(borders) else image
+
+
+def enlarged(width: int, height: int) -> Canvas:
+    """The canvas that a picture is enlarged to: two Stage C cells for each of its encoder's, so 2.67 times the size."""
+    columns, rows = (-(-side // CELL) for side in (width, height))
+    whole = from_prior(2 * rows, 2 * columns)
+    return replace(whole, width=round(width * whole.padded_width / (CELL * columns)),
+                   height=round(height * whole.padded_height / (CELL * rows)))
+
+
+# Inpainting and outpainting
+
+
+def inpaint(image: Tensor, mask: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) in [0, 1] and a mask (1 or B, 1, H, W) → the hint (B, 4, H, W) of the inpaint ControlNet.
+
+    Where the mask is above one half the picture is white and the fourth channel 1, elsewhere that is 0.
+    """
+    repaint = (mask > 0.5).expand(image.shape[0], -1, -1, -1)
+    return torch.cat([image.masked_fill(repaint, WHITE), repaint.to(image)], dim=1)
+
+
+def grown(mask: Tensor, pixels: int) -> Tensor:
+    """``mask`` (B, 1, H, W) spread by ``pixels`` in every direction (an octagon); a negative number shrinks it."""
+    if pixels < 0:
+        return 1 - grown(1 - mask, -pixels)
+    for step in range(pixels):
+        # As many square steps among the cross-shaped ones as make the octagon regular.
+        if int((step + 1) * SQUARE_STEPS) > int(step * SQUARE_STEPS):
+            mask = F.max_pool2d(mask, 3, stride=1, padding=1)
+        else:
+            mask = torch.maximum(F.max_pool2d(mask, (1, 3), stride=1, padding=(0, 1)),
+                                 F.max_pool2d(mask, (3, 1), stride=1, padding=(1, 0)))
+    return mask
+
+
+def sides_for(width: int, height: int, sides: Sides, wanted_width: int = 0, wanted_height: int = 0) -> Sides:
+    """``sides`` plus what a picture of ``width`` × ``height`` then lacks to the wanted size, shared by opposite sides.
+
+    A wanted side of 0 asks for nothing. Raises WrongInput where the picture is larger than what is wanted.
+    """
+    left, top, right, bottom = sides
+    grown_width, grown_height = width + left + right, height + top + bottom
+    if (wanted_width and wanted_width < grown_width) or (wanted_height and wanted_height < grown_height):
+        raise WrongInput(f"The picture with its new borders is {grown_width} x {grown_height} px, but a canvas of "
+                         f"{wanted_width or grown_width} x {wanted_height or grown_height} px was asked for, which "
+                         "does not hold it. Ask for a larger canvas, or make the picture smaller first.")
+    across, down = max(0, wanted_width - grown_width), max(0, wanted_height - grown_height)
+    return left + across // 2, top + down // 2, right + across - across // 2, bottom + down - down // 2
+
+
+def outpaint(image: Tensor, mask: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:
+    """The picture with white borders, and its mask (B, 1, H, W), 1 on the borders."""
+    left, top, right, bottom = sides
+    borders = (left, right, top, bottom)
+    return F.pad(image, borders, value=WHITE), F.pad(mask, borders, value=1.0)
+
+
+# Identity
+
+
+def chosen_faces(boxes: Tensor, width: int, height: int, most: int = MOST_FACES) -> Tensor:
+    """Indices of the ``most`` largest and most central boxes (N, 4: left, top, right, bottom in pixels).
+
+    The official rule: the area minus twice the squared distance from the picture's centre.
+    """
+    if len(boxes) <= most:
+        return torch.arange(len(boxes))
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2 - boxes.new_tensor([width / 2, height / 2])
+    return (area - 2 * middle.square().sum(1)).topk(most).indices
+
+
+def face_cells(boxes: Tensor, width: int, height: int, canvas: Canvas) -> list[Sides]:
+    """Boxes in the pixels of a picture → left, top, right, bottom in the Stage C cells of ``canvas``, one at least."""
+    left, top, across, down = window(width, height, canvas)
+    border = padding(across, down, canvas)
+    cells = []
+    for box in boxes.tolist():
+        found = []
+        axes = ((left, across, canvas.prior_width), (top, down, canvas.prior_height))
+        for axis, (start, size, count) in enumerate(axes):
+            whole = border[axis] + size + border[axis + 2]
+            scaled = [(edge - start + border[axis]) / whole * count for edge in (box[axis], box[axis + 2])]
+            first = min(max(round(scaled[0]), 0), count - 1)
+            found.append((first, min(max(round(scaled[1]), first + 1), count)))
+        cells.append((found[0][0], found[1][0], found[0][1], found[1][1]))
+    return cells
+
+
+def identity_map(cells: list[Sides], identities: Tensor, canvas: Canvas) -> Tensor:
+    """Identity vectors (N, C), made unit length, painted over their cells: (1, C, cells down, cells across)."""
+    lengths = identities.float().norm(dim=1, keepdim=True)
+    if not torch.isfinite(lengths).all() or (lengths == 0).any():
+        raise WrongInput("An identity vector is zero or not a number. Give the embedding that a face recogniser "
+                         "(ArcFace, 512 numbers) makes of each face.")
+    painted = torch.zeros(1, identities.shape[1], canvas.prior_height, canvas.prior_width)
+    for (left, top, right, bottom), vector in zip(cells, identities.float() / lengths):
+        painted[0, :, top:bottom, left:right] = vector[:, None, None]
+    return painted
+
+
+def identity_picture(image: Tensor, cells: list[Sides]) -> Tensor:
+    """``image`` (1, 3, H, W) on its canvas at 32 pixels to a cell, every face tinted in a colour of its own."""
+    image = image.clone()
+    for index, (left, top, right, bottom) in enumerate(cells):
+        part = image[..., top * CELL:bottom * CELL, left * CELL:right * CELL]
+        part.add_(part.new_tensor(COLOURS[index % len(COLOURS)])[:, None, None]).mul_(0.5)
+    return image

@@ -1,0 +1,1 @@
+"""LoRA files: names, matching, conversion, extraction and merging."""

@@ -1,0 +1,112 @@
+"""LoRA files out of matched ones: in ComfyUI's layout, in kohya's and in the official trainer's."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from . import names as lora_names, parts as lora_parts
+from ..errors import WrongFile
+from .match import BUNDLED, INDICES, OFFSETS, TEXT_PREFIX, TOKENS_KEY, UNET_PREFIX, Lora, named
+from .names import Shape
+
+COMFYUI, KOHYA, OFFICIAL = "ComfyUI", "kohya", "official"
+LAYOUTS = (COMFYUI, KOHYA, OFFICIAL)
+
+
+def to_layout(lora: Lora, layout: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """``(tensors, metadata)`` of ``lora`` in one of :data:`LAYOUTS`; ``shapes`` are those of the diffusion model.
+
+    Raises :class:`WrongFile` for what the official layout cannot hold. Nothing is copied where nothing changes.
+    """
+    metadata = {"format": "pt", "cascade_studio.lora": layout}
+    if lora.words:
+        metadata[TOKENS_KEY] = json.dumps(dict(lora.words))
+    if layout == OFFICIAL:
+        return {**to_official(lora, shapes), **token_tensors(lora)}, metadata
+    unet, text = lora.unet, lora.text
+    if layout == KOHYA:
+        stage = "lora_prior_unet_" if lora.stage == "stage_c" else "lora_unet_"
+        unet, text = ({module.replace(".", "_"): parts for module, parts in each.items()} for each in (unet, text))
+        tensors = {**named(stage, unet), **named("lora_prior_te_", text)}
+    else:
+        tensors = {**named(UNET_PREFIX, unet), **named(TEXT_PREFIX, text)}
+    return {**tensors, **token_tensors(lora)}, metadata
+
+
+def token_tensors(lora: Lora) -> dict[str, Tensor]:
+    """The changes to the token table; every layout keeps them in the same entries."""
+    found = {f"{BUNDLED}{word}.clip_g": rows for word, rows in lora.bundled.items()}
+    if lora.offsets:
+        found[OFFSETS] = torch.stack(list(lora.offsets.values()))
+        found[INDICES] = torch.tensor(list(lora.offsets))
+    return found
+
+
+def to_official(lora: Lora, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """The positional layout: ``weights.N.lora_up`` (out, rank) and ``lora_down`` (rank, in), fused q, k and v.
+
+    The official trainer adds up @ down / rank, so another strength goes into ``lora_up``. All layers have one rank
+    there: lower ones are filled with zeros, and so are layers that the LoRA leaves alone. Bands of q, k and v with
+    different ``lora_down`` become the blocks of one three times as high.
+    """
+    if not lora.unet:
+        raise WrongFile("The official layout holds changes to Stage C, and this LoRA has none. Choose another layout.")
+    modules = lora_names.modules_of(shapes)
+    order = lora_names.positions(modules)
+    check_official(lora, order)
+    pairs = [fused([lora.unet.get(module) for module in names], [modules[module] for module in names])
+             for names in order]
+    rank = max(down.shape[0] for _, down, _ in pairs)
+    tensors = {}
+    for index, (up, down, scale) in enumerate(pairs):
+        extra = rank - down.shape[0]
+        up = up if scale * rank == 1.0 else up * (scale * rank)
+        tensors[f"weights.{index}.lora_up"] = torch.nn.functional.pad(up, (0, extra)) if extra else up
+        tensors[f"weights.{index}.lora_down"] = torch.nn.functional.pad(down, (0, 0, 0, extra)) if extra else down
+    return tensors
+
+
+def check_official(lora: Lora, order: Sequence[tuple[str, ...]]) -> None:
+    """Raises :class:`WrongFile` unless the LoRA is a plain one on attention layers alone."""
+    attention = {module for names in order for module in names}
+    others = [module for module in lora.unet if module not in attention]
+    unplain = [module for module, parts in lora.unet.items() if module not in others and (
+        lora_parts.method(parts) != "LoRA" or set(parts) - {"lora_up.weight", "lora_down.weight", "alpha"})]
+    reason = ""
+    if others:
+        reason = f"this one changes {len(others)} other layers (for example {others[0]})"
+    elif unplain:
+        reason = f"{len(unplain)} layers of this one are more than that (for example {unplain[0]})"
+    elif lora.text:
+        reason = f"this one changes {len(lora.text)} layers of the text encoder"
+    if reason:
+        raise WrongFile(f"The official layout holds plain LoRAs on attention layers only, and {reason}. "
+                        "Choose the ComfyUI layout.")
+
+
+def fused(parts: Sequence[Mapping[str, Tensor] | None], shapes: Sequence[Shape]) -> tuple[Tensor, Tensor, float]:
+    """``(up, down, scale)`` of the layers that are one in the official network; scale is alpha / rank."""
+    present = [each for each in parts if each is not None]
+    if not present:
+        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+        return torch.zeros(rows, 1), torch.zeros(1, columns), 1.0
+    ups = [None if each is None else each["lora_up.weight"].flatten(1) for each in parts]
+    downs = [None if each is None else each["lora_down.weight"].flatten(1) for each in parts]
+    scales = [1.0 if each is None else scale_of(each) for each in parts]
+    first = present[0]["lora_down.weight"].flatten(1)
+    if all(down is not None and down.shape == first.shape and torch.equal(down, first) for down in downs) \
+            and len(set(scales)) == 1:
+        return torch.cat(ups), first, scales[0]
+    rows = [torch.zeros(shape[0], 1, dtype=first.dtype) if up is None else up * scale
+            for up, scale, shape in zip(ups, scales, shapes)]
+    bands = [torch.zeros(1, first.shape[1], dtype=first.dtype) if down is None else down for down in downs]
+    return torch.block_diag(*rows), torch.cat(bands), 1.0
+
+
+def scale_of(parts: Mapping[str, Tensor]) -> float:
+    """What the product of the two factors is multiplied by: alpha / rank, 1 without an alpha."""
+    alpha = lora_parts.alpha(parts)
+    return 1.0 if alpha is None else alpha / lora_parts.rank(parts)

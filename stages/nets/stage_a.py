@@ -1,0 +1,344 @@
+"""Stage A: the Paella VQGAN that turns 4-channel latents into RGB pictures and back, 4 pixels to a cell.
+
+Rampas et al., "A Novel Sampling Scheme for Text- and Image-Conditional Image Synthesis in Quantized Latent Spaces"
+(arXiv 2211.07292); key names as in the published ``stage_a.safetensors``. The pipeline uses the continuous latent:
+the codebook plays no part in it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backend import TORCH, Backend
+from ..errors import WrongInput
+from .quantizer import Quantized, VectorQuantizer
+from .exact_tiles import Grid, largest_window, run_tiled, spans
+
+EPS = 1e-6
+BAND_BYTES = 24 * 2**20  # of the widest activation that is held at once; measured best from 24 to 32 MiB on a CPU
+ALLOCATOR_SLACK = 1.2  # measured: 1.05 to 1.2 where the allocator returns memory at once, up to 1.7 where it keeps it
+DEFAULT_BUDGET = 2**30
+
+
+@dataclass(frozen=True)
+class StageAConfig:
+    """Defaults are the published model. A cell of the latent is ``2**levels`` pixels wide."""
+
+    levels: int = 2
+    bottleneck_blocks: int = 12
+    c_hidden: int = 384
+    c_latent: int = 4
+    codebook_size: int = 8192
+    scale_factor: float = 0.43
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels from the picture's side to the latent's."""
+        return tuple(self.c_hidden // 2**i for i in reversed(range(self.levels)))
+
+    @property
+    def cell(self) -> int:
+        return 2**self.levels
+
+    @property
+    def head_margin(self) -> int:
+        """Cells of context on each side that the layers after the bottleneck need: 1 in the published model."""
+        low, high = 0, 2 ** (self.levels - 1) - 1
+        for _ in range(self.levels - 1):
+            low, high = (low - 2) // 2, (high + 2) // 2  # a 3×3 block, then a 4×4 transposed convolution of stride 2
+        return max(-low, high)
+
+    @property
+    def decode_margin(self) -> int:
+        """Cells of context on each side of a cell that its pixels depend on: 13 in the published model."""
+        return self.bottleneck_blocks + self.head_margin
+
+    @property
+    def encode_margin(self) -> int:
+        """Cells of context on each side of a cell that its latent depends on: 2 (8 pixels) in the published model."""
+        low, high = -1, 1
+        for _ in range(self.levels - 1):
+            low, high = 2 * low - 2, 2 * high + 3  # a 4×4 convolution of stride 2, then a 3×3 block
+        return -(-max(-2 * low, 2 * high + 2 - self.cell) // self.cell)
+
+
+class Gelu(nn.Module):
+    """Exact GELU, in place where no gradient is asked for: its input is always a fresh tensor here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
+class ResBlock(nn.Module):
+    """Depthwise 3×3 and pointwise MLP, each after a layer norm, scaled by six scalar gates."""
+
+    def __init__(self, c: int, backend: Backend, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+        super().__init__()
+        at = {"dtype": dtype, "device": device}
+        self.c, self.cast = c, backend.cast
+        self.gammas = nn.Parameter(torch.empty(6, **at))
+        self.depthwise = nn.Sequential(nn.ReplicationPad2d(1), backend.Conv2d(c, c, kernel_size=3, groups=c, **at))
+        self.channelwise = nn.Sequential(backend.Linear(c, 4 * c, **at), Gelu(), backend.Linear(4 * c, c, **at))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → the same shape."""
+        gates = self.cast(self.gammas, x)
+        y = self._norm(x.permute(0, 2, 3, 1), gates[0], gates[1]).permute(0, 3, 1, 2)
+        x = x + self.depthwise(y) * gates[2]
+        y = self.channelwise(self._norm(x.permute(0, 2, 3, 1), gates[3], gates[4])).permute(0, 3, 1, 2)
+        return x + y * gates[5]
+
+    def update_(self, x: Tensor) -> Tensor:
+        """The same as ``forward``, in place and by bands of rows: ``x`` (1, C, H, W) is the only full-size tensor."""
+        gates = self.cast(self.gammas, x)
+        rows = x.permute(0, 2, 3, 1)
+        height, width = rows.shape[1:3]
+        step = max(1, BAND_BYTES // (4 * self.c * width * x.element_size()))
+        padded = rows.new_empty(1, min(step, height) + 2, width + 2, self.c)
+        padded[:, 0, 1:-1] = self._norm(rows[:, 0], gates[0], gates[1])
+        for top in range(0, height, step):
+            band = rows[:, top : top + step]
+            count = band.shape[1]
+            _fill(padded, self._norm(rows[:, top : top + step + 1], gates[0], gates[1]), count)
+            y = self.depthwise[1](padded[:, : count + 2].permute(0, 3, 1, 2))
+            band.addcmul_(y.permute(0, 2, 3, 1), gates[2])
+            padded[:, 0] = padded[:, count]  # the row above the next band, as it was before this one changed
+            del y
+            band.addcmul_(self.channelwise(self._norm(band, gates[3], gates[4])), gates[5])
+        return x
+
+    def _norm(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Layer norm over the last axis, then ``· (1 + scale) + shift``."""
+        return F.layer_norm(x, (self.c,), (1 + scale).expand(self.c), shift.expand(self.c), EPS)
+
+
+def _fill(padded: Tensor, y: Tensor, count: int) -> None:
+    """Put ``count`` rows of ``y`` (1, rows, W, C), and the one below if there is one, under row 0; repeat the edges."""
+    padded[:, 1 : 1 + y.shape[1], 1:-1] = y
+    if y.shape[1] == count:
+        padded[:, count + 1] = padded[:, count]
+    padded[:, :, 0] = padded[:, :, 1]
+    padded[:, :, -1] = padded[:, :, -2]
+
+
+class StageA(nn.Module):
+    """Pictures in [0, 1] ↔ continuous latents. Built in eval mode; nothing in it reaches further than ``margins``."""
+
+    def __init__(
+        self,
+        config: StageAConfig = StageAConfig(),
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        backend: Backend = TORCH,
+    ) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        at = {"dtype": dtype, "device": device}
+        widths, c_latent = config.widths, config.c_latent
+
+        def block(c: int) -> ResBlock:
+            return ResBlock(c, backend, dtype, device)
+
+        self.in_block = nn.Sequential(nn.PixelUnshuffle(2), backend.Conv2d(12, widths[0], kernel_size=1, **at))
+        down: list[nn.Module] = [block(widths[0])]
+        for c_in, c_out in zip(widths, widths[1:]):
+            down += [backend.Conv2d(c_in, c_out, kernel_size=4, stride=2, padding=1, **at), block(c_out)]
+        to_latent = backend.Conv2d(widths[-1], c_latent, kernel_size=1, bias=False, **at)
+        self.down_blocks = nn.Sequential(*down, nn.Sequential(to_latent, backend.BatchNorm2d(c_latent, **at)))
+
+        self.vquantizer = VectorQuantizer(config.codebook_size, c_latent, backend, dtype, device)
+
+        up: list[nn.Module] = [nn.Sequential(backend.Conv2d(c_latent, widths[-1], kernel_size=1, **at))]
+        up += [block(widths[-1]) for _ in range(config.bottleneck_blocks)]
+        for c_in, c_out in zip(widths[::-1], widths[-2::-1]):
+            up += [backend.ConvTranspose2d(c_in, c_out, kernel_size=4, stride=2, padding=1, **at), block(c_out)]
+        self.up_blocks = nn.Sequential(*up)
+        self.out_block = nn.Sequential(backend.Conv2d(widths[0], 12, kernel_size=1, **at), nn.PixelShuffle(2))
+        self.eval()
+
+    def encode(self, image: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in [0, 1] → continuous (not quantised) latent (B, 4, H/4, W/4).
+
+        Without gradients the work goes in bands of rows, which is exact. Raises :class:`WrongInput` if a side is not
+        a multiple of the cell.
+        """
+        if not _needs_graph():
+            return self.encode_tiled(image, tile=max(image.shape))
+        self._check(image, 3, self.config.cell)
+        return self._encode_window(image)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent (B, 4, H, W) → RGB (B, 3, 4H, 4W), unclamped.
+
+        Without gradients the work goes image by image and in bands of rows, which is exact.
+        """
+        self._check(latent, self.config.c_latent)
+        if _needs_graph():
+            x = (latent * self.config.scale_factor).contiguous(memory_format=torch.channels_last)
+            return self.out_block(self.up_blocks(x))
+        out = self._picture_for(latent, None)
+        for one, target in zip(latent.split(1), out.split(1)):
+            self._decode_lean(one, target)
+        return out
+
+    def quantize(self, latent: Tensor) -> Quantized:
+        """The nearest codebook vectors to what ``encode`` returns, in the same scale; ``loss`` in the codebook's."""
+        found = self.vquantizer(latent * self.config.scale_factor)
+        return found._replace(vectors=found.vectors / self.config.scale_factor)
+
+    def decode_tiled(
+        self,
+        latent: Tensor,
+        *,
+        tile: int | None = None,
+        budget: int = DEFAULT_BUDGET,
+        out: Tensor | None = None,
+        out_device: torch.device | str | None = None,
+        device: torch.device | str | None = None,
+        on_tile: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """``decode`` by windows of at most ``tile`` × ``tile`` cells that overlap by two margins: the same picture.
+
+        Without ``tile`` the windows are what ``budget`` bytes allow, the picture aside. Windows have at least
+        ``smallest_tile`` cells. ``device`` is where the network runs (by default where the latent lies); the picture
+        goes into ``out`` or to ``out_device``. ``on_tile(done, total)`` follows every tile; what it raises stops it.
+        """
+        self._check(latent, self.config.c_latent)
+        tile = self.decode_tile(budget, latent.element_size()) if tile is None else max(tile, self.smallest_tile)
+        grid = Grid.cut(latent.shape[2:], (tile, tile), self.config.decode_margin, 1, self.config.cell)
+        out = self._picture_for(latent, out_device) if out is None else out
+        return run_tiled(partial(StageA.decode, self), latent, out, grid, device=device, on_tile=on_tile)
+
+    def encode_tiled(
+        self,
+        image: Tensor,
+        *,
+        tile: int | None = None,
+        budget: int = DEFAULT_BUDGET,
+        out: Tensor | None = None,
+        out_device: torch.device | str | None = None,
+        device: torch.device | str | None = None,
+        on_tile: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """``encode`` by windows at most ``tile`` cells wide and high; see :meth:`decode_tiled`.
+
+        High windows are cut into bands, so a tile as large as the picture is no costlier in memory than a strip.
+        """
+        self._check(image, 3, self.config.cell)
+        height, width = (side // self.config.cell for side in image.shape[2:])
+        margin = self.config.encode_margin
+        if tile is None:
+            cost = partial(self.encode_memory_tiled, image.shape, image.element_size())
+            tile = largest_window(budget, cost, smallest=16 * margin)
+        window = self._encode_shape(height, width, image.element_size(), tile)
+        grid = Grid.cut((height, width), window, margin, self.config.cell, 1)
+        if out is None:
+            out = image.new_empty(image.shape[0], self.config.c_latent, height, width, device=out_device)
+        return run_tiled(self._encode_window, image, out, grid, device=device, on_tile=on_tile)
+
+    @property
+    def smallest_tile(self) -> int:
+        """Below four margins the context outweighs the tile."""
+        return 4 * self.config.decode_margin + 1
+
+    def decode_tile(self, budget: int, dtype_size: int) -> int:
+        """The largest ``tile`` whose window decodes within ``budget`` bytes."""
+
+        def cost(side: int) -> int:
+            return self.decode_memory((1, self.config.c_latent, side, side), dtype_size)
+
+        return largest_window(budget, cost, self.smallest_tile)
+
+    def decode_memory(self, shape: Sequence[int], dtype_size: int) -> int:
+        """Bytes that :meth:`decode` of a latent (B, 4, H, W) needs without gradients, the picture included."""
+        batch, _, height, width = shape
+        body = height * width * self.config.c_hidden
+        picture = batch * 3 * height * width * self.config.cell**2
+        rows = min(height, self._band_rows(width, self.config.head_margin, dtype_size))
+        return (body + picture) * dtype_size + self._band_memory(rows * width, dtype_size)
+
+    def decode_memory_tiled(self, shape: Sequence[int], dtype_size: int, tile: int | None = None) -> int:
+        """Bytes that :meth:`decode_tiled` needs with ``tile``, or at the least; the picture included."""
+        tile = self.smallest_tile if tile is None else max(tile, self.smallest_tile)
+        picture = shape[0] * 3 * shape[2] * shape[3] * self.config.cell**2 * dtype_size
+        windows = (spans(side, tile, self.config.decode_margin)[0].last for side in shape[2:])
+        return picture + self.decode_memory((1, shape[1], *windows), dtype_size)
+
+    def encode_memory(self, shape: Sequence[int], dtype_size: int) -> int:
+        """Bytes that :meth:`encode` of a picture (B, 3, H, W) needs without gradients, the latent included."""
+        return self.encode_memory_tiled(shape, dtype_size, tile=max(shape))
+
+    def encode_memory_tiled(self, shape: Sequence[int], dtype_size: int, tile: int = 64) -> int:
+        """Bytes that :meth:`encode_tiled` needs with ``tile``, the latent included."""
+        height, width = (side // self.config.cell for side in shape[2:])
+        rows, columns = self._encode_shape(height, width, dtype_size, tile)
+        latent = shape[0] * self.config.c_latent * height * width * dtype_size
+        return latent + self._band_memory(min(rows, height) * columns, dtype_size)
+
+    def _encode_window(self, image: Tensor) -> Tensor:
+        image = image.contiguous(memory_format=torch.channels_last)
+        return self._run(self.down_blocks, self.in_block(image)) / self.config.scale_factor
+
+    def _decode_lean(self, latent: Tensor, target: Tensor) -> None:
+        """The bottleneck in place, the wide layers after it in bands that go straight into the picture."""
+        body = 1 + self.config.bottleneck_blocks
+        x = (latent * self.config.scale_factor).contiguous(memory_format=torch.channels_last)
+        x = self._run(self.up_blocks[:body], x)
+        margin = self.config.head_margin
+        window = self._band_rows(x.shape[3], margin, x.element_size()), x.shape[3]
+        grid = Grid.cut(x.shape[2:], window, margin, 1, self.config.cell)
+        run_tiled(lambda band: self.out_block(self._run(self.up_blocks[body:], band)), x, target, grid)
+
+    def _run(self, layers: nn.Sequential, x: Tensor) -> Tensor:
+        if _needs_graph():
+            return layers(x)
+        for layer in layers:
+            x = layer.update_(x) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+    def _encode_shape(self, height: int, width: int, dtype_size: int, tile: int) -> tuple[int, int]:
+        """Rows and columns of cells of one window of the encoder."""
+        margin = self.config.encode_margin
+        columns = min(width, max(tile, 4 * margin + 1))
+        return min(columns if tile < height else height, self._band_rows(columns, margin, dtype_size)), columns
+
+    def _band_rows(self, width: int, margin: int, dtype_size: int) -> int:
+        """Rows of cells to a band: within ``BAND_BYTES``, but never so few that the margins outweigh the work."""
+        return max(BAND_BYTES // self._wide_bytes(width, dtype_size), 16 * margin, 1)
+
+    def _band_memory(self, cells: int, dtype_size: int) -> int:
+        """What one band holds: the widest map, and a block's hidden layer with its input and output beside it."""
+        wide = self._wide_bytes(cells, dtype_size)
+        return int(ALLOCATOR_SLACK * (wide + 1.5 * min(BAND_BYTES, 4 * wide)))
+
+    def _wide_bytes(self, cells: int, dtype_size: int) -> int:
+        """Size of the widest map of the network, at half the picture's resolution."""
+        return cells * self.config.widths[0] * (self.config.cell // 2) ** 2 * dtype_size
+
+    def _picture_for(self, latent: Tensor, device: torch.device | str | None) -> Tensor:
+        batch, _, height, width = latent.shape
+        return latent.new_empty(batch, 3, height * self.config.cell, width * self.config.cell, device=device)
+
+    def _check(self, x: Tensor, channels: int, multiple: int = 1) -> None:
+        name = "picture" if channels == 3 else "latent"
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise WrongInput(
+                f"A {name} of shape {tuple(x.shape)} was given to Stage A, which needs (batch, {channels}, height, "
+                f"width). Use {'a picture without an alpha channel' if channels == 3 else 'a latent of Stage B'}."
+            )
+        if x.shape[2] % multiple or x.shape[3] % multiple or not x.numel():
+            raise WrongInput(
+                f"A {name} of {x.shape[3]}×{x.shape[2]} was given to Stage A, which needs sides that are multiples "
+                f"of {multiple}. Crop or pad it."
+            )
+
+
+def _needs_graph() -> bool:
+    """Gradients and compilers want the plain network: no writing in place, no loop over bands."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()

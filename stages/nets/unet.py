@@ -1,0 +1,278 @@
+"""The U of Stage B and Stage C: levels of block groups going down, and back up past the skips of the way down."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backend import TORCH, Backend
+from .blocks import (AttnBlock, BlockHooks, FeedForwardBlock, Place, ResBlock, TimestepBlock, channel_norm, conv_last,
+                     nchw, nhwc, resized, timestep_embedding, widely)
+from ..errors import WrongInput
+
+
+def frozen(value: Any) -> Any:
+    """``value`` with every list in it turned into a tuple, as read from JSON."""
+    return tuple(frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """What Stage B and Stage C have in common; field names are those of the official constructors.
+
+    ``c_hidden``, ``nhead`` and ``level_config`` go from the shallowest level to the deepest. ``blocks`` and
+    ``block_repeat`` hold (down, up); their up halves go from the deepest level to the shallowest. ``self_attn`` is one
+    flag or one a level. Lists are accepted and kept as tuples.
+    """
+
+    c_in: int
+    c_out: int
+    c_r: int = 64
+    patch_size: int
+    c_cond: int
+    c_hidden: tuple[int, ...]
+    nhead: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], tuple[int, ...]]
+    block_repeat: tuple[tuple[int, ...], tuple[int, ...]]
+    level_config: tuple[str, ...]
+    c_clip_seq: int = 4
+    kernel_size: int = 3
+    self_attn: bool | tuple[bool, ...] = True
+    t_conds: tuple[str, ...]
+
+    def __post_init__(self):
+        for field in fields(self):
+            object.__setattr__(self, field.name, frozen(getattr(self, field.name)))
+
+    @property
+    def res_blocks(self) -> int:
+        """How many ResBlocks run in one pass, repeats counted: the length of a full list of control maps."""
+        up_levels = tuple(reversed(self.level_config))
+        return sum(kinds.count("C") * groups * repeats
+                   for way, levels in enumerate((self.level_config, up_levels))
+                   for kinds, groups, repeats in zip(levels, self.blocks[way], self.block_repeat[way]))
+
+
+@dataclass
+class Run:
+    """What one pass hands to its blocks; ``res_blocks`` counts the ResBlocks that have run."""
+
+    dtype: torch.dtype
+    times: list[Tensor]
+    cond: Tensor
+    control: Sequence[Tensor | None]
+    hooks: BlockHooks
+    options: Any
+    res_blocks: int = 0
+
+    def controlled(self, x: Tensor) -> Tensor:
+        """``x`` (B, H, W, C) plus the control map of the ResBlock that comes next, if there is one."""
+        index, self.res_blocks = self.res_blocks, self.res_blocks + 1
+        hint = self.control[index] if index < len(self.control) else None
+        if hint is None:
+            return x
+        if hint.dim() != 4 or hint.shape[0] not in (1, x.shape[0]) or hint.shape[1] != x.shape[-1]:
+            raise WrongInput(f"The control map of ResBlock {index} has the shape {tuple(hint.shape)}, but the model "
+                             f"needs {x.shape[-1]} channels and a batch of 1 or {x.shape[0]}. Use a ControlNet that "
+                             "was made for this model; the published ones belong to the 3.6B Stage C.")
+        return x + resized(nhwc(hint.to(x.device)), x.shape[1:3]).to(x.dtype)
+
+
+def joined_tokens(parts: Sequence[Tensor], c_cond: int) -> Tensor:
+    """Mapped conditions (1 or B, n, k c_cond) as normed tokens (1 or B, M, c_cond), after the SiLU of every block."""
+    batch = max(part.shape[0] for part in parts)
+    tokens = torch.cat([part.reshape(part.shape[0], -1, c_cond).expand(batch, -1, -1) for part in parts], dim=1)
+    return F.silu(channel_norm(tokens, tokens.dtype))
+
+
+def rescaled(scaler: nn.Module, dtype: torch.dtype, x: Tensor) -> Tensor:
+    """``x`` (B, H, W, C) on another level."""
+    return conv_last(scaler[1], channel_norm(x, dtype)).to(x.dtype)
+
+
+class CascadeUNet(nn.Module):
+    """The part that Stage B and Stage C share. A subclass adds its scalers, its conditions and its ``forward``."""
+
+    name = "This network"
+
+    def __init__(self, config: UNetConfig, *, dtype=None, device=None, backend: Backend = TORCH):
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.layer_args = {"dtype": dtype, "device": device}
+        self.backend = backend
+        width, patch = config.c_hidden[0], config.patch_size ** 2
+        self.embedding = nn.Sequential(nn.PixelUnshuffle(config.patch_size), self.conv(config.c_in * patch, width))
+        self.add_levels()
+        self.clf = nn.Sequential(nn.Identity(), self.conv(width, config.c_out * patch),
+                                 nn.PixelShuffle(config.patch_size))
+
+    def conv(self, c_in: int, c_out: int, kernel_size: int = 1, **kwargs) -> nn.Module:
+        return self.backend.Conv2d(c_in, c_out, kernel_size=kernel_size, **kwargs, **self.layer_args)
+
+    def linear(self, c_in: int, c_out: int) -> nn.Module:
+        return self.backend.Linear(c_in, c_out, **self.layer_args)
+
+    def downscaler(self, c_in: int, c_out: int, level: int) -> nn.Module:
+        """The (B, C, H, W) module that leads from ``level`` to the next deeper one."""
+        raise NotImplementedError
+
+    def upscaler(self, c_in: int, c_out: int, level: int) -> nn.Module:
+        """The (B, C, H, W) module that leads back to ``level``."""
+        raise NotImplementedError
+
+    def add_levels(self) -> None:
+        """Blocks, scalers and repeat mappers under the official names; index 0 of a scaler is its weightless norm."""
+        config, widths = self.config, self.config.c_hidden
+        last = len(widths) - 1
+        down = [(i, config.blocks[0][i], config.block_repeat[0][i], 0) for i in range(last + 1)]
+        up = [(i, config.blocks[1][last - i], config.block_repeat[1][last - i], widths[i] if i < last else 0)
+              for i in range(last, -1, -1)]
+        self.down_downscalers = nn.ModuleList([nn.Identity()] + [
+            nn.Sequential(nn.Identity(), self.downscaler(widths[i], widths[i + 1], i)) for i in range(last)])
+        self.up_upscalers = nn.ModuleList([
+            nn.Sequential(nn.Identity(), self.upscaler(widths[i + 1], widths[i], i)) for i in range(last - 1, -1, -1)
+        ] + [nn.Identity()])
+        for way, levels in (("down", down), ("up", up)):
+            self.add_module(f"{way}_blocks", nn.ModuleList([self.level(i, n, skip) for i, n, _, skip in levels]))
+            self.add_module(f"{way}_repeat_mappers", nn.ModuleList([
+                nn.ModuleList([self.conv(widths[i], widths[i]) for _ in range(repeat - 1)])
+                for i, _, repeat, _ in levels]))
+
+    def level(self, level: int, groups: int, c_skip: int) -> nn.ModuleList:
+        """The blocks of one level in a flat list; the skip goes to the very first block if that is a ResBlock."""
+        kinds = self.config.level_config[level] * groups
+        return nn.ModuleList([self.block(kind, level, c_skip if i == 0 else 0) for i, kind in enumerate(kinds)])
+
+    def block(self, kind: str, level: int, c_skip: int) -> nn.Module:
+        config, width, args = self.config, self.config.c_hidden[level], {**self.layer_args, "backend": self.backend}
+        if kind == "C":
+            return ResBlock(width, c_skip, config.kernel_size, **args)
+        if kind == "T":
+            return TimestepBlock(width, config.c_r, config.t_conds, **args)
+        if kind == "A":
+            own = config.self_attn[level] if isinstance(config.self_attn, tuple) else config.self_attn
+            return AttnBlock(width, config.c_cond, config.nhead[level], own, **args)
+        if kind == "F":
+            return FeedForwardBlock(width, **args)
+        raise WrongInput(f"A level_config can hold the blocks C, T, A and F, but this one holds {kind!r}. "
+                         "Correct the configuration of the network.")
+
+    def check_latent(self, x: Tensor) -> None:
+        """Raises :class:`~.errors.WrongInput` unless ``x`` is a latent that this network can denoise."""
+        config = self.config
+        if x.dim() != 4 or x.shape[1] != config.c_in:
+            given = f"{x.shape[1]} channels" if x.dim() == 4 else f"the shape {tuple(x.shape)}"
+            owner = {4: "a Stage B (decoder) latent", 16: "a Stage C (prior) latent"}
+            looks = owner.get(x.shape[1]) if x.dim() == 4 else None
+            raise WrongInput(f"{self.name} was given a latent with {given}{', which is ' + looks if looks else ''}. "
+                             f"It needs {config.c_in} channels: connect {owner.get(config.c_in, 'a matching latent')}.")
+        if x.shape[2] % config.patch_size or x.shape[3] % config.patch_size or 0 in x.shape[2:]:
+            raise WrongInput(f"{self.name} was given a latent of {x.shape[3]} x {x.shape[2]} cells (width x height), "
+                             f"but both have to be multiples of {config.patch_size}. Choose a picture size whose sides "
+                             "are multiples of 8 pixels, or take the latent from the canvas.")
+
+    def checked_condition(self, name: str, value: Tensor, width: int, x: Tensor) -> Tensor:
+        """``value`` (1 or B, width) or (1 or B, n, width) as (1 or B, n, width) in the dtype and on the device of x."""
+        value = value[:, None] if value.dim() == 2 else value
+        if value.dim() != 3 or value.shape[-1] != width or value.shape[0] not in (1, x.shape[0]):
+            raise WrongInput(f"{name} of {self.name} has the shape {tuple(value.shape)}, but the model needs a width "
+                             f"of {width} and a batch of 1 or {x.shape[0]}. Use the text and image encoders that "
+                             "belong to Stable Cascade.")
+        return value.to(device=x.device, dtype=x.dtype)
+
+    def embed_times(self, r: Tensor, conds: dict[str, Tensor | None], dtype: torch.dtype) -> list[Tensor]:
+        """Embeddings of r and of every scalar condition, 0 where it is not given, each (1 or B, c_r)."""
+        zero = r.new_zeros(1)
+        levels = [r, *(zero if conds.get(name) is None else conds[name] for name in self.config.t_conds)]
+        return [timestep_embedding(level, self.config.c_r).to(dtype) for level in levels]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Latent (B, c_in, H, W) -> (B, H/patch, W/patch, C), normed, in the dtype of the residual stream."""
+        stream = torch.float32 if x.dtype == torch.float16 else x.dtype
+        x = self.embedding[0](x).contiguous(memory_format=torch.channels_last)
+        return channel_norm(conv_last(self.embedding[1], x.permute(0, 2, 3, 1)).to(stream), stream)
+
+    def read_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The last norm and projection: (B, H, W, C) -> (B, c_out, H patch, W patch) in ``dtype``."""
+        return self.clf[2](self.clf[1](nchw(channel_norm(x, dtype)))).contiguous()
+
+    def through(self, x: Tensor, run: Run) -> Tensor:
+        """Down and up the U: (B, H, W, C) -> (B, H, W, C)."""
+        x, skips = self.down(x, run)
+        return self.up(x, skips, run)
+
+    def down(self, x: Tensor, run: Run) -> tuple[Tensor, list[Tensor]]:
+        """Returns the deepest level's output and the skips of the levels above it, deepest first."""
+        groups = sum(n * repeat for n, repeat in zip(self.config.blocks[0], self.config.block_repeat[0]))
+        number, skips = 0, []
+        for level, blocks in enumerate(self.down_blocks):
+            if level > 0:
+                x = self.rescale(self.down_downscalers[level], x, run)
+            skip = x
+            mappers = self.down_repeat_mappers[level]
+            for repeat in range(len(mappers) + 1):
+                for group in self.groups(level, blocks):
+                    middle = number == groups - 1
+                    place = Place("middle", 0) if middle else Place("input", number)
+                    x = self.run_group(group, x, None, place, run)
+                    x = skip = nhwc((run.hooks.middle_block if middle else run.hooks.input_block)(place, nchw(x)))
+                    if not middle:
+                        x = nhwc(run.hooks.input_block_after_skip(place, nchw(x)))
+                    number += 1
+                if repeat < len(mappers):
+                    x = skip = self.repeat(mappers[repeat], x, run)
+            skips.insert(0, skip)
+        return x, skips[1:]
+
+    def up(self, x: Tensor, skips: list[Tensor], run: Run) -> Tensor:
+        number, last = 0, len(self.up_blocks) - 1
+        for index, blocks in enumerate(self.up_blocks):
+            mappers = self.up_repeat_mappers[index]
+            for repeat in range(len(mappers) + 1):
+                for j, group in enumerate(self.groups(last - index, blocks)):
+                    skip = skips[index - 1] if index > 0 and j == 0 and isinstance(group[0], ResBlock) else None
+                    if skip is not None:
+                        x = run.hooks.resized(x, skip.shape[1:3])
+                    place = Place("output", number)
+                    x, skip = run.hooks.output_block(place, nchw(x), None if skip is None else nchw(skip))
+                    x, handed = None, [nhwc(x)]  # kept here, it would outlive the first block of the group
+                    x = self.run_group(group, handed.pop(), None if skip is None else nhwc(skip), place, run)
+                    number += 1
+                if repeat < len(mappers):
+                    x = self.repeat(mappers[repeat], x, run)
+            if index < last:
+                x = self.rescale(self.up_upscalers[index], x, run)
+        return x
+
+    def groups(self, level: int, blocks: nn.ModuleList) -> list[list[nn.Module]]:
+        """The blocks of a level cut into repetitions of its ``level_config``."""
+        blocks, size = list(blocks), len(self.config.level_config[level])
+        return [blocks[i:i + size] for i in range(0, len(blocks), size)]
+
+    def run_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Run) -> Tensor:
+        attentions = 0
+        for block in group:
+            if isinstance(block, ResBlock):
+                x, skip = run.hooks.residual(block, run.controlled(x), skip, run.dtype), None
+            elif isinstance(block, TimestepBlock):
+                x = block(x, run.times)
+            elif isinstance(block, AttnBlock):
+                x = block(x, run.cond, run.dtype, place._replace(layer=attentions), run.hooks, run.options)
+                attentions += 1
+            else:
+                x = run.hooks.residual(block, x, None, run.dtype)
+        return x
+
+    def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:
+        return rescaled(scaler, run.dtype, x)
+
+    def repeat(self, mapper: nn.Module, x: Tensor, run: Run) -> Tensor:
+        def mapped(rows: Tensor) -> Tensor:
+            return widely(lambda h: conv_last(mapper, h), rows, run.dtype)
+
+        return run.hooks.rowwise(mapped, x, 2 * x.shape[-1])

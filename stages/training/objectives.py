@@ -1,0 +1,175 @@
+"""What is to be predicted: the official objective for Stage C, Stage B and ControlNets, and a plain one for Stage A.
+
+An objective turns rows (one mapping of tensors a picture, without a batch dimension) and one generator a row into a
+loss for each row. All chance comes from the row's generator, on the CPU, in a fixed order.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..nets.controlnet import ControlNet
+from ..nets.stage_a import StageA
+from .losses import epsilon_losses, keep_mask, noised, offset_noise, pyramid_noise, replace_dropped, sample_times
+
+Row = Mapping[str, Tensor]
+KEEP_IMAGE = 0.1
+"""How often the official training shows Stage C a picture's own CLIP-vision embedding."""
+DROP_EFFNET = 0.1
+"""How often Stage B is trained without a Stage C latent."""
+
+
+class Losses(NamedTuple):
+    """``raw`` (B,) with its graph; ``logsnr`` (B,), or None where there is no noise level."""
+
+    raw: Tensor
+    logsnr: Tensor | None
+
+
+def signature(row: Row) -> tuple[Any, ...]:
+    """Rows with equal signatures can be stacked."""
+    return tuple((name, tuple(row[name].shape)) for name in sorted(row))
+
+
+def stacked(rows: Sequence[Row], name: str) -> Tensor:
+    """One tensor (B, ...) of all rows, float32 on the CPU where it is of floats."""
+    values = torch.stack([row[name] for row in rows])
+    return values.float() if values.is_floating_point() else values
+
+
+@dataclass(eq=False)
+class DiffusionObjective:
+    """Predict the noise in ``latent``. A subclass adds the conditions.
+
+    drop_text: how often a prompt is replaced by the empty one, ``empty`` with "text" (N, width) and "pooled"
+    (1, width). bfloat16: compute products in bfloat16 (autocast).
+    """
+
+    net: nn.Module
+    empty: Row
+    device: torch.device | str = "cpu"
+    bfloat16: bool = False
+    shift: float = 1.0
+    offset: float = 0.0
+    pyramid: bool = False
+    drop_text: float = 0.05
+    nothing: float = field(default=1.0, init=False)
+    """The loss of a network that always answers zero."""
+
+    def losses(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> Losses:
+        """Losses of ``rows``, which have one signature."""
+        x0 = stacked(rows, "latent")
+        t = torch.cat([sample_times(1, g) for g in generators])
+        noise = torch.cat([self.noise(x0[i:i + 1].shape, g) for i, g in enumerate(generators)])
+        conditions = self.conditions(rows, generators)
+        seen = noised(x0, noise, t, self.shift)  # on the CPU, for the same digits everywhere
+        device = torch.device(self.device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            predicted = self.predict(seen.x.to(device), seen.r.to(device),
+                                     {name: value.to(device) for name, value in conditions.items()})
+        return Losses(epsilon_losses(predicted, seen.noise.to(device)), seen.logsnr)
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Normal noise, with whole channels moved and coarse noise added where asked for."""
+        noise = torch.randn(tuple(shape), generator=generator)
+        if self.offset:
+            noise = offset_noise(noise, self.offset, generator)
+        return pyramid_noise(noise, generator=generator) if self.pyramid else noise
+
+    def keep(self, generators: Sequence[torch.Generator], drop: float) -> Tensor:
+        """Which rows keep a condition, (B,) bool."""
+        return torch.cat([keep_mask(1, drop, g) for g in generators])
+
+    def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """What the network is told, on the CPU."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, r: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+        """The noise that the network sees in ``x``."""
+        return self.net(x, r, **conditions)
+
+
+class StageCObjective(DiffusionObjective):
+    """Rows: "latent" (16, h, w), "text" (N, width), "pooled" (1, width), and if there is one "image" (1, width)."""
+
+    def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        text, pooled = stacked(rows, "text"), stacked(rows, "pooled")
+        keep = self.keep(generators, self.drop_text)
+        conditions = {"clip_text": replace_dropped(text, keep, repeated(self.empty["text"], text.shape[1])),
+                      "clip_text_pooled": replace_dropped(pooled, keep, self.empty["pooled"].float())}
+        if "image" in rows[0]:
+            seen = self.keep(generators, 1 - KEEP_IMAGE)
+            conditions["clip_img"] = replace_dropped(stacked(rows, "image"), seen)
+        return conditions
+
+
+def repeated(text: Tensor, count: int) -> Tensor:
+    """The empty prompt's tokens (N, width) as often as a longer prompt has room for: (count, width)."""
+    times = -(-count // len(text))
+    return text.float().repeat(times, 1)[:count]
+
+
+class StageBObjective(DiffusionObjective):
+    """Rows: "latent" (4, H, W), "effnet" (16, h, w), "pooled" (1, width). Officially with pyramid noise."""
+
+    def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        keep = self.keep(generators, self.drop_text)
+        pooled = replace_dropped(stacked(rows, "pooled"), keep, self.empty["pooled"].float())
+        return {"effnet": replace_dropped(stacked(rows, "effnet"), self.keep(generators, DROP_EFFNET)), "clip": pooled}
+
+
+@dataclass(eq=False)
+class ControlObjective(StageCObjective):
+    """As Stage C, whose own weights stay, with the maps of a ControlNet that learns. Rows also have "hint" (c, H, W)."""
+
+    controlnet: ControlNet | None = None
+
+    def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        return {**super().conditions(rows, generators), "hint": stacked(rows, "hint")}
+
+    def predict(self, x: Tensor, r: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+        told = dict(conditions)
+        maps = self.controlnet(told.pop("hint"))
+        return self.net(x, r, **told, control=[maps.get(index) for index in range(max(maps) + 1)])
+
+
+@dataclass(eq=False)
+class StageAObjective:
+    """Rebuild a window of each picture, half of the time through the codebook. Rows: "picture" (3, H, W) in [0, 1].
+
+    The loss is absolute plus twice the squared error, plus that of the codebook (vq + 0.25 · commitment).
+    """
+
+    net: StageA
+    device: torch.device | str = "cpu"
+    bfloat16: bool = False
+    window: int = 256
+    nothing: float | None = field(default=None, init=False)
+
+    def losses(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> Losses:
+        """Losses of ``rows``, which have one signature."""
+        cut = torch.stack([self.cut(row["picture"].float(), g) for row, g in zip(rows, generators)])
+        coded = torch.cat([torch.rand(1, generator=g) < 0.5 for g in generators])
+        device = torch.device(self.device)
+        image, coded = cut.to(device), coded.to(device)[:, None, None, None]
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            latent = self.net.encode(image).float()
+            scaled = latent * self.net.config.scale_factor
+            found = self.net.quantize(latent)
+            codes = self.net.vquantizer.lookup(found.indices).float()
+            made = self.net.decode(torch.where(coded, found.vectors, latent)).float()
+        error = (made - image).flatten(1)
+        table = (codes - scaled.detach()).square() + 0.25 * (scaled - codes.detach()).square()
+        return Losses(error.abs().mean(1) + 2 * error.square().mean(1) + table.flatten(1).mean(1), None)
+
+    def cut(self, picture: Tensor, generator: torch.Generator) -> Tensor:
+        """A window at a random place; whole cells of the picture where it is smaller."""
+        cell = self.net.config.cell
+        sides = [min(self.window, side) // cell * cell for side in picture.shape[1:]]
+        top, left = (int(torch.randint(full - side + 1, (1,), generator=generator))
+                     for full, side in zip(picture.shape[1:], sides))
+        return picture[:, top:top + sides[0], left:left + sides[1]]
