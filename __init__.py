@@ -1,4 +1,5 @@
 """Cascade Studio: Stable Cascade for ComfyUI, all three stages."""
+
 from __future__ import annotations
 
 OLDEST_HOST = (0, 16, 3)

@@ -5,6 +5,7 @@ The first command sets everything up (a ComfyUI host and a Python environment, k
 again in a moment). Environment variables: COMFYUI_PATH uses an existing ComfyUI installation and its Python
 (COMFYUI_PYTHON names another one), CASCADE_STUDIO_CACHE chooses where setups are kept.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -12,8 +13,9 @@ import sys
 from pathlib import Path
 
 if sys.version_info < (3, 10):
-    sys.exit("Python %d.%d is too old: dev.py needs Python 3.10 or newer. Run it with such a Python."
-             % sys.version_info[:2])
+    sys.exit(
+        "Python %d.%d is too old: dev.py needs Python 3.10 or newer. Run it with such a Python." % sys.version_info[:2]
+    )
 
 ROOT = str(Path(__file__).resolve().parent)
 if ROOT not in sys.path:
@@ -31,12 +33,14 @@ def _setup(options: argparse.Namespace) -> Setup:
 def demo(options: argparse.Namespace) -> int:
     """Turn a prompt into a picture inside a real ComfyUI server."""
     from tools.demo import run_demo
+
     return run_demo(_setup(options), options)
 
 
 def test(options: argparse.Namespace) -> int:
     """Run the tests; further arguments go to pytest."""
     from tools.testing import run_tests
+
     return run_tests(_setup(options), options.arguments, options.all_hosts, options.soak)
 
 
@@ -48,6 +52,7 @@ def bench(options: argparse.Namespace) -> int:
 def host(options: argparse.Namespace) -> int:
     """Start ComfyUI with the pack in the foreground; further arguments go to ComfyUI."""
     from tools.demo import run_host
+
     return run_host(_setup(options), options)
 
 
@@ -61,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
 def models(options: argparse.Namespace) -> int:
     """List, plan, fetch and verify checkpoints: models list | plan PRESET | get PRESET --to DIR | verify DIR."""
     from commands.models import run_models
+
     return run_models(lambda: _setup(options), options.arguments)
 
 
@@ -71,18 +77,21 @@ def _parser() -> argparse.ArgumentParser:
     chosen.add_argument("--host-archive", metavar="PATH", help="any other source archive that holds vendor/ComfyUI")
     chosen.add_argument("--host-sha256", metavar="HEX", help="the SHA-256 of --host-archive")
 
-    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for action in (demo, test, bench, host, run, models):
-        command = commands.add_parser(action.__name__, parents=[common], help=action.__doc__,
-                                      description=action.__doc__, allow_abbrev=False)
+        command = commands.add_parser(
+            action.__name__, parents=[common], help=action.__doc__, description=action.__doc__, allow_abbrev=False
+        )
         command.set_defaults(action=action)
         if action is demo:
             _demo_options(command)
         if action is test:
-            command.add_argument("--all-hosts", action="store_true",
-                                 help="run the host and server tests on every pinned ComfyUI")
+            command.add_argument(
+                "--all-hosts", action="store_true", help="run the host and server tests on every pinned ComfyUI"
+            )
             command.add_argument("--soak", action="store_true", help="run the long tests too (many minutes)")
         if action is host:
             command.add_argument("--model", metavar="DIR", help="a ComfyUI models folder (default: Cascade Mini)")
@@ -123,7 +132,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     while position < len(arguments):
         argument = arguments[position]
         if argument == "--":
-            return own, rest + arguments[position + 1:]
+            return own, rest + arguments[position + 1 :]
         if argument in flags or argument.split("=")[0] in valued:
             end = position + (1 if argument in flags or "=" in argument else 2)
             own += arguments[position:end]

@@ -2,6 +2,7 @@
 
 Exit codes: 0 all is well, 1 it failed (the text says why), 2 wrong usage, 3 files are missing (plan) or wrong (verify).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -64,15 +65,18 @@ def parser() -> argparse.ArgumentParser:
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument("what", nargs="+", metavar="PRESET", help="a preset, a file's key or a file's name")
     net = argparse.ArgumentParser(add_help=False)
-    net.add_argument("--endpoint", metavar="URL", help="a mirror of Hugging Face (default: HF_ENDPOINT, or the hub "
-                                                       "itself)")
-    made = argparse.ArgumentParser(prog="dev.py models", description=__doc__, epilog=EXAMPLES,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    net.add_argument(
+        "--endpoint", metavar="URL", help="a mirror of Hugging Face (default: HF_ENDPOINT, or the hub itself)"
+    )
+    made = argparse.ArgumentParser(
+        prog="dev.py models", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     folder = "a ComfyUI models folder, or the folder of a ComfyUI"
     commands.add_parser("list", parents=[common], help="every preset and file that is known")
-    plan = commands.add_parser("plan", parents=[common, chosen], help="what of it is here, what is missing, what it "
-                                                                      "takes")
+    plan = commands.add_parser(
+        "plan", parents=[common, chosen], help="what of it is here, what is missing, what it takes"
+    )
     plan.add_argument("--to", metavar="DIR", help=f"{folder} (default: that of COMFYUI_PATH)")
     get = commands.add_parser("get", parents=[common, chosen, net], help="fetch what is missing")
     get.add_argument("--to", metavar="DIR", required=True, help=folder)
@@ -86,6 +90,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     name_pack()
     from cascade_studio.nodes.checkpoints.errors import CheckpointError, Interrupted
+
     try:
         return COMMANDS[options.command](options)
     except Interrupted as stopped:
@@ -105,10 +110,15 @@ def out(answer: Any) -> None:
 
 def show_list(options: argparse.Namespace) -> int:
     from cascade_studio.nodes.checkpoints import catalogue, disk
+
     known = catalogue.load(options.catalogue)
     if options.json:
-        out({"presets": {p.key: {"title": p.title, "inputs": dict(p.inputs)} for p in known.presets.values()},
-             "files": [as_json(entry) for entry in known.entries.values()]})
+        out(
+            {
+                "presets": {p.key: {"title": p.title, "inputs": dict(p.inputs)} for p in known.presets.values()},
+                "files": [as_json(entry) for entry in known.entries.values()],
+            }
+        )
         return 0
     out("Presets:")
     for preset in known.presets.values():
@@ -126,8 +136,20 @@ def show_list(options: argparse.Namespace) -> int:
 
 def as_json(entry: Any) -> dict[str, Any]:
     """A catalogue entry for scripts."""
-    names = ("key", "role", "name", "folder", "subfolder", "url", "bundled", "bytes", "about", "sha256", "provenance",
-             "note")
+    names = (
+        "key",
+        "role",
+        "name",
+        "folder",
+        "subfolder",
+        "url",
+        "bundled",
+        "bytes",
+        "about",
+        "sha256",
+        "provenance",
+        "note",
+    )
     return {**{name: getattr(entry, name) for name in names}, "licence": entry.licence.describe()}
 
 
@@ -143,6 +165,7 @@ def models_folder(given: str | None) -> Path:
 def the_plan(options: argparse.Namespace) -> tuple[Any, Any]:
     from cascade_studio.nodes.checkpoints import catalogue, find, plan
     from cascade_studio.nodes.checkpoints.hashes import HashCache
+
     known = catalogue.load(options.catalogue)
     roots, hashes = find.models_roots(models_folder(options.to)), HashCache(cache_root() / "hashes.json")
     finder = find.Finder(find.with_bundled(roots, known.entries.values()), hashes, find.hub_folders(os.environ))
@@ -158,6 +181,7 @@ def show_plan(options: argparse.Namespace) -> int:
 def get(options: argparse.Namespace) -> int:
     from cascade_studio.nodes.checkpoints import fetch, settings
     from cascade_studio.nodes.checkpoints.addresses import check_url
+
     if options.endpoint:
         check_url(options.endpoint, "address in --endpoint")
     chosen = settings.Settings.from_environment(endpoint=options.endpoint)
@@ -172,12 +196,25 @@ def get(options: argparse.Namespace) -> int:
     finally:
         line.end()
     for result in results:
-        say(f"{result.path}: " + (f"complete, SHA-256 as the {result.verified} says" if result.verified else
-                                  "complete but unverified: nobody who is trusted has told its hash"))
+        say(
+            f"{result.path}: "
+            + (
+                f"complete, SHA-256 as the {result.verified} says"
+                if result.verified
+                else "complete but unverified: nobody who is trusted has told its hash"
+            )
+        )
     if options.json:
         found = {f.entry.key: str(f.path) for f in plan.found} | {r.entry.key: str(r.path) for r in results}
-        out({"files": found, "fetched": [{"key": r.entry.key, "path": str(r.path), "bytes": r.fetched,
-                                          "verified": r.verified or None} for r in results]})
+        out(
+            {
+                "files": found,
+                "fetched": [
+                    {"key": r.entry.key, "path": str(r.path), "bytes": r.fetched, "verified": r.verified or None}
+                    for r in results
+                ],
+            }
+        )
     return 0
 
 
@@ -189,6 +226,7 @@ class Line:
 
     def show(self, moment: Any) -> None:
         from time import monotonic
+
         text = moment.describe()
         if self.moving:
             sys.stderr.write("\r" + text.ljust(self.width))
@@ -206,6 +244,7 @@ class Line:
 def verify(options: argparse.Namespace) -> int:
     from cascade_studio.nodes.checkpoints import catalogue, verify as check
     from cascade_studio.nodes.checkpoints.hashes import HashCache
+
     folder = Path(options.folder).expanduser().resolve()
     if not folder.is_dir():
         raise Stop(f"{folder} is no folder. Give the folder whose checkpoints are to be checked.")

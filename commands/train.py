@@ -3,6 +3,7 @@
 The file is JSON: "settings" are those of the nodes (stages/training/settings.py), the rest says where things lie. Started
 by torchrun or accelerate launch, several processes share every batch and reach the same result.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,18 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.files import convert, identify, load
-from stages.nets.encoder import normalise
-from stages.errors import CascadeError, WrongFile, WrongInput
-from stages.files.header import load_file
-from stages.training.distributed import Crew, from_environment
-from stages.training.cache import Encoders, encoded, fingerprint, said
-from stages.training.run import Lesson, Run, add_words
-from stages.training.dataset import TrainingSet, from_folder
-from stages.training.settings import Settings, from_dict
-from stages.training.words import Words, text_tower, token_ids
-from stages.training.trainer import Trainer
 from commands.models import name_pack
+from stages.errors import CascadeError, WrongFile, WrongInput
+from stages.files import convert, identify, load
+from stages.files.header import load_file
+from stages.nets.encoder import normalise
+from stages.training.cache import Encoders, encoded, fingerprint, said
+from stages.training.dataset import TrainingSet, from_folder
+from stages.training.distributed import Crew, from_environment
+from stages.training.run import Lesson, Run, add_words
+from stages.training.settings import Settings, from_dict
+from stages.training.trainer import Trainer
+from stages.training.words import Words, text_tower, token_ids
 
 log = logging.getLogger("commands.train")
 
@@ -60,16 +61,23 @@ def read_config(path: Path) -> Config:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WrongInput(f"The configuration {path.name} cannot be read ({error}). It has to be a JSON file.") from error
+        raise WrongInput(
+            f"The configuration {path.name} cannot be read ({error}). It has to be a JSON file."
+        ) from error
     known = {field.name: field for field in fields(Config)}
-    missing = [name for name in ("stage_c", "text_encoder", "image_encoder", "pictures", "output") if name not in values]
+    missing = [
+        name for name in ("stage_c", "text_encoder", "image_encoder", "pictures", "output") if name not in values
+    ]
     unknown = sorted(set(values) - set(known))
     if missing or unknown:
-        raise WrongInput(f"The configuration {path.name} lacks {', '.join(missing) or 'nothing'} and has "
-                         f"{', '.join(unknown) or 'nothing'} that is not known. Entries are: {', '.join(known)}.")
+        raise WrongInput(
+            f"The configuration {path.name} lacks {', '.join(missing) or 'nothing'} and has "
+            f"{', '.join(unknown) or 'nothing'} that is not known. Entries are: {', '.join(known)}."
+        )
     settings = from_dict(values.pop("settings", {}), f"The settings in {path.name}")
-    paths = {name: value if name == "caption" else str((path.parent / value).expanduser())
-             for name, value in values.items()}
+    paths = {
+        name: value if name == "caption" else str((path.parent / value).expanduser()) for name, value in values.items()
+    }
     return Config(**paths, settings=settings)
 
 
@@ -89,6 +97,7 @@ def network(path: str, *kinds: str) -> tuple[Any, dict[str, Tensor]]:
 def tokenizer() -> Any:
     """CLIP's tokenizer, from the host's files."""
     from transformers import CLIPTokenizer
+
     root = os.environ.get("CASCADE_STUDIO_HOST_PATH")
     if not root:
         raise SystemExit("The host's tokenizer is needed: start with 'python3 dev.py run', also for several processes.")
@@ -111,7 +120,7 @@ class Coders:
             if config.encoder is None:
                 raise WrongFile("The image encoder's file holds the Previewer alone. Choose effnet_encoder.")
             config = config.encoder
-            tensors = {key[len("encoder."):]: value for key, value in tensors.items() if key.startswith("encoder.")}
+            tensors = {key[len("encoder.") :]: value for key, value in tensors.items() if key.startswith("encoder.")}
         net = load.CLASSES["encoder"](config, dtype=torch.float32)
         net.load_state_dict({key: tensors[key] for key in net.state_dict() if key in tensors}, strict=False)
         return net.to(self.device).eval().requires_grad_(False)
@@ -121,8 +130,13 @@ class Coders:
         """The text encoder in float32 on a processor, in bfloat16 elsewhere."""
         config, tensors = self.text
         base = "fp32" if self.device.type == "cpu" else "bf16"
-        return text_tower(config, tensors, Words([], tensors["text_model.embeddings.token_embedding.weight"]), base=base,
-                          device=self.device)
+        return text_tower(
+            config,
+            tensors,
+            Words([], tensors["text_model.embeddings.token_embedding.weight"]),
+            base=base,
+            device=self.device,
+        )
 
     @torch.no_grad()
     def picture(self, image: Tensor) -> Tensor:
@@ -144,7 +158,9 @@ class Coders:
 def prepared(config: Config, crew: Crew, device: torch.device) -> Lesson:
     """Check the pictures and encode what was not encoded before; process 0 first, so that the others find it done."""
     pixels = pixel_files()
-    pictures: TrainingSet = from_folder(config.pictures, pixels.read_picture, config.caption, config.settings.resolution)
+    pictures: TrainingSet = from_folder(
+        config.pictures, pixels.read_picture, config.caption, config.settings.resolution
+    )
     coders = Coders(config, device)
     ways, store = coders.encoders(), Path(config.output) / "cache"
     prompt = config.settings.sample_prompt or pictures.pictures[0].caption
@@ -156,7 +172,9 @@ def prepared(config: Config, crew: Crew, device: torch.device) -> Lesson:
     stage_c, weights = network(config.stage_c, "stage_c")
     identity = config.settings.identity(fingerprint(weights), pictures.digest, ways.picture_mark, ways.text_mark)
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    lesson = Lesson(config.settings, identity, device, bfloat16, rows, empty, said(prompt, ways, store), stage_c, weights)
+    lesson = Lesson(
+        config.settings, identity, device, bfloat16, rows, empty, said(prompt, ways, store), stage_c, weights
+    )
     if config.settings.tokens:
         lesson.text = coders.text
         add_words(lesson, [picture.caption for picture in pictures.pictures], prompt, tokenizer())
@@ -195,8 +213,14 @@ class Progress:
             self.told = now
             left = (now - self.started) / (trainer.step - self.first) * (self.steps - trainer.step)
             recent = trainer.losses[-100:]
-            log.info("step %d of %d, loss %.4f, %d:%02d left", trainer.step, self.steps, sum(recent) / len(recent),
-                     left // 60, left % 60)
+            log.info(
+                "step %d of %d, loss %.4f, %d:%02d left",
+                trainer.step,
+                self.steps,
+                sum(recent) / len(recent),
+                left // 60,
+                left % 60,
+            )
 
 
 def run(config: Config, device: str | None = None) -> Path:
@@ -210,8 +234,11 @@ def run(config: Config, device: str | None = None) -> Path:
             log.info("%s %d process%s.", lesson.plan(crew.size).describe(), crew.size, "es" if crew.size > 1 else "")
         output, name = Path(config.output), config.settings.name
         training = Run(lesson, crew)
-        path = training.train(output / "state", lambda: output / f"{name}.safetensors",
-                              Progress(config.settings.steps) if crew.rank == 0 else None)
+        path = training.train(
+            output / "state",
+            lambda: output / f"{name}.safetensors",
+            Progress(config.settings.steps) if crew.rank == 0 else None,
+        )
         if crew.rank == 0:
             for word, stem in training.save_words(output, name):
                 log.info("Learned word %s: %s.safetensors", word, stem)
@@ -226,6 +253,7 @@ def run(config: Config, device: str | None = None) -> Path:
 def save_plot(losses: Sequence[float], name: str, path: Path) -> None:
     """The losses as a PNG file."""
     from PIL import Image
+
     plot = pixel_files().loss_plot(losses, name)[0]
     Image.fromarray((plot * 255).round().byte().numpy()).save(path)
 

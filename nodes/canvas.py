@@ -1,4 +1,5 @@
 """The canvas: from a picture's size to the latents of both stages."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -17,24 +18,50 @@ class CascadeStudioCanvas(io.ComfyNode):
             node_id="CascadeStudio_Canvas",
             display_name="Cascade Canvas",
             category=CATEGORY,
-            description=("The size of the picture. Any width and height work: the grids of both stages are chosen so "
-                         "that nothing is stretched, and what they need more is cropped off at the end."),
+            description=(
+                "The size of the picture. Any width and height work: the grids of both stages are chosen so "
+                "that nothing is stretched, and what they need more is cropped off at the end."
+            ),
             search_aliases=["stable cascade", "empty latent", "resolution", "size", "compression"],
             inputs=[
-                io.Int.Input("width", default=1024, min=geometry.MIN_SIDE, max=geometry.MAX_SIDE, step=8,
-                             tooltip="Width of the picture in pixels."),
-                io.Int.Input("height", default=1024, min=geometry.MIN_SIDE, max=geometry.MAX_SIDE, step=8,
-                             tooltip="Height of the picture in pixels."),
+                io.Int.Input(
+                    "width",
+                    default=1024,
+                    min=geometry.MIN_SIDE,
+                    max=geometry.MAX_SIDE,
+                    step=8,
+                    tooltip="Width of the picture in pixels.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=1024,
+                    min=geometry.MIN_SIDE,
+                    max=geometry.MAX_SIDE,
+                    step=8,
+                    tooltip="Height of the picture in pixels.",
+                ),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pictures to make at once."),
-                io.Float.Input("compression", default=AUTOMATIC, min=AUTOMATIC, max=geometry.TRAINED[1], step=1.0,
-                               round=0.01, advanced=True, tooltip=(
-                                   "Pixels to one cell of the Stage C latent. 0 chooses it (38 to 48, near 42.67); "
-                                   "32 gives more detail and needs more memory, 64 less.")),
+                io.Float.Input(
+                    "compression",
+                    default=AUTOMATIC,
+                    min=AUTOMATIC,
+                    max=geometry.TRAINED[1],
+                    step=1.0,
+                    round=0.01,
+                    advanced=True,
+                    tooltip=(
+                        "Pixels to one cell of the Stage C latent. 0 chooses it (38 to 48, near 42.67); "
+                        "32 gives more detail and needs more memory, 64 less."
+                    ),
+                ),
             ],
             outputs=[
                 io.Latent.Output("prior", display_name="Stage C latent", tooltip="Empty latent for Sample Stage C."),
-                io.Latent.Output("decoder", display_name="Stage B latent", tooltip=(
-                    "Empty latent for a core sampler that runs Stage B; Sample Stage B needs none.")),
+                io.Latent.Output(
+                    "decoder",
+                    display_name="Stage B latent",
+                    tooltip=("Empty latent for a core sampler that runs Stage B; Sample Stage B needs none."),
+                ),
             ],
         )
 

@@ -1,4 +1,5 @@
 """Two pictures side by side, to see what a change did."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
@@ -13,13 +14,19 @@ class CascadeStudioCompare(io.ComfyNode):
             node_id="CascadeStudio_Compare",
             display_name="Compare Pictures",
             category=CATEGORY,
-            description=("Shows two pictures in one place, with a slider between them or side by side. They go into "
-                         "the temporary folder: nothing is kept."),
+            description=(
+                "Shows two pictures in one place, with a slider between them or side by side. They go into "
+                "the temporary folder: nothing is kept."
+            ),
             search_aliases=["stable cascade", "compare", "before after", "side by side", "difference", "preview"],
             inputs=[
                 io.Image.Input("before", tooltip="The picture on the left, or a batch."),
-                io.Image.Input("after", tooltip=(
-                    "The picture on the right, or a batch: picture i is compared with picture i of the other batch.")),
+                io.Image.Input(
+                    "after",
+                    tooltip=(
+                        "The picture on the right, or a batch: picture i is compared with picture i of the other batch."
+                    ),
+                ),
             ],
             outputs=[],
             is_output_node=True,

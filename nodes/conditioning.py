@@ -1,4 +1,5 @@
 """Conditioning for Stage B when a core sampler runs it."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -16,8 +17,10 @@ class CascadeStudioDecoderConditioning(io.ComfyNode):
             node_id="CascadeStudio_DecoderConditioning",
             display_name=WHERE,
             category=CATEGORY,
-            description=("Hands the Stage C latent to Stage B for core samplers such as KSampler: the prompt gets the "
-                         "latent, the negative prompt an empty one, as officially. Sample Stage B does this itself."),
+            description=(
+                "Hands the Stage C latent to Stage B for core samplers such as KSampler: the prompt gets the "
+                "latent, the negative prompt an empty one, as officially. Sample Stage B does this itself."
+            ),
             search_aliases=["stable cascade", "stage b conditioning"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt of Stage C."),
@@ -36,8 +39,10 @@ class CascadeStudioDecoderConditioning(io.ComfyNode):
         canvas = latents.canvas_of_prior(prior, WHERE)
         codes = latents.as_prior(prior, WHERE)
         return io.NodeOutput(
-            latents.with_prior(positive, codes), latents.with_prior(negative, codes.new_zeros(codes.shape)),
-            latents.empty_decoder(canvas, codes.shape[0]))
+            latents.with_prior(positive, codes),
+            latents.with_prior(negative, codes.new_zeros(codes.shape)),
+            latents.empty_decoder(canvas, codes.shape[0]),
+        )
 
 
 NODES = [CascadeStudioDecoderConditioning]

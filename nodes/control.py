@@ -1,4 +1,5 @@
 """ControlNets: loading them, and applying them to the prompts of Stage C."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -19,20 +20,33 @@ class CascadeStudioLoadControlNet(io.ComfyNode):
             node_id="CascadeStudio_LoadControlNet",
             display_name="Load Cascade ControlNet",
             category=CATEGORY,
-            description=("Loads a ControlNet of Stable Cascade: canny, inpainting, super-resolution or the identity "
-                         "layout. The published ones belong to the full Stage C (3.6B)."),
+            description=(
+                "Loads a ControlNet of Stable Cascade: canny, inpainting, super-resolution or the identity "
+                "layout. The published ones belong to the full Stage C (3.6B)."
+            ),
             search_aliases=["stable cascade", "controlnet loader", "canny", "inpaint", "super resolution"],
             inputs=[
                 file_input("controlnet", "canny, inpainting or super_resolution, from models/controlnet."),
-                io.Combo.Input("dtype", options=[loading.AUTO, "fp32", "bf16", "fp16"], default=loading.AUTO,
-                               advanced=True, tooltip=(
-                                   "Number format it computes in. auto follows this machine, as for the VAEs. It runs "
-                                   "once for each picture, so that fp32 costs little.")),
+                io.Combo.Input(
+                    "dtype",
+                    options=[loading.AUTO, "fp32", "bf16", "fp16"],
+                    default=loading.AUTO,
+                    advanced=True,
+                    tooltip=(
+                        "Number format it computes in. auto follows this machine, as for the VAEs. It runs "
+                        "once for each picture, so that fp32 costs little."
+                    ),
+                ),
                 missing_input(),
             ],
             hidden=[io.Hidden.unique_id],
-            outputs=[io.ControlNet.Output("control_net", display_name="control_net", tooltip=(
-                "For Apply Cascade ControlNet, or the core Apply ControlNet node."))],
+            outputs=[
+                io.ControlNet.Output(
+                    "control_net",
+                    display_name="control_net",
+                    tooltip=("For Apply Cascade ControlNet, or the core Apply ControlNet node."),
+                )
+            ],
         )
 
     @classmethod
@@ -46,8 +60,9 @@ class CascadeStudioLoadControlNet(io.ComfyNode):
     @classmethod
     def execute(cls, controlnet, dtype, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
         found = fetch.ready(cls.hidden.unique_id, {"controlnet": controlnet}, missing_files)
-        return io.NodeOutput(control.load_control(found.paths["controlnet"], dtype),
-                             ui=fetch.told(cls.hidden.unique_id, found))
+        return io.NodeOutput(
+            control.load_control(found.paths["controlnet"], dtype), ui=fetch.told(cls.hidden.unique_id, found)
+        )
 
 
 class CascadeStudioApplyControl(io.ComfyNode):
@@ -57,43 +72,107 @@ class CascadeStudioApplyControl(io.ComfyNode):
             node_id="CascadeStudio_ApplyControl",
             display_name="Apply Cascade ControlNet",
             category=CATEGORY,
-            description=("Lets a hint steer Stage C, as strongly, in that part of the run and in those blocks that you "
-                         "choose. Chain several of these for several hints."),
+            description=(
+                "Lets a hint steer Stage C, as strongly, in that part of the run and in those blocks that you "
+                "choose. Chain several of these for several hints."
+            ),
             search_aliases=["stable cascade", "controlnet", "apply controlnet", "block weights"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt; it gets the same hint, as officially."),
                 io.ControlNet.Input("control_net", tooltip="From Load Cascade ControlNet, or a core loader."),
                 io.Image.Input("image", tooltip="The hint that belongs to this ControlNet, from its hint node."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=10.0, step=0.01, round=0.001, tooltip=(
-                    "How strongly the hint is followed; 1 officially, 0 leaves the ControlNet out.")),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, round=0.001, tooltip=(
-                    "Part of the run after which it begins to act.")),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001, tooltip=(
-                    "Part of the run after which it no longer acts. Composition is settled early.")),
-                io.Float.Input("early", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001, advanced=True,
-                               tooltip="Extra factor in the first half of Stage C's blocks."),
-                io.Float.Input("late", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001, advanced=True,
-                               tooltip="Extra factor in the second half of Stage C's blocks."),
-                io.String.Input("block_weights", default="", advanced=True, tooltip=(
-                    "Factors from the first block to the last, such as '1, 0.5, 0', with straight lines between them. "
-                    "Empty is 1 everywhere.")),
-                io.Mask.Input("mask", optional=True, tooltip=(
-                    "Where the hint acts, on both prompts; everywhere without one. Grey acts partly.")),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip=("How strongly the hint is followed; 1 officially, 0 leaves the ControlNet out."),
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip=("Part of the run after which it begins to act."),
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip=("Part of the run after which it no longer acts. Composition is settled early."),
+                ),
+                io.Float.Input(
+                    "early",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    round=0.001,
+                    advanced=True,
+                    tooltip="Extra factor in the first half of Stage C's blocks.",
+                ),
+                io.Float.Input(
+                    "late",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    round=0.001,
+                    advanced=True,
+                    tooltip="Extra factor in the second half of Stage C's blocks.",
+                ),
+                io.String.Input(
+                    "block_weights",
+                    default="",
+                    advanced=True,
+                    tooltip=(
+                        "Factors from the first block to the last, such as '1, 0.5, 0', with straight lines between them. "
+                        "Empty is 1 everywhere."
+                    ),
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip=("Where the hint acts, on both prompts; everywhere without one. Grey acts partly."),
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt with the hint."),
-                io.Conditioning.Output("negative", display_name="negative", tooltip=(
-                    "The negative prompt with the hint.")),
+                io.Conditioning.Output(
+                    "negative", display_name="negative", tooltip=("The negative prompt with the hint.")
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, positive, negative, control_net, image, strength, start_percent, end_percent, early, late,
-                block_weights, mask=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        positive,
+        negative,
+        control_net,
+        image,
+        strength,
+        start_percent,
+        end_percent,
+        early,
+        late,
+        block_weights,
+        mask=None,
+    ) -> io.NodeOutput:
         weights = BlockWeights(early, late, parse_curve(block_weights))
-        return io.NodeOutput(*control.applied(positive, negative, control_net, image, strength,
-                                              (start_percent, end_percent), weights, mask))
+        return io.NodeOutput(
+            *control.applied(
+                positive, negative, control_net, image, strength, (start_percent, end_percent), weights, mask
+            )
+        )
 
 
 NODES = [CascadeStudioLoadControlNet, CascadeStudioApplyControl]

@@ -1,11 +1,12 @@
 """High resolution: Stage B in pieces or tiles, and the start of a second pass of Stage C."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..stages.inputs import canvas, upscale
-from .host.sampling import guidance, tiles
 from .host import latents
+from .host.sampling import guidance, tiles
 
 CATEGORY = "Cascade Studio/high resolution"
 TILES, SECOND = "Tile Stage B", "Enlarge Stage C latent"
@@ -19,32 +20,66 @@ class CascadeStudioTileDecoder(io.ComfyNode):
             node_id="CascadeStudio_TileDecoder",
             display_name=TILES,
             category=CATEGORY,
-            description=("Lets Stage B make large pictures in little memory: in pieces, which changes nothing else, or "
-                         "in overlapping tiles that each follow their own part of the Stage C latent."),
+            description=(
+                "Lets Stage B make large pictures in little memory: in pieces, which changes nothing else, or "
+                "in overlapping tiles that each follow their own part of the Stage C latent."
+            ),
             search_aliases=["stable cascade", "tiled diffusion", "tiled decoder", "low vram", "4k", "high resolution"],
             inputs=[
                 io.Model.Input("model", tooltip="The decoder (Stage B) of Load Stable Cascade."),
-                io.Combo.Input("method", options=list(tiles.METHODS), default=tiles.PIECES, tooltip=(
-                    "pieces gives the same picture in less than half the memory. The tiles need less still and are "
-                    "faster on very large pictures, but only come close to it; shared norms come closer.")),
-                io.Int.Input("tile_size", default=1024, min=256, max=4096, step=64, tooltip=(
-                    "Side of a tile in pixels; smaller needs less memory. Pictures up to this size stay whole.")),
-                io.Int.Input("tile_overlap", default=256, min=64, max=2048, step=64, tooltip=(
-                    "How many pixels neighbouring tiles share at least and blend over. Not used by pieces.")),
-                io.Int.Input("tile_batch", default=1, min=1, max=16, advanced=True, tooltip=(
-                    "Tiles computed at once: faster on large graphics cards, needs that many times the memory. "
-                    "Not used by pieces.")),
+                io.Combo.Input(
+                    "method",
+                    options=list(tiles.METHODS),
+                    default=tiles.PIECES,
+                    tooltip=(
+                        "pieces gives the same picture in less than half the memory. The tiles need less still and are "
+                        "faster on very large pictures, but only come close to it; shared norms come closer."
+                    ),
+                ),
+                io.Int.Input(
+                    "tile_size",
+                    default=1024,
+                    min=256,
+                    max=4096,
+                    step=64,
+                    tooltip=(
+                        "Side of a tile in pixels; smaller needs less memory. Pictures up to this size stay whole."
+                    ),
+                ),
+                io.Int.Input(
+                    "tile_overlap",
+                    default=256,
+                    min=64,
+                    max=2048,
+                    step=64,
+                    tooltip=("How many pixels neighbouring tiles share at least and blend over. Not used by pieces."),
+                ),
+                io.Int.Input(
+                    "tile_batch",
+                    default=1,
+                    min=1,
+                    max=16,
+                    advanced=True,
+                    tooltip=(
+                        "Tiles computed at once: faster on large graphics cards, needs that many times the memory. "
+                        "Not used by pieces."
+                    ),
+                ),
             ],
-            outputs=[io.Model.Output("model", display_name="decoder", tooltip=(
-                "The decoder for Sample Stage B or for a core sampler."))],
+            outputs=[
+                io.Model.Output(
+                    "model", display_name="decoder", tooltip=("The decoder for Sample Stage B or for a core sampler.")
+                )
+            ],
         )
 
     @classmethod
     def execute(cls, model, method, tile_size, tile_overlap, tile_batch) -> io.NodeOutput:
         latents.check_model(model, "Stage B", TILES)
         guidance.check_own(model, TILES, "Stage B")
-        return io.NodeOutput(tiles.patch_tiles(model, tiles.tiling(
-            method, tile_size // PIXELS, tile_overlap // PIXELS, tile_batch)))
+        return io.NodeOutput(
+            tiles.patch_tiles(model, tiles.tiling(method, tile_size // PIXELS, tile_overlap // PIXELS, tile_batch))
+        )
 
 
 class CascadeStudioHighResolutionPrior(io.ComfyNode):
@@ -54,22 +89,52 @@ class CascadeStudioHighResolutionPrior(io.ComfyNode):
             node_id="CascadeStudio_HighResolutionPrior",
             display_name=SECOND,
             category=CATEGORY,
-            description=("Enlarges a finished Stage C latent for a second pass of Stage C: the small picture guides the "
-                         "large one, so that the composition stays and nothing appears twice."),
+            description=(
+                "Enlarges a finished Stage C latent for a second pass of Stage C: the small picture guides the "
+                "large one, so that the composition stays and nothing appears twice."
+            ),
             search_aliases=["stable cascade", "hires fix", "two pass", "upscale latent", "high resolution"],
             inputs=[
                 io.Latent.Input("prior", tooltip="The latent from Sample Stage C, of a picture of about 1024 pixels."),
-                io.Float.Input("scale", default=2.0, min=1.0, max=8.0, step=0.05, round=0.001, tooltip=(
-                    "How many times wider and higher the picture becomes. 1 with compression 0 changes nothing.")),
-                io.Float.Input("compression", default=0.0, min=0.0, max=canvas.TRAINED[1], step=1.0, round=0.01,
-                               advanced=True, tooltip=(
-                                   "Pixels to one cell of the large Stage C latent, from 32 to 64; 0 chooses it. Higher "
-                                   "keeps the grid, and with it time and repeated motifs, smaller.")),
-                io.Combo.Input("method", options=list(upscale.MODES), default=upscale.MODES[0], advanced=True, tooltip=(
-                    "How the cells between are made. What it blurs, the second pass sharpens again.")),
+                io.Float.Input(
+                    "scale",
+                    default=2.0,
+                    min=1.0,
+                    max=8.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip=(
+                        "How many times wider and higher the picture becomes. 1 with compression 0 changes nothing."
+                    ),
+                ),
+                io.Float.Input(
+                    "compression",
+                    default=0.0,
+                    min=0.0,
+                    max=canvas.TRAINED[1],
+                    step=1.0,
+                    round=0.01,
+                    advanced=True,
+                    tooltip=(
+                        "Pixels to one cell of the large Stage C latent, from 32 to 64; 0 chooses it. Higher "
+                        "keeps the grid, and with it time and repeated motifs, smaller."
+                    ),
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(upscale.MODES),
+                    default=upscale.MODES[0],
+                    advanced=True,
+                    tooltip=("How the cells between are made. What it blurs, the second pass sharpens again."),
+                ),
             ],
-            outputs=[io.Latent.Output("prior", display_name="Stage C latent", tooltip=(
-                "Start of a second Sample Stage C with denoise between 0.4 and 0.7."))],
+            outputs=[
+                io.Latent.Output(
+                    "prior",
+                    display_name="Stage C latent",
+                    tooltip=("Start of a second Sample Stage C with denoise between 0.4 and 0.7."),
+                )
+            ],
         )
 
     @classmethod

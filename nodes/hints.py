@@ -1,11 +1,12 @@
 """Hint nodes: pictures prepared exactly as the ControlNets were trained, each showing what its net will see."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
 from ..stages.inputs import canny, canvas as geometry
-from .host.conditioning import hints
 from .host import latents
+from .host.conditioning import hints
 
 CATEGORY = "Cascade Studio/control"
 CANNY, INPAINT, OUTPAINT = "Canny Hint", "Inpaint Hint", "Outpaint Canvas"
@@ -13,9 +14,14 @@ LARGER, IDENTITY = "Super-Resolution Hint", "Identity Hint"
 
 
 def latent_input() -> io.Latent.Input:
-    return io.Latent.Input("latent", optional=True, tooltip=(
-        "The Stage C latent that you will sample: the hint is cropped and padded to its canvas. Without it the canvas "
-        "has the picture's own size."))
+    return io.Latent.Input(
+        "latent",
+        optional=True,
+        tooltip=(
+            "The Stage C latent that you will sample: the hint is cropped and padded to its canvas. Without it the canvas "
+            "has the picture's own size."
+        ),
+    )
 
 
 def hint_output(what: str) -> io.Image.Output:
@@ -33,16 +39,32 @@ class CascadeStudioCannyHint(io.ComfyNode):
             node_id="CascadeStudio_CannyHint",
             display_name=CANNY,
             category=CATEGORY,
-            description=("Finds edges as the canny ControlNet was trained on: at 224 pixels, stretched back, so that "
-                         "they look soft. Sharp edges of other preprocessors work less well."),
+            description=(
+                "Finds edges as the canny ControlNet was trained on: at 224 pixels, stretched back, so that "
+                "they look soft. Sharp edges of other preprocessors work less well."
+            ),
             search_aliases=["stable cascade", "canny", "edge detection", "preprocessor", "controlnet"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture whose edges you want."),
-                io.Int.Input("low", default=canny.LOW, min=0, max=2040, step=5, tooltip=(
-                    "Weaker edges than this are dropped; 100 in training. Lower it for more detail.")),
-                io.Int.Input("high", default=canny.HIGH, min=0, max=2040, step=5, tooltip=(
-                    "Edges as strong as this are always kept, weaker ones only where they touch them; 200 in "
-                    "training.")),
+                io.Int.Input(
+                    "low",
+                    default=canny.LOW,
+                    min=0,
+                    max=2040,
+                    step=5,
+                    tooltip=("Weaker edges than this are dropped; 100 in training. Lower it for more detail."),
+                ),
+                io.Int.Input(
+                    "high",
+                    default=canny.HIGH,
+                    min=0,
+                    max=2040,
+                    step=5,
+                    tooltip=(
+                        "Edges as strong as this are always kept, weaker ones only where they touch them; 200 in "
+                        "training."
+                    ),
+                ),
                 latent_input(),
             ],
             outputs=[hint_output("The edges.")],
@@ -61,14 +83,21 @@ class CascadeStudioInpaintHint(io.ComfyNode):
             node_id="CascadeStudio_InpaintHint",
             display_name=INPAINT,
             category=CATEGORY,
-            description=("Packs a picture and its mask for the inpainting ControlNet: white where the picture is to be "
-                         "painted anew, and the mask as a fourth channel."),
+            description=(
+                "Packs a picture and its mask for the inpainting ControlNet: white where the picture is to be "
+                "painted anew, and the mask as a fourth channel."
+            ),
             search_aliases=["stable cascade", "inpaint", "outpaint", "mask", "controlnet"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture to keep a part of."),
                 io.Mask.Input("mask", tooltip="Where to paint anew. Every pixel counts as all or nothing."),
-                io.Int.Input("grow", default=0, min=-256, max=256, tooltip=(
-                    "Pixels by which the mask is made larger, or smaller if negative.")),
+                io.Int.Input(
+                    "grow",
+                    default=0,
+                    min=-256,
+                    max=256,
+                    tooltip=("Pixels by which the mask is made larger, or smaller if negative."),
+                ),
                 latent_input(),
             ],
             outputs=[hint_output("Four channels: picture and mask."), preview_output()],
@@ -84,23 +113,40 @@ class CascadeStudioOutpaintCanvas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def side(name: str) -> io.Int.Input:
-            return io.Int.Input(name, default=0, min=0, max=geometry.MAX_SIDE, step=8,
-                                tooltip=f"Pixels to add at the {name}.")
+            return io.Int.Input(
+                name, default=0, min=0, max=geometry.MAX_SIDE, step=8, tooltip=f"Pixels to add at the {name}."
+            )
 
         def to(name: str) -> io.Int.Input:
-            return io.Int.Input(name, default=0, min=0, max=geometry.MAX_SIDE, step=8, advanced=True, tooltip=(
-                f"{name.capitalize()} of the whole canvas; what is missing is shared by both sides. 0 asks for none."))
+            return io.Int.Input(
+                name,
+                default=0,
+                min=0,
+                max=geometry.MAX_SIDE,
+                step=8,
+                advanced=True,
+                tooltip=(
+                    f"{name.capitalize()} of the whole canvas; what is missing is shared by both sides. 0 asks for none."
+                ),
+            )
 
         return io.Schema(
             node_id="CascadeStudio_OutpaintCanvas",
             display_name=OUTPAINT,
             category=CATEGORY,
-            description=("Adds empty borders to a picture, and a mask that covers them, for outpainting with the "
-                         "inpainting ControlNet."),
+            description=(
+                "Adds empty borders to a picture, and a mask that covers them, for outpainting with the "
+                "inpainting ControlNet."
+            ),
             search_aliases=["stable cascade", "outpaint", "pad image", "extend", "uncrop"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture to go on beyond its borders."),
-                side("left"), side("top"), side("right"), side("bottom"), to("width"), to("height"),
+                side("left"),
+                side("top"),
+                side("right"),
+                side("bottom"),
+                to("width"),
+                to("height"),
                 io.Mask.Input("mask", optional=True, tooltip="A part of the picture to paint anew as well."),
             ],
             outputs=[
@@ -124,8 +170,10 @@ class CascadeStudioSuperResolutionHint(io.ComfyNode):
             node_id="CascadeStudio_SuperResolutionHint",
             display_name=LARGER,
             category=CATEGORY,
-            description=("Encodes a picture for the super-resolution ControlNet and makes the canvas of the larger "
-                         "picture, 2.67 times as wide and high."),
+            description=(
+                "Encodes a picture for the super-resolution ControlNet and makes the canvas of the larger "
+                "picture, 2.67 times as wide and high."
+            ),
             search_aliases=["stable cascade", "super resolution", "upscale", "enlarge", "controlnet"],
             inputs=[
                 io.Image.Input("image", tooltip="The small picture; about 768 pixels a side officially."),
@@ -134,8 +182,11 @@ class CascadeStudioSuperResolutionHint(io.ComfyNode):
             outputs=[
                 hint_output("Sixteen channels: the encoded picture, twice as large."),
                 io.Latent.Output("prior", display_name="Stage C latent", tooltip="Empty, for Sample Stage C."),
-                io.Latent.Output("decoder", display_name="Stage B latent", tooltip=(
-                    "Empty, for a core sampler that runs Stage B; Sample Stage B needs none.")),
+                io.Latent.Output(
+                    "decoder",
+                    display_name="Stage B latent",
+                    tooltip=("Empty, for a core sampler that runs Stage B; Sample Stage B needs none."),
+                ),
                 io.Image.Output("preview", display_name="preview", tooltip="The picture as the encoder reads it."),
             ],
         )
@@ -144,8 +195,13 @@ class CascadeStudioSuperResolutionHint(io.ComfyNode):
     def execute(cls, image, vae) -> io.NodeOutput:
         hint, preview, canvas = hints.super_resolution(image, vae, LARGER)
         batch = hint.shape[0]
-        return io.NodeOutput(hint, latents.empty_prior(canvas, batch), latents.empty_decoder(canvas, batch), preview,
-                             ui=ui.PreviewImage(preview))
+        return io.NodeOutput(
+            hint,
+            latents.empty_prior(canvas, batch),
+            latents.empty_decoder(canvas, batch),
+            preview,
+            ui=ui.PreviewImage(preview),
+        )
 
 
 class CascadeStudioIdentityHint(io.ComfyNode):
@@ -155,17 +211,27 @@ class CascadeStudioIdentityHint(io.ComfyNode):
             node_id="CascadeStudio_IdentityHint",
             display_name=IDENTITY,
             category=CATEGORY,
-            description=("Paints face embeddings into a map for an identity ControlNet. Stability AI never published "
-                         "the face weights: this is for nets of that layout that you trained yourself."),
+            description=(
+                "Paints face embeddings into a map for an identity ControlNet. Stability AI never published "
+                "the face weights: this is for nets of that layout that you trained yourself."
+            ),
             search_aliases=["stable cascade", "face", "identity", "arcface", "controlnet"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture in which the boxes were found."),
-                io.AnyType.Input("boxes", tooltip=(
-                    "One box a face, in pixels: left, top, right, bottom, or x, y, width, height in a bounding box. Up "
-                    "to four faces are used, the largest and most central ones.")),
-                io.AnyType.Input("embeddings", tooltip=(
-                    "One ArcFace embedding (512 numbers) a face, in the same order. A list of insightface faces can go "
-                    "into both inputs.")),
+                io.AnyType.Input(
+                    "boxes",
+                    tooltip=(
+                        "One box a face, in pixels: left, top, right, bottom, or x, y, width, height in a bounding box. Up "
+                        "to four faces are used, the largest and most central ones."
+                    ),
+                ),
+                io.AnyType.Input(
+                    "embeddings",
+                    tooltip=(
+                        "One ArcFace embedding (512 numbers) a face, in the same order. A list of insightface faces can go "
+                        "into both inputs."
+                    ),
+                ),
                 latent_input(),
             ],
             outputs=[hint_output("512 channels: who is where."), preview_output()],
@@ -177,5 +243,10 @@ class CascadeStudioIdentityHint(io.ComfyNode):
         return io.NodeOutput(hint, preview, ui=ui.PreviewImage(preview))
 
 
-NODES = [CascadeStudioCannyHint, CascadeStudioInpaintHint, CascadeStudioOutpaintCanvas,
-         CascadeStudioSuperResolutionHint, CascadeStudioIdentityHint]
+NODES = [
+    CascadeStudioCannyHint,
+    CascadeStudioInpaintHint,
+    CascadeStudioOutpaintCanvas,
+    CascadeStudioSuperResolutionHint,
+    CascadeStudioIdentityHint,
+]

@@ -1,4 +1,5 @@
 """Image prompts: pictures that Stage C hears beside the words, or is pushed away from."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
@@ -14,13 +15,31 @@ def picture_inputs() -> list[io.Input]:
     """Eight pictures with their weights; the first picture has to be there."""
     inputs: list[io.Input] = []
     for number in range(1, MOST + 1):
-        inputs.append(io.Image.Input(f"image_{number}", optional=number > 1, tooltip=(
-            "A picture to take subject and style from. A batch counts as several." if number == 1 else
-            f"Picture {number}, if you want one.")))
-        inputs.append(io.Float.Input(
-            f"weight_{number}", default=1.0, min=-5.0, max=5.0, step=0.05, round=0.001, tooltip=(
-                f"How loud picture {number} is; 1 officially, 0 leaves it out. Below 0 it goes into the negative "
-                "prompt, which pushes the result away from it.")))
+        inputs.append(
+            io.Image.Input(
+                f"image_{number}",
+                optional=number > 1,
+                tooltip=(
+                    "A picture to take subject and style from. A batch counts as several."
+                    if number == 1
+                    else f"Picture {number}, if you want one."
+                ),
+            )
+        )
+        inputs.append(
+            io.Float.Input(
+                f"weight_{number}",
+                default=1.0,
+                min=-5.0,
+                max=5.0,
+                step=0.05,
+                round=0.001,
+                tooltip=(
+                    f"How loud picture {number} is; 1 officially, 0 leaves it out. Below 0 it goes into the negative "
+                    "prompt, which pushes the result away from it."
+                ),
+            )
+        )
     return inputs
 
 
@@ -31,43 +50,82 @@ class CascadeStudioImagePrompts(io.ComfyNode):
             node_id="CascadeStudio_ImagePrompts",
             display_name=WHERE,
             category=CATEGORY,
-            description=("Adds one to eight pictures to the prompt of Stage C. One picture and an empty prompt make "
-                         "the official image variations."),
+            description=(
+                "Adds one to eight pictures to the prompt of Stage C. One picture and an empty prompt make "
+                "the official image variations."
+            ),
             search_aliases=["stable cascade", "image prompt", "image variation", "unclip", "clip vision", "ip adapter"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt; an empty one for pure variations."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt; gets the pictures of negative weight."),
                 io.ClipVision.Input("clip_vision", tooltip="From Load Stable Cascade."),
                 *picture_inputs(),
-                io.Combo.Input("crop", options=list(CROPS), default=CENTRE, tooltip=(
-                    "What CLIP sees of a picture that is not square: its centre (officially), all of it with borders, "
-                    "or all of it squashed.")),
-                io.Float.Input("text_weight", default=1.0, min=0.0, max=2.0, step=0.05, round=0.001, tooltip=(
-                    "How loud the words are beside the pictures: 0 is the empty prompt. Other values than 1 need the "
-                    "'clip' input.")),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, round=0.001, advanced=True,
-                               tooltip="Part of the run after which the pictures are heard; before it only the words."),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001, advanced=True,
-                               tooltip="Part of the run after which the pictures are no longer heard."),
-                io.Clip.Input("clip", optional=True, tooltip=(
-                    "The text encoder; needed only for another text weight than 1.")),
+                io.Combo.Input(
+                    "crop",
+                    options=list(CROPS),
+                    default=CENTRE,
+                    tooltip=(
+                        "What CLIP sees of a picture that is not square: its centre (officially), all of it with borders, "
+                        "or all of it squashed."
+                    ),
+                ),
+                io.Float.Input(
+                    "text_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip=(
+                        "How loud the words are beside the pictures: 0 is the empty prompt. Other values than 1 need the "
+                        "'clip' input."
+                    ),
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    advanced=True,
+                    tooltip="Part of the run after which the pictures are heard; before it only the words.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    advanced=True,
+                    tooltip="Part of the run after which the pictures are no longer heard.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip=("The text encoder; needed only for another text weight than 1.")
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt with the pictures."),
-                io.Conditioning.Output("negative", display_name="negative", tooltip=(
-                    "The negative prompt, with the pictures of negative weight.")),
+                io.Conditioning.Output(
+                    "negative",
+                    display_name="negative",
+                    tooltip=("The negative prompt, with the pictures of negative weight."),
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, positive, negative, clip_vision, crop, text_weight, start_percent, end_percent, clip=None,
-                **pictures) -> io.NodeOutput:
+    def execute(
+        cls, positive, negative, clip_vision, crop, text_weight, start_percent, end_percent, clip=None, **pictures
+    ) -> io.NodeOutput:
         numbers = range(1, MOST + 1)
         images = (pictures.get(f"image_{n}") for n in numbers)
         given = (pictures.get(f"weight_{n}", 1.0) for n in numbers)
         found, weights = image_prompts.pictures(clip_vision, images, given, crop, WHERE)
-        prompts = image_prompts.prompted(positive, negative, clip_vision, found, weights, (start_percent, end_percent),
-                                         (text_weight, clip), WHERE)
+        prompts = image_prompts.prompted(
+            positive, negative, clip_vision, found, weights, (start_percent, end_percent), (text_weight, clip), WHERE
+        )
         shown = image_prompts.shown(found)
         return io.NodeOutput(*prompts, ui=None if shown is None else ui.PreviewImage(shown))
 

@@ -1,4 +1,5 @@
 """Inpainting a part of a picture at its own size, and pasting it back without touching the rest."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -16,28 +17,66 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
             node_id="CascadeStudio_InpaintCrop",
             display_name="Inpaint Crop",
             category=CATEGORY,
-            description=("Cuts the part around a mask out of a picture and brings it to a size that Stable Cascade works "
-                         "well at. Paste Inpainted Part puts it back."),
+            description=(
+                "Cuts the part around a mask out of a picture and brings it to a size that Stable Cascade works "
+                "well at. Paste Inpainted Part puts it back."
+            ),
             search_aliases=["stable cascade", "inpaint", "crop and stitch", "mask", "region"],
             inputs=[
                 io.Image.Input("image", tooltip="The whole picture."),
                 io.Mask.Input("mask", tooltip="White where something new goes; of the size of the picture."),
-                io.Float.Input("context", default=1.5, min=1.0, max=10.0, step=0.1, round=0.01, tooltip=(
-                    "Size of the part by the size of the mask: more shows the model more of the surroundings.")),
+                io.Float.Input(
+                    "context",
+                    default=1.5,
+                    min=1.0,
+                    max=10.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip=(
+                        "Size of the part by the size of the mask: more shows the model more of the surroundings."
+                    ),
+                ),
                 io.Int.Input("grow", default=8, min=0, max=512, tooltip="Pixels by which the mask is widened."),
-                io.Int.Input("feather", default=16, min=0, max=512, tooltip=(
-                    "Pixels around the widened mask over which the new part fades into the old picture; nothing beyond "
-                    "them changes.")),
-                io.Int.Input("target_size", default=1024, min=0, max=4096, step=64, tooltip=(
-                    "The part is enlarged or reduced to about the area of a square with this side; 0 keeps its size.")),
-                io.Int.Input("multiple", default=128, min=8, max=256, step=8, advanced=True, tooltip=(
-                    "Sides of the part are multiples of this; 128 is three cells of Stage C, so that nothing is padded.")),
+                io.Int.Input(
+                    "feather",
+                    default=16,
+                    min=0,
+                    max=512,
+                    tooltip=(
+                        "Pixels around the widened mask over which the new part fades into the old picture; nothing beyond "
+                        "them changes."
+                    ),
+                ),
+                io.Int.Input(
+                    "target_size",
+                    default=1024,
+                    min=0,
+                    max=4096,
+                    step=64,
+                    tooltip=(
+                        "The part is enlarged or reduced to about the area of a square with this side; 0 keeps its size."
+                    ),
+                ),
+                io.Int.Input(
+                    "multiple",
+                    default=128,
+                    min=8,
+                    max=256,
+                    step=8,
+                    advanced=True,
+                    tooltip=(
+                        "Sides of the part are multiples of this; 128 is three cells of Stage C, so that nothing is padded."
+                    ),
+                ),
             ],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The part to work on."),
                 io.Mask.Output("mask", display_name="mask", tooltip="Its widened mask, pixel by pixel."),
-                io.Mask.Output("prior_mask", display_name="prior_mask", tooltip=(
-                    "The mask on the grid of Stage C, every touched cell whole, for Set Latent Noise Mask.")),
+                io.Mask.Output(
+                    "prior_mask",
+                    display_name="prior_mask",
+                    tooltip=("The mask on the grid of Stage C, every touched cell whole, for Set Latent Noise Mask."),
+                ),
                 Stitch.Output("stitch", display_name="stitch", tooltip="The way back, for Paste Inpainted Part."),
                 io.Int.Output("width", display_name="width", tooltip="Width of the part, for Cascade Canvas."),
                 io.Int.Output("height", display_name="height", tooltip="Height of the part, for Cascade Canvas."),
@@ -58,8 +97,10 @@ class CascadeStudioInpaintStitch(io.ComfyNode):
             node_id="CascadeStudio_InpaintStitch",
             display_name="Paste Inpainted Part",
             category=CATEGORY,
-            description=("Pastes the inpainted part back into the whole picture. Every pixel outside of the mask and its "
-                         "feather keeps exactly its old value."),
+            description=(
+                "Pastes the inpainted part back into the whole picture. Every pixel outside of the mask and its "
+                "feather keeps exactly its old value."
+            ),
             search_aliases=["stable cascade", "inpaint", "stitch", "paste", "composite"],
             inputs=[
                 Stitch.Input("stitch", tooltip="From Inpaint Crop."),

@@ -1,14 +1,15 @@
 """LoRAs: load one or a stack of them, as hooks with schedules, convert them, and extract them from trained models."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
 from ..stages.lora import convert as lora_convert, extract
 from .host.files import names, write as model_files
-from .host.lora import merge
-from .host.models.load import DTYPES
-from .host.lora.apply import Choice, Targets, apply_all, hook, match
 from .host.files.notes import show
+from .host.lora import merge
+from .host.lora.apply import Choice, Targets, apply_all, hook, match
+from .host.models.load import DTYPES
 
 CATEGORY = "Cascade Studio/lora"
 Stack = io.Custom("CASCADE_STUDIO_LORA_STACK")
@@ -17,24 +18,44 @@ CONVERT, EXTRACT = "Convert Cascade LoRA", "Extract Cascade LoRA"
 
 
 def file_input() -> io.Combo.Input:
-    return io.Combo.Input("lora", options=names.names("lora"), tooltip=(
-        "A LoRA for Stable Cascade in any layout: official, kohya, OneTrainer, diffusers, PEFT or ComfyUI."))
+    return io.Combo.Input(
+        "lora",
+        options=names.names("lora"),
+        tooltip=("A LoRA for Stable Cascade in any layout: official, kohya, OneTrainer, diffusers, PEFT or ComfyUI."),
+    )
 
 
 def strength_input(name: str, what: str) -> io.Float.Input:
-    return io.Float.Input(name, default=1.0, min=-20.0, max=20.0, step=0.05, tooltip=(
-        f"How strongly {what} changes; 0 leaves it exactly as it is, below 0 it goes the other way."))
+    return io.Float.Input(
+        name,
+        default=1.0,
+        min=-20.0,
+        max=20.0,
+        step=0.05,
+        tooltip=(f"How strongly {what} changes; 0 leaves it exactly as it is, below 0 it goes the other way."),
+    )
 
 
 def tokens_input() -> io.String.Input:
-    return io.String.Input("tokens", default="", multiline=True, optional=True, advanced=True, tooltip=(
-        "For official LoRAs with new tokens: one word a line for the prompt and the word that its training started "
-        "from, as in [fernando] = ^dog</w>. Leave it empty if the report shows no new tokens."))
+    return io.String.Input(
+        "tokens",
+        default="",
+        multiline=True,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "For official LoRAs with new tokens: one word a line for the prompt and the word that its training started "
+            "from, as in [fernando] = ^dog</w>. Leave it empty if the report shows no new tokens."
+        ),
+    )
 
 
 def choice_inputs() -> list[io.Input]:
-    return [file_input(), strength_input("strength_model", "Stage C or Stage B"),
-            strength_input("strength_clip", "the text encoder")]
+    return [
+        file_input(),
+        strength_input("strength_model", "Stage C or Stage B"),
+        strength_input("strength_clip", "the text encoder"),
+    ]
 
 
 def model_inputs() -> list[io.Input]:
@@ -49,15 +70,19 @@ def model_outputs() -> list[io.Output]:
     return [
         io.Model.Output("prior", display_name="prior", tooltip="Stage C with the LoRA; nothing if none is wired."),
         io.Model.Output("decoder", display_name="decoder", tooltip="Stage B with the LoRA; nothing if none is wired."),
-        io.Clip.Output("clip", display_name="clip", tooltip="The text encoder with the LoRA; nothing if none is "
-                                                            "wired."),
+        io.Clip.Output(
+            "clip", display_name="clip", tooltip="The text encoder with the LoRA; nothing if none is wired."
+        ),
         report_output(),
     ]
 
 
 def report_output() -> io.String.Output:
-    return io.String.Output("report", display_name="report", tooltip=(
-        "What of the file is used and what is not, its rank, and what it was trained on."))
+    return io.String.Output(
+        "report",
+        display_name="report",
+        tooltip=("What of the file is used and what is not, its rank, and what it was trained on."),
+    )
 
 
 def applied(choices: list[Choice], targets: Targets, where: str, node: str | None) -> io.NodeOutput:
@@ -86,9 +111,11 @@ class CascadeStudioLoadLora(LoraFile, io.ComfyNode):
             node_id="CascadeStudio_LoadLora",
             display_name=LOAD,
             category=CATEGORY,
-            description=("Puts a LoRA on Stage C, Stage B and the text encoder, from any file layout, and reports "
-                         "which of "
-                         "its keys are used."),
+            description=(
+                "Puts a LoRA on Stage C, Stage B and the text encoder, from any file layout, and reports "
+                "which of "
+                "its keys are used."
+            ),
             search_aliases=["stable cascade", "lora loader", "lycoris", "style"],
             inputs=[*choice_inputs(), *model_inputs(), tokens_input()],
             outputs=model_outputs(),
@@ -96,10 +123,15 @@ class CascadeStudioLoadLora(LoraFile, io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora, strength_model, strength_clip, prior=None, decoder=None, clip=None,
-                tokens="") -> io.NodeOutput:
-        return applied([Choice(lora, strength_model, strength_clip, tokens)], Targets(prior, decoder, clip), LOAD,
-                       cls.hidden.unique_id)
+    def execute(
+        cls, lora, strength_model, strength_clip, prior=None, decoder=None, clip=None, tokens=""
+    ) -> io.NodeOutput:
+        return applied(
+            [Choice(lora, strength_model, strength_clip, tokens)],
+            Targets(prior, decoder, clip),
+            LOAD,
+            cls.hidden.unique_id,
+        )
 
 
 class CascadeStudioLoraStack(LoraFile, io.ComfyNode):
@@ -111,10 +143,18 @@ class CascadeStudioLoraStack(LoraFile, io.ComfyNode):
             category=CATEGORY,
             description="Adds a LoRA to a list that Apply Cascade LoRA Stack puts on the models all at once.",
             search_aliases=["stable cascade", "lora stacker", "multiple loras"],
-            inputs=[*choice_inputs(), tokens_input(),
-                    Stack.Input("stack", optional=True, tooltip="LoRAs to apply before this one.")],
-            outputs=[Stack.Output("stack", display_name="stack", tooltip=(
-                "The list, for another Cascade LoRA Stack or for Apply Cascade LoRA Stack."))],
+            inputs=[
+                *choice_inputs(),
+                tokens_input(),
+                Stack.Input("stack", optional=True, tooltip="LoRAs to apply before this one."),
+            ],
+            outputs=[
+                Stack.Output(
+                    "stack",
+                    display_name="stack",
+                    tooltip=("The list, for another Cascade LoRA Stack or for Apply Cascade LoRA Stack."),
+                )
+            ],
         )
 
     @classmethod
@@ -130,7 +170,7 @@ class CascadeStudioApplyLoraStack(io.ComfyNode):
             display_name=APPLY,
             category=CATEGORY,
             description="Puts all LoRAs of a stack on the models, in the order of the stack, with one report on all "
-                        "of them.",
+            "of them.",
             search_aliases=["stable cascade", "lora stack", "multiple loras"],
             inputs=[Stack.Input("stack", tooltip="The list from Cascade LoRA Stack."), *model_inputs()],
             outputs=model_outputs(),
@@ -149,9 +189,11 @@ class CascadeStudioLoadHookLora(LoraFile, io.ComfyNode):
             node_id="CascadeStudio_LoadHookLora",
             display_name=HOOK,
             category=CATEGORY,
-            description=("A LoRA as hooks: it acts on the prompts that it is attached to, and with keyframes on a "
-                         "part of "
-                         "the steps. Attach it with the host's hook nodes."),
+            description=(
+                "A LoRA as hooks: it acts on the prompts that it is attached to, and with keyframes on a "
+                "part of "
+                "the steps. Attach it with the host's hook nodes."
+            ),
             search_aliases=["stable cascade", "hook lora", "scheduled lora", "regional lora"],
             inputs=[
                 io.Model.Input("model", tooltip="The model it is made for (Stage C or Stage B); it is not changed."),
@@ -160,8 +202,11 @@ class CascadeStudioLoadHookLora(LoraFile, io.ComfyNode):
                 io.Hooks.Input("prev_hooks", optional=True, tooltip="Hooks to keep beside this one."),
             ],
             outputs=[
-                io.Hooks.Output("hooks", display_name="hooks", tooltip=(
-                    "For Cond Set Props, Set CLIP Hooks and Set Hook Keyframes.")),
+                io.Hooks.Output(
+                    "hooks",
+                    display_name="hooks",
+                    tooltip=("For Cond Set Props, Set CLIP Hooks and Set Hook Keyframes."),
+                ),
                 report_output(),
             ],
             hidden=[io.Hidden.unique_id],
@@ -173,8 +218,9 @@ class CascadeStudioLoadHookLora(LoraFile, io.ComfyNode):
         found = match(lora, wired)
         report = found.report.text()
         show(report, cls.hidden.unique_id)
-        return io.NodeOutput(hook(found, wired, strength_model, strength_clip, prev_hooks), report,
-                             ui=ui.PreviewText(report))
+        return io.NodeOutput(
+            hook(found, wired, strength_model, strength_clip, prev_hooks), report, ui=ui.PreviewText(report)
+        )
 
 
 class CascadeStudioConvertLora(LoraFile, io.ComfyNode):
@@ -185,17 +231,24 @@ class CascadeStudioConvertLora(LoraFile, io.ComfyNode):
             display_name=CONVERT,
             category=CATEGORY,
             description="Writes a LoRA in another layout: for ComfyUI's own loader, for kohya's tools or for the "
-                        "official code.",
+            "official code.",
             search_aliases=["stable cascade", "lora converter", "export lora", "kohya"],
             inputs=[
                 file_input(),
-                io.Model.Input("model", tooltip="The model that the LoRA is for (Stage C or Stage B); it is not "
-                                                "changed."),
-                io.Combo.Input("layout", options=list(lora_convert.LAYOUTS), tooltip=(
-                    "ComfyUI: works in every LoRA loader. kohya: older names. official: attention layers only.")),
+                io.Model.Input(
+                    "model", tooltip="The model that the LoRA is for (Stage C or Stage B); it is not changed."
+                ),
+                io.Combo.Input(
+                    "layout",
+                    options=list(lora_convert.LAYOUTS),
+                    tooltip=(
+                        "ComfyUI: works in every LoRA loader. kohya: older names. official: attention layers only."
+                    ),
+                ),
                 prefix_input("loras/converted"),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder; without it, changes to it are left "
-                                                             "out."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The text encoder; without it, changes to it are left out."
+                ),
             ],
             outputs=[name_output(), report_output()],
             hidden=[io.Hidden.unique_id],
@@ -223,12 +276,25 @@ class CascadeStudioExtractLora(io.ComfyNode):
                 io.Model.Input("tuned", tooltip="The trained or merged model, LoRAs on its wire included."),
                 io.Model.Input("base", tooltip="The model to compare it with, of the same stage and size."),
                 io.Int.Input("rank", default=32, min=1, max=4096, tooltip="The most that is kept of each layer."),
-                io.Float.Input("energy", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "Below 1, each layer gets the lowest rank that keeps this share of its change.")),
-                io.Combo.Input("layers", options=list(extract.SCOPES), default=extract.MATRICES, tooltip=(
-                    "attention gives small files that also fit the official layout; biases and norms are kept whole.")),
-                io.Combo.Input("dtype", options=["fp16", "bf16", "fp32"], default="fp16", tooltip="Number format of "
-                                                                                                  "the file."),
+                io.Float.Input(
+                    "energy",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=("Below 1, each layer gets the lowest rank that keeps this share of its change."),
+                ),
+                io.Combo.Input(
+                    "layers",
+                    options=list(extract.SCOPES),
+                    default=extract.MATRICES,
+                    tooltip=(
+                        "attention gives small files that also fit the official layout; biases and norms are kept whole."
+                    ),
+                ),
+                io.Combo.Input(
+                    "dtype", options=["fp16", "bf16", "fp32"], default="fp16", tooltip="Number format of the file."
+                ),
                 prefix_input("loras/extracted"),
             ],
             outputs=[name_output(), report_output()],
@@ -243,9 +309,14 @@ class CascadeStudioExtractLora(io.ComfyNode):
 
 
 def prefix_input(default: str) -> io.String.Input:
-    return io.String.Input("filename_prefix", default=default, tooltip=(
-        "Name in the output folder; a number is added and nothing is overwritten. Files in output/loras are in the "
-        "lists."))
+    return io.String.Input(
+        "filename_prefix",
+        default=default,
+        tooltip=(
+            "Name in the output folder; a number is added and nothing is overwritten. Files in output/loras are in the "
+            "lists."
+        ),
+    )
 
 
 def name_output() -> io.String.Output:
@@ -261,5 +332,11 @@ def saved(prefix: str, tensors, metadata, report: str, node: str | None) -> io.N
     return io.NodeOutput(path.name, report, ui=ui.PreviewText(report))
 
 
-NODES = [CascadeStudioLoadLora, CascadeStudioLoraStack, CascadeStudioApplyLoraStack, CascadeStudioLoadHookLora,
-         CascadeStudioConvertLora, CascadeStudioExtractLora]
+NODES = [
+    CascadeStudioLoadLora,
+    CascadeStudioLoraStack,
+    CascadeStudioApplyLoraStack,
+    CascadeStudioLoadHookLora,
+    CascadeStudioConvertLora,
+    CascadeStudioExtractLora,
+]

@@ -1,11 +1,12 @@
 """Merging of models part by part, adding differences, and saving what is on the wire."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
 from ..stages.lora.merge import GROUPS
-from .host.lora import merge
 from .host.files.notes import show
+from .host.lora import merge
 
 CATEGORY = "Cascade Studio/merging"
 MERGE, ADD, SAVE = "Merge Cascade Models by Parts", "Add Cascade Model Difference", "Save Cascade Model"
@@ -21,8 +22,14 @@ PARTS = {
 
 
 def share_input(group: str) -> io.Float.Input:
-    return io.Float.Input(group, default=0.5, min=0.0, max=1.0, step=0.01, tooltip=(
-        f"Share of model2 in {PARTS[group]}: 0 keeps model1 exactly, 1 takes model2 exactly."))
+    return io.Float.Input(
+        group,
+        default=0.5,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip=(f"Share of model2 in {PARTS[group]}: 0 keeps model1 exactly, 1 takes model2 exactly."),
+    )
 
 
 class CascadeStudioMergeModels(io.ComfyNode):
@@ -33,15 +40,16 @@ class CascadeStudioMergeModels(io.ComfyNode):
             display_name=MERGE,
             category=CATEGORY,
             description="Mixes two priors or two decoders of one size, with a weight of its own for each part of the "
-                        "network.",
+            "network.",
             search_aliases=["stable cascade", "block merge", "merge blocks", "model merge"],
             inputs=[
                 io.Model.Input("model1", tooltip="The model to start from: Stage C or Stage B."),
                 io.Model.Input("model2", tooltip="The model to move to, of the same stage and size."),
                 *(share_input(group) for group in GROUPS),
             ],
-            outputs=[io.Model.Output("model", display_name="model", tooltip="The mix, for a sampler or Save Cascade "
-                                                                            "Model.")],
+            outputs=[
+                io.Model.Output("model", display_name="model", tooltip="The mix, for a sampler or Save Cascade Model.")
+            ],
         )
 
     @classmethod
@@ -62,8 +70,16 @@ class CascadeStudioAddDifference(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that receives the change: Stage C or Stage B."),
                 io.Model.Input("tuned", tooltip="The trained model."),
                 io.Model.Input("base", tooltip="The model that it was trained from."),
-                io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01, tooltip=(
-                    "How much of the change is added; 0 leaves the model exactly as it is, below 0 it is taken away.")),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip=(
+                        "How much of the change is added; 0 leaves the model exactly as it is, below 0 it is taken away."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The changed model.")],
         )
@@ -80,23 +96,44 @@ class CascadeStudioSaveModel(io.ComfyNode):
             node_id="CascadeStudio_SaveModel",
             display_name=SAVE,
             category=CATEGORY,
-            description=("Writes Stage C or Stage B with its LoRAs and merges baked in, in the layout of ComfyUI, of "
-                         "the "
-                         "official code or of diffusers."),
+            description=(
+                "Writes Stage C or Stage B with its LoRAs and merges baked in, in the layout of ComfyUI, of "
+                "the "
+                "official code or of diffusers."
+            ),
             search_aliases=["stable cascade", "checkpoint save", "save merge", "export"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to write, with everything on its wire."),
-                io.Combo.Input("layout", options=list(merge.LAYOUTS), tooltip=(
-                    "Key names of the file. All three load here; ComfyUI's own loader reads the first two.")),
-                io.Combo.Input("dtype", options=list(merge.SAVED_DTYPES), default="bf16", tooltip=(
-                    "Number format of the file; half the size in bf16 or fp16 compared to fp32.")),
-                io.String.Input("filename_prefix", default="diffusion_models/cascade", tooltip=(
-                    "Name in the output folder; a number is added and nothing is overwritten. Files in "
-                    "output/diffusion_models are in the lists of the loaders.")),
-                io.String.Input("title", default="", optional=True, advanced=True, tooltip="A title for the file's "
-                                                                                           "metadata."),
-                io.String.Input("notes", default="", multiline=True, optional=True, advanced=True, tooltip=(
-                    "A description for the file's metadata, for example what was merged.")),
+                io.Combo.Input(
+                    "layout",
+                    options=list(merge.LAYOUTS),
+                    tooltip=("Key names of the file. All three load here; ComfyUI's own loader reads the first two."),
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(merge.SAVED_DTYPES),
+                    default="bf16",
+                    tooltip=("Number format of the file; half the size in bf16 or fp16 compared to fp32."),
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="diffusion_models/cascade",
+                    tooltip=(
+                        "Name in the output folder; a number is added and nothing is overwritten. Files in "
+                        "output/diffusion_models are in the lists of the loaders."
+                    ),
+                ),
+                io.String.Input(
+                    "title", default="", optional=True, advanced=True, tooltip="A title for the file's metadata."
+                ),
+                io.String.Input(
+                    "notes",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip=("A description for the file's metadata, for example what was merged."),
+                ),
             ],
             outputs=[
                 io.String.Output("name", display_name="name", tooltip="The name of the new file."),

@@ -1,12 +1,13 @@
 """Between pictures and latents: Stage A, the image encoder and the Previewer."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..stages.inputs import canvas as geometry
 from .host import latents
-from .host.report import card
 from .host.models import vae as vaes
+from .host.report import card
 from .types import Report
 
 CATEGORY = "Cascade Studio/latent"
@@ -25,15 +26,26 @@ class CascadeStudioDecodeStageA(io.ComfyNode):
             inputs=[
                 io.Latent.Input("latent", tooltip="The latent from Sample Stage B."),
                 io.Vae.Input("vae", tooltip="The Stage A output of Load Stable Cascade."),
-                io.Int.Input("tile_size", default=AUTOMATIC, min=AUTOMATIC, max=geometry.MAX_SIDE, step=64,
-                             advanced=True, tooltip=(
-                                 "Pixels a tile; 0 cuts tiles only when the picture does not fit into memory. Tiles "
-                                 "give exactly the same picture.")),
+                io.Int.Input(
+                    "tile_size",
+                    default=AUTOMATIC,
+                    min=AUTOMATIC,
+                    max=geometry.MAX_SIDE,
+                    step=64,
+                    advanced=True,
+                    tooltip=(
+                        "Pixels a tile; 0 cuts tiles only when the picture does not fit into memory. Tiles "
+                        "give exactly the same picture."
+                    ),
+                ),
             ],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The picture."),
-                Report.Output("report", display_name="report", tooltip=(
-                    "What all stages did and how long they took, for Report Card and Save Cascade Image.")),
+                Report.Output(
+                    "report",
+                    display_name="report",
+                    tooltip=("What all stages did and how long they took, for Report Card and Save Cascade Image."),
+                ),
             ],
         )
 
@@ -77,14 +89,24 @@ class CascadeStudioEncodeImage(io.ComfyNode):
             node_id="CascadeStudio_EncodeImage",
             display_name="Encode for Stage C",
             category=CATEGORY,
-            description=("Turns a picture into a Stage C latent with the image encoder, for image to image with Sample "
-                         "Stage C or for rebuilding it with Sample Stage B."),
+            description=(
+                "Turns a picture into a Stage C latent with the image encoder, for image to image with Sample "
+                "Stage C or for rebuilding it with Sample Stage B."
+            ),
             search_aliases=["stable cascade", "effnet", "vae encode", "image to image", "reconstruct"],
             inputs=[
                 io.Image.Input("image", tooltip="A picture of any size."),
                 io.Vae.Input("vae", tooltip="The Stage C VAE output of Load Stable Cascade (image encoder)."),
-                io.Float.Input("compression", default=0.0, min=0.0, max=geometry.TRAINED[1], step=1.0, round=0.01,
-                               advanced=True, tooltip="Pixels to one cell; 0 chooses it, as the canvas does."),
+                io.Float.Input(
+                    "compression",
+                    default=0.0,
+                    min=0.0,
+                    max=geometry.TRAINED[1],
+                    step=1.0,
+                    round=0.01,
+                    advanced=True,
+                    tooltip="Pixels to one cell; 0 chooses it, as the canvas does.",
+                ),
             ],
             outputs=[
                 io.Latent.Output("prior", display_name="Stage C latent", tooltip="The encoded picture."),

@@ -1,11 +1,28 @@
 """Every node of the pack, for the host."""
+
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
-    canvas, compare, conditioning, control, drafts, guidance, high_resolution, hints, image_prompts, inpaint,
-    loaders, lora, merging, pictures, prompts, reports, sampling, training,
+    canvas,
+    compare,
+    conditioning,
+    control,
+    drafts,
+    guidance,
+    high_resolution,
+    hints,
+    image_prompts,
+    inpaint,
+    loaders,
+    lora,
+    merging,
+    pictures,
+    prompts,
+    reports,
+    sampling,
+    training,
 )
 
 
@@ -14,7 +31,23 @@ class CascadeStudioExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         areas = (
-            loaders, canvas, sampling, conditioning, pictures, inpaint, drafts, reports, lora, merging, control,
-            hints, image_prompts, prompts, guidance, high_resolution, training, compare,
+            loaders,
+            canvas,
+            sampling,
+            conditioning,
+            pictures,
+            inpaint,
+            drafts,
+            reports,
+            lora,
+            merging,
+            control,
+            hints,
+            image_prompts,
+            prompts,
+            guidance,
+            high_resolution,
+            training,
+            compare,
         )
         return [node for area in areas for node in area.NODES]

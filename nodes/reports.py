@@ -1,4 +1,5 @@
 """The report card, and a save node that writes it into the picture's file."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
@@ -8,14 +9,22 @@ from .host.report import card, png
 from .types import Report
 
 CATEGORY = "Cascade Studio/image"
-NO_REPORT = ("No report arrived. Wire the 'report' output of Decode Stage A, or a latent from Sample Stage C or Sample "
-             "Stage B, into this node.")
+NO_REPORT = (
+    "No report arrived. Wire the 'report' output of Decode Stage A, or a latent from Sample Stage C or Sample "
+    "Stage B, into this node."
+)
 
 
 def hashes_input() -> io.Boolean.Input:
-    return io.Boolean.Input("hashes", default=True, advanced=True, tooltip=(
-        "Tell the SHA-256 of the model files too. Each file is read once for it, which takes a while for large ones; "
-        "after that it is remembered until the file changes."))
+    return io.Boolean.Input(
+        "hashes",
+        default=True,
+        advanced=True,
+        tooltip=(
+            "Tell the SHA-256 of the model files too. Each file is read once for it, which takes a while for large ones; "
+            "after that it is remembered until the file changes."
+        ),
+    )
 
 
 class CascadeStudioReportCard(io.ComfyNode):
@@ -25,13 +34,27 @@ class CascadeStudioReportCard(io.ComfyNode):
             node_id="CascadeStudio_ReportCard",
             display_name="Report Card",
             category=CATEGORY,
-            description=("Tells what each stage did: seconds, peak memory, sizes, settings, and the model files with "
-                         "their hashes and licences."),
-            search_aliases=["stable cascade", "benchmark", "timing", "memory", "hash", "licence", "license", "metadata"],
+            description=(
+                "Tells what each stage did: seconds, peak memory, sizes, settings, and the model files with "
+                "their hashes and licences."
+            ),
+            search_aliases=[
+                "stable cascade",
+                "benchmark",
+                "timing",
+                "memory",
+                "hash",
+                "licence",
+                "license",
+                "metadata",
+            ],
             inputs=[
                 Report.Input("report", optional=True, tooltip="From Decode Stage A: all three stages."),
-                io.Latent.Input("latent", optional=True, tooltip=(
-                    "From Sample Stage C or Sample Stage B: the stages so far. Used when no report is wired.")),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip=("From Sample Stage C or Sample Stage B: the stages so far. Used when no report is wired."),
+                ),
                 io.Image.Input("image", optional=True, tooltip="The finished picture, to tell its size too."),
                 hashes_input(),
             ],
@@ -58,16 +81,26 @@ class CascadeStudioSaveImage(io.ComfyNode):
             node_id="CascadeStudio_SaveImage",
             display_name="Save Cascade Image",
             category=CATEGORY,
-            description=("Saves pictures as PNG as the host does, prompt and workflow included, and adds the report of "
-                         "the stages under a name of its own."),
+            description=(
+                "Saves pictures as PNG as the host does, prompt and workflow included, and adds the report of "
+                "the stages under a name of its own."
+            ),
             search_aliases=["stable cascade", "save image", "png", "metadata", "export"],
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to save."),
-                io.String.Input("filename_prefix", default="CascadeStudio", tooltip=(
-                    "Start of the file names, sub-folders with / included. %date:yyyy-MM-dd% and the like work as in "
-                    "Save Image.")),
-                Report.Input("report", optional=True, tooltip=(
-                    "From Decode Stage A. Without it only what Save Image writes is written.")),
+                io.String.Input(
+                    "filename_prefix",
+                    default="CascadeStudio",
+                    tooltip=(
+                        "Start of the file names, sub-folders with / included. %date:yyyy-MM-dd% and the like work as in "
+                        "Save Image."
+                    ),
+                ),
+                Report.Input(
+                    "report",
+                    optional=True,
+                    tooltip=("From Decode Stage A. Without it only what Save Image writes is written."),
+                ),
                 hashes_input(),
             ],
             outputs=[io.Image.Output("images", display_name="images", tooltip="The pictures, as they came.")],

@@ -1,4 +1,5 @@
 """Types of wires that only this pack has."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io

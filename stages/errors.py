@@ -1,4 +1,5 @@
 """Errors that are sentences: what was given, what is needed, what to do."""
+
 from __future__ import annotations
 
 

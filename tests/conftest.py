@@ -1,4 +1,5 @@
 """Puts the host's root before the pack's on ``sys.path`` and names the pack, before any test module is imported."""
+
 from __future__ import annotations
 
 import os

@@ -7,6 +7,7 @@ writes the folders of a ComfyUI ``models`` directory, less than 40 MB in all: ``
 keys, with just enough structure that sampling stays in range and the prompt, the seed and the size matter: pictures
 are coloured noise, not flat and never NaN. Needs torch and safetensors only.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -16,11 +17,22 @@ import zlib
 from pathlib import Path
 
 import torch
+from family_shapes import (
+    CONTROLNET,
+    ENCODER,
+    TEXT,
+    Shapes,
+    controlnet_shapes,
+    encoder_shapes,
+    previewer_shapes,
+    stage_a_shapes,
+    stage_b_shapes,
+    stage_c_shapes,
+    text_shapes,
+    vision_shapes,
+)
 from safetensors.torch import save_file
 from torch import Tensor
-
-from family_shapes import (CONTROLNET, ENCODER, TEXT, Shapes, controlnet_shapes, encoder_shapes, previewer_shapes,
-                           stage_a_shapes, stage_b_shapes, stage_c_shapes, text_shapes, vision_shapes)
 
 Weights = dict[str, Tensor]
 MARKER = "cascade_studio.config"
@@ -50,8 +62,15 @@ ANCHOR = 100.0
 """Length of the constant vector in the residual stream beside which latents (length about 4) are small."""
 
 
-STRENGTHS = {".channelwise.4.": 0.01, ".out_proj.bias": 0.01, ".out_proj.": 0.1, ".in_proj_bias": 0.1,
-             ".kv_mapper.1.bias": 0.1, ".mapper": 0.0005, "clf.1.bias": 0.1}
+STRENGTHS = {
+    ".channelwise.4.": 0.01,
+    ".out_proj.bias": 0.01,
+    ".out_proj.": 0.1,
+    ".in_proj_bias": 0.1,
+    ".kv_mapper.1.bias": 0.1,
+    ".mapper": 0.0005,
+    "clf.1.bias": 0.1,
+}
 SHARPNESS = 3.0
 """How much of their noise the weights keep by which blocks write to the residual stream (first match);
 and how much attention prefers some tokens to others."""
@@ -77,7 +96,7 @@ def steady_weights(shapes: Shapes) -> tuple[Weights, Tensor, Tensor]:
     directions[:split] = torch.linalg.qr(columns)[0][:, 1:]
     for key in [key for key in weights if key.endswith(".in_proj_weight")]:
         width = shapes[key][1]
-        weights[key][:2 * width] *= SHARPNESS
+        weights[key][: 2 * width] *= SHARPNESS
         if width == c:
             weights[key] = weights[key] - torch.outer(weights[key] @ anchor, anchor)
     weights["embedding.1.weight"] = directions.contiguous().view(shapes["embedding.1.weight"])
@@ -111,8 +130,8 @@ def stage_b_weights() -> Weights:
     # GELU(v) - GELU(-v) = v: the first ResBlock of the shallowest up level hands its skip on as it is.
     start = "up_blocks.3.0.channelwise"
     first, last = torch.zeros(shapes[f"{start}.0.weight"]), torch.zeros(shapes[f"{start}.4.weight"])
-    first[:c_in, c:], first[c_in:2 * c_in, c:] = directions.T, -directions.T
-    last[:, :c_in], last[:, c_in:2 * c_in] = directions, -directions
+    first[:c_in, c:], first[c_in : 2 * c_in, c:] = directions.T, -directions.T
+    last[:, :c_in], last[:, c_in : 2 * c_in] = directions, -directions
     weights.update({f"{start}.0.weight": first, f"{start}.4.weight": last})
     for key in (f"{start}.0.bias", f"{start}.2.gamma", f"{start}.2.beta", f"{start}.4.bias"):
         weights[key] = torch.zeros(shapes[key])
@@ -181,7 +200,7 @@ def fp8_scaled(weights: Weights, new: bool = False) -> Weights:
         if not (key.endswith(".weight") and tensor.ndim == 2 and "_blocks." in key):
             result[key] = tensor.to(torch.bfloat16)
             continue
-        layer = key[:-len(".weight")]
+        layer = key[: -len(".weight")]
         scale = tensor.abs().amax() / 448
         result[key] = (tensor / scale).to(torch.float8_e4m3fn)
         result[f"{layer}.{'weight_scale' if new else 'scale_weight'}"] = scale.float()
@@ -197,8 +216,12 @@ def prefixed(prefix: str, weights: Weights) -> Weights:
 
 def prior_coder(encoder: Weights, previewer: Weights) -> Weights:
     """The Stage C VAE of ComfyUI's all-in-one file: encoder, its picture statistics, and Previewer."""
-    return {**prefixed("encoder.", encoder), "encoder.mean": torch.tensor([0.485, 0.456, 0.406]),
-            "encoder.std": torch.tensor([0.229, 0.224, 0.225]), **prefixed("previewer.", previewer)}
+    return {
+        **prefixed("encoder.", encoder),
+        "encoder.mean": torch.tensor([0.485, 0.456, 0.406]),
+        "encoder.std": torch.tensor([0.229, 0.224, 0.225]),
+        **prefixed("previewer.", previewer),
+    }
 
 
 def lora_pair(shape: tuple[int, int], key: str, rank: int = 4) -> tuple[Tensor, Tensor]:
@@ -208,7 +231,7 @@ def lora_pair(shape: tuple[int, int], key: str, rank: int = 4) -> tuple[Tensor, 
 
 def official_lora(shapes: Shapes) -> Weights:
     """Positional, as the official trainer writes it: for each attention block out_proj, then in_proj; two tokens."""
-    names = [key[:-len("in_proj_weight")] for key in shapes if key.endswith(".attn.in_proj_weight")]
+    names = [key[: -len("in_proj_weight")] for key in shapes if key.endswith(".attn.in_proj_weight")]
     weights: Weights = {}
     for i, key in enumerate(f"{name}{end}" for name in names for end in ("out_proj.weight", "in_proj_weight")):
         weights[f"weights.{i}.lora_up"], weights[f"weights.{i}.lora_down"] = lora_pair(shapes[key], key)
@@ -222,7 +245,7 @@ def kohya_lora(weights: Weights) -> Weights:
     result: Weights = {}
     for key, tensor in split(weights).items():
         if ".attention.attn." in key and key.endswith(".weight"):
-            name = "lora_prior_unet_" + key[:-len(".weight")].replace(".", "_")
+            name = "lora_prior_unet_" + key[: -len(".weight")].replace(".", "_")
             up, down = lora_pair(tuple(tensor.shape), key)
             result.update({f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down})
             result[f"{name}.alpha"] = torch.tensor(4.0)
@@ -259,15 +282,27 @@ def write_family(directory: str | Path, variants: bool = True) -> dict[str, Path
     save("controlnet/canny", controlnet_weights(), **{MARKER: controlnet_marker()})
     save("loras/official", official_lora(stage_c_shapes()))
     save("loras/kohya", kohya_lora(stage_c), half)
-    clip_g = {**prefixed("text_encoder.clip_g.transformer.", text),
-              "text_encoder.clip_g.logit_scale": torch.tensor(4.6)}
-    save("checkpoints/stable_cascade_stage_c", {
-        **prefixed("model.diffusion_model.", cast(split(stage_c), brain)), **cast(clip_g, half),
-        **prefixed("vae.", cast(prior_coder(encoder, previewer), half)),
-        **prefixed("clip_l_vision.", cast(vision, half))})
-    save("checkpoints/stable_cascade_stage_b", {
-        **prefixed("model.diffusion_model.", cast(split(stage_b), brain)), **cast(clip_g, half),
-        **prefixed("vae.", cast(stage_a, half))})
+    clip_g = {
+        **prefixed("text_encoder.clip_g.transformer.", text),
+        "text_encoder.clip_g.logit_scale": torch.tensor(4.6),
+    }
+    save(
+        "checkpoints/stable_cascade_stage_c",
+        {
+            **prefixed("model.diffusion_model.", cast(split(stage_c), brain)),
+            **cast(clip_g, half),
+            **prefixed("vae.", cast(prior_coder(encoder, previewer), half)),
+            **prefixed("clip_l_vision.", cast(vision, half)),
+        },
+    )
+    save(
+        "checkpoints/stable_cascade_stage_b",
+        {
+            **prefixed("model.diffusion_model.", cast(split(stage_b), brain)),
+            **cast(clip_g, half),
+            **prefixed("vae.", cast(stage_a, half)),
+        },
+    )
     if variants:
         save("vae/stage_c_vae", prior_coder(encoder, previewer))
         for name, weights in (("stage_c", stage_c), ("stage_b", stage_b)):

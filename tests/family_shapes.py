@@ -1,16 +1,47 @@
 """Keys and shapes of the tiny family's files, in the official names (attention fused)."""
+
 from __future__ import annotations
 
 Shapes = dict[str, tuple[int, ...]]
 
-TEXT = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 1,
-        "projection_dim": 64, "vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "gelu"}
-VISION = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 1,
-          "projection_dim": 64, "image_size": 224, "patch_size": 32, "num_channels": 3, "hidden_act": "quick_gelu"}
-STAGE_C = {"c_cond": 128, "c_hidden": (128, 128), "blocks": ((1, 1), (1, 1)), "level_config": ("CTA", "CTA"),
-           "c_clip_text": 64, "c_clip_text_pooled": 64, "c_clip_img": 64}
-STAGE_B = {"c_cond": 64, "c_hidden": (32, 32, 64, 128), "blocks": ((1, 1, 1, 1), (1, 1, 1, 1)),
-           "block_repeat": ((1, 1, 1, 1), (2, 1, 2, 1)), "level_config": ("CT", "CT", "CTA", "CTA"), "c_clip": 64}
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "projection_dim": 64,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+}
+VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "projection_dim": 64,
+    "image_size": 224,
+    "patch_size": 32,
+    "num_channels": 3,
+    "hidden_act": "quick_gelu",
+}
+STAGE_C = {
+    "c_cond": 128,
+    "c_hidden": (128, 128),
+    "blocks": ((1, 1), (1, 1)),
+    "level_config": ("CTA", "CTA"),
+    "c_clip_text": 64,
+    "c_clip_text_pooled": 64,
+    "c_clip_img": 64,
+}
+STAGE_B = {
+    "c_cond": 64,
+    "c_hidden": (32, 32, 64, 128),
+    "blocks": ((1, 1, 1, 1), (1, 1, 1, 1)),
+    "block_repeat": ((1, 1, 1, 1), (2, 1, 2, 1)),
+    "level_config": ("CT", "CT", "CTA", "CTA"),
+    "c_clip": 64,
+}
 STAGE_A = {"c_hidden": 32, "bottleneck_blocks": 2, "codebook_size": 64}
 ENCODER = {"c_stem": 8, "widths": (8, 8, 16, 16, 24, 32), "repeats": (1, 2, 1, 1, 2, 1), "c_features": 64}
 PREVIEWER = {"c_hidden": 32}
@@ -36,16 +67,24 @@ def layer_norm(key: str, c: int) -> Shapes:
 def block(key: str, letter: str, c: int, c_skip: int, c_cond: int, t_conds: tuple[str, ...]) -> Shapes:
     """One layer of the diffusion networks: C (ResBlock), T (timestep) or A (attention)."""
     if letter == "C":
-        return {**linear(f"{key}.depthwise", c, 1, 3, 3), **linear(f"{key}.channelwise.0", 4 * c, c + c_skip),
-                f"{key}.channelwise.2.gamma": (1, 1, 1, 4 * c), f"{key}.channelwise.2.beta": (1, 1, 1, 4 * c),
-                **linear(f"{key}.channelwise.4", c, 4 * c)}
+        return {
+            **linear(f"{key}.depthwise", c, 1, 3, 3),
+            **linear(f"{key}.channelwise.0", 4 * c, c + c_skip),
+            f"{key}.channelwise.2.gamma": (1, 1, 1, 4 * c),
+            f"{key}.channelwise.2.beta": (1, 1, 1, 4 * c),
+            **linear(f"{key}.channelwise.4", c, 4 * c),
+        }
     if letter == "T":
         shapes = linear(f"{key}.mapper", 2 * c, 64)
         for name in t_conds:
             shapes.update(linear(f"{key}.mapper_{name}", 2 * c, 64))
         return shapes
-    return {f"{key}.attention.attn.in_proj_weight": (3 * c, c), f"{key}.attention.attn.in_proj_bias": (3 * c,),
-            **linear(f"{key}.attention.attn.out_proj", c, c), **linear(f"{key}.kv_mapper.1", c, c_cond)}
+    return {
+        f"{key}.attention.attn.in_proj_weight": (3 * c, c),
+        f"{key}.attention.attn.in_proj_bias": (3 * c,),
+        **linear(f"{key}.attention.attn.out_proj", c, c),
+        **linear(f"{key}.kv_mapper.1", c, c_cond),
+    }
 
 
 def levels(config: dict, t_conds: tuple[str, ...]) -> Shapes:
@@ -68,10 +107,13 @@ def levels(config: dict, t_conds: tuple[str, ...]) -> Shapes:
 
 def stage_c_shapes(config: dict = STAGE_C) -> Shapes:
     c_cond, widths = config["c_cond"], config["c_hidden"]
-    shapes = {**linear("clip_txt_mapper", c_cond, config["c_clip_text"]),
-              **linear("clip_txt_pooled_mapper", 4 * c_cond, config["c_clip_text_pooled"]),
-              **linear("clip_img_mapper", 4 * c_cond, config["c_clip_img"]),
-              **linear("embedding.1", widths[0], PRIOR, 1, 1), **levels(config, T_CONDS_C)}
+    shapes = {
+        **linear("clip_txt_mapper", c_cond, config["c_clip_text"]),
+        **linear("clip_txt_pooled_mapper", 4 * c_cond, config["c_clip_text_pooled"]),
+        **linear("clip_img_mapper", 4 * c_cond, config["c_clip_img"]),
+        **linear("embedding.1", widths[0], PRIOR, 1, 1),
+        **levels(config, T_CONDS_C),
+    }
     for i in range(1, len(widths)):
         shapes.update(linear(f"down_downscalers.{i}.1.blocks.0", widths[i], widths[i - 1], 1, 1))
         shapes.update(linear(f"up_upscalers.{len(widths) - 1 - i}.1.blocks.1", widths[i - 1], widths[i], 1, 1))
@@ -84,8 +126,13 @@ def stage_b_shapes(config: dict = STAGE_B) -> Shapes:
     for name, c_in in (("effnet_mapper", PRIOR), ("pixels_mapper", PIXELS)):
         shapes.update(linear(f"{name}.0", 4 * widths[0], c_in, 1, 1))
         shapes.update(linear(f"{name}.2", widths[0], 4 * widths[0], 1, 1))
-    shapes.update({**linear("clip_mapper", 4 * c_cond, config["c_clip"]), **linear("embedding.1", widths[0], 16, 1, 1),
-                   **levels(config, T_CONDS_B)})
+    shapes.update(
+        {
+            **linear("clip_mapper", 4 * c_cond, config["c_clip"]),
+            **linear("embedding.1", widths[0], 16, 1, 1),
+            **levels(config, T_CONDS_B),
+        }
+    )
     for i in range(1, len(widths)):
         shapes.update(linear(f"down_downscalers.{i}.1", widths[i], widths[i - 1], 2, 2))
         up = f"up_upscalers.{len(widths) - 1 - i}.1"
@@ -98,22 +145,38 @@ def stage_a_shapes(config: dict = STAGE_A) -> Shapes:
     narrow = wide // 2
 
     def res(key: str, c: int) -> Shapes:
-        return {f"{key}.gammas": (6,), **linear(f"{key}.depthwise.1", c, 1, 3, 3),
-                **linear(f"{key}.channelwise.0", 4 * c, c), **linear(f"{key}.channelwise.2", c, 4 * c)}
+        return {
+            f"{key}.gammas": (6,),
+            **linear(f"{key}.depthwise.1", c, 1, 3, 3),
+            **linear(f"{key}.channelwise.0", 4 * c, c),
+            **linear(f"{key}.channelwise.2", c, 4 * c),
+        }
 
-    shapes = {**linear("in_block.1", narrow, 12, 1, 1), **res("down_blocks.0", narrow),
-              **linear("down_blocks.1", wide, narrow, 4, 4), **res("down_blocks.2", wide),
-              **linear("down_blocks.3.0", 4, wide, 1, 1, bias=False), **batch_norm("down_blocks.3.1", 4),
-              "vquantizer.codebook.weight": (config["codebook_size"], 4), **linear("up_blocks.0.0", wide, 4, 1, 1)}
+    shapes = {
+        **linear("in_block.1", narrow, 12, 1, 1),
+        **res("down_blocks.0", narrow),
+        **linear("down_blocks.1", wide, narrow, 4, 4),
+        **res("down_blocks.2", wide),
+        **linear("down_blocks.3.0", 4, wide, 1, 1, bias=False),
+        **batch_norm("down_blocks.3.1", 4),
+        "vquantizer.codebook.weight": (config["codebook_size"], 4),
+        **linear("up_blocks.0.0", wide, 4, 1, 1),
+    }
     for i in range(1, middle + 1):
         shapes.update(res(f"up_blocks.{i}", wide))
     up = f"up_blocks.{middle + 1}"
-    return {**shapes, f"{up}.weight": (wide, narrow, 4, 4), f"{up}.bias": (narrow,),
-            **res(f"up_blocks.{middle + 2}", narrow), **linear("out_block.0", 12, narrow, 1, 1)}
+    return {
+        **shapes,
+        f"{up}.weight": (wide, narrow, 4, 4),
+        f"{up}.bias": (narrow,),
+        **res(f"up_blocks.{middle + 2}", narrow),
+        **linear("out_block.0", 12, narrow, 1, 1),
+    }
 
 
 def trunk_shapes(config: dict, c_in: int = 3) -> Shapes:
     """An EfficientNet-V2 trunk: three fused stages, then three with squeeze-and-excitation."""
+
     def conv(key: str, c_out: int, c: int, kernel: int) -> Shapes:
         return {**linear(f"{key}.0", c_out, c, kernel, kernel, bias=False), **batch_norm(f"{key}.1", c_out)}
 
@@ -126,23 +189,39 @@ def trunk_shapes(config: dict, c_in: int = 3) -> Shapes:
             elif stage <= 3:
                 shapes.update({**conv(f"{start}.0", hidden, c, 3), **conv(f"{start}.1", width, hidden, 1)})
             else:
-                shapes.update({**conv(f"{start}.0", hidden, c, 1), **conv(f"{start}.1", hidden, 1, 3),
-                               **linear(f"{start}.2.fc1", c // 4, hidden, 1, 1),
-                               **linear(f"{start}.2.fc2", hidden, c // 4, 1, 1),
-                               **conv(f"{start}.3", width, hidden, 1)})
+                shapes.update(
+                    {
+                        **conv(f"{start}.0", hidden, c, 1),
+                        **conv(f"{start}.1", hidden, 1, 3),
+                        **linear(f"{start}.2.fc1", c // 4, hidden, 1, 1),
+                        **linear(f"{start}.2.fc2", hidden, c // 4, 1, 1),
+                        **conv(f"{start}.3", width, hidden, 1),
+                    }
+                )
             c = width
     return {**shapes, **conv("backbone.7", config["c_features"], c, 1)}
 
 
 def encoder_shapes(config: dict = ENCODER) -> Shapes:
-    return {**trunk_shapes(config), **linear("mapper.0", PRIOR, config["c_features"], 1, 1, bias=False),
-            **batch_norm("mapper.1", PRIOR, affine=False)}
+    return {
+        **trunk_shapes(config),
+        **linear("mapper.0", PRIOR, config["c_features"], 1, 1, bias=False),
+        **batch_norm("mapper.1", PRIOR, affine=False),
+    }
 
 
 def previewer_shapes(config: dict = PREVIEWER) -> Shapes:
     c, half, quarter = (config["c_hidden"] // n for n in (1, 2, 4))
-    plan = ((PRIOR, c, 1), (c, c, 3), (c, half, 2), (half, half, 3), (half, quarter, 2), (quarter, quarter, 3),
-            (quarter, quarter, 2), (quarter, quarter, 3))
+    plan = (
+        (PRIOR, c, 1),
+        (c, c, 3),
+        (c, half, 2),
+        (half, half, 3),
+        (half, quarter, 2),
+        (quarter, quarter, 3),
+        (quarter, quarter, 2),
+        (quarter, quarter, 3),
+    )
     shapes: Shapes = {}
     for i, (c_in, c_out, kernel) in enumerate(plan):
         # Kernels of 2 are transposed convolutions, whose weights begin with the input channels.
@@ -155,8 +234,12 @@ def previewer_shapes(config: dict = PREVIEWER) -> Shapes:
 def controlnet_shapes(config: dict = CONTROLNET) -> Shapes:
     shapes, c = trunk_shapes(ENCODER, config["c_in"]), ENCODER["c_features"]
     for i in range(len(config["proj_blocks"])):
-        shapes.update({**linear(f"projections.{i}.0", c, c, 1, 1, bias=False),
-                       **linear(f"projections.{i}.2", config["c_proj"], c, 1, 1, bias=False)})
+        shapes.update(
+            {
+                **linear(f"projections.{i}.0", c, c, 1, 1, bias=False),
+                **linear(f"projections.{i}.2", config["c_proj"], c, 1, 1, bias=False),
+            }
+        )
     return shapes
 
 
@@ -167,24 +250,36 @@ def tower(start: str, config: dict) -> Shapes:
         for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
             shapes.update(linear(f"{key}.self_attn.{name}", c, c))
         wide = config["intermediate_size"]
-        shapes.update({**layer_norm(f"{key}.layer_norm1", c), **linear(f"{key}.mlp.fc1", wide, c),
-                       **linear(f"{key}.mlp.fc2", c, wide), **layer_norm(f"{key}.layer_norm2", c)})
+        shapes.update(
+            {
+                **layer_norm(f"{key}.layer_norm1", c),
+                **linear(f"{key}.mlp.fc1", wide, c),
+                **linear(f"{key}.mlp.fc2", c, wide),
+                **layer_norm(f"{key}.layer_norm2", c),
+            }
+        )
     return shapes
 
 
 def text_shapes(config: dict = TEXT) -> Shapes:
     c, start = config["hidden_size"], "text_model"
-    return {f"{start}.embeddings.token_embedding.weight": (config["vocab_size"], c),
-            f"{start}.embeddings.position_embedding.weight": (config["max_position_embeddings"], c),
-            **tower(start, config), **layer_norm(f"{start}.final_layer_norm", c),
-            **linear("text_projection", config["projection_dim"], c, bias=False)}
+    return {
+        f"{start}.embeddings.token_embedding.weight": (config["vocab_size"], c),
+        f"{start}.embeddings.position_embedding.weight": (config["max_position_embeddings"], c),
+        **tower(start, config),
+        **layer_norm(f"{start}.final_layer_norm", c),
+        **linear("text_projection", config["projection_dim"], c, bias=False),
+    }
 
 
 def vision_shapes(config: dict = VISION) -> Shapes:
     c, start, patch = config["hidden_size"], "vision_model", config["patch_size"]
-    return {f"{start}.embeddings.class_embedding": (c,),
-            f"{start}.embeddings.patch_embedding.weight": (c, config["num_channels"], patch, patch),
-            f"{start}.embeddings.position_embedding.weight": ((config["image_size"] // patch) ** 2 + 1, c),
-            **layer_norm(f"{start}.pre_layrnorm", c), **tower(start, config),
-            **layer_norm(f"{start}.post_layernorm", c),
-            **linear("visual_projection", config["projection_dim"], c, bias=False)}
+    return {
+        f"{start}.embeddings.class_embedding": (c,),
+        f"{start}.embeddings.patch_embedding.weight": (c, config["num_channels"], patch, patch),
+        f"{start}.embeddings.position_embedding.weight": ((config["image_size"] // patch) ** 2 + 1, c),
+        **layer_norm(f"{start}.pre_layrnorm", c),
+        **tower(start, config),
+        **layer_norm(f"{start}.post_layernorm", c),
+        **linear("visual_projection", config["projection_dim"], c, bias=False),
+    }

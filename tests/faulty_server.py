@@ -2,6 +2,7 @@
 
 It counts every byte of every body that it hands to the system, so that a test can say how much was fetched.
 """
+
 from __future__ import annotations
 
 import socket
@@ -155,8 +156,12 @@ def _answer(faulty: FaultyServer, handler: BaseHTTPRequestHandler, request: Requ
     file = faulty.files.get(request.path)
     status = fault.status or (302 if fault.redirect else 404 if file is None and fault.body is None else 0)
     if status:
-        return _head(handler, request, status, {**fault.headers, "Content-Length": "0",
-                                                **({"Location": fault.redirect} if fault.redirect else {})})
+        return _head(
+            handler,
+            request,
+            status,
+            {**fault.headers, "Content-Length": "0", **({"Location": fault.redirect} if fault.redirect else {})},
+        )
     if fault.body is not None:
         file = File(fault.body, etag="")
     start, end, status = _range(file, request)
@@ -186,8 +191,13 @@ def _range(file: File, request: Request) -> tuple[int, int, int]:
     return (start, end, 206) if start < size else (0, 0, 416)
 
 
-def _head(handler: BaseHTTPRequestHandler, request: Request, status: int, headers: dict[str, str],
-          slowly: FaultyServer | bool = False) -> None:
+def _head(
+    handler: BaseHTTPRequestHandler,
+    request: Request,
+    status: int,
+    headers: dict[str, str],
+    slowly: FaultyServer | bool = False,
+) -> None:
     request.status = status
     given = [f"{name}: {value}" for name, value in headers.items()]
     lines = [f"HTTP/1.1 {status} X", f"Date: {formatdate(usegmt=True)}", *given, "", ""]
@@ -201,8 +211,15 @@ def _head(handler: BaseHTTPRequestHandler, request: Request, status: int, header
             return
 
 
-def _body(faulty: FaultyServer, handler: BaseHTTPRequestHandler, request: Request, fault: Fault, file: File,
-          start: int, end: int) -> None:
+def _body(
+    faulty: FaultyServer,
+    handler: BaseHTTPRequestHandler,
+    request: Request,
+    fault: Fault,
+    file: File,
+    start: int,
+    end: int,
+) -> None:
     position, begun = start, time.monotonic()
     while position < end:
         sent = position - start
@@ -216,7 +233,7 @@ def _body(faulty: FaultyServer, handler: BaseHTTPRequestHandler, request: Reques
             return
         edges = [edge - sent for edge in (fault.cut, fault.stall, fault.loris) if edge is not None and edge > sent]
         step = 1 if slow else min([BLOCK, end - position, *edges])
-        block = bytearray(file.data[position:position + step])
+        block = bytearray(file.data[position : position + step])
         if fault.flip is not None and position <= fault.flip < position + step:
             block[fault.flip - position] ^= 1
         handler.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if file.chunked else bytes(block))

@@ -1,4 +1,5 @@
 """Prompts for tests: built node by node, every input that is left out at its default, objects handed in as they are."""
+
 from __future__ import annotations
 
 import re
@@ -11,9 +12,15 @@ import pytest
 import torch
 
 GIVE = "CascadeStudioTestGive"
-FILES = {"prior": "stage_c.safetensors", "decoder": "stage_b.safetensors", "text_encoder": "clip_g.safetensors",
-         "stage_a": "stage_a.safetensors", "image_encoder": "effnet_encoder.safetensors",
-         "previewer": "previewer.safetensors", "clip_vision": "clip_l_vision.safetensors"}
+FILES = {
+    "prior": "stage_c.safetensors",
+    "decoder": "stage_b.safetensors",
+    "text_encoder": "clip_g.safetensors",
+    "stage_a": "stage_a.safetensors",
+    "image_encoder": "effnet_encoder.safetensors",
+    "previewer": "previewer.safetensors",
+    "clip_vision": "clip_l_vision.safetensors",
+}
 """The family's own file for every file input of Load Stable Cascade."""
 
 
@@ -99,7 +106,8 @@ class Graph:
 
 
 _NOT_FOR_USERS = re.compile(
-    r"Error\b|Exception|Traceback|mat1|NoneType|object has no attribute|size mismatch|torch\.Size|<class|tensor\(")
+    r"Error\b|Exception|Traceback|mat1|NoneType|object has no attribute|size mismatch|torch\.Size|<class|tensor\("
+)
 
 
 def check_sentence(text: str, *words: str) -> None:

@@ -4,6 +4,7 @@
 its ``__init__`` run (``from cascade_studio.nodes.canvas import ...``); once the host has loaded the pack, both names
 and the host's own module name lead to the same module objects.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -30,6 +31,7 @@ def host_root() -> Path | None:
         return Path(given)
     from tools.cache import cache_root, is_complete
     from tools.hosts import DEFAULT_VERSION, PINS
+
     home = cache_root() / "hosts" / f"{DEFAULT_VERSION}-{PINS[DEFAULT_VERSION].sha256[:12]}"
     return home / "ComfyUI" if is_complete(home) else None
 
@@ -38,6 +40,7 @@ def main_setup() -> Setup:
     """The host under test with this Python."""
     from tools.env import Setup
     from tools.hosts import Host, version_of
+
     root = host_root()
     if root is None:
         raise RuntimeError("No ComfyUI host is set up. Run the tests with 'python3 dev.py test', which fetches one.")
@@ -70,7 +73,7 @@ class Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         name = module.__name__
-        sys.modules[name] = importlib.import_module(self.target + name[len(self.name):])
+        sys.modules[name] = importlib.import_module(self.target + name[len(self.name) :])
 
 
 def name_pack() -> None:

@@ -2,6 +2,7 @@
 
 :func:`prepare` has to run before anything of ``comfy`` is imported; the rest happens on first use.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -19,10 +20,17 @@ from types import ModuleType
 from typing import Any
 
 import harness
+
 from tools.server import FAILURES, PACK, link_pack, unlink_pack
 
-FLAGS = ("--cpu", "--use-pytorch-cross-attention", "--disable-api-nodes", "--database-url", "sqlite:///:memory:",
-         "--fp32-unet")
+FLAGS = (
+    "--cpu",
+    "--use-pytorch-cross-attention",
+    "--disable-api-nodes",
+    "--database-url",
+    "sqlite:///:memory:",
+    "--fp32-unet",
+)
 """The last one keeps the numbers of the tests the same on processors with and without instructions for bf16."""
 CAPTURE = "CascadeStudioTestCapture"
 
@@ -61,8 +69,10 @@ def prepare() -> Path:
     sys.argv = ["main.py", "--base-directory", str(base), *FLAGS]
     try:
         import comfy.options
+
         comfy.options.enable_args_parsing()
         import comfy.cli_args  # noqa: F401
+
         # As main.py does: older hosts put their "comfy" folder first later on, where a module "utils" would hide this.
         import utils.extra_config  # noqa: F401
     finally:
@@ -146,8 +156,10 @@ class Host:
         self._ids = itertools.count(1)
         import execution
         import folder_paths
-        import nodes
         import server
+
+        import nodes
+
         self.execution, self.folder_paths, self.nodes = execution, folder_paths, nodes
         self.version = __import__("comfyui_version").__version__
         self.loop = asyncio.new_event_loop()
@@ -198,11 +210,17 @@ class Host:
     def executor(self) -> Any:
         """A fresh executor, with an empty cache. Pass it to several :meth:`execute` calls to test caching."""
         kind = self.execution.CacheType.CLASSIC
-        return self.execution.PromptExecutor(self._stub, cache_type=kind, cache_args={
-            "ram": 0, "ram_inactive": 0, "lru": 0})
+        return self.execution.PromptExecutor(
+            self._stub, cache_type=kind, cache_args={"ram": 0, "ram_inactive": 0, "lru": 0}
+        )
 
-    def execute(self, prompt: dict[str, Any], *wanted: tuple[str, int], executor: Any = None,
-                extra_data: dict[str, Any] | None = None) -> Result:
+    def execute(
+        self,
+        prompt: dict[str, Any],
+        *wanted: tuple[str, int],
+        executor: Any = None,
+        extra_data: dict[str, Any] | None = None,
+    ) -> Result:
         """Validate and execute an API prompt and capture the ``wanted`` outputs. Errors are told in the result."""
         prompt = {str(key): node for key, node in prompt.items()}
         for node, slot in wanted:
@@ -256,8 +274,11 @@ class Host:
                 result.interrupted = event == "execution_interrupted"
                 result.error = str(data.get("exception_message", "")).strip()
                 result.error_node = str(data.get("node_id", ""))
-        result.executed = [str(data["node"]) for event, data in self._stub.messages
-                           if event == "executing" and data.get("node") is not None]
+        result.executed = [
+            str(data["node"])
+            for event, data in self._stub.messages
+            if event == "executing" and data.get("node") is not None
+        ]
         for node, slot in wanted:
             kept = _Capture.kept.get(f"capture-{node}-{slot}", [])
             if kept:
@@ -266,7 +287,6 @@ class Host:
     def interrupt(self) -> None:
         """Ask the host to stop the running prompt, as its Cancel button does."""
         self.nodes.interrupt_processing()
-
 
     def close(self) -> None:
         self.loop.close()

@@ -3,6 +3,7 @@
 The eyes are Mini's own vision tower, which learned from real pictures only, over a short list of subjects, and the
 colour of the picture's rim.
 """
+
 from __future__ import annotations
 
 import os
@@ -14,11 +15,11 @@ import pytest
 import torch
 from eyes import colour
 from safetensors.torch import load_file
-from tools import small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages import from_file
+from tools import small
 from training.mini.outlines import SUBJECTS
 
 MINI = harness.REPOSITORY / "mini"
@@ -32,8 +33,10 @@ def need(*roles: str) -> None:
     absent = sorted(set(roles or small.PAINTS) - set(small.mini().files))
     missing = sorted(set(absent) & small.SHIPPED)
     if missing:
-        pytest.fail(f"Cascade Mini ships its {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not in "
-                    f"{MINI}.", pytrace=False)
+        pytest.fail(
+            f"Cascade Mini ships its {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not in {MINI}.",
+            pytrace=False,
+        )
     if absent:
         pytest.skip(f"Cascade Mini's {', '.join(absent)} is not in the repository yet")
 
@@ -70,20 +73,27 @@ class Mini:
 
     def _tower(self, net: nn.Module, name: str) -> nn.Module:
         tensors = load_file(self.folder / f"{name}.safetensors")
-        net.load_state_dict({key: value.float() if value.is_floating_point() else value
-                             for key, value in tensors.items() if key in net.state_dict()})
+        net.load_state_dict(
+            {
+                key: value.float() if value.is_floating_point() else value
+                for key, value in tensors.items()
+                if key in net.state_dict()
+            }
+        )
         return net.eval().requires_grad_(False)
 
     @cached_property
     def text(self) -> nn.Module:
         from training.mini.sizes import TEXT
         from training.mini.towers import TextTower
+
         return self._tower(TextTower(TEXT), "text_encoders/cascade_mini_text")
 
     @cached_property
     def vision(self) -> nn.Module:
         from training.mini.sizes import VISION
         from training.mini.towers import VisionTower
+
         return self._tower(VisionTower(VISION), "clip_vision/cascade_mini_vision")
 
     # Making pictures
@@ -91,6 +101,7 @@ class Mini:
     def picture(self, latent: Tensor, prompts: list[str], seeds: list[int]) -> Tensor:
         """Stage C latents → RGB (B, 3, 256, 256) in [0, 1], through Stage B and A."""
         from training.mini.generators import decode, told
+
         made = decode(self.stage_b, latent, told(self.text, prompts)[1], told(self.text, [""])[1], seeds)
         with torch.no_grad():
             return self.stage_a.decode(made).float().clamp(0, 1)
@@ -102,12 +113,14 @@ class Mini:
         """Embeddings (B, width), unit length, of RGB (B, 3, H, W) in [0, 1]."""
         from training.mini.scenes import for_vision
         from training.mini.sizes import VISION
+
         return F.normalize(self.vision(for_vision(rgb, VISION.image_size)), dim=-1)
 
     @torch.no_grad()
     def said(self, prompts: list[str]) -> Tensor:
         """Embeddings (N, width), unit length, of prompts."""
         from training.mini.generators import told
+
         return F.normalize(told(self.text, prompts)[1], dim=-1)
 
     def likeness(self, rgb: Tensor, background: str) -> Tensor:

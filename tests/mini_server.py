@@ -1,4 +1,5 @@
 """Workflows on a running server with Cascade Mini, and what their pictures show."""
+
 from __future__ import annotations
 
 import io
@@ -10,14 +11,15 @@ import eyes
 import numpy
 import psutil
 from harness import REPOSITORY
-from mini import Mini
 from PIL import Image
+from torch import Tensor
+
+from mini import Mini
 from tools import small
+from tools.api_prompt import Converted, convert
 from tools.client import Run
 from tools.edit import set_seed
-from tools.api_prompt import Converted, convert
 from tools.scenes import FIRST, SCENES, SILENT, Scene
-from torch import Tensor
 
 WORKFLOWS = REPOSITORY / "workflows"
 EXAMPLE = "cascade_mini_example.png"
@@ -41,7 +43,7 @@ def on_mini(server: Any, name: str, picture: str = "", seed: int = 1) -> Convert
 
 
 def node_of(converted: Converted, kind: str) -> str:
-    found, = [name for name, node in converted.prompt.items() if node["class_type"] == kind]
+    (found,) = [name for name, node in converted.prompt.items() if node["class_type"] == kind]
     return found
 
 

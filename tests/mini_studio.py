@@ -1,4 +1,5 @@
 """Cascade Mini as the host loaded it, and short ways to paint with it; its eyes see what came out."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,11 +9,12 @@ from typing import Any
 
 import torch
 from cascade_studio.nodes.checkpoints.catalogue import load
-from mini import Mini
 from studio import FP32, NAMES, Studio
+from torch import Tensor
+
+from mini import Mini
 from tools import small
 from tools.scenes import Scene
-from torch import Tensor
 
 PRESET = load().presets["cascade-mini"].title
 
@@ -30,8 +32,9 @@ class MiniStudio(Studio):
         load = graph.add("CascadeStudio_Load", **files(), preset=PRESET, missing_files="never", **FP32)
         return SimpleNamespace(**dict(zip(NAMES, graph.run(*(load[slot] for slot in range(len(NAMES)))))))
 
-    def prior(self, prompt: str, count: int = 1, seed: int = 1, latent: dict[str, Any] | None = None,
-              **inputs: Any) -> dict[str, Any]:
+    def prior(
+        self, prompt: str, count: int = 1, seed: int = 1, latent: dict[str, Any] | None = None, **inputs: Any
+    ) -> dict[str, Any]:
         """Sampled Stage C latents of one prompt, at 256 pixels."""
         given = {"positive": self.text(prompt), "negative": self.negative, "seed": seed, **inputs}
         return self.sample_prior(latent or self.canvas(batch=count)[0], **given)
@@ -44,8 +47,12 @@ class MiniStudio(Studio):
     def texts(self, prompts: list[str]) -> Any:
         """One conditioning with a prompt for each picture of a batch."""
         given = [self.text(prompt)[0] for prompt in prompts]
-        return [[torch.cat([words for words, _ in given]),
-                 {"pooled_output": torch.cat([more["pooled_output"] for _, more in given])}]]
+        return [
+            [
+                torch.cat([words for words, _ in given]),
+                {"pooled_output": torch.cat([more["pooled_output"] for _, more in given])},
+            ]
+        ]
 
     def paint_all(self, scenes: Sequence[Scene], seed: int = 1, positive: Any = None, **inputs: Any) -> Tensor:
         """One picture of each scene, RGB (B, 3, H, W), in one batch; ``inputs`` are those of the Stage C sampler.

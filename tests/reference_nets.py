@@ -1,4 +1,5 @@
 """The host's and diffusers' networks on the weights of one of ours, called as ours are."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ def host_net(ours: StageC | StageB) -> nn.Module:
     """ComfyUI's net for the configuration of ``ours``, sharing its weights."""
     import comfy.ops
     from comfy.ldm.cascade import stage_b, stage_c
+
     config = {name: as_lists(value) for name, value in vars(ours.config).items()}
     dtype = next(ours.parameters()).dtype
     kind = stage_c.StageC if isinstance(ours, StageC) else stage_b.StageB
@@ -33,22 +35,45 @@ def host_net(ours: StageC | StageB) -> nn.Module:
 def diffusers_net(ours: StageC | StageB) -> nn.Module:
     """diffusers' net for the configuration of ``ours``, sharing its weights."""
     from diffusers.models.unets.unet_stable_cascade import StableCascadeUNet
+
     config = ours.config
     prior = isinstance(ours, StageC)
-    arguments = dict(clip_text_in_channels=config.c_clip_text, clip_image_in_channels=config.c_clip_img,
-                     clip_text_pooled_in_channels=config.c_clip_text_pooled, switch_level=config.switch_level,
-                     ) if prior else dict(clip_text_pooled_in_channels=config.c_clip, switch_level=None,
-                                          effnet_in_channels=config.c_effnet, pixel_mapper_in_channels=config.c_pixels)
+    arguments = (
+        {
+            "clip_text_in_channels": config.c_clip_text,
+            "clip_image_in_channels": config.c_clip_img,
+            "clip_text_pooled_in_channels": config.c_clip_text_pooled,
+            "switch_level": config.switch_level,
+        }
+        if prior
+        else {
+            "clip_text_pooled_in_channels": config.c_clip,
+            "switch_level": None,
+            "effnet_in_channels": config.c_effnet,
+            "pixel_mapper_in_channels": config.c_pixels,
+        }
+    )
     with torch.device("meta"):
         net = StableCascadeUNet(
-            in_channels=config.c_in, out_channels=config.c_out, timestep_ratio_embedding_dim=config.c_r,
-            patch_size=config.patch_size, conditioning_dim=config.c_cond, block_out_channels=config.c_hidden,
-            num_attention_heads=config.nhead, down_num_layers_per_block=config.blocks[0],
-            up_num_layers_per_block=config.blocks[1], down_blocks_repeat_mappers=config.block_repeat[0],
-            up_blocks_repeat_mappers=config.block_repeat[1], kernel_size=config.kernel_size, clip_seq=config.c_clip_seq,
+            in_channels=config.c_in,
+            out_channels=config.c_out,
+            timestep_ratio_embedding_dim=config.c_r,
+            patch_size=config.patch_size,
+            conditioning_dim=config.c_cond,
+            block_out_channels=config.c_hidden,
+            num_attention_heads=config.nhead,
+            down_num_layers_per_block=config.blocks[0],
+            up_num_layers_per_block=config.blocks[1],
+            down_blocks_repeat_mappers=config.block_repeat[0],
+            up_blocks_repeat_mappers=config.block_repeat[1],
+            kernel_size=config.kernel_size,
+            clip_seq=config.c_clip_seq,
             block_types_per_layer=tuple(tuple(BLOCKS[kind] for kind in level) for level in config.level_config),
-            dropout=(0.0,) * len(config.c_hidden), self_attn=config.self_attn,
-            timestep_conditioning_type=config.t_conds, **arguments)
+            dropout=(0.0,) * len(config.c_hidden),
+            self_attn=config.self_attn,
+            timestep_conditioning_type=config.t_conds,
+            **arguments,
+        )
     net.load_state_dict({diffusers_key(key): value for key, value in ours.state_dict().items()}, assign=True)
     return net.eval().requires_grad_(False)
 
@@ -76,6 +101,7 @@ def host_stage_c(net: nn.Module) -> Callable[..., Tensor]:
     def call(x, r, text, pooled, image, control=None, **conds):
         hint = None if control is None else {"input": list(reversed(control))}
         return net(x, r, clip_text=text, clip_text_pooled=pooled, clip_img=image, control=hint, **conds)
+
     return call
 
 

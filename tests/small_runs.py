@@ -1,4 +1,5 @@
 """Workflows on a test server with small weights, at a quarter of their size, and the pictures that they save."""
+
 from __future__ import annotations
 
 import io
@@ -6,6 +7,7 @@ from typing import Any
 
 import numpy
 from PIL import Image
+
 from tools import small
 from tools.api_prompt import Converted, convert
 

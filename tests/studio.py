@@ -1,4 +1,5 @@
 """The tiny family as the host loaded it, its pure networks, and short ways to sample with both."""
+
 from __future__ import annotations
 
 from functools import cached_property
@@ -11,12 +12,12 @@ from graphs import FILES, Graph
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.diffusion import sampling
 from stages import from_file
+from stages.diffusion import sampling
 from stages.diffusion.sampling import Guidance
 
 NAMES = ("prior", "decoder", "clip", "clip_vision", "stage_a", "stage_c_vae")
-FP32 = dict(prior_dtype="fp32", decoder_dtype="fp32", text_dtype="fp32", vae_dtype="fp32")
+FP32 = {"prior_dtype": "fp32", "decoder_dtype": "fp32", "text_dtype": "fp32", "vae_dtype": "fp32"}
 PRIOR_SCALE, DECODER_SCALE = 1.0, 1 / 0.43
 """What the host multiplies latents by before a stage sees them; Stage A divides by the second (official)."""
 
@@ -73,10 +74,16 @@ class Studio:
     @cached_property
     def nets(self) -> dict[str, nn.Module]:
         """The pure networks of the same files, in fp32."""
-        files = {"C": "diffusion_models/stage_c", "B": "diffusion_models/stage_b", "A": "vae/stage_a",
-                 "encoder": "vae/effnet_encoder", "previewer": "vae/previewer"}
-        return {name: from_file(self.models / f"{file}.safetensors", dtype=torch.float32)
-                for name, file in files.items()}
+        files = {
+            "C": "diffusion_models/stage_c",
+            "B": "diffusion_models/stage_b",
+            "A": "vae/stage_a",
+            "encoder": "vae/effnet_encoder",
+            "previewer": "vae/previewer",
+        }
+        return {
+            name: from_file(self.models / f"{file}.safetensors", dtype=torch.float32) for name, file in files.items()
+        }
 
     @cached_property
     def prior_latent(self) -> dict[str, Any]:
@@ -121,12 +128,21 @@ class Studio:
 
     def core_sample(self, model: Any, latent: dict[str, Any], *, steps: int = 2, **inputs: Any) -> Tensor:
         """Core's KSampler."""
-        given = {"model": model, **self.prompts, "latent_image": latent, "sampler_name": "euler", "scheduler": "simple",
-                 "steps": steps, "cfg": 2.0, **inputs}
+        given = {
+            "model": model,
+            **self.prompts,
+            "latent_image": latent,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "steps": steps,
+            "cfg": 2.0,
+            **inputs,
+        }
         return self.call("KSampler", **given)["samples"]
 
-    def decoder_prompts(self, prior: dict[str, Any] | None = None, **prompts: Any
-                        ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def decoder_prompts(
+        self, prior: dict[str, Any] | None = None, **prompts: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Stage B's conditioning for core samplers, and its empty latent."""
         given = {**self.prompts, **prompts, "prior": prior or self.prior_latent}
         positive, negative, latent = self.call("CascadeStudio_DecoderConditioning", range(3), **given)
@@ -134,21 +150,38 @@ class Studio:
 
     def pure_prior(self, shape: tuple[int, ...], seeds: list[int], start: Tensor | None = None, **run: Any) -> Tensor:
         """What ``stages`` alone makes of the same prompts; ``shape`` is (B, 16, h, w)."""
-        conds = [{"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"]}
-                 for text in (self.positive, self.negative)]
+        conds = [
+            {"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"]}
+            for text in (self.positive, self.negative)
+        ]
         return pure(self.nets["C"], conds, shape, seeds, start, **{"steps": 20, "shift": 2.0, "cfg": 4.0, **run})
 
-    def pure_decoder(self, prior: Tensor, shape: tuple[int, ...], seeds: list[int], start: Tensor | None = None,
-                     **run: Any) -> Tensor:
-        conds = [{"effnet": codes, "clip": text[0][1]["pooled_output"]} for text, codes in
-                 ((self.positive, prior), (self.negative, torch.zeros_like(prior)))]
+    def pure_decoder(
+        self, prior: Tensor, shape: tuple[int, ...], seeds: list[int], start: Tensor | None = None, **run: Any
+    ) -> Tensor:
+        conds = [
+            {"effnet": codes, "clip": text[0][1]["pooled_output"]}
+            for text, codes in ((self.positive, prior), (self.negative, torch.zeros_like(prior)))
+        ]
         return pure(self.nets["B"], conds, shape, seeds, start, **{"steps": 10, "shift": 1.0, "cfg": 1.1, **run})
 
 
 @torch.inference_mode()
-def pure(net: nn.Module, conds: list[dict[str, Tensor]], shape: tuple[int, ...], seeds: list[int],
-         start: Tensor | None, *, steps: int, shift: float, cfg: float, denoise: float = 1.0,
-         step: Any = sampling.ddpm_step, noise_shift: float | None = None, **guidance: Any) -> Tensor:
+def pure(
+    net: nn.Module,
+    conds: list[dict[str, Tensor]],
+    shape: tuple[int, ...],
+    seeds: list[int],
+    start: Tensor | None,
+    *,
+    steps: int,
+    shift: float,
+    cfg: float,
+    denoise: float = 1.0,
+    step: Any = sampling.ddpm_step,
+    noise_shift: float | None = None,
+    **guidance: Any,
+) -> Tensor:
     """The official sampling loop on a pure network; ``start`` is x0 in the network's own scale.
 
     ``noise_shift`` is the shift at which ``start`` is noised, where that differs from the sampling's.
@@ -160,6 +193,7 @@ def pure(net: nn.Module, conds: list[dict[str, Tensor]], shape: tuple[int, ...],
         x = sampling.add_noise(start, x, sampling.logsnr(times[0], noise_shift or shift))
     noise = sampling.NoiseStreams(seeds, stream=1).next
     predict = sampling.paired(net, *conds)
-    *_, last = sampling.sample(predict, x, timesteps=times, shift=shift, step=step, noise=noise,
-                                guidance=Guidance(cfg, **guidance))
+    *_, last = sampling.sample(
+        predict, x, timesteps=times, shift=shift, step=step, noise=noise, guidance=Guidance(cfg, **guidance)
+    )
     return last.x0

@@ -3,6 +3,7 @@
 The server knows prompts only; the conversion is the frontend's. This is the same conversion for commands and tests:
 widgets by position, converted widgets, muted and bypassed nodes, reroutes, primitives and subgraphs.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -37,8 +38,11 @@ class Converted:
 
 def is_prompt(data: Any) -> bool:
     """Whether this is a prompt already (the API format) rather than a workflow."""
-    return isinstance(data, dict) and bool(data) and all(
-        isinstance(node, dict) and "class_type" in node for node in data.values())
+    return (
+        isinstance(data, dict)
+        and bool(data)
+        and all(isinstance(node, dict) and "class_type" in node for node in data.values())
+    )
 
 
 def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> Converted:
@@ -47,8 +51,10 @@ def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> Converted:
         prompt = {str(key): {**node, "inputs": dict(node.get("inputs") or {})} for key, node in workflow.items()}
         return Converted(prompt)
     if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list):
-        raise Stop("This file is no ComfyUI workflow: it has no list of nodes. Save the workflow from ComfyUI's menu "
-                   "(Save, or Export) and use that file.")
+        raise Stop(
+            "This file is no ComfyUI workflow: it has no list of nodes. Save the workflow from ComfyUI's menu "
+            "(Save, or Export) and use that file."
+        )
     return _Converter(workflow, object_info).run()
 
 
@@ -102,14 +108,18 @@ class _Converter:
             return None
         link = scope.links.get(int(entry.link))
         if link is None:
-            raise Stop(f"The workflow is damaged: input '{entry.name}' of node {scope.name(node)} names the link "
-                       f"{entry.link}, which is not in the file. Open it in ComfyUI, connect that input again, save.")
+            raise Stop(
+                f"The workflow is damaged: input '{entry.name}' of node {scope.name(node)} names the link "
+                f"{entry.link}, which is not in the file. Open it in ComfyUI, connect that input again, save."
+            )
         if link.origin == INPUT_NODE and scope.instance is not None:
             return self._outside(scope, link.origin_slot, seen)
         origin = scope.nodes.get(link.origin)
         if origin is None:
-            raise Stop(f"The workflow is damaged: a link to node {scope.name(node)} starts at node {link.origin}, "
-                       "which is not in the file. Open it in ComfyUI, connect that input again and save.")
+            raise Stop(
+                f"The workflow is damaged: a link to node {scope.name(node)} starts at node {link.origin}, "
+                "which is not in the file. Open it in ComfyUI, connect that input again and save."
+            )
         return self._output(scope, origin, link.origin_slot, kind or entry.kind, seen)
 
     def _outside(self, scope: Scope, slot: int, seen: set) -> Source | Box | None:
@@ -146,8 +156,10 @@ class _Converter:
         if origin == INPUT_NODE:
             return self._outside(inner, slot, seen)
         if origin not in inner.nodes:
-            raise Stop(f"The workflow is damaged: the subgraph at {':'.join(inner.path)} takes an output from node "
-                       f"{origin}, which is not in it. Open it in ComfyUI, connect that output again and save.")
+            raise Stop(
+                f"The workflow is damaged: the subgraph at {':'.join(inner.path)} takes an output from node "
+                f"{origin}, which is not in it. Open it in ComfyUI, connect that output again and save."
+            )
         return self._output(inner, inner.nodes[origin], slot, kind, seen)
 
 
@@ -155,7 +167,7 @@ def _fits(first: str, second: str) -> bool:
     """Whether a link between two types is allowed; types may be lists, and ``*`` is any."""
     if first in ("*", "", "0") or second in ("*", "", "0"):
         return True
-    ones, others = (set(part.strip() for part in kind.lower().split(",")) for kind in (first, second))
+    ones, others = ({part.strip() for part in kind.lower().split(",")} for kind in (first, second))
     return bool(ones & others) or "*" in ones | others
 
 
@@ -172,5 +184,6 @@ def _bypass(node: Node, slot: int, kind: str) -> int | None:
     exact = next((index for index, entry in enumerate(inputs) if entry.kind == kind), None)
     if exact is not None:
         return exact
-    return next((index for index, entry in enumerate(inputs)
-                 if _fits(entry.kind, output) and _fits(entry.kind, kind)), None)
+    return next(
+        (index for index, entry in enumerate(inputs) if _fits(entry.kind, output) and _fits(entry.kind, kind)), None
+    )

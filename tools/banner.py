@@ -3,6 +3,7 @@
 Seven squares wide and three high: the mark with the name takes three by three of them, the pictures take the other
 twelve, in the order of their names. Fewer pictures come again from the start, more than twelve are left out.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,8 +26,10 @@ def pictures_in(folder: Path) -> list[Path]:
     """The PNG files of a folder by name. Raises ``Stop`` where there are none."""
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".png") if folder.is_dir() else []
     if not found:
-        raise Stop(f"{folder} holds no PNG files. Give a folder with the pictures of the banner, best "
-                   f"{(COLUMNS - MARK) * ROWS} of them.")
+        raise Stop(
+            f"{folder} holds no PNG files. Give a folder with the pictures of the banner, best "
+            f"{(COLUMNS - MARK) * ROWS} of them."
+        )
     return found
 
 
@@ -36,15 +39,16 @@ def tile(path: Path) -> Image.Image:
         with Image.open(path) as picture:
             return ImageOps.fit(picture.convert("RGB"), (TILE, TILE), Image.Resampling.LANCZOS)
     except (UnidentifiedImageError, OSError) as error:
-        raise Stop(f"{path} cannot be read as a picture ({error}). Take it out of the folder, or save it "
-                   "again.") from None
+        raise Stop(
+            f"{path} cannot be read as a picture ({error}). Take it out of the folder, or save it again."
+        ) from None
 
 
 def banner(paths: list[Path]) -> Image.Image:
     """The banner of these pictures: RGB, 1260 x 540 pixels."""
     picture = Image.new("RGB", (COLUMNS * TILE, ROWS * TILE), GROUND)
     places = [(column, row) for row in range(ROWS) for column in range(MARK, COLUMNS)]
-    tiles = [tile(path) for path in paths[:len(places)]]
+    tiles = [tile(path) for path in paths[: len(places)]]
     for number, (column, row) in enumerate(places):
         picture.paste(tiles[number % len(tiles)], (column * TILE, row * TILE))
     side, middle = 2 * TILE, MARK * TILE // 2

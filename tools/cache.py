@@ -1,4 +1,5 @@
 """Where downloads, hosts and environments are kept: outside every clone, shared by all of them."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,5 @@
 """Talks to a ComfyUI server: HTTP requests, queueing a prompt, following it over the websocket."""
+
 from __future__ import annotations
 
 import json
@@ -67,8 +68,11 @@ def rejection(body: Any) -> str:
     if not isinstance(body, dict):
         return str(body)
     error = body.get("error")
-    lines = [" ".join(filter(None, (error.get("message"), error.get("details")))) if isinstance(error, dict) else str(
-        error or body)]
+    lines = [
+        " ".join(filter(None, (error.get("message"), error.get("details"))))
+        if isinstance(error, dict)
+        else str(error or body)
+    ]
     for node, problem in (body.get("node_errors") or {}).items():
         for reason in problem.get("errors", []):
             details = ": ".join(filter(None, (reason.get("message"), reason.get("details"))))
@@ -132,8 +136,16 @@ class Client:
             raise Refused(f"The server left out a part of the prompt: {rejection(answer)}", 200, answer)
         return answer["prompt_id"]
 
-    def run(self, prompt: dict[str, Any], workflow: dict[str, Any] | None = None, *, timeout: float = 3600.0,
-            listen: Listener | None = None, alive: Callable[[], bool] = lambda: True, check: bool = True) -> Run:
+    def run(
+        self,
+        prompt: dict[str, Any],
+        workflow: dict[str, Any] | None = None,
+        *,
+        timeout: float = 3600.0,
+        listen: Listener | None = None,
+        alive: Callable[[], bool] = lambda: True,
+        check: bool = True,
+    ) -> Run:
         """Queue ``prompt`` and follow it to its end. ``listen`` hears every event of it (name, data, run).
 
         Raises ``Failed`` if it ends in an error (unless ``check`` is False), and ``Stop`` after ``timeout`` seconds

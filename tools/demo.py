@@ -1,4 +1,5 @@
 """`dev.py demo` and `dev.py host`: a real ComfyUI with the pack, for one picture or for as long as it is wanted."""
+
 from __future__ import annotations
 
 import argparse
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from . import small
+from .api_prompt import Converted, convert, is_prompt
 from .client import Run
 from .edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from .env import REPOSITORY, Setup
 from .messages import Stop, say
 from .png import text_chunks
-from .api_prompt import Converted, convert, is_prompt
 from .server import Base, Server, has_accelerator, host_flags, server_environment
 
 WORKFLOW = REPOSITORY / "workflows" / "text_to_image.json"
@@ -37,11 +38,20 @@ def _read_workflow(path: Path) -> dict[str, Any]:
 
 def write_family(setup: Setup, models: Path) -> None:
     """Let the tests' writer fill a models folder with the tiny random family."""
-    say("Cascade Mini's trained weights are not here, or lack a part of this workflow: the demo uses a tiny random "
-        "checkpoint family (same file formats and key names, only narrower), so the picture is coloured noise.")
+    say(
+        "Cascade Mini's trained weights are not here, or lack a part of this workflow: the demo uses a tiny random "
+        "checkpoint family (same file formats and key names, only narrower), so the picture is coloured noise."
+    )
     command = setup.command(str(REPOSITORY / "tests" / "family.py"), str(models), "--no-variants")
-    result = subprocess.run(command, env=setup.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+    result = subprocess.run(
+        command,
+        env=setup.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
     if result.returncode:
         raise Stop(f"The tiny checkpoint family could not be written: {result.stdout.strip()[-2000:]}")
 
@@ -163,8 +173,10 @@ def _save(server: Server, run: Run, output: str | None, needed: Sequence[str]) -
     for data, path in zip(pictures, targets, strict=True):
         missing = [name for name in needed if name not in text_chunks(data)]
         if missing:
-            raise Stop(f"The saved picture does not carry its {' and '.join(missing)}: ComfyUI was told to leave that "
-                       "out. Start it without --disable-metadata.")
+            raise Stop(
+                f"The saved picture does not carry its {' and '.join(missing)}: ComfyUI was told to leave that "
+                "out. Start it without --disable-metadata."
+            )
         path.write_bytes(data)
     return targets
 
@@ -197,8 +209,13 @@ def run_demo(setup: Setup, options: argparse.Namespace) -> int:
             converted = convert(embedded or workflow, info)
             _choose_files(setup, server, converted, options)
             _edit(converted, options)
-            run = server.client.run(converted.prompt, embedded, listen=_Bars(converted.prompt),
-                                    alive=lambda: server.process.poll() is None, timeout=24 * 3600.0)
+            run = server.client.run(
+                converted.prompt,
+                embedded,
+                listen=_Bars(converted.prompt),
+                alive=lambda: server.process.poll() is None,
+                timeout=24 * 3600.0,
+            )
             paths = _save(server, run, options.output, ["prompt"] + (["workflow"] if embedded else []))
         _report(run, converted.prompt, paths)
     finally:
@@ -213,8 +230,15 @@ def run_host(setup: Setup, options: argparse.Namespace) -> int:
         cpu = not has_accelerator(setup)
         kept = options.base is not None and options.model is None
         flags = [] if kept else _models(setup, base, options.model)
-        command = [str(setup.python), "main.py", "--port", str(options.port), *host_flags(setup, base, cpu), *flags,
-                   *options.arguments]
+        command = [
+            str(setup.python),
+            "main.py",
+            "--port",
+            str(options.port),
+            *host_flags(setup, base, cpu),
+            *flags,
+            *options.arguments,
+        ]
         say(f"ComfyUI {setup.host.version} with the pack: http://127.0.0.1:{options.port} (Ctrl-C stops it)")
         process = subprocess.Popen(command, cwd=setup.host.root, env=server_environment(setup))
         try:

@@ -1,4 +1,5 @@
 """Puts a person's choices (prompt, seed, size, files) into a converted workflow, wherever it keeps them."""
+
 from __future__ import annotations
 
 import difflib
@@ -7,9 +8,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from .api_prompt import Converted
 from .env import REPOSITORY
 from .messages import Stop
-from .api_prompt import Converted
 
 TEXTS = ("text", "prompt", "clip_l", "clip_g")
 FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
@@ -25,8 +26,12 @@ def _bundled() -> frozenset[str]:
 
 def _constants(converted: Converted, *names: str) -> list[tuple[str, str]]:
     """The (node, input) pairs with one of these names that hold a number of their own."""
-    return [(node, name) for node, entry in converted.prompt.items() for name in names
-            if isinstance(entry["inputs"].get(name), (int, float))]
+    return [
+        (node, name)
+        for node, entry in converted.prompt.items()
+        for name in names
+        if isinstance(entry["inputs"].get(name), (int, float))
+    ]
 
 
 def set_seed(converted: Converted, seed: int) -> None:
@@ -74,8 +79,11 @@ def _text_inputs(converted: Converted, start: str) -> list[tuple[str, str]]:
 
 def set_prompt(converted: Converted, text: str) -> None:
     """Set the texts that reach an input called ``positive``."""
-    starts = [entry["inputs"]["positive"][0] for entry in converted.prompt.values()
-              if isinstance(entry["inputs"].get("positive"), list)]
+    starts = [
+        entry["inputs"]["positive"][0]
+        for entry in converted.prompt.values()
+        if isinstance(entry["inputs"].get("positive"), list)
+    ]
     found = {pair for start in starts for pair in _text_inputs(converted, start)}
     if not found:
         raise Stop("--prompt has no effect: no text of the workflow leads to an input called positive.")
@@ -115,8 +123,10 @@ def fit_files(converted: Converted, object_info: dict[str, Any]) -> list[str]:
                 continue
             files = [option for option in options if str(option).lower().endswith(FILES) and option not in _bundled()]
             if not files:
-                raise Stop(f"The workflow's node {entry['_meta']['title']} needs the file {value} as {name}, and the "
-                           "models folder has none for that input. Put it there, or give another folder with --model.")
+                raise Stop(
+                    f"The workflow's node {entry['_meta']['title']} needs the file {value} as {name}, and the "
+                    "models folder has none for that input. Put it there, or give another folder with --model."
+                )
             nearest = max(files, key=lambda file: _likeness(str(file), str(value)))
             converted.set(node, name, nearest)
             lines.append(f"{entry['_meta']['title']}: {name} = {nearest} (instead of {value})")

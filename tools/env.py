@@ -1,4 +1,5 @@
 """The Python environment: made once per set of pins, never taken half-made, found again in a moment."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,8 +19,11 @@ from .pip import make_venv, pip, python_in
 REPOSITORY = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = (3, 10)
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
-TEST_PACKAGES = ("pytest>=8,<10", "diffusers==0.42.1; python_version >= '3.11'",
-                 "diffusers==0.39.0; python_version < '3.11'")
+TEST_PACKAGES = (
+    "pytest>=8,<10",
+    "diffusers==0.42.1; python_version >= '3.11'",
+    "diffusers==0.39.0; python_version < '3.11'",
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,10 @@ def _build(folder: Path, requirements: Path) -> None:
 def environment_python(requirements: Path) -> Path:
     """The Python of the environment for these requirements, built on first use."""
     if sys.version_info < OLDEST_PYTHON:
-        raise Stop(f"Python {platform.python_version()} is too old: 3.10 or newer is needed. Run dev.py with such a "
-                   "Python; it makes its own environment.")
+        raise Stop(
+            f"Python {platform.python_version()} is too old: 3.10 or newer is needed. Run dev.py with such a "
+            "Python; it makes its own environment."
+        )
     version = "".join(map(str, sys.version_info[:2]))
     folder = cache_root() / f"env-py{version}-{_key(requirements.read_text(encoding='utf-8'))}"
     python = python_in(folder)

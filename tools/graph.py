@@ -1,4 +1,5 @@
 """A workflow file as a graph: nodes, links, and every subgraph instance as a scope of its own."""
+
 from __future__ import annotations
 
 import json
@@ -121,8 +122,14 @@ def _full_inputs(raw: dict[str, Any], definition: dict[str, Any]) -> list[Input]
         if kind == AUTOGROW or any(entry.name != name for entry in group):
             found += group
         elif group:
-            found.append(Input(name, group[0].kind if kind.startswith("COMFY_") else kind, group[0].link,
-                               name if is_widget(spec) else None))
+            found.append(
+                Input(
+                    name,
+                    group[0].kind if kind.startswith("COMFY_") else kind,
+                    group[0].link,
+                    name if is_widget(spec) else None,
+                )
+            )
         else:
             found.append(Input(name, kind, None, name if is_widget(spec) else None))
     names = {entry.name for entry in found}
@@ -150,8 +157,10 @@ class Reader:
         self._collect(workflow)
         self.root = self._scope(workflow, ())
         if self.unknown:
-            raise Stop(f"The workflow uses nodes that this ComfyUI does not have: {', '.join(sorted(self.unknown))}. "
-                       "Install the packs they belong to, or take these nodes out of the workflow.")
+            raise Stop(
+                f"The workflow uses nodes that this ComfyUI does not have: {', '.join(sorted(self.unknown))}. "
+                "Install the packs they belong to, or take these nodes out of the workflow."
+            )
 
     def _collect(self, holder: dict[str, Any]) -> None:
         for subgraph in (holder.get("definitions") or {}).get("subgraphs") or []:
@@ -159,8 +168,9 @@ class Reader:
                 self.subgraphs[str(subgraph["id"])] = subgraph
                 self._collect(subgraph)
 
-    def _scope(self, raw: dict[str, Any], path: tuple[str, ...], parent: Scope | None = None,
-               instance: Node | None = None) -> Scope:
+    def _scope(
+        self, raw: dict[str, Any], path: tuple[str, ...], parent: Scope | None = None, instance: Node | None = None
+    ) -> Scope:
         nodes = {}
         for entry in raw.get("nodes") or []:
             node = self._node(entry)
@@ -195,8 +205,10 @@ class Reader:
         ancestor: Scope | None = scope
         while ancestor is not None and ancestor.instance is not None:
             if ancestor.instance.kind == node.kind:
-                raise Stop(f"The subgraph '{subgraph.get('name', node.kind)}' contains itself (node {':'.join(path)}). "
-                           "Take the inner one out of the workflow.")
+                raise Stop(
+                    f"The subgraph '{subgraph.get('name', node.kind)}' contains itself (node {':'.join(path)}). "
+                    "Take the inner one out of the workflow."
+                )
             ancestor = ancestor.parent
         node.inner = self._scope(subgraph, path, scope, node)
         node.inner.promoted = self._promote(scope, node, subgraph.get("inputs") or [])

@@ -3,6 +3,7 @@
 The starter keeps the other end of this process' standard input; when that closes, the process and everything in its
 group are killed. Nothing is left running after a crash, a closed terminal or a killed test run.
 """
+
 from __future__ import annotations
 
 import os
@@ -17,8 +18,12 @@ def _watch() -> None:
     while os.read(0, 1):
         pass
     if os.name == "nt":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(os.getpid())], stdin=subprocess.DEVNULL,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            ["taskkill", "/F", "/T", "/PID", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     elif os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)

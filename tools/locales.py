@@ -10,6 +10,7 @@ English comes from the schemas and from ``web/js/text.js`` alone. A word list ha
 
 ``python3 dev.py run -m tools.authoring`` writes the files, together with the workflows.
 """
+
 from __future__ import annotations
 
 import json
@@ -41,13 +42,21 @@ def english_nodes(definitions: dict[str, Any]) -> Texts:
     """nodeDefs.json as the schemas have it."""
     found: Texts = {}
     for node, definition in own(definitions).items():
-        inputs = {name: {"name": options.get("display_name") or name, "tooltip": options.get("tooltip", "")}
-                  for name, _, options in specs(definition["input"], definition.get("input_order"))}
+        inputs = {
+            name: {"name": options.get("display_name") or name, "tooltip": options.get("tooltip", "")}
+            for name, _, options in specs(definition["input"], definition.get("input_order"))
+        }
         tips = definition.get("output_tooltips") or []
-        outputs = {str(slot): {"name": name, "tooltip": tip}
-                   for slot, (name, tip) in enumerate(zip(definition["output_name"], tips))}
-        found[node] = {"display_name": definition["display_name"], "description": definition["description"],
-                       "inputs": inputs, "outputs": outputs}
+        outputs = {
+            str(slot): {"name": name, "tooltip": tip}
+            for slot, (name, tip) in enumerate(zip(definition["output_name"], tips))
+        }
+        found[node] = {
+            "display_name": definition["display_name"],
+            "description": definition["description"],
+            "inputs": inputs,
+            "outputs": outputs,
+        }
     return found
 
 

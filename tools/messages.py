@@ -1,4 +1,5 @@
 """How commands talk: lines of progress, and the error that ends one with a sentence instead of a traceback."""
+
 from __future__ import annotations
 
 import signal

@@ -1,4 +1,5 @@
 """pip and virtual environments, with their failures told in a sentence."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -12,9 +13,17 @@ from .cache import cache_root, is_complete, locked, mark_complete, remove
 from .messages import Stop
 
 OFFLINE_SIGNS = (
-    "Temporary failure in name resolution", "Failed to establish a new connection", "Name or service not known",
-    "getaddrinfo failed", "nodename nor servname", "Network is unreachable", "Connection refused", "ProxyError",
-    "Read timed out", "ConnectTimeoutError", "No route to host",
+    "Temporary failure in name resolution",
+    "Failed to establish a new connection",
+    "Name or service not known",
+    "getaddrinfo failed",
+    "nodename nor servname",
+    "Network is unreachable",
+    "Connection refused",
+    "ProxyError",
+    "Read timed out",
+    "ConnectTimeoutError",
+    "No route to host",
 )
 
 
@@ -22,14 +31,20 @@ def explain(output: str, purpose: str) -> str:
     """The sentence for a pip run that failed while it was to ``purpose``, from what it wrote."""
     lines = [line for line in output.splitlines() if line.startswith("ERROR:")]
     if any(sign in output for sign in OFFLINE_SIGNS):
-        return (f"Could not {purpose}: the Python package index cannot be reached. Connect this machine to the "
-                "network (or set pip's index-url or proxy) and run the same command again.")
+        return (
+            f"Could not {purpose}: the Python package index cannot be reached. Connect this machine to the "
+            "network (or set pip's index-url or proxy) and run the same command again."
+        )
     if "No space left on device" in output or "Errno 28" in output:
-        return (f"Could not {purpose}: the disk is full. About 7 GB are needed; free some space or set "
-                "CASCADE_STUDIO_CACHE to a folder on a larger disk, and run the same command again.")
+        return (
+            f"Could not {purpose}: the disk is full. About 7 GB are needed; free some space or set "
+            "CASCADE_STUDIO_CACHE to a folder on a larger disk, and run the same command again."
+        )
     if "(from versions: none)" in output:
-        return (f"Could not {purpose}: the Python package index cannot be reached, or it does not have what is needed. "
-                f"Check the network and pip's index-url, and run the same command again. pip said: {lines[0]}")
+        return (
+            f"Could not {purpose}: the Python package index cannot be reached, or it does not have what is needed. "
+            f"Check the network and pip's index-url, and run the same command again. pip said: {lines[0]}"
+        )
     reason = " ".join(lines[:2]) or (output.strip().splitlines() or ["pip gave no reason"])[-1]
     return f"Could not {purpose}: {reason} (Python 3.10 to 3.13 are supported.)"
 
@@ -38,8 +53,15 @@ def pip(python: Path | str, arguments: Sequence[str], purpose: str, log: Path | 
     """Run pip of ``python``; its output goes to ``log`` if given. Raises ``Stop`` with the reason on failure."""
     command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+    result = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
     if log is not None:
         log.write_text(result.stdout, encoding="utf-8")
     if result.returncode:
@@ -54,8 +76,14 @@ def python_in(folder: Path) -> Path:
 def make_venv(folder: Path) -> None:
     """Make a virtual environment of the running Python in ``folder``, pip included."""
     try:
-        result = subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+        result = subprocess.run(
+            [sys.executable, "-m", "venv", "--clear", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
         problem = result.stdout if result.returncode else ""
     except OSError as error:
         problem = str(error)

@@ -1,4 +1,5 @@
 """The text chunks of a PNG file, where ComfyUI keeps prompt and workflow."""
+
 from __future__ import annotations
 
 import struct
@@ -13,8 +14,8 @@ def text_chunks(data: bytes) -> dict[str, str]:
         raise ValueError("not a PNG file")
     texts, position = {}, len(SIGNATURE)
     while position + 8 <= len(data):
-        size, kind = struct.unpack(">I4s", data[position:position + 8])
-        body = data[position + 8:position + 8 + size]
+        size, kind = struct.unpack(">I4s", data[position : position + 8])
+        body = data[position + 8 : position + 8 + size]
         position += 12 + size
         if kind == b"tEXt":
             keyword, text = body.split(b"\0", 1)

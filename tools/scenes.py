@@ -1,4 +1,5 @@
 """What Cascade Mini is asked to paint in each bundled workflow: words and backgrounds that it learned."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,16 +21,29 @@ FIRST = Scene("red apple", "blue")
 """The first picture, and the picture that workflows which load one are given."""
 
 SCENES = {
-    "a_first_picture": FIRST, "text_to_image": Scene("sunflower", "green"),
-    "text_to_image_lite": Scene("robot", "gray"), "text_to_image_all_in_one": Scene("hot dog", "blue"),
+    "a_first_picture": FIRST,
+    "text_to_image": Scene("sunflower", "green"),
+    "text_to_image_lite": Scene("robot", "gray"),
+    "text_to_image_all_in_one": Scene("hot dog", "blue"),
     "text_to_image_core_ksampler": Scene("soccer ball", "teal"),
-    "text_to_image_core_loaders": Scene("octopus", "blue"), "text_to_image_custom_sampling": Scene("ghost", "blue"),
-    "low_memory": Scene("house", "pink"), "image_to_image": FIRST, "image_variation": FIRST, "reconstruction": FIRST,
-    "canny": Scene("red apple", "yellow"), "inpaint": FIRST, "outpaint": FIRST, "super_resolution": FIRST,
-    "high_resolution_2k": Scene("evergreen tree", "blue"), "high_resolution_4k": Scene("umbrella", "blue"),
-    "draft_board": Scene("robot", "gray"), "lora_stack": Scene("snowman", "purple"),
-    "lora_schedule": Scene("frog", "blue"), "merge": Scene("frog", "purple"),
-    "lora_control_regional": Scene("red apple", "yellow"), "guidance": Scene("soccer ball", "green"),
+    "text_to_image_core_loaders": Scene("octopus", "blue"),
+    "text_to_image_custom_sampling": Scene("ghost", "blue"),
+    "low_memory": Scene("house", "pink"),
+    "image_to_image": FIRST,
+    "image_variation": FIRST,
+    "reconstruction": FIRST,
+    "canny": Scene("red apple", "yellow"),
+    "inpaint": FIRST,
+    "outpaint": FIRST,
+    "super_resolution": FIRST,
+    "high_resolution_2k": Scene("evergreen tree", "blue"),
+    "high_resolution_4k": Scene("umbrella", "blue"),
+    "draft_board": Scene("robot", "gray"),
+    "lora_stack": Scene("snowman", "purple"),
+    "lora_schedule": Scene("frog", "blue"),
+    "merge": Scene("frog", "purple"),
+    "lora_control_regional": Scene("red apple", "yellow"),
+    "guidance": Scene("soccer ball", "green"),
     "train_lora": Scene("mushroom", "green"),
 }
 """By workflow."""
@@ -37,7 +51,18 @@ SCENES = {
 SILENT = {"image_variation", "reconstruction"}
 """Workflows that show their scene because their picture does; their prompt stays empty."""
 
-SHEET = (FIRST, Scene("robot", "gray"), Scene("pizza", "green"), Scene("frog", "purple"), Scene("sunflower", "green"),
-         Scene("ghost", "blue"), Scene("snowman", "purple"), Scene("octopus", "blue"), Scene("rocket", "blue"),
-         Scene("tiger", "gray"), Scene("bus", "purple"), Scene("house", "pink"))
+SHEET = (
+    FIRST,
+    Scene("robot", "gray"),
+    Scene("pizza", "green"),
+    Scene("frog", "purple"),
+    Scene("sunflower", "green"),
+    Scene("ghost", "blue"),
+    Scene("snowman", "purple"),
+    Scene("octopus", "blue"),
+    Scene("rocket", "blue"),
+    Scene("tiger", "gray"),
+    Scene("bus", "purple"),
+    Scene("house", "pink"),
+)
 """For the sheet in the README."""

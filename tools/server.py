@@ -1,4 +1,5 @@
 """A real ComfyUI server with the pack linked in: base folder, start, readiness, log, stop."""
+
 from __future__ import annotations
 
 import json
@@ -23,8 +24,19 @@ PACK = "cascade-studio"
 FAILURES = ("IMPORT FAILED", "Cannot import", "Error while calling comfy_entrypoint")
 COPY_MARK = ".copied-by-dev-py"
 READY_SECONDS = 300.0
-MODEL_FOLDERS = ("checkpoints", "diffusion_models", "unet", "text_encoders", "clip", "clip_vision", "vae", "vae_approx",
-                 "controlnet", "loras", "embeddings")
+MODEL_FOLDERS = (
+    "checkpoints",
+    "diffusion_models",
+    "unet",
+    "text_encoders",
+    "clip",
+    "clip_vision",
+    "vae",
+    "vae_approx",
+    "controlnet",
+    "loras",
+    "embeddings",
+)
 
 
 def link_pack(custom_nodes: Path, pack: Path = REPOSITORY, name: str = PACK) -> Path:
@@ -39,8 +51,12 @@ def link_pack(custom_nodes: Path, pack: Path = REPOSITORY, name: str = PACK) -> 
     except OSError:
         pass
     if os.name == "nt":
-        made = subprocess.run(["cmd", "/c", "mklink", "/J", str(target), str(pack)], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        made = subprocess.run(
+            ["cmd", "/c", "mklink", "/J", str(target), str(pack)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         if made.returncode == 0:
             return target
     shutil.copytree(pack, target, ignore=shutil.ignore_patterns(".git", "__pycache__", "tests", ".pytest_cache"))
@@ -83,12 +99,16 @@ class Base:
     def add_models(self, folder: Path) -> list[str]:
         """The flags that make ComfyUI look into another models folder first."""
         if not folder.is_dir():
-            raise Stop(f"--model {folder} is not a folder. Give a ComfyUI models folder (with diffusion_models, "
-                       "text_encoders, vae ... inside).")
+            raise Stop(
+                f"--model {folder} is not a folder. Give a ComfyUI models folder (with diffusion_models, "
+                "text_encoders, vae ... inside)."
+            )
         paths = {name: name for name in MODEL_FOLDERS if (folder / name).is_dir()}
         if not paths:
-            raise Stop(f"--model {folder} holds none of ComfyUI's model folders ({', '.join(MODEL_FOLDERS[:7])} ...). "
-                       "Give the folder that contains them.")
+            raise Stop(
+                f"--model {folder} holds none of ComfyUI's model folders ({', '.join(MODEL_FOLDERS[:7])} ...). "
+                "Give the folder that contains them."
+            )
         file = self.path / "models.yaml"
         entry = {"base_path": str(folder.resolve()), "is_default": True, **paths}
         file.write_text(json.dumps({"cascade_studio": entry}), encoding="utf-8")
@@ -109,13 +129,23 @@ def free_port() -> int:
 
 def has_accelerator(setup: Setup) -> bool:
     """Whether torch in this setup finds a GPU."""
-    code = ("import torch; b = torch.backends.mps; "
-            "print('yes' if torch.cuda.is_available() or (b.is_built() and b.is_available()) else 'no')")
-    result = subprocess.run(setup.command("-c", code), env=setup.environment(), stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+    code = (
+        "import torch; b = torch.backends.mps; "
+        "print('yes' if torch.cuda.is_available() or (b.is_built() and b.is_available()) else 'no')"
+    )
+    result = subprocess.run(
+        setup.command("-c", code),
+        env=setup.environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     if result.returncode:
-        raise Stop(f"torch does not start in {setup.python}: {(result.stderr.strip().splitlines() or ['?'])[-1]} "
-                   "Install ComfyUI's requirements there, or unset COMFYUI_PATH.")
+        raise Stop(
+            f"torch does not start in {setup.python}: {(result.stderr.strip().splitlines() or ['?'])[-1]} "
+            "Install ComfyUI's requirements there, or unset COMFYUI_PATH."
+        )
     return result.stdout.strip().endswith("yes")
 
 
@@ -141,8 +171,12 @@ def stop_tree(process: subprocess.Popen, patience: float = 10.0) -> None:
     """End a process started in its own group, and everything that it started."""
     if os.name == "nt":
         if process.poll() is None:
-            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], stdin=subprocess.DEVNULL,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run(
+                ["taskkill", "/F", "/T", "/PID", str(process.pid)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         process.wait()
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -197,26 +231,38 @@ class Server:
     def _spawn(self, port: int) -> None:
         guard = str(REPOSITORY / "tools" / "guard.py")
         command = [str(self.setup.python), guard, "main.py", "--listen", "127.0.0.1", "--port", str(port), *self.flags]
-        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {
-            "start_new_session": True}
+        group = (
+            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+        )
         with open(self.log_file, "wb") as log:
-            self.process = subprocess.Popen(command, cwd=self.setup.host.root, env=server_environment(self.setup),
-                                            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, **group)
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.setup.host.root,
+                env=server_environment(self.setup),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                **group,
+            )
 
     def _wait(self, port: int) -> None:
         self.client = Client(f"http://127.0.0.1:{port}")
         limit = time.monotonic() + READY_SECONDS
         while True:
             if self.process.poll() is not None:
-                raise Stop(f"ComfyUI {self.setup.host.version} ended with code {self.process.returncode} before it "
-                           f"was ready. Its last lines:\n{self.tail()}")
+                raise Stop(
+                    f"ComfyUI {self.setup.host.version} ended with code {self.process.returncode} before it "
+                    f"was ready. Its last lines:\n{self.tail()}"
+                )
             try:
                 self.client.get("/system_stats")
                 return
             except Unreachable:
                 if time.monotonic() > limit:
-                    raise Stop(f"ComfyUI {self.setup.host.version} did not answer within {READY_SECONDS:.0f} s. "
-                               f"Its last lines:\n{self.tail()}") from None
+                    raise Stop(
+                        f"ComfyUI {self.setup.host.version} did not answer within {READY_SECONDS:.0f} s. "
+                        f"Its last lines:\n{self.tail()}"
+                    ) from None
                 time.sleep(0.25)
 
     def check_pack(self) -> None:
@@ -226,7 +272,7 @@ class Server:
         bad = [line for line in log.splitlines() if ours.search(line) and any(sign in line for sign in FAILURES)]
         if bad:
             start = log.find("Traceback")
-            detail = "\n" + log[start:start + 4000] if start >= 0 else ""
+            detail = "\n" + log[start : start + 4000] if start >= 0 else ""
             raise Stop(f"ComfyUI {self.setup.host.version} could not load the pack: {bad[0].strip()}{detail}")
         if not self.pack_nodes():
             raise Stop(f"ComfyUI {self.setup.host.version} loaded no node of the pack. Its last lines:\n{self.tail()}")

@@ -2,6 +2,7 @@
 
 Every picture is painted by the shipped files on a real server, with the first seed: nothing is picked.
 """
+
 from __future__ import annotations
 
 import io
@@ -12,11 +13,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from . import small
+from .api_prompt import convert
 from .authoring.__main__ import WORKFLOWS, current_setup
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .messages import Stop, say, speak_plainly
-from .api_prompt import convert
 from .scenes import SHEET, Scene
 from .server import Base, Server, has_accelerator
 

@@ -3,6 +3,7 @@
 Cascade Mini, the pack's own small weights, where it has every part that the workflow uses; else the tests' tiny random
 family.
 """
+
 from __future__ import annotations
 
 import json
@@ -12,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .api_prompt import Converted
 from .edit import CATALOGUE, FILES, set_prompt
 from .env import REPOSITORY
-from .api_prompt import Converted
 from .scenes import Scene
 from .widgets import read_widgets
 
@@ -38,20 +39,35 @@ class Kit:
         return set(roles) <= set(self.files)
 
 
-FAMILY = Kit("tiny family", {
-    "prior": "stage_c.safetensors", "another prior": "tuned_prior.safetensors",
-    "decoder": "stage_b.safetensors", "text_encoder": "clip_g.safetensors",
-    "stage_a": "stage_a.safetensors", "image_encoder": "effnet_encoder.safetensors",
-    "previewer": "previewer.safetensors", "clip_vision": "clip_l_vision.safetensors", "lora": "kohya.safetensors",
-    "controlnet_canny": "canny.safetensors", "controlnet_inpainting": "inpainting.safetensors",
-    "controlnet_super_resolution": "super_resolution.safetensors"})
+FAMILY = Kit(
+    "tiny family",
+    {
+        "prior": "stage_c.safetensors",
+        "another prior": "tuned_prior.safetensors",
+        "decoder": "stage_b.safetensors",
+        "text_encoder": "clip_g.safetensors",
+        "stage_a": "stage_a.safetensors",
+        "image_encoder": "effnet_encoder.safetensors",
+        "previewer": "previewer.safetensors",
+        "clip_vision": "clip_l_vision.safetensors",
+        "lora": "kohya.safetensors",
+        "controlnet_canny": "canny.safetensors",
+        "controlnet_inpainting": "inpainting.safetensors",
+        "controlnet_super_resolution": "super_resolution.safetensors",
+    },
+)
 
 MINI_FILES = {
-    "prior": "diffusion_models/cascade_mini_stage_c", "decoder": "diffusion_models/cascade_mini_stage_b",
-    "text_encoder": "text_encoders/cascade_mini_text", "stage_a": "vae/cascade_mini_stage_a",
-    "image_encoder": "vae/cascade_mini_stage_c_vae", "previewer": "vae/cascade_mini_stage_c_vae",
-    "clip_vision": "clip_vision/cascade_mini_vision", "lora": "loras/cascade_mini_noto",
-    "controlnet_canny": "controlnet/cascade_mini_canny"}
+    "prior": "diffusion_models/cascade_mini_stage_c",
+    "decoder": "diffusion_models/cascade_mini_stage_b",
+    "text_encoder": "text_encoders/cascade_mini_text",
+    "stage_a": "vae/cascade_mini_stage_a",
+    "image_encoder": "vae/cascade_mini_stage_c_vae",
+    "previewer": "vae/cascade_mini_stage_c_vae",
+    "clip_vision": "clip_vision/cascade_mini_vision",
+    "lora": "loras/cascade_mini_noto",
+    "controlnet_canny": "controlnet/cascade_mini_canny",
+}
 
 
 PAINTS = ("prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision")
@@ -107,14 +123,24 @@ def kit_for(converted: Converted) -> Kit:
 def without_nets(converted: Converted, kit: Kit) -> None:
     """Take out ControlNets that the kit lacks, as bypassing them does: prompts go past, hints are not asked for."""
     prompt = converted.prompt
-    lacking = {key for key, node in prompt.items() if node["class_type"] == "CascadeStudio_LoadControlNet"
-               and role_of("controlnet", node["inputs"]["controlnet"]) not in kit.files}
+    lacking = {
+        key
+        for key, node in prompt.items()
+        if node["class_type"] == "CascadeStudio_LoadControlNet"
+        and role_of("controlnet", node["inputs"]["controlnet"]) not in kit.files
+    }
     for key in lacking:
         del prompt[key]
-    applied = {key: node["inputs"] for key, node in prompt.items() if node["class_type"] == "CascadeStudio_ApplyControl"
-               and node["inputs"]["control_net"][0] in lacking}
-    past = {(key, slot): inputs[name] for key, inputs in applied.items()
-            for slot, name in enumerate(("positive", "negative"))}
+    applied = {
+        key: node["inputs"]
+        for key, node in prompt.items()
+        if node["class_type"] == "CascadeStudio_ApplyControl" and node["inputs"]["control_net"][0] in lacking
+    }
+    past = {
+        (key, slot): inputs[name]
+        for key, inputs in applied.items()
+        for slot, name in enumerate(("positive", "negative"))
+    }
     for key in applied:
         del prompt[key]
     for node in prompt.values():
@@ -154,8 +180,9 @@ def use(converted: Converted, kit: Kit) -> None:
             role = role_of(name, value)
             if role:
                 other = first.setdefault(role, value) != value
-                converted.set(node, name, kit.files.get(f"another {role}", kit.files[role]) if other else
-                              kit.files[role])
+                converted.set(
+                    node, name, kit.files.get(f"another {role}", kit.files[role]) if other else kit.files[role]
+                )
             elif name in KEEP_TO_FILES:
                 converted.set(node, name, KEEP_TO_FILES[name])
 
@@ -168,8 +195,11 @@ LOADER_INPUTS = {"Prior": "prior", "TextEncoder": "text_encoder", "Decoder": "de
 def with_our_loaders(converted: Converted, definitions: dict[str, Any]) -> None:
     """Put ours in the place of core's checkpoint loaders, which cannot load networks as narrow as the small ones."""
     prompt = converted.prompt
-    loaders = {key: role_of("ckpt_name", node["inputs"]["ckpt_name"]) for key, node in prompt.items()
-               if node["class_type"] == "CheckpointLoaderSimple"}
+    loaders = {
+        key: role_of("ckpt_name", node["inputs"]["ckpt_name"])
+        for key, node in prompt.items()
+        if node["class_type"] == "CheckpointLoaderSimple"
+    }
     for node in list(prompt.values()):
         for name, value in node["inputs"].items():
             if isinstance(value, list) and value[0] in loaders:
@@ -198,8 +228,11 @@ CHOICES = {"CascadeStudio_DraftBoard": {"chosen": "1"}}
 """Widgets that a person would set on the way, by node."""
 
 MINI_SIDE = 256
-MINI_CHOICES = {"CascadeStudio_TrainLora": {"steps": 2}, "CascadeStudio_TrainingSet": {"resolution": 192},
-                "CascadeStudio_InpaintCrop": {"target_size": MINI_SIDE}}
+MINI_CHOICES = {
+    "CascadeStudio_TrainLora": {"steps": 2},
+    "CascadeStudio_TrainingSet": {"resolution": 192},
+    "CascadeStudio_InpaintCrop": {"target_size": MINI_SIDE},
+}
 """The same for Mini, which paints and learns at a quarter of the usual sides."""
 
 

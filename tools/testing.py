@@ -1,4 +1,5 @@
 """`dev.py test`: pytest in the environment, on one host or on all of them."""
+
 from __future__ import annotations
 
 import subprocess
@@ -13,12 +14,20 @@ NO_TESTS = 5
 def _need_packages(setup: Setup) -> None:
     """An installation of the user's is never changed: what its Python lacks for testing is said."""
     code = "import importlib.util as u; print(*(n for n in ('torch', 'pytest') if u.find_spec(n) is None))"
-    missing = subprocess.run(setup.command("-c", code), env=setup.environment(), stdin=subprocess.DEVNULL, check=True,
-                             stdout=subprocess.PIPE, encoding="utf-8").stdout.split()
+    missing = subprocess.run(
+        setup.command("-c", code),
+        env=setup.environment(),
+        stdin=subprocess.DEVNULL,
+        check=True,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    ).stdout.split()
     if missing:
-        raise Stop(f"{' and '.join(missing)} cannot be imported by {setup.python}, the Python of COMFYUI_PATH. Install "
-                   f"it there ('{setup.python} -m pip install {' '.join(missing)}'), name the right Python with "
-                   "COMFYUI_PYTHON, or unset COMFYUI_PATH.")
+        raise Stop(
+            f"{' and '.join(missing)} cannot be imported by {setup.python}, the Python of COMFYUI_PATH. Install "
+            f"it there ('{setup.python} -m pip install {' '.join(missing)}'), name the right Python with "
+            "COMFYUI_PYTHON, or unset COMFYUI_PATH."
+        )
 
 
 def run_tests(setup: Setup, arguments: list[str], all_hosts: bool, soak: bool = False) -> int:
@@ -38,8 +47,11 @@ def run_tests(setup: Setup, arguments: list[str], all_hosts: bool, soak: bool = 
         folders = ["tests/host", "tests/server"]
         for version in filter(supported, versions):
             say(f"The host and server tests on ComfyUI {version}:")
-            codes.append(set_up(version).run("-m", "pytest", *folders, *_without_paths(arguments),
-                                             extra={"CASCADE_STUDIO_SMOKE_HOSTS": ""}))
+            codes.append(
+                set_up(version).run(
+                    "-m", "pytest", *folders, *_without_paths(arguments), extra={"CASCADE_STUDIO_SMOKE_HOSTS": ""}
+                )
+            )
         say(f"All tests on ComfyUI {setup.host.version}:")
     codes.append(setup.run("-m", "pytest", *arguments, extra=smoke))
     *others, main = codes

@@ -1,4 +1,5 @@
 """The client side of the websocket protocol (RFC 6455), as much of it as ComfyUI's server speaks."""
+
 from __future__ import annotations
 
 import base64
@@ -30,8 +31,16 @@ class WebSocket:
 
     def _shake_hands(self, address: str, path: str) -> None:
         key = base64.b64encode(os.urandom(16)).decode()
-        lines = (f"GET {path} HTTP/1.1", f"Host: {address}", "Upgrade: websocket", "Connection: Upgrade",
-                 f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "", "")
+        lines = (
+            f"GET {path} HTTP/1.1",
+            f"Host: {address}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {key}",
+            "Sec-WebSocket-Version: 13",
+            "",
+            "",
+        )
         self._socket.sendall("\r\n".join(lines).encode())
         while b"\r\n\r\n" not in self._buffer:
             self._fill(None)
@@ -61,8 +70,8 @@ class WebSocket:
             size, start = self._header()
             if size is not None and len(self._buffer) >= start + size:
                 first = self._buffer[0]
-                payload = self._buffer[start:start + size]
-                self._buffer = self._buffer[start + size:]
+                payload = self._buffer[start : start + size]
+                self._buffer = self._buffer[start + size :]
                 return bool(first & 0x80), first & 0x0F, payload
             self._fill(limit)
 

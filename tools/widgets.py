@@ -3,6 +3,7 @@
 A workflow file keeps widget values by position only. The positions follow the node's definition (``/object_info``):
 its inputs in order, each that is a widget, plus the helpers that the frontend adds beside some of them.
 """
+
 from __future__ import annotations
 
 import re
@@ -15,8 +16,25 @@ AUTOGROW = "COMFY_AUTOGROW_V3"
 UPLOAD = "IMAGEUPLOAD"
 COMPARE = "IMAGECOMPARE"
 WIDGET_TYPES = {
-    "INT", "FLOAT", "BOOLEAN", "STRING", "MARKDOWN", "COMBO", "COLOR", "COLORS", "CURVE", "RANGE", "CHART", "GALLERIA",
-    "PAINTER", "TEXTAREA", "BOUNDING_BOX", "BOUNDING_BOXES", COMPARE, UPLOAD, DYNAMIC_COMBO,
+    "INT",
+    "FLOAT",
+    "BOOLEAN",
+    "STRING",
+    "MARKDOWN",
+    "COMBO",
+    "COLOR",
+    "COLORS",
+    "CURVE",
+    "RANGE",
+    "CHART",
+    "GALLERIA",
+    "PAINTER",
+    "TEXTAREA",
+    "BOUNDING_BOX",
+    "BOUNDING_BOXES",
+    COMPARE,
+    UPLOAD,
+    DYNAMIC_COMBO,
 }
 SEEDS = {"seed", "noise_seed"}
 
@@ -56,8 +74,11 @@ def specs(inputs: dict[str, Any], order: dict[str, list[str]] | None = None) -> 
         names = [name for name in (order or {}).get(group, []) if name in entries]
         names += [name for name in entries if name not in names]
         found += [(name, *_typed(entries[name])) for name in names]
-        if group == "required" and UPLOAD not in (kind for _, kind, _ in found) and any(
-                options.get("image_upload") for _, _, options in found):
+        if (
+            group == "required"
+            and UPLOAD not in (kind for _, kind, _ in found)
+            and any(options.get("image_upload") for _, _, options in found)
+        ):
             found.append(("upload", UPLOAD, {}))  # the frontend's own button
     return found
 

@@ -4,6 +4,7 @@ Every workflow runs on a real server with Cascade Mini, at the size that Mini pa
 what it saves becomes the template browser's picture. ControlNets that Mini lacks are bypassed; workflows that need another
 part which Mini lacks are left alone.
 """
+
 from __future__ import annotations
 
 import io
@@ -15,11 +16,11 @@ from typing import Any
 from PIL import Image
 
 from . import small
+from .api_prompt import convert
 from .authoring.__main__ import WORKFLOWS, current_setup
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .messages import Stop, say, speak_plainly
-from .api_prompt import convert
 from .scenes import FIRST, SCENES, SILENT
 from .server import Base, Server, has_accelerator
 

@@ -1,4 +1,5 @@
 """Names and addresses from catalogues and redirects: which are safe to use, and how they are shown to people."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -25,8 +26,9 @@ def check_name(name: str, what: str = "file name", suffixes: tuple[str, ...] = S
     if not problem and suffixes and not name.lower().endswith(suffixes):
         problem = f"only {' and '.join(suffixes)} files are fetched"
     if problem:
-        raise BadCatalogue(f"The {what} {str(name)[:80]!r} cannot be used: {problem}. Give a plain name "
-                           "such as 'stage_a.safetensors'.")
+        raise BadCatalogue(
+            f"The {what} {str(name)[:80]!r} cannot be used: {problem}. Give a plain name such as 'stage_a.safetensors'."
+        )
     return name
 
 
@@ -35,8 +37,10 @@ def check_subfolder(subfolder: str) -> str:
     for part in subfolder.split("/") if subfolder else ():
         problem = _component_problem(part)
         if problem:
-            raise BadCatalogue(f"The sub-folder {subfolder[:80]!r} cannot be used: {problem}. Give plain folder names "
-                               "joined by '/', such as 'Stable-Cascade'.")
+            raise BadCatalogue(
+                f"The sub-folder {subfolder[:80]!r} cannot be used: {problem}. Give plain folder names "
+                "joined by '/', such as 'Stable-Cascade'."
+            )
     if subfolder.count("/") > 3:
         raise BadCatalogue(f"The sub-folder {subfolder[:80]!r} is nested too deeply; four folders are the most.")
     return subfolder
@@ -85,13 +89,16 @@ def check_url(url: str, what: str = "address") -> str:
     except (ValueError, AttributeError, TypeError):
         raise BadCatalogue(f"The {what} {str(url)[:80]!r} is not a web address.") from None
     if parts.username or parts.password or "@" in parts.netloc:
-        raise BadCatalogue(f"The {what} on {parts.hostname} carries a user name or password. Leave it out; a token for "
-                           "Hugging Face belongs into the environment variable HF_TOKEN.")
+        raise BadCatalogue(
+            f"The {what} on {parts.hostname} carries a user name or password. Leave it out; a token for "
+            "Hugging Face belongs into the environment variable HF_TOKEN."
+        )
     if not parts.hostname or re.search(r"[\s\x00-\x1f]", url):
         raise BadCatalogue(f"The {what} {shown(url)[:120]!r} is not a web address.")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
-        raise BadCatalogue(f"The {what} {shown(url)[:120]!r} is neither https nor http on this computer. Only those "
-                           "are used.")
+        raise BadCatalogue(
+            f"The {what} {shown(url)[:120]!r} is neither https nor http on this computer. Only those are used."
+        )
     return url
 
 
@@ -118,7 +125,7 @@ def through(url: str, endpoint: str) -> str:
     """``url`` at another server with the same paths: only addresses on huggingface.co are moved."""
     if origin(url) != origin(OFFICIAL_ENDPOINT):
         return url
-    return endpoint.rstrip("/") + url[len(OFFICIAL_ENDPOINT):]
+    return endpoint.rstrip("/") + url[len(OFFICIAL_ENDPOINT) :]
 
 
 def hub_parts(url: str) -> tuple[str, str] | None:

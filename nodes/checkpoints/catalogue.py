@@ -2,6 +2,7 @@
 
 ``catalogue.json`` is the one place where a name, a size, a hash or an address of a checkpoint is written down.
 """
+
 from __future__ import annotations
 
 import json
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import BadCatalogue
 from .addresses import check_name, check_subfolder, check_url
+from .errors import BadCatalogue
 
 OWN_FILE = Path(__file__).with_name("catalogue.json")
 NONE, FROM_CHECKPOINT = "none", "from the checkpoint"
@@ -21,17 +22,38 @@ PROVENANCES = ("official page", "official commit", "copy")
 """Where a hash was read: on the publisher's page for the file, in a commit of theirs, or from somebody's copy."""
 
 KINDS = {
-    "prior": ("stage_c",), "decoder": ("stage_b",), "stage_a": ("stage_a",),
-    "image_encoder": ("encoder", "stage_c_vae"), "previewer": ("previewer", "stage_c_vae"),
-    "text_encoder": ("text_encoder",), "clip_vision": ("clip_vision",),
-    "controlnet": ("controlnet",), "lora": ("lora",), "embedding": ("embeddings",), "config": (),
+    "prior": ("stage_c",),
+    "decoder": ("stage_b",),
+    "stage_a": ("stage_a",),
+    "image_encoder": ("encoder", "stage_c_vae"),
+    "previewer": ("previewer", "stage_c_vae"),
+    "text_encoder": ("text_encoder",),
+    "clip_vision": ("clip_vision",),
+    "controlnet": ("controlnet",),
+    "lora": ("lora",),
+    "embedding": ("embeddings",),
+    "config": (),
 }
 """Roles (most are inputs of the loader), and what :func:`stages.files.identify.identify` calls the files that fill them."""
 
 LAYOUTS = ("official", "comfyui", "diffusers", "transformers", "open-clip", "all-in-one", "")
 _REQUIRED = {"key", "role", "name", "folder"}
-_OPTIONAL = {"subfolder", "layout", "dtype", "licence", "bytes", "about", "sha256", "provenance", "other_names", "note",
-             "mirrors", "url", "bundled", "other_roles"}
+_OPTIONAL = {
+    "subfolder",
+    "layout",
+    "dtype",
+    "licence",
+    "bytes",
+    "about",
+    "sha256",
+    "provenance",
+    "other_names",
+    "note",
+    "mirrors",
+    "url",
+    "bundled",
+    "other_roles",
+}
 
 
 @dataclass(frozen=True)
@@ -168,8 +190,10 @@ class Catalogue:
                 entry = self.entries.get(key) or by_name[key]
                 chosen[entry.key] = entry
             else:
-                raise BadCatalogue(f"There is no preset and no file {key!r}. The presets are "
-                                   f"{', '.join(self.presets)}; 'dev.py models list' shows every file.")
+                raise BadCatalogue(
+                    f"There is no preset and no file {key!r}. The presets are "
+                    f"{', '.join(self.presets)}; 'dev.py models list' shows every file."
+                )
         return list(chosen.values())
 
 
@@ -200,19 +224,27 @@ def _add(catalogue: Catalogue, path: Path) -> Catalogue:
 
 
 def _own_licences(catalogue: Catalogue) -> dict[str, Licence]:
-    return {} if not catalogue.entries else {
-        key: Licence(**value) for key, value in json.loads(OWN_FILE.read_text(encoding="utf-8"))["licences"].items()}
+    return (
+        {}
+        if not catalogue.entries
+        else {
+            key: Licence(**value) for key, value in json.loads(OWN_FILE.read_text(encoding="utf-8"))["licences"].items()
+        }
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadCatalogue(f"The catalogue {path.name} cannot be read ({error.strerror or error}). Check the path and "
-                           "the file's permissions.") from None
+        raise BadCatalogue(
+            f"The catalogue {path.name} cannot be read ({error.strerror or error}). Check the path and "
+            "the file's permissions."
+        ) from None
     except ValueError as error:
-        raise BadCatalogue(f"The catalogue {path.name} is not valid JSON ({error}). Correct it, or remove "
-                           "it.") from None
+        raise BadCatalogue(
+            f"The catalogue {path.name} is not valid JSON ({error}). Correct it, or remove it."
+        ) from None
     if not isinstance(content, dict):
         raise BadCatalogue(f"The catalogue {path.name} must be an object with 'files' and, if wanted, 'presets'.")
     return content
@@ -258,8 +290,9 @@ def _checked(raw: Mapping[str, Any], licences: Mapping[str, Licence]) -> Entry:
         if values.get(name, "") not in allowed:
             raise BadCatalogue(f"its {name} is {values[name]!r}; it must be one of {', '.join(filter(None, allowed))}.")
     if not re.fullmatch(r"[a-z0-9_]{1,60}", str(values["folder"])):
-        raise BadCatalogue(f"its folder is {values['folder']!r}; it must be one of ComfyUI's folder keys, such as "
-                           "'vae'.")
+        raise BadCatalogue(
+            f"its folder is {values['folder']!r}; it must be one of ComfyUI's folder keys, such as 'vae'."
+        )
     _check_source(values)
     _check_hash(values)
     values["other_names"] = tuple(check_name(name, "other name") for name in values.get("other_names") or ())
@@ -301,8 +334,10 @@ def _check_new(entry: Entry, entries: Mapping[str, Entry]) -> None:
     place = (entry.folder, entry.relative.lower())
     for other in entries.values():
         if (other.bundled, other.folder, other.relative.lower()) == (entry.bundled, *place):
-            raise BadCatalogue(f"The files '{entry.key}' and '{other.key}' would both be {os.path.join(*place)}. Give "
-                               "one of them another name or sub-folder.")
+            raise BadCatalogue(
+                f"The files '{entry.key}' and '{other.key}' would both be {os.path.join(*place)}. Give "
+                "one of them another name or sub-folder."
+            )
 
 
 def _preset(key: str, raw: Mapping[str, Any], entries: Mapping[str, Entry], presets: Mapping[str, Preset]) -> Preset:
@@ -315,9 +350,11 @@ def _preset(key: str, raw: Mapping[str, Any], entries: Mapping[str, Entry], pres
         if value in (NONE, FROM_CHECKPOINT):
             continue
         if value not in entries:
-            raise BadCatalogue(f"The preset '{key}' names the file {value!r} for '{role}', which is not in the "
-                               "catalogue.")
+            raise BadCatalogue(
+                f"The preset '{key}' names the file {value!r} for '{role}', which is not in the catalogue."
+            )
         if role not in entries[value].roles:
-            raise BadCatalogue(f"The preset '{key}' uses the file '{value}' for '{role}', but it is for "
-                               f"'{entries[value].role}'.")
+            raise BadCatalogue(
+                f"The preset '{key}' uses the file '{value}' for '{role}', but it is for '{entries[value].role}'."
+            )
     return Preset(key, str(raw.get("title") or key), dict(inputs))

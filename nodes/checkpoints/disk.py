@@ -1,4 +1,5 @@
 """What differs between systems when files must be durable: syncing folders, replacing files, long paths, free space."""
+
 from __future__ import annotations
 
 import errno
@@ -33,6 +34,7 @@ def replace(source: str | Path, target: str | Path) -> None:
     if not WINDOWS:
         return os.replace(source, target)
     from ...stages.files import replace as replacing  # brings torch with it, which lists and plans do not need
+
     replacing.replace(source, target)
 
 

@@ -2,6 +2,7 @@
 
 No text here ever holds a token, a query string or a password: addresses are shortened by :func:`.names.shown` first.
 """
+
 from __future__ import annotations
 
 

@@ -1,4 +1,5 @@
 """Fetching what a plan lists: from the first byte to a checked file under its name, or nothing under that name."""
+
 from __future__ import annotations
 
 import json
@@ -9,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import disk
+from .addresses import through
 from .catalogue import Entry
 from .errors import BadFile, CheckpointError, DiskFull, FetchFailed, Interrupted, Offline, SourceFailed
 from .find import layout_fits, size_fits
 from .hashes import HashCache, InOrderHash, sha256_of
 from .http import Client
 from .lock import locked
-from .addresses import through
 from .partial import Partial, bytes_here, tidy
 from .plan import Missing, Plan, by_hand
 from .progress import Meter, Progress
@@ -43,8 +44,13 @@ class Result:
     verified: str
 
 
-def fetch_plan(plan: Plan, settings: Settings, progress: Callable[[Progress], None] | None = None,
-               cancelled: Callable[[], bool] | None = None, hashes: HashCache | None = None) -> list[Result]:
+def fetch_plan(
+    plan: Plan,
+    settings: Settings,
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    hashes: HashCache | None = None,
+) -> list[Result]:
     """Fetch every missing file of ``plan``, one after the other; nothing is asked of the network if none is missing.
 
     ``progress`` is told four times a second; ``cancelled`` is asked at least twice a second, and may raise by itself.
@@ -55,8 +61,10 @@ def fetch_plan(plan: Plan, settings: Settings, progress: Callable[[Progress], No
     if not plan.missing:
         return []
     if settings.offline:
-        raise Offline(f"{len(plan.missing)} files are missing and networking is switched off ({OFFLINE} or "
-                      f"HF_HUB_OFFLINE is set). Unset it, or fetch them yourself:\n{plan.by_hand()}")
+        raise Offline(
+            f"{len(plan.missing)} files are missing and networking is switched off ({OFFLINE} or "
+            f"HF_HUB_OFFLINE is set). Unset it, or fetch them yourself:\n{plan.by_hand()}"
+        )
     plan.check_space(settings.spare)
     log.info("%s", plan.describe())
     meter = Meter({item.entry.key: item.entry.size or 0 for item in plan.missing}, progress)
@@ -79,8 +87,9 @@ def sources(entry: Entry, settings: Settings) -> list[str]:
 class _Job:
     """One file's way to its place."""
 
-    def __init__(self, item: Missing, client: Client, meter: Meter, cancelled: Callable[[], bool],
-                 received: int) -> None:
+    def __init__(
+        self, item: Missing, client: Client, meter: Meter, cancelled: Callable[[], bool], received: int
+    ) -> None:
         self.item, self.entry, self.client, self.meter, self.cancelled = item, item.entry, client, meter, cancelled
         self.received = self._begun = received
         self.digest = ""
@@ -100,13 +109,16 @@ class _Job:
         except OSError as error:
             if disk.is_full(error):
                 raise DiskFull(f"The disk of {target.parent} is full. Make room there and start again.") from None
-            raise FetchFailed(f"{target} cannot be written ({error.strerror or error}). Check the folder's "
-                              "permissions, or choose another folder.") from error
+            raise FetchFailed(
+                f"{target} cannot be written ({error.strerror or error}). Check the folder's "
+                "permissions, or choose another folder."
+            ) from error
 
     def _check(self) -> None:
         if self.cancelled():
-            raise Interrupted(f"Fetching {self.entry.name} was stopped. What is here is kept; the next try goes on "
-                              "from it.")
+            raise Interrupted(
+                f"Fetching {self.entry.name} was stopped. What is here is kept; the next try goes on from it."
+            )
 
     def _wait(self) -> None:
         """Another process fetches the file: show how far it is."""
@@ -124,8 +136,10 @@ class _Job:
         elif right:
             right = layout_fits(entry, target)
         if not right:
-            raise FetchFailed(f"Meanwhile another file is at {target}; it stays as it is. Start again: the download "
-                              "then gets another name.")
+            raise FetchFailed(
+                f"Meanwhile another file is at {target}; it stays as it is. Start again: the download "
+                "then gets another name."
+            )
         size, self.meter.note = target.stat().st_size, ""
         self.meter.show(entry.key, entry.name, size, size, self._begun, at_once=True)
         return Result(entry, target, 0, "catalogue" if entry.sha256 else "")
@@ -146,14 +160,16 @@ class _Job:
                 keeper.stop()
                 partial.leave()
                 self.received = self._begun = self._begun + partial.received
-        raise BadFile(f"{self.entry.name} arrived damaged {ROUNDS} times: {problem} It was set aside as {bad} and is "
-                      f"not used; you can delete it. Try later, or another mirror. {by_hand(self.item)}")
+        raise BadFile(
+            f"{self.entry.name} arrived damaged {ROUNDS} times: {problem} It was set aside as {bad} and is "
+            f"not used; you can delete it. Try later, or another mirror. {by_hand(self.item)}"
+        )
 
     def _bring(self, partial: Partial, keeper: _Keeper, number: int) -> None:
         """Fetch what is missing from the first source that has it."""
         places = sources(self.entry, self.client.settings)
         # What one server sent wrongly is asked of the next one first.
-        places = places[number % len(places):] + places[:number % len(places)]
+        places = places[number % len(places) :] + places[: number % len(places)]
         reasons = []
         for url in places:
             self._transfer = Transfer(self.entry, url, partial, self.client)
@@ -214,17 +230,21 @@ class _Job:
     def _finish(self, partial: Partial) -> Result:
         target, verified = self.item.target, self._expected(partial)[1]
         self.meter.note = ""
-        self.meter.show(self.entry.key, self.entry.name, partial.present, partial.size,
-                        self._begun + partial.received, at_once=True)
+        self.meter.show(
+            self.entry.key, self.entry.name, partial.present, partial.size, self._begun + partial.received, at_once=True
+        )
         if target.exists():
-            raise FetchFailed(f"Meanwhile another file is at {target}; it stays as it is. Start again: the download "
-                              "then gets another name.")
+            raise FetchFailed(
+                f"Meanwhile another file is at {target}; it stays as it is. Start again: the download "
+                "then gets another name."
+            )
         partial.publish()
         if verified:
             log.info("%s is complete; its SHA-256 is that of the %s.", target, verified)
         else:
-            log.warning("%s is complete but unverified: neither the catalogue nor the official host told its hash.",
-                        target)
+            log.warning(
+                "%s is complete but unverified: neither the catalogue nor the official host told its hash.", target
+            )
         return Result(self.entry, target, 0, verified)
 
 

@@ -2,6 +2,7 @@
 
 Nothing is read but names, sizes and headers, unless only the hash can tell two files apart; nothing is changed.
 """
+
 from __future__ import annotations
 
 import json
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import disk
+from .addresses import hub_parts
 from .catalogue import KINDS, Entry
 from .hashes import HashCache, no_tick
-from .addresses import hub_parts
 
 Roots = Mapping[str, Sequence[str | Path]]
 """Folders by the host's folder keys, as in ``folder_paths``: the first is the usual one."""
@@ -41,8 +42,13 @@ class Finder:
     ``hashes`` remembers what was hashed; ``tick`` is called often and may raise to stop.
     """
 
-    def __init__(self, roots: Roots, hashes: HashCache | None = None, hub_folders: Iterable[str | Path] = (),
-                 tick: Callable[[], None] = no_tick) -> None:
+    def __init__(
+        self,
+        roots: Roots,
+        hashes: HashCache | None = None,
+        hub_folders: Iterable[str | Path] = (),
+        tick: Callable[[], None] = no_tick,
+    ) -> None:
         self.roots, self.hub_folders = roots, [Path(folder) for folder in hub_folders]
         self.hashes = hashes or HashCache()
         self.tick = tick
@@ -142,8 +148,8 @@ def layout_fits(entry: Entry, path: Path, any_suffix: bool = False) -> bool:
             return True
         except (OSError, ValueError):
             return False
-    from ...stages.files import identify
     from ...stages.errors import WrongFile
+    from ...stages.files import identify
     from ...stages.files.header import read_header
 
     try:
@@ -187,6 +193,16 @@ def models_roots(models: str | Path) -> dict[str, list[Path]]:
     """The folders that ComfyUI has below its ``models`` folder, for use without the host."""
     models = Path(models)
     older = {"diffusion_models": "unet", "text_encoders": "clip"}
-    keys = ("checkpoints", "diffusion_models", "text_encoders", "vae", "vae_approx", "clip_vision", "controlnet",
-            "loras", "embeddings", "configs")
+    keys = (
+        "checkpoints",
+        "diffusion_models",
+        "text_encoders",
+        "vae",
+        "vae_approx",
+        "clip_vision",
+        "controlnet",
+        "loras",
+        "embeddings",
+        "configs",
+    )
     return {key: [models / key, *([models / older[key]] if key in older else [])] for key in keys}

@@ -1,4 +1,5 @@
 """SHA-256 of large files, remembered by path, size and time of change so that each is read once."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,5 @@
 """Asking servers for bytes: redirects, tokens, ranges, and what every answer means in plain words."""
+
 from __future__ import annotations
 
 import email.utils
@@ -16,8 +17,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
-from .errors import BadCatalogue, Changed, Retry, SourceFailed
 from .addresses import OFFICIAL_ENDPOINT, check_url, is_loopback, origin, shown
+from .errors import BadCatalogue, Changed, Retry, SourceFailed
 from .settings import Settings
 
 HOPS = 10
@@ -87,8 +88,11 @@ class Client:
         Raises :class:`Retry` for passing faults, :class:`Changed` if that range does not exist, :class:`SourceFailed`
         for what stays.
         """
-        headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}", "Accept-Encoding": "identity",
-                   "User-Agent": AGENT}
+        headers = {
+            "Range": f"bytes={start}-{'' if end is None else end - 1}",
+            "Accept-Encoding": "identity",
+            "User-Agent": AGENT,
+        }
         if if_range:
             headers["If-Range"] = if_range
         self._own.buffer = buffer
@@ -126,8 +130,10 @@ class Client:
             check_url(after)
         except BadCatalogue:
             after_shown = shown(after)
-            raise SourceFailed(f"{shown(before)} redirects to {after_shown}, which is neither https nor http on this "
-                               "computer. That is not followed.") from None
+            raise SourceFailed(
+                f"{shown(before)} redirects to {after_shown}, which is neither https nor http on this "
+                "computer. That is not followed."
+            ) from None
         if is_loopback(urlsplit(after).hostname) and not begun_here:
             raise SourceFailed(f"{shown(before)} redirects to this computer itself. That is not followed.")
         return after
@@ -138,15 +144,20 @@ class Client:
         while True:
             sent = {**headers, "Authorization": f"Bearer {settings.token}"} if with_token else dict(headers)
             try:
-                response = self._session().get(url, headers=sent, stream=True, allow_redirects=False,
-                                               timeout=(settings.connect, settings.stall))
+                response = self._session().get(
+                    url, headers=sent, stream=True, allow_redirects=False, timeout=(settings.connect, settings.stall)
+                )
             except requests.exceptions.SSLError:
-                raise SourceFailed(f"The certificate of {here[1]} could not be checked. Set this computer's clock, or, "
-                                   "if a proxy or virus scanner opens secure connections, give its certificate in "
-                                   "REQUESTS_CA_BUNDLE.") from None
+                raise SourceFailed(
+                    f"The certificate of {here[1]} could not be checked. Set this computer's clock, or, "
+                    "if a proxy or virus scanner opens secure connections, give its certificate in "
+                    "REQUESTS_CA_BUNDLE."
+                ) from None
             except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
-                raise SourceFailed(f"{shown(url)} or the proxy for it cannot be used ({type(error).__name__}). Check "
-                                   "the proxy variables HTTPS_PROXY and ALL_PROXY.") from None
+                raise SourceFailed(
+                    f"{shown(url)} or the proxy for it cannot be used ({type(error).__name__}). Check "
+                    "the proxy variables HTTPS_PROXY and ALL_PROXY."
+                ) from None
             except Exception as error:
                 raise Retry(fault_in_words(error)) from None
             if response.status_code == 401 and with_token:
@@ -168,8 +179,9 @@ class Client:
                     own.session.mount(scheme, _Buffered(own.buffer))
         return own.session
 
-    def _reply(self, response: requests.Response, url: str, start: int, official_hash: str | None,
-               conditional: bool) -> Reply:
+    def _reply(
+        self, response: requests.Response, url: str, start: int, official_hash: str | None, conditional: bool
+    ) -> Reply:
         status, headers = response.status_code, response.headers
         if status not in (200, 206):
             response.close()
@@ -198,18 +210,22 @@ class Client:
             words = "is asked too often" if status == 429 else "has a fault or too much to do"
             delay = retry_after(headers.get("Retry-After"))
             if delay is not None and delay > self.settings.longest_retry_after:
-                return SourceFailed(f"{host} {words} ({status}) and wants to be left alone for {delay / 60:.0f} "
-                                    "minutes. Start again after that.")
+                return SourceFailed(
+                    f"{host} {words} ({status}) and wants to be left alone for {delay / 60:.0f} "
+                    "minutes. Start again after that."
+                )
             return Retry(f"{host} {words} ({status})", delay)
-        return SourceFailed({
-            401: f"{host} wants a login for this file (401). Log in there, create an access token and set it as the "
-                 "environment variable HF_TOKEN; if one is set, it is wrong or has expired.",
-            403: f"{host} does not let this computer have the file (403). Its licence may have to be accepted on the "
-                 "model's page first, with HF_TOKEN set to a token of that account; or a firewall is in between.",
-            404: f"{host} has no such file (404). It was moved or removed, or the mirror does not have it.",
-            410: f"{host} has removed the file (410).",
-            451: f"{host} may not give out the file here (451).",
-        }.get(status, f"{host} answers with the error {status}."))
+        return SourceFailed(
+            {
+                401: f"{host} wants a login for this file (401). Log in there, create an access token and set it as the "
+                "environment variable HF_TOKEN; if one is set, it is wrong or has expired.",
+                403: f"{host} does not let this computer have the file (403). Its licence may have to be accepted on the "
+                "model's page first, with HF_TOKEN set to a token of that account; or a firewall is in between.",
+                404: f"{host} has no such file (404). It was moved or removed, or the mirror does not have it.",
+                410: f"{host} has removed the file (410).",
+                451: f"{host} may not give out the file here (451).",
+            }.get(status, f"{host} answers with the error {status}.")
+        )
 
 
 class _Buffered(HTTPAdapter):

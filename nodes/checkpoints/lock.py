@@ -1,4 +1,5 @@
 """One download of a file at a time, across threads and processes, also on disks that several computers share."""
+
 from __future__ import annotations
 
 import logging

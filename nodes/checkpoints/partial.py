@@ -3,6 +3,7 @@
 The sidecar is written only after the bytes that it lists were synced, so that whatever it says survives a crash, a kill
 or a power cut. Bytes that came later are fetched again.
 """
+
 from __future__ import annotations
 
 import errno
@@ -147,7 +148,7 @@ class Partial:
                 self._file.seek(position)
                 view = memoryview(data)
                 while view:
-                    view = view[self._file.write(view):]
+                    view = view[self._file.write(view) :]
             except OSError as error:
                 raise self._disk_error(error) from None
             self.done = merged([*self.done, (position, position + len(data))])
@@ -167,8 +168,14 @@ class Partial:
             with self._lock:
                 if self._file.closed:
                     return
-                state = {"version": VERSION, "source": self.source, "validator": self.validator, "size": self.size,
-                         "official_hash": self.official_hash, "done": list(self.done)}
+                state = {
+                    "version": VERSION,
+                    "source": self.source,
+                    "validator": self.validator,
+                    "size": self.size,
+                    "official_hash": self.official_hash,
+                    "done": list(self.done),
+                }
                 handle, generation, snapshot = os.dup(self._file.fileno()), self.generation, self.received
                 self._snapshot = snapshot
             try:
@@ -230,13 +237,19 @@ class Partial:
         folder = self.target.parent
         if disk.is_full(error):
             free = disk.in_words(disk.free_bytes(folder))
-            return DiskFull(f"The disk of {folder} is full ({free} free) while {self.target.name} was being fetched. "
-                            "Make room there and start again; what is here is kept and the download goes on from it.")
+            return DiskFull(
+                f"The disk of {folder} is full ({free} free) while {self.target.name} was being fetched. "
+                "Make room there and start again; what is here is kept and the download goes on from it."
+            )
         if error.errno == errno.EFBIG:
-            return DiskFull(f"The disk of {folder} cannot hold a file as large as {self.target.name} (FAT32 ends at 4 "
-                            "GB). Choose a folder on another disk.")
-        return DiskFull(f"{self.path} cannot be written ({error.strerror or error}). Check the disk and the folder's "
-                        "permissions, then start again; what is here is kept.")
+            return DiskFull(
+                f"The disk of {folder} cannot hold a file as large as {self.target.name} (FAT32 ends at 4 "
+                "GB). Choose a folder on another disk."
+            )
+        return DiskFull(
+            f"{self.path} cannot be written ({error.strerror or error}). Check the disk and the folder's "
+            "permissions, then start again; what is here is kept."
+        )
 
 
 def tidy(target: Path, suffix: str = "") -> None:

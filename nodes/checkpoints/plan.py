@@ -1,4 +1,5 @@
 """What is missing, where it would go, and what that takes: shown before anything is fetched."""
+
 from __future__ import annotations
 
 import os
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from . import disk, partial
+from .addresses import inside, shown
 from .catalogue import Entry
 from .errors import BadCatalogue, CheckpointError, DiskFull
 from .find import Finder, Found, Roots, bundled_path
-from .addresses import inside, shown
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Plan:
                 raise DiskFull(
                     f"The disk of {space.folder} has {disk.in_words(space.free)} free; the files to fetch need "
                     f"{disk.in_words(space.needed)} there, and {disk.in_words(spare)} stay free for the system. Make "
-                    "room, or choose smaller files, such as the lite ones.")
+                    "room, or choose smaller files, such as the lite ones."
+                )
 
     def describe(self) -> str:
         """The plan as text of several lines."""
@@ -91,12 +93,26 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """The plan for scripts and for the web extension."""
         return {
-            "found": [{"key": f.entry.key, "name": f.entry.name, "path": str(f.path), "how": f.how,
-                       "verified": f.verified} for f in self.found],
-            "missing": [{"key": m.entry.key, "name": m.entry.name, "url": shown(m.entry.url), "target": str(m.target),
-                         "bytes": m.entry.bytes, "about": m.entry.size, "here": m.here, "sha256": m.entry.sha256,
-                         "provenance": m.entry.provenance, "licence": m.entry.licence.describe(), "note": m.note}
-                        for m in self.missing],
+            "found": [
+                {"key": f.entry.key, "name": f.entry.name, "path": str(f.path), "how": f.how, "verified": f.verified}
+                for f in self.found
+            ],
+            "missing": [
+                {
+                    "key": m.entry.key,
+                    "name": m.entry.name,
+                    "url": shown(m.entry.url),
+                    "target": str(m.target),
+                    "bytes": m.entry.bytes,
+                    "about": m.entry.size,
+                    "here": m.here,
+                    "sha256": m.entry.sha256,
+                    "provenance": m.entry.provenance,
+                    "licence": m.entry.licence.describe(),
+                    "note": m.note,
+                }
+                for m in self.missing
+            ],
             "to_come": self.to_come,
             "spaces": [{"folder": str(s.folder), "needed": s.needed, "free": s.free} for s in self.spaces()],
         }
@@ -140,15 +156,19 @@ def make_plan(entries: Iterable[Entry], finder: Finder, roots: Roots | None = No
 
 def _missing(entry: Entry, roots: Roots) -> Missing:
     if entry.bundled:
-        raise CheckpointError(f"{entry.name} comes with Cascade Studio, but is not where it belongs, in "
-                              f"{bundled_path(entry).parent}. Install the pack again, or update it.")
+        raise CheckpointError(
+            f"{entry.name} comes with Cascade Studio, but is not where it belongs, in "
+            f"{bundled_path(entry).parent}. Install the pack again, or update it."
+        )
     target, note = inside(target_root(entry, roots), entry.subfolder, entry.name), ""
     if os.path.lexists(disk.system_path(target)):
         note = f"Another file is at {target}; it stays as it is."
         target = target.with_name(entry.own_name)
         if os.path.lexists(disk.system_path(target)):
-            raise CheckpointError(f"Both names for {entry.name} are taken by other files: {target} is the second one. "
-                                  "Move it away, or correct its name.")
+            raise CheckpointError(
+                f"Both names for {entry.name} are taken by other files: {target} is the second one. "
+                "Move it away, or correct its name."
+            )
     return Missing(entry, target, partial.bytes_here(target, entry.bytes), note)
 
 
@@ -159,6 +179,8 @@ def target_root(entry: Entry, roots: Roots) -> Path:
     """
     folders = [Path(folder) for folder in roots.get(entry.folder, ())]
     if not folders:
-        raise BadCatalogue(f"{entry.name} belongs into the folder '{entry.folder}', which this ComfyUI does not have. "
-                           "Check the folder of the entry in your catalogue.")
+        raise BadCatalogue(
+            f"{entry.name} belongs into the folder '{entry.folder}', which this ComfyUI does not have. "
+            "Check the folder of the entry in your catalogue."
+        )
     return next((folder for folder in folders if folder.name == entry.folder), folders[0])

@@ -2,6 +2,7 @@
 
 Formats are named as in the loaders: "fp32", "bf16", "fp16", "fp8_e4m3fn".
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -61,8 +62,9 @@ def choose(machine: Machine, stage: str, stored: str, parameters: int) -> Choice
     fitting = [step for step, most in zip(steps, needed) if most <= machine.room]
     storage = fitting[0] if fitting else steps[-1]
     if storage != compute:
-        reason += (f"; kept in {storage}, since {in_words(machine.room)} of memory are free and {in_words(needed[0])} "
-                   "needed")
+        reason += (
+            f"; kept in {storage}, since {in_words(machine.room)} of memory are free and {in_words(needed[0])} needed"
+        )
     return Choice(storage, compute, reason)
 
 
@@ -77,8 +79,10 @@ def _compute(machine: Machine, stage: str, stored: str) -> tuple[str, str]:
     if stage == "stage_b" and machine.fp16:
         return "fp16", f"{machine.name} computes in fp16"
     if stage == "stage_c" and machine.fp16:
-        return "fp32", (f"{machine.name} computes in fp16, which Stage C overflows in; a Stage C made for fp16 is "
-                        "quicker here (preset 'Full models for devices without bf16')")
+        return "fp32", (
+            f"{machine.name} computes in fp16, which Stage C overflows in; a Stage C made for fp16 is "
+            "quicker here (preset 'Full models for devices without bf16')"
+        )
     return "fp32", f"{machine.name} computes neither in bf16 nor in fp16"
 
 
@@ -96,7 +100,10 @@ def suited(machine: Machine) -> tuple[tuple[str, ...], str]:
     """Keys of the presets that suit the machine, the best first, and why: the first is fetched if none is here."""
     free = f"{in_words(machine.room)} of memory are free on {machine.name}"
     if machine.kind == "cpu":
-        return ("lite-bf16", "lite-fp32"), "without a graphics card the lite models have the fewest weights to compute with"
+        return (
+            "lite-bf16",
+            "lite-fp32",
+        ), "without a graphics card the lite models have the fewest weights to compute with"
     if machine.room < FULL_ROOM:
         return ("lite-bf16", "lite-fp32"), f"{free}, and the full models want {in_words(FULL_ROOM)}"
     if machine.bf16 and machine.kind != "mps":

@@ -1,4 +1,5 @@
 """How far a download is: bytes over all files, speed and time left, for a node's bar and the log."""
+
 from __future__ import annotations
 
 import logging
@@ -48,7 +49,7 @@ class Meter:
     """Adds up the files of one call and tells ``listener`` four times a second, and the log every ten seconds."""
 
     def __init__(self, sizes: dict[str, int], listener: Callable[[Progress], None] | None = None) -> None:
-        self._sizes, self._done = dict(sizes), {key: 0 for key in sizes}
+        self._sizes, self._done = dict(sizes), dict.fromkeys(sizes, 0)
         self._listener = listener
         self._marks: deque[tuple[float, int]] = deque()
         self._told = self._logged = time.monotonic()

@@ -1,12 +1,13 @@
 """How downloads behave, and what the environment says about them. Tokens come from the environment only."""
+
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from .errors import BadCatalogue
 from .addresses import OFFICIAL_ENDPOINT, check_url
+from .errors import BadCatalogue
 
 OFFLINE = "CASCADE_STUDIO_OFFLINE"
 MIRRORS = "CASCADE_STUDIO_MIRRORS"
@@ -45,19 +46,24 @@ class Settings:
     spare: int = 64 << 20
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None, endpoint: str | None = None,
-                         **changes) -> Settings:
+    def from_environment(
+        cls, environ: Mapping[str, str] | None = None, endpoint: str | None = None, **changes
+    ) -> Settings:
         """The settings that the environment variables ask for; ``endpoint`` wins over ``HF_ENDPOINT``."""
         environ = os.environ if environ is None else environ
         endpoint = endpoint or environ.get("HF_ENDPOINT", "").strip() or OFFICIAL_ENDPOINT
         mirrors = environ.get(MIRRORS, "").replace(",", " ").split()
         token = environ.get("HF_TOKEN", "").strip()
         if not token.isprintable() or not token.isascii() or " " in token:
-            raise BadCatalogue("HF_TOKEN holds characters that a token cannot have. Set it to the token alone, or "
-                               "unset it.")
-        settings = cls(endpoint=check_url(endpoint.rstrip("/"), "address in HF_ENDPOINT"),
-                       mirrors=tuple(check_url(mirror.rstrip("/"), f"address in {MIRRORS}") for mirror in mirrors),
-                       token=token or None, offline=is_offline(environ))
+            raise BadCatalogue(
+                "HF_TOKEN holds characters that a token cannot have. Set it to the token alone, or unset it."
+            )
+        settings = cls(
+            endpoint=check_url(endpoint.rstrip("/"), "address in HF_ENDPOINT"),
+            mirrors=tuple(check_url(mirror.rstrip("/"), f"address in {MIRRORS}") for mirror in mirrors),
+            token=token or None,
+            offline=is_offline(environ),
+        )
         return replace(settings, **changes)
 
 

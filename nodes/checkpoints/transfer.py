@@ -3,6 +3,7 @@
 Workers fetch one piece each and end; the thread that called :meth:`Transfer.run` only watches, so that it can report
 and be interrupted at any moment whatever the network does.
 """
+
 from __future__ import annotations
 
 import logging
@@ -12,11 +13,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .addresses import origin, shown
 from .catalogue import Entry
 from .disk import in_words
 from .errors import Changed, Retry, SourceFailed
 from .http import Client, Reply, is_strong
-from .addresses import origin, shown
 from .partial import Partial
 from .settings import Settings
 
@@ -210,8 +211,11 @@ class Transfer:
         partial, wanted = self.partial, piece.position
         self._judge(reply)
         if partial.present and not (self._continues(reply) and reply.ranged and reply.start == wanted):
-            log.info("%s: what is here belongs to another file, or the server cannot go on from it; fetching it from "
-                     "the beginning.", self.entry.name)
+            log.info(
+                "%s: what is here belongs to another file, or the server cannot go on from it; fetching it from "
+                "the beginning.",
+                self.entry.name,
+            )
             partial.reset()
             piece.generation = partial.generation
         partial.belongs_to(shown(self.url), reply.validator, reply.size, reply.official_hash)
@@ -239,12 +243,16 @@ class Transfer:
         told, known = reply.official_hash, self.entry.sha256
         host, copied = origin(self.url)[1], self.entry.provenance in (None, "copy")
         if told and known and told != known and not copied:
-            raise SourceFailed(f"{host} has replaced the file: its SHA-256 is now {told}, the catalogue has {known}. "
-                               "It is not fetched. Update Cascade Studio, or look on the model's page what changed.")
+            raise SourceFailed(
+                f"{host} has replaced the file: its SHA-256 is now {told}, the catalogue has {known}. "
+                "It is not fetched. Update Cascade Studio, or look on the model's page what changed."
+            )
         expected, size = self.entry.bytes, reply.size
         if expected is not None and size is not None and size != expected and not (told and copied):
-            raise SourceFailed(f"{host} has a file of {in_words(size)} ({size:,} bytes) where {in_words(expected)} "
-                               f"({expected:,} bytes) belong. It is not fetched.")
+            raise SourceFailed(
+                f"{host} has a file of {in_words(size)} ({size:,} bytes) where {in_words(expected)} "
+                f"({expected:,} bytes) belong. It is not fetched."
+            )
 
     # What faults lead to
 
@@ -258,8 +266,9 @@ class Transfer:
             # Without ranges what was begun cannot be continued.
             self._restart()
         if self._failures >= settings.tries:
-            self._error = self._error or SourceFailed(f"{shown(self.url)}: {fault.reason}, {self._failures} times in a "
-                                                      "row.")
+            self._error = self._error or SourceFailed(
+                f"{shown(self.url)}: {fault.reason}, {self._failures} times in a row."
+            )
             return
         delay = fault.delay
         if delay is None:
@@ -270,8 +279,9 @@ class Transfer:
     def _changed(self, change: Changed) -> None:
         self._changes += 1
         if self._changes > CHANGES:
-            self._error = self._error or SourceFailed(f"{shown(self.url)} changes while it is fetched ({change}). Try "
-                                                      "later.")
+            self._error = self._error or SourceFailed(
+                f"{shown(self.url)} changes while it is fetched ({change}). Try later."
+            )
         else:
             log.info("%s: %s; fetching it from the beginning.", self.entry.name, change)
             self._restart()

@@ -1,4 +1,5 @@
 """Whether the checkpoints in a folder are what the catalogue says: by their hashes, read anew."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
 """Latents of both stages: what they carry, and sentences for the ones that come over a wrong wire."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...stages.inputs import canvas as geometry
 from ...stages.errors import WrongInput
+from ...stages.inputs import canvas as geometry
 from ...stages.inputs.canvas import Canvas
 
 CANVAS = "cascade_studio_canvas"
@@ -56,27 +57,43 @@ def replaced(latent: Latent, samples: Tensor) -> Latent:
 
 def as_prior(latent: Latent, where: str) -> Tensor:
     """The samples of a Stage C latent, or a sentence about what came over the wire instead."""
-    return checked(latent, where, geometry.PRIOR_CHANNELS, "Stage C", "Wire the canvas node's Stage C latent, or the "
-                   "output of the Stage C sampler or of the image encoder, into this input.")
+    return checked(
+        latent,
+        where,
+        geometry.PRIOR_CHANNELS,
+        "Stage C",
+        "Wire the canvas node's Stage C latent, or the "
+        "output of the Stage C sampler or of the image encoder, into this input.",
+    )
 
 
 def as_decoder(latent: Latent, where: str) -> Tensor:
     """The samples of a Stage B latent, or a sentence about what came over the wire instead."""
-    return checked(latent, where, geometry.DECODER_CHANNELS, "Stage B", "Wire the output of the Stage B sampler, the "
-                   "canvas node's Stage B latent or a picture encoded by Stage A into this input.")
+    return checked(
+        latent,
+        where,
+        geometry.DECODER_CHANNELS,
+        "Stage B",
+        "Wire the output of the Stage B sampler, the "
+        "canvas node's Stage B latent or a picture encoded by Stage A into this input.",
+    )
 
 
 def checked(latent: Latent, where: str, channels: int, stage: str, advice: str) -> Tensor:
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
-        raise WrongInput(f"{where} got a latent of several parts (a video or audio latent). It needs a {stage} latent "
-                         f"with {channels} channels. {advice}")
+        raise WrongInput(
+            f"{where} got a latent of several parts (a video or audio latent). It needs a {stage} latent "
+            f"with {channels} channels. {advice}"
+        )
     if samples.ndim == 4 and samples.shape[1] == channels and min(samples.shape[2:]) > 0:
         return samples
     looks = {4: "a Stage B latent (or one of another model)", 16: "a Stage C latent"}
     given = looks.get(samples.shape[1], "a latent of another model") if samples.ndim == 4 else "no picture's latent"
-    raise WrongInput(f"{where} got {given}, of shape {tuple(samples.shape)}. It needs a {stage} latent with {channels} "
-                     f"channels. {advice}")
+    raise WrongInput(
+        f"{where} got {given}, of shape {tuple(samples.shape)}. It needs a {stage} latent with {channels} "
+        f"channels. {advice}"
+    )
 
 
 def for_batch(latent: Latent, prior: Latent, where: str) -> Latent:
@@ -89,8 +106,10 @@ def for_batch(latent: Latent, prior: Latent, where: str) -> Latent:
     given = samples.shape[0]
     if given != count and count > 1:
         if given > 1 and torch.count_nonzero(samples):
-            raise WrongInput(f"{where} got {given} Stage B latents on 'latent' for {count} Stage C latents on 'prior'. "
-                             "Give one Stage B latent for all, or one for each.")
+            raise WrongInput(
+                f"{where} got {given} Stage B latents on 'latent' for {count} Stage C latents on 'prior'. "
+                "Give one Stage B latent for all, or one for each."
+            )
         latent = {key: value for key, value in latent.items() if key != "batch_index"}
         latent["samples"] = samples[:1].repeat(count, 1, 1, 1)
     if "batch_index" in prior and len(latent["samples"]) == count:
@@ -146,11 +165,15 @@ def check_model(model: Any, stage: str, where: str) -> None:
     kinds = {"Stage C": comfy.model_base.StableCascade_C, "Stage B": comfy.model_base.StableCascade_B}
     if isinstance(model.model, kinds[stage]):
         return
-    given = next((f"a Stable Cascade {name} model" for name, kind in kinds.items() if isinstance(model.model, kind)),
-                 f"a {type(model.model).__name__} model")
+    given = next(
+        (f"a Stable Cascade {name} model" for name, kind in kinds.items() if isinstance(model.model, kind)),
+        f"a {type(model.model).__name__} model",
+    )
     output = "prior" if stage == "Stage C" else "decoder"
-    raise WrongInput(f"{where} got {given} on its 'model' input. It needs the Stable Cascade {stage} model: wire the "
-                     f"'{output}' output of Load Stable Cascade into it.")
+    raise WrongInput(
+        f"{where} got {given} on its 'model' input. It needs the Stable Cascade {stage} model: wire the "
+        f"'{output}' output of Load Stable Cascade into it."
+    )
 
 
 def with_prior(conditioning: Any, prior: Tensor) -> Any:
@@ -158,5 +181,7 @@ def with_prior(conditioning: Any, prior: Tensor) -> Any:
 
     ControlNets act on Stage C only; left in, the host would load them for Stage B as well.
     """
-    return [[text, {**{key: value for key, value in extra.items() if key != "control"}, "stable_cascade_prior": prior}]
-            for text, extra in conditioning]
+    return [
+        [text, {**{key: value for key, value in extra.items() if key != "control"}, "stable_cascade_prior": prior}]
+        for text, extra in conditioning
+    ]

@@ -1,4 +1,5 @@
 """What this machine can do, asked of the host, torch and the processor; nothing is measured."""
+
 from __future__ import annotations
 
 import logging
@@ -13,12 +14,27 @@ from ..checkpoints.presets import Choice, Machine
 
 log = logging.getLogger(__name__)
 
-FLAGS = ("fp32_unet", "fp64_unet", "bf16_unet", "fp16_unet", "fp8_e4m3fn_unet", "fp8_e5m2_unet", "fp8_e8m0fnu_unet",
-         "force_fp32", "force_fp16")
+FLAGS = (
+    "fp32_unet",
+    "fp64_unet",
+    "bf16_unet",
+    "fp16_unet",
+    "fp8_e4m3fn_unet",
+    "fp8_e5m2_unet",
+    "fp8_e8m0fnu_unet",
+    "force_fp32",
+    "force_fp16",
+)
 """Switches of the host that settle the format of diffusion models."""
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-          "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
 if hasattr(torch, "float8_e8m0fnu"):
     DTYPES["fp8_e8m0fnu"] = torch.float8_e8m0fnu
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -47,8 +63,14 @@ def machine() -> Machine:
         return Machine("cpu", "this processor", bf16, False, True, room(device))
     kind = "mps" if comfy.model_management.is_device_mps(device) else device.type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else f"the graphics device ({kind})"
-    return Machine(kind, name, comfy.model_management.should_use_bf16(device),
-                   comfy.model_management.should_use_fp16(device), kind in ("cuda", "xpu"), room(device))
+    return Machine(
+        kind,
+        name,
+        comfy.model_management.should_use_bf16(device),
+        comfy.model_management.should_use_fp16(device),
+        kind in ("cuda", "xpu"),
+        room(device),
+    )
 
 
 def room(device: torch.device) -> int:
@@ -56,8 +78,11 @@ def room(device: torch.device) -> int:
 
     Counting those keeps the advice the same from run to run.
     """
-    loaded = sum(entry.model_loaded_memory() for entry in comfy.model_management.current_loaded_models
-                 if entry.model is not None and entry.device == device)
+    loaded = sum(
+        entry.model_loaded_memory()
+        for entry in comfy.model_management.current_loaded_models
+        if entry.model is not None and entry.device == device
+    )
     return int(comfy.model_management.get_free_memory(device) + loaded)
 
 

@@ -1,4 +1,5 @@
 """Out-of-memory errors, told apart on every host version."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

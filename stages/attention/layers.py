@@ -3,6 +3,7 @@
 The attention of Stage B and Stage C is one softmax over the picture's own tokens followed by the condition tokens, so
 a feature (regions, windows, tiles) can only say what it wants of that one softmax. Layers say it in a fixed order.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -29,8 +30,9 @@ class AttentionLayer:
     yields = False
     """Whether it steps back where a patch replaces the attention and has to see the whole picture."""
 
-    def attend(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None,
-               following: Attend) -> Tensor:
+    def attend(
+        self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
+    ) -> Tensor:
         """Returns what the attention gives, (B, N, C)."""
         return following(q, k, v, n_self, mask)
 
@@ -54,8 +56,9 @@ class LayeredHooks(BlockHooks):
         self.blocks = changes.blocks
         self.attend_plainly, self.passed_on = attention, options
 
-    def residual(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-                 ) -> Tensor:
+    def residual(
+        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         return self.blocks.residual(block, x, skip, dtype)
 
     def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -71,15 +74,18 @@ class LayeredHooks(BlockHooks):
 
     def plainly(self, place: Place) -> Attend:
         """The innermost attention at ``place``."""
+
         def attend(q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None) -> Tensor:
             return self.attend_plainly(q, k, v, place.heads, self.passed_on, mask=mask)
 
         return attend
 
     @staticmethod
-    def through_layers(place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, layers: list[AttentionLayer],
-                       last: Attend) -> Tensor:
+    def through_layers(
+        place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, layers: list[AttentionLayer], last: Attend
+    ) -> Tensor:
         """Ask ``layers`` from the first to the last, then ``last``."""
+
         def call(index: int) -> Attend:
             if index == len(layers):
                 return last
@@ -98,8 +104,9 @@ class TokenLayer(AttentionLayer):
     def __init__(self, weights: Tensor):
         self.weights = weights
 
-    def attend(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None,
-               following: Attend) -> Tensor:
+    def attend(
+        self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
+    ) -> Tensor:
         bias = F.pad(log_weights(self.weights), (n_self, k.shape[1] - n_self - self.weights.shape[1])).to(q.dtype)
         return following(q, k, v, n_self, added(mask, bias[:, None].expand(-1, q.shape[1], -1)))
 
@@ -113,9 +120,9 @@ def own_share(q: Tensor, k: Tensor, heads: int, n_self: int, mask: Tensor | None
     q, k = (x.view(batch, -1, heads, width // heads).transpose(1, 2).float() for x in (q, k))
     shares = []
     for first in range(0, length, QUERIES):
-        products = q[:, :, first:first + QUERIES] @ k.transpose(2, 3) * (width // heads) ** -0.5
+        products = q[:, :, first : first + QUERIES] @ k.transpose(2, 3) * (width // heads) ** -0.5
         if mask is not None:
-            products = products + mask[:, None, first:first + QUERIES]
+            products = products + mask[:, None, first : first + QUERIES]
         shares.append((products[..., :n_self].logsumexp(-1) - products.logsumexp(-1)).exp())
     return torch.cat(shares, dim=-1).transpose(1, 2)[..., None]
 

@@ -9,6 +9,7 @@ Without one for the whole picture there are the tokens of the empty image prompt
 no image is given: they are heard as far as the regions with image prompts leave room. So an image prompt of a region that
 is everywhere is the same as one of the whole picture.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,10 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..nets.blocks import Place
 from ..errors import WrongInput
+from ..nets.blocks import Place
 from .layers import Attend, AttentionLayer, added, log_weights
-
 
 EVERYONE = -1
 """Owner of the image prompts of the whole picture: the last of the weights."""
@@ -50,8 +50,13 @@ class Layout:
         return text + [index for index in owners for _ in range(self.pooled)]
 
 
-def weights_of(masks: Sequence[Tensor], strengths: Sequence[float], size: tuple[int, int], keep_base: bool,
-               replaces: Sequence[bool]) -> Tensor:
+def weights_of(
+    masks: Sequence[Tensor],
+    strengths: Sequence[float],
+    size: tuple[int, int],
+    keep_base: bool,
+    replaces: Sequence[bool],
+) -> Tensor:
     """How loudly every cell of ``size`` hears the base prompt, each region, and the image prompts of the whole picture:
     (B, 1 + regions + 1, height, width).
 
@@ -65,8 +70,10 @@ def weights_of(masks: Sequence[Tensor], strengths: Sequence[float], size: tuple[
     batch = max(each.shape[0] for each in cells)
     for each in cells:
         if each.shape[0] not in (1, batch):
-            raise WrongInput(f"The masks of the regions are batches of {[len(mask) for mask in masks]}. They have to be "
-                             "one mask each, or the same number: use one mask for each region.")
+            raise WrongInput(
+                f"The masks of the regions are batches of {[len(mask) for mask in masks]}. They have to be "
+                "one mask each, or the same number: use one mask for each region."
+            )
     cells = [each.expand(batch, -1, -1, -1) for each in cells]
     base = beside([] if keep_base else cells, cells[0])
     whole = beside([each for each, instead in zip(cells, replaces) if instead], cells[0])
@@ -87,8 +94,9 @@ class RegionLayer(AttentionLayer):
         self.weights, self.owners = weights, layout.owners()
         self.masks: dict[tuple[int, int], Tensor] = {}
 
-    def attend(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None,
-               following: Attend) -> Tensor:
+    def attend(
+        self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
+    ) -> Tensor:
         bias = self.bias(place.grid, k.shape[1] - n_self, q.dtype)
         bias = F.pad(bias, (n_self, 0))
         return following(q, k, v, n_self, added(mask, bias))
@@ -96,8 +104,11 @@ class RegionLayer(AttentionLayer):
     def bias(self, grid: tuple[int, int], tokens: int, dtype: torch.dtype) -> Tensor:
         """What is added to the products of ``grid``'s cells with the condition tokens: (B, N, ``tokens``)."""
         if grid not in self.masks:
-            weights = F.interpolate(self.weights.float(), size=grid, mode="area") if (
-                self.weights.shape[-2:] != grid) else self.weights
+            weights = (
+                F.interpolate(self.weights.float(), size=grid, mode="area")
+                if (self.weights.shape[-2:] != grid)
+                else self.weights
+            )
             loud = log_weights(weights).flatten(2).transpose(1, 2)
             owners = torch.tensor(self.owners, device=loud.device)
             self.masks[grid] = F.pad(loud[..., owners], (0, tokens - len(self.owners))).to(dtype)

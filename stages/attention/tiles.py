@@ -6,6 +6,7 @@ the whole network on a part of the latent, with the part of the Stage C latent t
 see then comes from one more pass over the whole latent, thinned out to the size of a tile at the same noise level: its
 response norms, and the keys and values of its attention outside the tile.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..nets.blocks import BlockHooks, FeedForwardBlock, Place, ResBlock, channel_lengths, nchw, nhwc
-from ..inputs.resize import crop_prior
 from ..errors import WrongInput
+from ..inputs.resize import crop_prior
+from ..nets.blocks import BlockHooks, FeedForwardBlock, Place, ResBlock, channel_lengths, nchw, nhwc
 from .layers import NO_CHANGES, Attend, AttentionLayer, Changes, log_weights
 
 PIECES, SHARED, OWN = "pieces", "tiles, shared norms", "tiles, own norms"
@@ -38,8 +39,9 @@ class PieceHooks(BlockHooks):
         """How many rows of ``x`` (B, H, W, C) may be ``width`` wide at once."""
         return max(1, self.elements // (x.shape[0] * x.shape[2] * width))
 
-    def residual(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-                 ) -> Tensor:
+    def residual(
+        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         mixer, step = block.channelwise, self.rows(x, block.channelwise.width)
         if step >= x.shape[1]:
             return block(x, skip, dtype)
@@ -63,10 +65,10 @@ class PieceHooks(BlockHooks):
         for first in range(0, x.shape[1], step):
             if first == x.shape[1] - 1 and out.shape[1] == done:
                 break  # a single last row, which halving drops
-            part = layer(x[:, first:first + step])
+            part = layer(x[:, first : first + step])
             if out is None:
                 out = part.new_empty(part.shape[0], x.shape[1] * part.shape[1] // step, *part.shape[2:])
-            out[:, done:done + part.shape[1]] = part
+            out[:, done : done + part.shape[1]] = part
             done += part.shape[1]
         return out
 
@@ -80,16 +82,18 @@ class Whole(BlockHooks, AttentionLayer):
         self.lengths: list[Tensor] = []
         self.tokens: list[tuple[Tensor, Tensor, tuple[int, int]]] = []
 
-    def residual(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-                 ) -> Tensor:
+    def residual(
+        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         def kept(h: Tensor) -> Tensor:
             self.lengths.append(channel_lengths(h))
             return self.lengths[-1]
 
         return block(x, skip, dtype, kept)
 
-    def attend(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None,
-               following: Attend) -> Tensor:
+    def attend(
+        self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
+    ) -> Tensor:
         self.tokens.append((k[:, :n_self], v[:, :n_self], place.grid))
         return following(q, k, v, n_self, mask)
 
@@ -108,7 +112,7 @@ class Tile:
     width: int
 
     def cut(self, x: Tensor) -> Tensor:
-        return x[..., self.top:self.top + self.height, self.left:self.left + self.width]
+        return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 class Surroundings(AttentionLayer):
@@ -122,17 +126,20 @@ class Surroundings(AttentionLayer):
         self.stands_for = size[0] * size[1] / (thinned[0] * thinned[1])
         self.calls = 0
 
-    def attend(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None,
-               following: Attend) -> Tensor:
+    def attend(
+        self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
+    ) -> Tensor:
         keys, values, grid = self.whole.tokens[self.calls]
         self.calls += 1
         count = len(self.tiles)
         outside = torch.stack([self.outside(tile, grid, k.device) for tile in self.tiles])
         outside = outside.repeat(q.shape[0] // count, 1)
         bias = torch.zeros((q.shape[0], k.shape[1] + outside.shape[1]), device=k.device, dtype=torch.float32)
-        bias[:, n_self:n_self + outside.shape[1]] = log_weights(outside * self.stands_for)
-        k, v = (torch.cat([own[:, :n_self], far.repeat_interleave(count, 0), own[:, n_self:]], dim=1)
-                for own, far in ((k, keys), (v, values)))
+        bias[:, n_self : n_self + outside.shape[1]] = log_weights(outside * self.stands_for)
+        k, v = (
+            torch.cat([own[:, :n_self], far.repeat_interleave(count, 0), own[:, n_self:]], dim=1)
+            for own, far in ((k, keys), (v, values))
+        )
         bias = bias.to(q.dtype)[:, None].expand(-1, q.shape[1], -1)
         if mask is not None:
             between = mask.new_zeros((*mask.shape[:2], outside.shape[1]))
@@ -142,8 +149,10 @@ class Surroundings(AttentionLayer):
     def outside(self, tile: Tile, grid: tuple[int, int], device: torch.device) -> Tensor:
         """1 for every cell of ``grid`` (rows, columns; flat) whose centre lies outside of ``tile``, else 0."""
         inside = []
-        for cells, first, length, full in ((grid[0], tile.top, tile.height, self.size[0]),
-                                           (grid[1], tile.left, tile.width, self.size[1])):
+        for cells, first, length, full in (
+            (grid[0], tile.top, tile.height, self.size[0]),
+            (grid[1], tile.left, tile.width, self.size[1]),
+        ):
             centre = (torch.arange(cells, device=device) + 0.5) * (full / cells)
             inside.append((centre >= first) & (centre < first + length))
         return 1.0 - (inside[0][:, None] & inside[1][None, :]).float().flatten()
@@ -155,8 +164,9 @@ class TileBlocks(BlockHooks):
     def __init__(self, tiles: list[Tile], size: tuple[int, int], whole: Whole | None):
         self.tiles, self.size, self.whole, self.calls = tiles, size, whole, 0
 
-    def residual(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-                 ) -> Tensor:
+    def residual(
+        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         if self.whole is None:
             return block(x, skip, dtype)
         length = self.whole.lengths[self.calls].repeat_interleave(len(self.tiles), 0)
@@ -168,12 +178,25 @@ class TileBlocks(BlockHooks):
         if tuple(x.shape[1:3]) == tuple(size):
             return x
         tile = self.tiles[0]
-        axes = [[self.positions(full, side, cells, start) for full, side, cells, start in (
-            (self.size[0], tile.height, size[0], each.top), (self.size[1], tile.width, size[1], each.left))]
-            for each in self.tiles]
-        grids = [torch.stack(torch.meshgrid(2 * rows / max(x.shape[1] - 1, 1) - 1,
-                                            2 * columns / max(x.shape[2] - 1, 1) - 1, indexing="ij")[::-1], dim=-1)
-                 for rows, columns in axes]
+        axes = [
+            [
+                self.positions(full, side, cells, start)
+                for full, side, cells, start in (
+                    (self.size[0], tile.height, size[0], each.top),
+                    (self.size[1], tile.width, size[1], each.left),
+                )
+            ]
+            for each in self.tiles
+        ]
+        grids = [
+            torch.stack(
+                torch.meshgrid(
+                    2 * rows / max(x.shape[1] - 1, 1) - 1, 2 * columns / max(x.shape[2] - 1, 1) - 1, indexing="ij"
+                )[::-1],
+                dim=-1,
+            )
+            for rows, columns in axes
+        ]
         places = torch.stack(grids).to(x.device).repeat(x.shape[0] // len(grids), 1, 1, 1)
         return nhwc(F.grid_sample(nchw(x).float(), places, padding_mode="border", align_corners=True)).to(x.dtype)
 
@@ -200,27 +223,28 @@ def starts(length: int, tile: int, overlap: int, step: int) -> tuple[int, list[i
         return length, [0]
     advance = (size - max(overlap, 1)) // step
     if advance < 1:
-        raise WrongInput(f"Tiles of {tile * 4} px were asked for with an overlap of {overlap * 4} px, which leaves "
-                         f"nothing to go on by. The overlap has to be at least {step * 4} px smaller than the tile: "
-                         "use larger tiles or a smaller overlap.")
+        raise WrongInput(
+            f"Tiles of {tile * 4} px were asked for with an overlap of {overlap * 4} px, which leaves "
+            f"nothing to go on by. The overlap has to be at least {step * 4} px smaller than the tile: "
+            "use larger tiles or a smaller overlap."
+        )
     room = (length - size) // step
     further = -(-room // advance)
     return size, [room * index // further * step for index in range(further + 1)]
 
 
 def feather(length: int, size: int, begins: list[int]) -> Tensor:
-    """Weights (tiles, size) of the tiles of one side: a raised cosine over what neighbours share, 1 in all at each cell.
-    """
+    """Weights (tiles, size) of the tiles of one side: a raised cosine over what neighbours share, 1 in all at each cell."""
     weights = torch.ones(len(begins), size, dtype=torch.float64)
     for index in range(len(begins) - 1):
         shared = begins[index] + size - begins[index + 1]
         ramp = torch.sin((torch.arange(shared, dtype=torch.float64) + 0.5) / shared * math.pi / 2).square()
         weights[index + 1, :shared] *= ramp
-        weights[index, size - shared:] *= 1 - ramp
+        weights[index, size - shared :] *= 1 - ramp
     total = torch.zeros(length, dtype=torch.float64)
     for begin, row in zip(begins, weights):
-        total[begin:begin + size] += row
-    return torch.stack([row / total[begin:begin + size] for begin, row in zip(begins, weights)]).float()
+        total[begin : begin + size] += row
+    return torch.stack([row / total[begin : begin + size] for begin, row in zip(begins, weights)]).float()
 
 
 @dataclass(frozen=True)
@@ -251,8 +275,9 @@ class Tiling:
 
 def thin(x: Tensor, size: tuple[int, int]) -> Tensor:
     """``x`` (B, C, H, W) at evenly spread cells: unlike an average, white noise stays white and as strong."""
-    rows, columns = (((torch.arange(new, device=x.device) + 0.5) * (old / new)).long()
-                     for old, new in zip(x.shape[-2:], size))
+    rows, columns = (
+        ((torch.arange(new, device=x.device) + 0.5) * (old / new)).long() for old, new in zip(x.shape[-2:], size)
+    )
     return x[..., rows[:, None], columns]
 
 
@@ -282,14 +307,14 @@ def run_in_tiles(call: Call, x: Tensor, prior: Tensor, tiling: Tiling, step: int
         changes = Changes(layers, TileBlocks(group, size, whole))
         given = call(parts, priors, len(group), changes)
         for index, (tile, share) in enumerate(zip(group, shares)):
-            tile.cut(out).add_(given[index::len(group)].float() * share.to(out.device))
+            tile.cut(out).add_(given[index :: len(group)].float() * share.to(out.device))
     return out.to(x.dtype)
 
 
 def batches(tiles: list[Tile], weights: Tensor, count: int) -> Iterator[tuple[list[Tile], Tensor]]:
     """``count`` tiles at a time, with their weights."""
     for first in range(0, len(tiles), count):
-        yield tiles[first:first + count], weights[first:first + count]
+        yield tiles[first : first + count], weights[first : first + count]
 
 
 def interleaved(parts: list[Tensor]) -> Tensor:

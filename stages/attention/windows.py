@@ -4,6 +4,7 @@ Attention costs the square of the number of tokens, so n windows make it n times
 tokens as a small picture has. Windows are shifted by half their size at every second attention, so that no border stays
 (the shifted windows of Swin, arXiv 2103.14030, section 3.2, with partial windows at the edges instead of a roll).
 """
+
 from __future__ import annotations
 
 import torch
@@ -32,8 +33,9 @@ class WindowLayer(AttentionLayer):
     def __init__(self, window: int, shift: bool = True):
         self.window, self.shift = window, shift
 
-    def attend(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None,
-               following: Attend) -> Tensor:
+    def attend(
+        self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
+    ) -> Tensor:
         height, width = place.grid
         if max(place.grid) <= self.window or q.shape[1] != height * width or n_self < q.shape[1]:
             return following(q, k, v, n_self, mask)

@@ -1,4 +1,5 @@
 """Guidance beyond the official one, as pure functions on predictions (B, C, H, W)."""
+
 from __future__ import annotations
 
 import math
@@ -27,7 +28,7 @@ def attended(q: Tensor, k: Tensor, heads: int) -> Tensor:
     q, k = (x.view(batch, -1, heads, width // heads).transpose(1, 2).float() for x in (q, k))
     total = q.new_zeros(batch, k.shape[2])
     for first in range(0, length, QUERIES):
-        products = q[:, :, first:first + QUERIES] @ k.transpose(2, 3) * (width // heads) ** -0.5
+        products = q[:, :, first : first + QUERIES] @ k.transpose(2, 3) * (width // heads) ** -0.5
         total += products.softmax(-1).sum(2).mean(1)
     return total
 

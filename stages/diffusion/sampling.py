@@ -7,6 +7,7 @@ The schedule is float32 on purpose, step by step as the official code rounds it:
 float32 ulp of r is 6e-4 rad. Compute it on the CPU for the same digits on every machine; it is a handful of numbers.
 ``logsnr``, ``a``, ``b`` and ``r`` are scalars or one value for each picture, (B,).
 """
+
 from __future__ import annotations
 
 import math
@@ -103,8 +104,10 @@ def timesteps(steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:
     if steps < 1:
         raise WrongInput(f"Sampling was asked for {steps} steps, but it needs at least 1.")
     if not 0 <= end < start <= 1:
-        raise WrongInput(f"Sampling was asked to run from time {start} to {end}, but times fall from 1 (noise) to 0 "
-                         "(picture): give a start in (0, 1] and an end below it.")
+        raise WrongInput(
+            f"Sampling was asked to run from time {start} to {end}, but times fall from 1 (noise) to 0 "
+            "(picture): give a start in (0, 1] and an end below it."
+        )
     return torch.linspace(start, end, steps + 1, dtype=torch.float32)
 
 
@@ -142,13 +145,21 @@ def denoised_from_epsilon(x: Tensor, epsilon: Tensor, logsnr: float | Tensor) ->
 
 def _need_noise(noise: Tensor | None, name: str) -> Tensor:
     if noise is None:
-        raise WrongInput(f"The {name} step adds noise, but none was given: give noise of the shape of x, "
-                         "or use ddim_step with eta 0.")
+        raise WrongInput(
+            f"The {name} step adds noise, but none was given: give noise of the shape of x, "
+            "or use ddim_step with eta 0."
+        )
     return noise
 
 
-def ddim_step(x0: Tensor, epsilon: Tensor, logsnr: float | Tensor, logsnr_next: float | Tensor,
-              noise: Tensor | None = None, eta: float = 0.0) -> Tensor:
+def ddim_step(
+    x0: Tensor,
+    epsilon: Tensor,
+    logsnr: float | Tensor,
+    logsnr_next: float | Tensor,
+    noise: Tensor | None = None,
+    eta: float = 0.0,
+) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12) from ``logsnr`` to ``logsnr_next``; ``eta`` 1 is DDPM, 0 adds no noise."""
     (a, b), (a_next, b_next) = alpha_sigma(logsnr), alpha_sigma(logsnr_next)
     if eta <= 0:
@@ -159,14 +170,16 @@ def ddim_step(x0: Tensor, epsilon: Tensor, logsnr: float | Tensor, logsnr_next: 
     return mean + _per_image(spread, x0) * _need_noise(noise, "DDPM" if eta == 1 else "DDIM").to(x0)
 
 
-def ddpm_step(x0: Tensor, epsilon: Tensor, logsnr: float | Tensor, logsnr_next: float | Tensor,
-              noise: Tensor | None = None) -> Tensor:
+def ddpm_step(
+    x0: Tensor, epsilon: Tensor, logsnr: float | Tensor, logsnr_next: float | Tensor, noise: Tensor | None = None
+) -> Tensor:
     """DDPM ancestral step (Ho et al. 2020), the official default: DDIM with eta 1."""
     return ddim_step(x0, epsilon, logsnr, logsnr_next, noise, eta=1.0)
 
 
-def lcm_step(x0: Tensor, epsilon: Tensor, logsnr: float | Tensor, logsnr_next: float | Tensor,
-             noise: Tensor | None = None) -> Tensor:
+def lcm_step(
+    x0: Tensor, epsilon: Tensor, logsnr: float | Tensor, logsnr_next: float | Tensor, noise: Tensor | None = None
+) -> Tensor:
     """Consistency step (Song et al. 2023; Luo et al. 2023): x0 noised afresh to ``logsnr_next``."""
     return add_noise(x0, _need_noise(noise, "LCM").to(x0), logsnr_next)
 
@@ -188,8 +201,9 @@ def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor, rescale: float = 
     return rescale * (guided * (wanted / (given + 1e-9)).to(guided.dtype)) + (1 - rescale) * guided
 
 
-def guidance_scale(t: float | Tensor, scale: float, scale_end: float | None = None,
-                   interval: tuple[float, float] = (1.0, 0.0)) -> float:
+def guidance_scale(
+    t: float | Tensor, scale: float, scale_end: float | None = None, interval: tuple[float, float] = (1.0, 0.0)
+) -> float:
     """The scale at time ``t``: scale·t + scale_end·(1 - t), and 1 outside start >= t >= end (Kynkäänniemi et al. 2024).
 
     ``interval`` is (start, end), the official cfg_t_start and cfg_t_stop; both ends belong to it.
@@ -253,8 +267,10 @@ class NoiseStreams:
     def next(self, shape: Sequence[int]) -> Tensor:
         """The next noise of the whole batch, float32 on the CPU; ``shape`` is (B, ...) with B the number of seeds."""
         if len(shape) == 0 or shape[0] != len(self.generators):
-            raise WrongInput(f"Noise of shape {tuple(shape)} was asked from {len(self.generators)} seeds, but the "
-                             "first dimension has to be the number of seeds: give one seed for each picture.")
+            raise WrongInput(
+                f"Noise of shape {tuple(shape)} was asked from {len(self.generators)} seeds, but the "
+                "first dimension has to be the number of seeds: give one seed for each picture."
+            )
         rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=torch.float32) for g in self.generators]
         return torch.stack(rows) if rows else torch.empty(tuple(shape), dtype=torch.float32)
 
@@ -284,8 +300,10 @@ def paired(net: Callable[..., Tensor], cond: Mapping[str, Any], uncond: Mapping[
     Both mappings hold tensors (B, ...) under the same names.
     """
     if cond.keys() != uncond.keys():
-        raise WrongInput(f"The conditions are {sorted(cond)} but the unconditional ones are {sorted(uncond)}: "
-                         "give both under the same names.")
+        raise WrongInput(
+            f"The conditions are {sorted(cond)} but the unconditional ones are {sorted(uncond)}: "
+            "give both under the same names."
+        )
 
     def predict(x: Tensor, r: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
         if not guided:
@@ -297,9 +315,16 @@ def paired(net: Callable[..., Tensor], cond: Mapping[str, Any], uncond: Mapping[
     return predict
 
 
-def sample(predict: Predict, x: Tensor, *, timesteps: Tensor, shift: float = 1.0,
-           step: Callable[..., Tensor] = ddpm_step, guidance: Guidance | None = None,
-           noise: Callable[[Sequence[int]], Tensor] | None = None) -> Iterator[Step]:
+def sample(
+    predict: Predict,
+    x: Tensor,
+    *,
+    timesteps: Tensor,
+    shift: float = 1.0,
+    step: Callable[..., Tensor] = ddpm_step,
+    guidance: Guidance | None = None,
+    noise: Callable[[Sequence[int]], Tensor] | None = None,
+) -> Iterator[Step]:
     """The official sampling loop; the result is ``x0`` of the last step it yields, not ``x``.
 
     ``predict(x, r, guided)`` returns the predicted noise and, if ``guided``, the unconditional one beside it, both of

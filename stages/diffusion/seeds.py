@@ -1,4 +1,5 @@
 """Variations of a picture: noise of one seed turned part of the way towards the noise of another."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .sampling import NoiseStreams
 from ..errors import WrongInput
+from .sampling import NoiseStreams
 
 PARALLEL = 1e-6
 """Below this sine of the angle between two noises the arc between them is a straight line."""
@@ -22,11 +23,14 @@ def slerp(first: Tensor, second: Tensor, amount: float) -> Tensor:
     ``amount`` 0 gives ``first`` itself and 1 gives ``second`` itself. Raises WrongInput for other amounts.
     """
     if not 0 <= amount <= 1:
-        raise WrongInput(f"The variation strength is {amount}, but it has to lie from 0 (the picture itself) to 1 "
-                         "(another picture).")
+        raise WrongInput(
+            f"The variation strength is {amount}, but it has to lie from 0 (the picture itself) to 1 (another picture)."
+        )
     if first.shape != second.shape:
-        raise WrongInput(f"Noise of shape {tuple(first.shape)} cannot be turned towards noise of shape "
-                         f"{tuple(second.shape)}: both have to be of one shape.")
+        raise WrongInput(
+            f"Noise of shape {tuple(first.shape)} cannot be turned towards noise of shape "
+            f"{tuple(second.shape)}: both have to be of one shape."
+        )
     if amount in (0, 1):
         return second if amount else first
     lengths = [values.flatten(1).double().norm(dim=1, keepdim=True) for values in (first, second)]
@@ -54,7 +58,7 @@ class Seeds:
 
     def only(self, index: int) -> Seeds:
         """The seeds of one picture."""
-        return Seeds(self.own[index:index + 1], self.other[index:index + 1], self.strength)
+        return Seeds(self.own[index : index + 1], self.other[index : index + 1], self.strength)
 
     def streams(self, stream: int = 0) -> NoiseStreams | VariedNoise:
         """The noise of the whole batch; see :class:`NoiseStreams` for ``stream``."""
@@ -68,8 +72,10 @@ class VariedNoise:
 
     def __init__(self, seeds: Seeds, stream: int = 0) -> None:
         if len(seeds.own) != len(seeds.other):
-            raise WrongInput(f"{len(seeds.own)} seeds were given with {len(seeds.other)} seeds of variations: give one "
-                             "of both for each picture.")
+            raise WrongInput(
+                f"{len(seeds.own)} seeds were given with {len(seeds.other)} seeds of variations: give one "
+                "of both for each picture."
+            )
         self.own, self.other = NoiseStreams(seeds.own, stream), NoiseStreams(seeds.other, stream)
         self.strength = seeds.strength
 

@@ -3,6 +3,7 @@
 Field names are those of the transformers configs. Key names: transformers (``text_model.``, ``vision_model.``) or
 open-clip (``transformer.resblocks.``, ``visual.``).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def vision_config(shapes: Shapes, layout: str) -> VisionConfig:
         num_hidden_layers=len(shapes.indices(block.replace(".", r"\.") + r"(\d+)\.")),
         num_attention_heads=max(1, width // HEAD_WIDTH),
         projection_dim=projection,
-        image_size=round(cells ** 0.5) * side,
+        image_size=round(cells**0.5) * side,
         patch_size=side,
         num_channels=shapes.size(patch, 1, default=3),
         hidden_act="gelu" if width in (1280, 1664) else "quick_gelu",

@@ -3,6 +3,7 @@
 The canonical names are the official ones with the attention split into ``attention.attn.to_q/to_k/to_v``. Fused
 weights are cut into views, nothing is copied and no input is changed.
 """
+
 from __future__ import annotations
 
 import json
@@ -27,8 +28,10 @@ LAYER_ENTRIES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_sca
 
 _SCALE_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 _FUSED = re.compile(r"(.*\.attention\.attn)\.in_proj[_.](weight|bias)$")
-_FUSED_SCALE = re.compile(r"(.*\.attention\.attn)\.(?:in_proj[_.])?(?:weight_)?"
-                          r"(scale_weight|scale_input|weight_scale|input_scale|comfy_quant|scale)$")
+_FUSED_SCALE = re.compile(
+    r"(.*\.attention\.attn)\.(?:in_proj[_.])?(?:weight_)?"
+    r"(scale_weight|scale_input|weight_scale|input_scale|comfy_quant|scale)$"
+)
 
 
 def normalise(tensors: Mapping[str, Any], kind: FileKind) -> dict[str, Tensor]:
@@ -42,7 +45,7 @@ def normalise(tensors: Mapping[str, Any], kind: FileKind) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not key.startswith(kind.prefix):
             continue
-        name = _canonical(key[len(kind.prefix):], kind)
+        name = _canonical(key[len(kind.prefix) :], kind)
         if name is None or name.endswith(MARKER):
             continue
         found.update(_split(name, tensor))
@@ -65,12 +68,16 @@ def dequantise(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = torch.
         settings = _settings(tensors.get(f"{layer}.comfy_quant")) if name == "weight" else {}
         scale = tensors.get(f"{layer}.weight_scale") if name == "weight" else None
         if settings and not _is_plain(settings):
-            raise WrongFile(f"The weights of this file are stored as {settings.get('format', 'an unknown format')}, "
-                            "which can be used in ComfyUI only. Take a bf16, fp16, fp32 or fp8 file here.")
+            raise WrongFile(
+                f"The weights of this file are stored as {settings.get('format', 'an unknown format')}, "
+                "which can be used in ComfyUI only. Take a bf16, fp16, fp32 or fp8 file here."
+            )
         if scale is not None:
             if scale.numel() not in (1, len(tensor)):
-                raise WrongFile(f"{layer} has {scale.numel()} scales for {len(tensor)} rows. "
-                                "Take a file with one scale for each tensor or row, or a bf16 file.")
+                raise WrongFile(
+                    f"{layer} has {scale.numel()} scales for {len(tensor)} rows. "
+                    "Take a file with one scale for each tensor or row, or a bf16 file."
+                )
             tensor = tensor.float() * scale.float().reshape(-1, *[1] * (tensor.ndim - 1))
         if tensor.is_floating_point() and (scale is not None or tensor.dtype in FLOAT8):
             tensor = tensor.to(dtype or torch.bfloat16)
@@ -120,7 +127,7 @@ def _canonical(key: str, kind: FileKind) -> str | None:
     elif kind.kind == "stage_c_vae" and key in ("encoder.mean", "encoder.std"):
         return None
     elif kind.kind == "text_encoder" and key.startswith(("transformer.text_model.", "transformer.text_projection.")):
-        key = key[len("transformer."):]
+        key = key[len("transformer.") :]
     return None if key == "scaled_fp8" else key
 
 
@@ -140,7 +147,7 @@ def _split(name: str, tensor: Tensor) -> dict[str, Tensor]:
 def _note_formats(tensors: dict[str, Tensor], kind: FileKind) -> None:
     """Give every layer with a scale the ``comfy_quant`` entry that says how it is stored."""
     for key in [key for key in tensors if key.endswith(".weight_scale")]:
-        layer = key[:-len(".weight_scale")]
+        layer = key[: -len(".weight_scale")]
         weight, note = tensors.get(f"{layer}.weight"), f"{layer}.comfy_quant"
         if weight is None or note in tensors:
             continue
@@ -167,5 +174,6 @@ def _is_plain(settings: Mapping[str, Any]) -> bool:
 
 def _refuse_quantised(tensors: Mapping[str, Tensor]) -> None:
     if any(key.endswith(".weight_scale") for key in tensors):
-        raise WrongFile("Quantised weights cannot be written in this layout. Turn them into plain ones first "
-                        "(stages.dequantise).")
+        raise WrongFile(
+            "Quantised weights cannot be written in this layout. Turn them into plain ones first (stages.dequantise)."
+        )

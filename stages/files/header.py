@@ -3,6 +3,7 @@
 The safetensors format (https://github.com/huggingface/safetensors): eight bytes with the length N of the header
 (little-endian), N bytes of JSON ``{name: {dtype, shape, data_offsets}}``, then the data.
 """
+
 from __future__ import annotations
 
 import json
@@ -18,9 +19,17 @@ from ..errors import WrongFile
 from .marker import MARKER, decode_marker
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 if hasattr(torch, "float8_e8m0fnu"):
@@ -84,11 +93,13 @@ def read_header(path: str | Path) -> Header:
                 raise WrongFile(_size_sentence(path.name, size, data_start + end))
             _add_marker(metadata, header, file, data_start)
     except FileNotFoundError:
-        raise WrongFile(f"There is no file {path.name} in {path.parent}. "
-                        "Put it there or choose another file.") from None
+        raise WrongFile(
+            f"There is no file {path.name} in {path.parent}. Put it there or choose another file."
+        ) from None
     except OSError as error:
-        raise WrongFile(f"{path.name} cannot be read ({error.strerror or error}). "
-                        "Check the disk and the file's permissions.") from error
+        raise WrongFile(
+            f"{path.name} cannot be read ({error.strerror or error}). Check the disk and the file's permissions."
+        ) from error
     return Header(path, tensors, metadata, size)
 
 
@@ -153,30 +164,41 @@ def _add_marker(metadata: dict[str, str], header: dict[str, Any], file, data_sta
 
 def _size_sentence(name: str, size: int, expected: int) -> str:
     if size < expected:
-        return (f"{name} is cut off: it has {size:,} bytes where its header announces {expected:,}. "
-                "The download or copy did not finish; download it again.")
-    return (f"{name} is damaged: it has {size:,} bytes where its header announces {expected:,}. "
-            "Download it again.")
+        return (
+            f"{name} is cut off: it has {size:,} bytes where its header announces {expected:,}. "
+            "The download or copy did not finish; download it again."
+        )
+    return f"{name} is damaged: it has {size:,} bytes where its header announces {expected:,}. Download it again."
 
 
 def _foreign_sentence(name: str, size: int, start: bytes, plausible: bool) -> str:
     """What a file is that does not begin as a safetensors file does."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"version https://git-lfs"):
-        return (f"{name} is a Git LFS pointer ({size:,} bytes), not the model itself. Fetch the real file, "
-                "with 'git lfs pull' or from the model's web page.")
+        return (
+            f"{name} is a Git LFS pointer ({size:,} bytes), not the model itself. Fetch the real file, "
+            "with 'git lfs pull' or from the model's web page."
+        )
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return (f"{name} is a web page saved under a model's name. Download the file itself; it may need "
-                "a login or an accepted licence on the model's page.")
+        return (
+            f"{name} is a web page saved under a model's name. Download the file itself; it may need "
+            "a login or an accepted licence on the model's page."
+        )
     if start.startswith(b"PK\x03\x04") or start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return (f"{name} is a PyTorch pickle (.ckpt, .pt, .bin). Pickles can run code, so they are not opened here. "
-                "Convert it to safetensors, or download the safetensors version.")
+        return (
+            f"{name} is a PyTorch pickle (.ckpt, .pt, .bin). Pickles can run code, so they are not opened here. "
+            "Convert it to safetensors, or download the safetensors version."
+        )
     if start.startswith(b"GGUF"):
-        return (f"{name} is a GGUF file. This loader needs a safetensors file; download that version, or load this "
-                "one with a GGUF loader.")
+        return (
+            f"{name} is a GGUF file. This loader needs a safetensors file; download that version, or load this "
+            "one with a GGUF loader."
+        )
     if text.startswith((b"{", b"[")):
         return f"{name} is a JSON text, not a model. Choose the .safetensors file next to it."
     if plausible and size < 8 + int.from_bytes(start[:8], "little") and start[8:9] == b"{":
         return f"{name} is cut off inside its header ({size:,} bytes). Download it again."
-    return (f"{name} is not a safetensors file, or it is damaged ({size:,} bytes). Download it again, "
-            "or choose another file.")
+    return (
+        f"{name} is not a safetensors file, or it is damaged ({size:,} bytes). Download it again, "
+        "or choose another file."
+    )

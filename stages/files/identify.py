@@ -1,4 +1,5 @@
 """What a checkpoint is: recognition of every file layout from names and shapes of its tensors."""
+
 from __future__ import annotations
 
 import json
@@ -12,30 +13,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import shapes as derive
-from .clip import OPEN_CLIP, TRANSFORMERS, TextConfig, VisionConfig, text_config, vision_config
-from ..nets.controlnet import ControlNetConfig
-from .shapes import Shapes
-from ..nets.encoder import EncoderConfig
 from ..errors import WrongFile
-from .header import TensorInfo, describe_tensors
-from .other_models import adapter, foreign, foreign_checkpoint
-from .marker import MARKER, as_tuples, read_marker
+from ..nets.controlnet import ControlNetConfig
+from ..nets.encoder import EncoderConfig
 from ..nets.previewer import PreviewerConfig
 from ..nets.sizes import published_name, settled
 from ..nets.stage_a import StageAConfig
 from ..nets.stage_b import StageBConfig
 from ..nets.stage_c import StageCConfig
+from . import shapes as derive
+from .clip import OPEN_CLIP, TRANSFORMERS, TextConfig, VisionConfig, text_config, vision_config
+from .header import TensorInfo, describe_tensors
+from .marker import MARKER, as_tuples, read_marker
+from .other_models import adapter, foreign, foreign_checkpoint
+from .shapes import Shapes
 
 OFFICIAL, COMFYUI, DIFFUSERS = "official", "comfyui", "diffusers"
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model", "params_ema", "params")
-PREFIXES = ("module.", "_orig_mod.", "model.diffusion_model.", "diffusion_model.", "state_dict.", "unet.",
-            "first_stage_model.", "vae.", "text_encoder.", "clip_l_vision.", "clip_g.", "clip_l.")
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "state_dict.",
+    "unet.",
+    "first_stage_model.",
+    "vae.",
+    "text_encoder.",
+    "clip_l_vision.",
+    "clip_g.",
+    "clip_l.",
+)
 CHECKPOINT_PREFIXES = ("model.diffusion_model.", "text_encoder.", "vae.", "clip_l_vision.")
 """Where ComfyUI's all-in-one files keep the diffusion model, the text encoder, the VAE and the CLIP vision tower."""
 PACKED_FORMATS = {"nvfp4", "convrot_w4a4"}
-SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale",
-          ".comfy_quant", "_weight_scale", "_scale_weight")
+SCALES = (
+    ".scale_weight",
+    ".scale_input",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".input_scale",
+    ".pre_quant_scale",
+    ".comfy_quant",
+    "_weight_scale",
+    "_scale_weight",
+)
 _UNCOUNTED = SCALES + ("running_mean", "running_var", "num_batches_tracked", "scaled_fp8", MARKER)
 
 
@@ -48,19 +70,29 @@ class PriorCoderConfig:
 
 
 CONFIGS = {
-    "stage_c": StageCConfig, "stage_b": StageBConfig, "stage_a": StageAConfig, "encoder": EncoderConfig,
-    "previewer": PreviewerConfig, "controlnet": ControlNetConfig, "stage_c_vae": PriorCoderConfig,
-    "text_encoder": TextConfig, "clip_vision": VisionConfig,
+    "stage_c": StageCConfig,
+    "stage_b": StageBConfig,
+    "stage_a": StageAConfig,
+    "encoder": EncoderConfig,
+    "previewer": PreviewerConfig,
+    "controlnet": ControlNetConfig,
+    "stage_c_vae": PriorCoderConfig,
+    "text_encoder": TextConfig,
+    "clip_vision": VisionConfig,
 }
 NETWORKS = ("stage_c", "stage_b", "stage_a", "encoder", "previewer", "stage_c_vae", "controlnet")
 
 TITLES = {
-    "stage_c": "a Stable Cascade Stage C prior", "stage_b": "a Stable Cascade Stage B decoder",
-    "stage_a": "a Stable Cascade Stage A VAE", "encoder": "the Stable Cascade image encoder (EfficientNet)",
+    "stage_c": "a Stable Cascade Stage C prior",
+    "stage_b": "a Stable Cascade Stage B decoder",
+    "stage_a": "a Stable Cascade Stage A VAE",
+    "encoder": "the Stable Cascade image encoder (EfficientNet)",
     "previewer": "the Stable Cascade Previewer",
     "stage_c_vae": "a Stable Cascade Stage C VAE (image encoder and Previewer)",
-    "controlnet": "a Stable Cascade ControlNet", "text_encoder": "a CLIP text encoder",
-    "clip_vision": "a CLIP vision tower", "checkpoint": "an all-in-one Stable Cascade checkpoint",
+    "controlnet": "a Stable Cascade ControlNet",
+    "text_encoder": "a CLIP text encoder",
+    "clip_vision": "a CLIP vision tower",
+    "checkpoint": "an all-in-one Stable Cascade checkpoint",
 }
 
 
@@ -94,7 +126,7 @@ class FileKind:
 
     @property
     def size(self) -> str:
-        """"3.6B", "700M", …: the published name where there is one."""
+        """ "3.6B", "700M", …: the published name where there is one."""
         return published_name(self.kind, self.config) or _count(self.parameters)
 
     def describe(self) -> str:
@@ -121,8 +153,9 @@ def identify(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = No
     wrapper, tensors = unwrap(tensors)
     infos = describe_tensors(tensors)
     if not infos:
-        return FileKind("unknown", "a file without tensors", wrapper=wrapper,
-                        advice="Choose a safetensors file of Stable Cascade.")
+        return FileKind(
+            "unknown", "a file without tensors", wrapper=wrapper, advice="Choose a safetensors file of Stable Cascade."
+        )
     marker = read_marker(tensors, metadata)
     formats = _formats(tensors, metadata)
     found = _checkpoint(infos, formats, marker) or _identify(infos, "", formats, marker)
@@ -148,19 +181,27 @@ def _checkpoint(infos: dict[str, TensorInfo], formats: dict[str, Any], marker: A
         return FileKind("foreign", other[0], advice=other[1])
     if len(present) < 2 or len(others) > len(infos) // 2:
         return None
-    parts = [_identify({key[len(prefix):]: info for key, info in group.items()}, prefix, formats, marker)
-             for prefix, group in present.items()]
+    parts = [
+        _identify({key[len(prefix) :]: info for key, info in group.items()}, prefix, formats, marker)
+        for prefix, group in present.items()
+    ]
     known = tuple(part for part in parts if part.kind not in ("foreign", "unknown"))
     if not any(part.kind in NETWORKS for part in known):
         return next((part for part in parts if part.kind == "foreign"), None)
-    return FileKind("checkpoint", TITLES["checkpoint"], COMFYUI, parameters=sum(p.parameters for p in known),
-                    dtypes=known[0].dtypes, parts=known)
+    return FileKind(
+        "checkpoint",
+        TITLES["checkpoint"],
+        COMFYUI,
+        parameters=sum(p.parameters for p in known),
+        dtypes=known[0].dtypes,
+        parts=known,
+    )
 
 
 def _identify(infos: dict[str, TensorInfo], prefix: str, formats: Mapping[str, Any], marker: Any) -> FileKind:
     """What the tensors of one network are; ``prefix`` is what was already cut off the keys."""
     infos, prefix = _cut(infos, prefix)
-    formats = {k[len(prefix):]: v for k, v in formats.items() if k.startswith(prefix)}
+    formats = {k[len(prefix) :]: v for k, v in formats.items() if k.startswith(prefix)}
     shapes = Shapes(_official_names(infos), _packed(infos, formats))
     keys = list(infos)
     if found := adapter(keys):
@@ -205,8 +246,9 @@ def _network(shapes: Shapes, infos: Mapping[str, TensorInfo]) -> tuple[str | Non
 
 
 def _unet_layout(infos: Mapping[str, TensorInfo]) -> str:
-    if any(".attention.to_" in key for key in infos) or ("clip_txt_pooled_mapper.weight" in infos
-                                                         and "clip_txt_mapper.weight" not in infos):
+    if any(".attention.to_" in key for key in infos) or (
+        "clip_txt_pooled_mapper.weight" in infos and "clip_txt_mapper.weight" not in infos
+    ):
         return DIFFUSERS
     return COMFYUI if any(".attention.attn.to_" in key for key in infos) else OFFICIAL
 
@@ -222,8 +264,9 @@ def _config(kind: str, shapes: Shapes, layout: str, marker: Any) -> tuple[Any, s
     try:
         if kind == "stage_c_vae":
             halves = {"encoder": derive.encoder_config, "previewer": derive.previewer_config}
-            found = {name: derived(shapes, f"{name}.") for name, derived in halves.items()
-                     if _has(shapes, rf"{name}\.")}
+            found = {
+                name: derived(shapes, f"{name}.") for name, derived in halves.items() if _has(shapes, rf"{name}\.")
+            }
         else:
             found = getattr(derive, f"{kind}_config")(shapes)
         return settled(kind, config_from(kind, found)), ""
@@ -236,8 +279,10 @@ def config_from(kind: str, values: Mapping[str, Any]) -> Any:
     cls, nested = CONFIGS[kind], {"trunk": EncoderConfig, "encoder": EncoderConfig, "previewer": PreviewerConfig}
     names = {f.name for f in fields(cls)}
     if unknown := sorted(set(values) - names):
-        raise WrongFile(f"The config of this file has settings that this version does not know ({', '.join(unknown)}). "
-                        "It was made with another version of Cascade Studio: update the pack.")
+        raise WrongFile(
+            f"The config of this file has settings that this version does not know ({', '.join(unknown)}). "
+            "It was made with another version of Cascade Studio: update the pack."
+        )
     settled_values = {}
     for name, value in values.items():
         if name in nested and isinstance(value, Mapping):
@@ -252,7 +297,7 @@ def _cut(infos: dict[str, TensorInfo], prefix: str) -> tuple[dict[str, TensorInf
     A few keys may stand outside (a trainer's leftovers, a marker); they are dropped.
     """
     for cut in PREFIXES:
-        inside = {key[len(cut):]: info for key, info in infos.items() if key.startswith(cut)}
+        inside = {key[len(cut) :]: info for key, info in infos.items() if key.startswith(cut)}
         if inside and len(inside) >= len(infos) - 4 and len(inside) > len(infos) // 2:
             return _cut(inside, prefix + cut)
     return infos, prefix
@@ -267,7 +312,7 @@ def _official_names(infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     for key, info in infos.items():
         key = renames.get(key, key.replace(".attention.to_out.0.", ".attention.attn.out_proj."))
         if key.startswith(("transformer.text_model.", "transformer.text_projection.")):
-            key = key[len("transformer."):]
+            key = key[len("transformer.") :]
         names[key] = info
     return names
 
@@ -281,7 +326,7 @@ def _formats(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None) -> 
     for key, value in tensors.items():
         if key.endswith(".comfy_quant"):
             text = bytes(value.tolist()).decode() if isinstance(value, Tensor) and not value.is_meta else "{}"
-            formats[key[:-len(".comfy_quant")]] = json.loads(text)
+            formats[key[: -len(".comfy_quant")]] = json.loads(text)
         elif key.endswith((".scale_weight", ".weight_scale")):
             formats.setdefault(key.rpartition(".")[0], {})
     return formats
@@ -289,8 +334,9 @@ def _formats(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None) -> 
 
 def _packed(infos: Mapping[str, TensorInfo], formats: Mapping[str, Any]) -> frozenset[str]:
     layers = {layer for layer, settings in formats.items() if settings.get("format") in PACKED_FORMATS}
-    layers |= {key[:-len(".weight")] for key, info in infos.items()
-               if key.endswith(".weight") and info.dtype == torch.uint8}
+    layers |= {
+        key[: -len(".weight")] for key, info in infos.items() if key.endswith(".weight") and info.dtype == torch.uint8
+    }
     return frozenset(layer.replace(".attention.to_out.0", ".attention.attn.out_proj") for layer in layers)
 
 
@@ -304,17 +350,29 @@ def _contents(infos: Mapping[str, TensorInfo], shapes: Shapes, formats: Mapping[
             if info.dtype is not None:
                 shares[dtype_name(info.dtype)] += prod(info.shape)
     names = sorted({settings.get("format", "") or "fp8 scaled" for settings in formats.values()})
-    return dict(parameters=count, dtypes=tuple(name for name, _ in shares.most_common()),
-                quantisation="/".join(_QUANTISED.get(name, name) for name in names), quantised=dict(formats))
+    return {
+        "parameters": count,
+        "dtypes": tuple(name for name, _ in shares.most_common()),
+        "quantisation": "/".join(_QUANTISED.get(name, name) for name in names),
+        "quantised": dict(formats),
+    }
 
 
 _QUANTISED = {"float8_e4m3fn": "fp8 scaled", "float8_e5m2": "fp8 scaled", "int8_tensorwise": "int8"}
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
-          torch.float8_e4m3fn: "fp8", torch.float8_e5m2: "fp8", torch.int8: "int8", torch.uint8: "uint8"}
+_NAMES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float64: "fp64",
+    torch.float8_e4m3fn: "fp8",
+    torch.float8_e5m2: "fp8",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """"fp32", "bf16", …: how people write a dtype."""
+    """ "fp32", "bf16", …: how people write a dtype."""
     return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 

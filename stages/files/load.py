@@ -1,4 +1,5 @@
 """From a state dict or a file to the network that it holds."""
+
 from __future__ import annotations
 
 import logging
@@ -9,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import WrongFile
 from ..nets.backend import TORCH, Backend
 from ..nets.controlnet import ControlNet
-from .convert import FLOAT8, LAYER_ENTRIES, dequantise, normalise
 from ..nets.encoder import ImageEncoder
-from ..errors import WrongFile
-from .header import Header, load_file, read_header
-from .identify import NETWORKS, FileKind, PriorCoderConfig, identify
-from .marker import MARKER, marker_tensor
 from ..nets.previewer import Previewer
 from ..nets.stage_a import StageA
 from ..nets.stage_b import StageB
 from ..nets.stage_c import StageC
+from .convert import FLOAT8, LAYER_ENTRIES, dequantise, normalise
+from .header import Header, load_file, read_header
+from .identify import NETWORKS, FileKind, PriorCoderConfig, identify
+from .marker import MARKER, marker_tensor
 
 __all__ = ["Header", "PriorCoder", "build", "from_file", "from_state_dict", "load_file", "read_header", "require"]
 
@@ -49,8 +50,14 @@ INPUTS = {
 class PriorCoder(nn.Module):
     """Image encoder and Previewer under the keys of ComfyUI's Stage C VAE; a half without a config is None."""
 
-    def __init__(self, config: PriorCoderConfig = PriorCoderConfig(), *, dtype: torch.dtype | None = None,
-                 device: torch.device | str | None = None, backend: Backend = TORCH) -> None:
+    def __init__(
+        self,
+        config: PriorCoderConfig = PriorCoderConfig(),
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        backend: Backend = TORCH,
+    ) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
         at = {"dtype": dtype, "device": device, "backend": backend}
@@ -59,8 +66,13 @@ class PriorCoder(nn.Module):
 
 
 CLASSES: dict[str, type[nn.Module]] = {
-    "stage_c": StageC, "stage_b": StageB, "stage_a": StageA, "encoder": ImageEncoder, "previewer": Previewer,
-    "controlnet": ControlNet, "stage_c_vae": PriorCoder,
+    "stage_c": StageC,
+    "stage_b": StageB,
+    "stage_a": StageA,
+    "encoder": ImageEncoder,
+    "previewer": Previewer,
+    "controlnet": ControlNet,
+    "stage_c_vae": PriorCoder,
 }
 
 
@@ -70,11 +82,17 @@ def from_file(path: str | Path, **options: Any) -> nn.Module:
     return from_state_dict(tensors, **{"metadata": metadata, "name": Path(path).name, **options})
 
 
-def from_state_dict(sd: Mapping[str, Any], *, dtype: torch.dtype | None = None,
-                    device: torch.device | str | None = None, backend: Backend = TORCH,
-                    expect: str | Sequence[str] | None = None,
-                    metadata: Mapping[str, str] | None = None, classes: Mapping[str, type[nn.Module]] | None = None,
-                    name: str = "This file") -> nn.Module:
+def from_state_dict(
+    sd: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: Backend = TORCH,
+    expect: str | Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    classes: Mapping[str, type[nn.Module]] | None = None,
+    name: str = "This file",
+) -> nn.Module:
     """Recognise ``sd`` and build the network that it describes, in eval mode and without gradients.
 
     dtype, device: where the weights go; None keeps them. The tensors of ``sd`` are used, not copied, where they fit.
@@ -85,8 +103,10 @@ def from_state_dict(sd: Mapping[str, Any], *, dtype: torch.dtype | None = None,
     Raises :class:`WrongFile` for anything that is not a whole network of the kind expected.
     """
     if not isinstance(sd, Mapping):
-        raise WrongFile(f"{name} holds a {type(sd).__name__}, not a dict of tensors. "
-                        "Give the state dict of a Stable Cascade network.")
+        raise WrongFile(
+            f"{name} holds a {type(sd).__name__}, not a dict of tensors. "
+            "Give the state dict of a Stable Cascade network."
+        )
     kind = require(identify(sd, metadata), expect, name)
     return build(normalise(sd, kind), kind, dtype=dtype, device=device, backend=backend, classes=classes, name=name)
 
@@ -107,9 +127,16 @@ def require(kind: FileKind, expect: str | Sequence[str] | None = None, name: str
     raise WrongFile(f"{subject} The '{title}' input needs {needs}; {_lower(_advice(kind))}")
 
 
-def build(tensors: Mapping[str, Tensor], kind: FileKind, *, dtype: torch.dtype | None = None,
-          device: torch.device | str | None = None, backend: Backend = TORCH,
-          classes: Mapping[str, type[nn.Module]] | None = None, name: str = "This file") -> nn.Module:
+def build(
+    tensors: Mapping[str, Tensor],
+    kind: FileKind,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: Backend = TORCH,
+    classes: Mapping[str, type[nn.Module]] | None = None,
+    name: str = "This file",
+) -> nn.Module:
     """The network of ``kind`` filled with ``tensors`` (canonical names, see ``normalise``).
 
     Raises :class:`WrongFile` when tensors are missing, left over or of the wrong shape.
@@ -124,15 +151,23 @@ def build(tensors: Mapping[str, Tensor], kind: FileKind, *, dtype: torch.dtype |
     try:
         net = {**CLASSES, **(classes or {})}[kind.kind](kind.config, dtype=own, device="meta", backend=backend)
     except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
-        raise WrongFile(f"{name} looks like {kind.describe()}, but no network of its sizes can be built ({error}). "
-                        "Use a file in its published form, or one with a 'cascade_studio.config' entry.") from error
+        raise WrongFile(
+            f"{name} looks like {kind.describe()}, but no network of its sizes can be built ({error}). "
+            "Use a file in its published form, or one with a 'cascade_studio.config' entry."
+        ) from error
     tensors = _moved(tensors, dtype, device)
     fill(net, tensors, kind, name)
     return net.eval().requires_grad_(False)
 
 
-def fill(net: nn.Module, tensors: dict[str, Tensor], kind: FileKind, name: str = "This file", assign: bool = True,
-         strict: bool = True) -> None:
+def fill(
+    net: nn.Module,
+    tensors: dict[str, Tensor],
+    kind: FileKind,
+    name: str = "This file",
+    assign: bool = True,
+    strict: bool = True,
+) -> None:
     """Load canonical ``tensors`` into ``net``: as they are, or copied into its own ones without ``assign``.
 
     Raises :class:`WrongFile` when tensors are missing, of the wrong shape or, if ``strict``, left over; without it
@@ -146,16 +181,20 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], kind: FileKind, name: str =
         if key.endswith("num_batches_tracked") and key not in tensors:
             tensors[key] = torch.zeros((), dtype=torch.long)
     quantised = _quantised(tensors)
-    shapes = [f"{key} is {_shape(tensors[key])} instead of {_shape(value)}" for key, value in own.items()
-              if key in tensors and value is not None and key not in quantised and tensors[key].shape != value.shape]
+    shapes = [
+        f"{key} is {_shape(tensors[key])} instead of {_shape(value)}"
+        for key, value in own.items()
+        if key in tensors and value is not None and key not in quantised and tensors[key].shape != value.shape
+    ]
     if shapes:
         raise WrongFile(fault(name, kind, "has tensors of the wrong shape", shapes))
     result = net.load_state_dict(tensors, strict=False, assign=assign)
     if result.missing_keys:
         raise WrongFile(fault(name, kind, "lacks tensors", result.missing_keys))
     if result.unexpected_keys and not strict:
-        log.warning("%s: %d tensors are not used, for example %s", name, len(result.unexpected_keys),
-                    result.unexpected_keys[0])
+        log.warning(
+            "%s: %d tensors are not used, for example %s", name, len(result.unexpected_keys), result.unexpected_keys[0]
+        )
     elif result.unexpected_keys:
         raise WrongFile(fault(name, kind, "holds tensors that do not belong there", result.unexpected_keys))
 
@@ -163,8 +202,10 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], kind: FileKind, name: str =
 def fault(name: str, kind: FileKind, what: str, keys: Sequence[str]) -> str:
     """The sentence for a file of ``kind`` that ``what`` ("lacks tensors", …) is wrong with, in ``keys``."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return (f"{name} looks like {kind.describe()} but {what} ({len(keys)}): {', '.join(keys[:SHOWN])}{more}. "
-            "Download it again, or use a complete file.")
+    return (
+        f"{name} looks like {kind.describe()} but {what} ({len(keys)}): {', '.join(keys[:SHOWN])}{more}. "
+        "Download it again, or use a complete file."
+    )
 
 
 def _advice(kind: FileKind) -> str:
@@ -181,8 +222,9 @@ def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:] if first in ("Choose", "It") else sentence
 
 
-def _moved(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device | str | None
-           ) -> dict[str, Tensor]:
+def _moved(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device | str | None
+) -> dict[str, Tensor]:
     """``tensors`` on ``device``, and in ``dtype`` unless they are part of a quantised layer's weight."""
     keep = _quantised(tensors)
     moved = {}
@@ -194,7 +236,7 @@ def _moved(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, device: tor
 
 def _quantised(tensors: Mapping[str, Tensor]) -> set[str]:
     """The keys that together make the quantised weights."""
-    layers = [key[:-len("comfy_quant")] for key in tensors if key.endswith(".comfy_quant")]
+    layers = [key[: -len("comfy_quant")] for key in tensors if key.endswith(".comfy_quant")]
     return {layer + entry for layer in layers for entry in ("weight", *LAYER_ENTRIES)}
 
 

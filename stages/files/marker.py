@@ -3,6 +3,7 @@
 It is the JSON text ``{"kind": ..., "config": {...}}``, kept in a file's metadata and, where metadata gets lost
 (ComfyUI's CheckpointSave), as the bytes of one small tensor; both are named ``cascade_studio.config``.
 """
+
 from __future__ import annotations
 
 import json
@@ -35,8 +36,9 @@ def decode_marker(tensor: Tensor) -> str:
     return bytes(codes.tolist()).decode("utf-8", errors="replace")
 
 
-def read_marker(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
-                ) -> tuple[str, dict[str, Any]] | None:
+def read_marker(
+    tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> tuple[str, dict[str, Any]] | None:
     """``(kind, config fields)`` from a state dict's marker tensor or from ``metadata``; None without a marker.
 
     Lists become tuples. Raises :class:`WrongFile` when the marker cannot be read.
@@ -52,8 +54,10 @@ def read_marker(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None =
         marker = json.loads(text)
         return str(marker["kind"]), {str(k): as_tuples(v) for k, v in marker["config"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise WrongFile(f"The entry '{MARKER}' of this file cannot be read. It was changed after saving; "
-                        "take the file as it was saved.") from None
+        raise WrongFile(
+            f"The entry '{MARKER}' of this file cannot be read. It was changed after saving; "
+            "take the file as it was saved."
+        ) from None
 
 
 def as_tuples(value: Any) -> Any:

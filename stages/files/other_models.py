@@ -1,4 +1,5 @@
 """Files of other models that end up in our inputs, told by a few of their keys and described in a few words."""
+
 from __future__ import annotations
 
 import re
@@ -28,39 +29,75 @@ def _context(shapes: Shapes) -> int:
 
 
 _FAMILIES = (
-    Foreign("an SDXL diffusion model", _MODEL, (r"input_blocks\.0\.0\.weight", r"label_emb\."),
-            lambda s: _context(s) in (0, 2048, 1280)),
-    Foreign("a Stable Diffusion 2 diffusion model", _MODEL, (r"input_blocks\.0\.0\.weight",),
-            lambda s: _context(s) == 1024),
-    Foreign("a Stable Diffusion 1.5 diffusion model", _MODEL, (r"input_blocks\.0\.0\.weight",),
-            lambda s: _context(s) in (0, 768)),
+    Foreign(
+        "an SDXL diffusion model",
+        _MODEL,
+        (r"input_blocks\.0\.0\.weight", r"label_emb\."),
+        lambda s: _context(s) in (0, 2048, 1280),
+    ),
+    Foreign(
+        "a Stable Diffusion 2 diffusion model", _MODEL, (r"input_blocks\.0\.0\.weight",), lambda s: _context(s) == 1024
+    ),
+    Foreign(
+        "a Stable Diffusion 1.5 diffusion model",
+        _MODEL,
+        (r"input_blocks\.0\.0\.weight",),
+        lambda s: _context(s) in (0, 768),
+    ),
     Foreign("a Stable Diffusion style diffusion model", _MODEL, (r"input_blocks\.0\.0\.weight",)),
-    Foreign("an SDXL diffusion model in diffusers layout", _MODEL,
-            (r"down_blocks\.0\.resnets\.0\.conv1\.weight", r"add_embedding\.")),
-    Foreign("a Stable Diffusion diffusion model in diffusers layout", _MODEL,
-            (r"down_blocks\.0\.resnets\.0\.conv1\.weight", r"time_embedding\.")),
+    Foreign(
+        "an SDXL diffusion model in diffusers layout",
+        _MODEL,
+        (r"down_blocks\.0\.resnets\.0\.conv1\.weight", r"add_embedding\."),
+    ),
+    Foreign(
+        "a Stable Diffusion diffusion model in diffusers layout",
+        _MODEL,
+        (r"down_blocks\.0\.resnets\.0\.conv1\.weight", r"time_embedding\."),
+    ),
     Foreign("a Flux diffusion model", _MODEL, (r"double_blocks\.0\.img_attn\.",)),
     Foreign("a Flux diffusion model in diffusers layout", _MODEL, (r"single_transformer_blocks\.0\.",)),
     Foreign("a Stable Diffusion 3 diffusion model", _MODEL, (r"joint_blocks\.0\.",)),
     Foreign("a Würstchen v2 prior", _MODEL, (r"cond_mapper\.0\.weight", r"projection\.weight")),
     Foreign("a video or image diffusion transformer", _MODEL, (r"blocks\.0\.(self_attn|attn|attn1|cross_attn)\.",)),
-    Foreign("a diffusion transformer of another family", _MODEL,
-            (r"(transformer_blocks|layers)\.0\.(attn|attention|adaLN)",)),
-    Foreign("a ControlNet of another model", "Stable Cascade needs ControlNets made for its Stage C.",
-            (r"(control_model\.)?(input_hint_block|zero_convs|controlnet_cond_embedding|controlnet_down_blocks)\.",)),
-    Foreign("a T2I adapter of another model", "Stable Cascade needs ControlNets made for its Stage C.",
-            (r"body\.0\.(block1|resnets|in_conv)",)),
+    Foreign(
+        "a diffusion transformer of another family",
+        _MODEL,
+        (r"(transformer_blocks|layers)\.0\.(attn|attention|adaLN)",),
+    ),
+    Foreign(
+        "a ControlNet of another model",
+        "Stable Cascade needs ControlNets made for its Stage C.",
+        (r"(control_model\.)?(input_hint_block|zero_convs|controlnet_cond_embedding|controlnet_down_blocks)\.",),
+    ),
+    Foreign(
+        "a T2I adapter of another model",
+        "Stable Cascade needs ControlNets made for its Stage C.",
+        (r"body\.0\.(block1|resnets|in_conv)",),
+    ),
     Foreign("an IP-Adapter", _MODEL, (r"(ip_adapter|image_proj)\.",)),
     Foreign("a T5 text encoder", _TEXT, (r"(encoder\.)?block\.0\.layer\.0\.SelfAttention\.",)),
     Foreign("a language model", _TEXT, (r"(language_model\.)?(model\.)?layers\.0\.self_attn\.",)),
-    Foreign("an SD or SDXL VAE", "Stable Cascade decodes with Stage A; choose a Stage A file as the VAE.",
-            (r"decoder\.(conv_in|up\.0|mid|up_blocks\.0\.resnets)", r"encoder\.(conv_in|down)")),
-    Foreign("an SD or SDXL VAE decoder", "Stable Cascade decodes with Stage A; choose a Stage A file as the VAE.",
-            (r"decoder\.conv_in\.weight",)),
-    Foreign("a TAESD preview VAE", "Stable Cascade has its own Previewer; choose previewer.safetensors.",
-            (r"(taesd_)?(decoder|encoder)\.(layers\.)?\d+\.(conv\.0\.)?weight",)),
-    Foreign("an upscaling model", "It upscales finished pictures: load it with an upscale model loader.",
-            (r"(model\.1\.sub\.0\.RDB1|body\.0\.rdb1|RRDB_trunk\.0|layers\.0\.residual_group)\.",)),
+    Foreign(
+        "an SD or SDXL VAE",
+        "Stable Cascade decodes with Stage A; choose a Stage A file as the VAE.",
+        (r"decoder\.(conv_in|up\.0|mid|up_blocks\.0\.resnets)", r"encoder\.(conv_in|down)"),
+    ),
+    Foreign(
+        "an SD or SDXL VAE decoder",
+        "Stable Cascade decodes with Stage A; choose a Stage A file as the VAE.",
+        (r"decoder\.conv_in\.weight",),
+    ),
+    Foreign(
+        "a TAESD preview VAE",
+        "Stable Cascade has its own Previewer; choose previewer.safetensors.",
+        (r"(taesd_)?(decoder|encoder)\.(layers\.)?\d+\.(conv\.0\.)?weight",),
+    ),
+    Foreign(
+        "an upscaling model",
+        "It upscales finished pictures: load it with an upscale model loader.",
+        (r"(model\.1\.sub\.0\.RDB1|body\.0\.rdb1|RRDB_trunk\.0|layers\.0\.residual_group)\.",),
+    ),
 )
 
 _CHECKPOINTS = (
@@ -98,8 +135,18 @@ def adapter(keys: list[str]) -> tuple[str, str, str] | None:
         return "embeddings", "", "a textual-inversion embedding"
     if keys and all(key.startswith(("clip_g", "clip_l")) and "." not in key for key in keys):
         return "embeddings", "", "a textual-inversion embedding"
-    marks = (".lora_up.", ".lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", ".hada_w1_a", ".lokr_w1",
-             ".oft_blocks", ".lora_linear_layer.")
+    marks = (
+        ".lora_up.",
+        ".lora_down.",
+        ".lora_A.",
+        ".lora_B.",
+        ".lora.up.",
+        ".lora.down.",
+        ".hada_w1_a",
+        ".lokr_w1",
+        ".oft_blocks",
+        ".lora_linear_layer.",
+    )
     ends = (".diff", ".diff_b", ".lora_A", ".lora_B", ".lora_up", ".lora_down")
     if not any(key.endswith(ends) or any(mark in key for mark in marks) for key in keys):
         return None

@@ -1,4 +1,5 @@
 """Putting one file in the place of another in a single step, on every system."""
+
 from __future__ import annotations
 
 import os

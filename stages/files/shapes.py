@@ -4,6 +4,7 @@ Every function takes a :class:`Shapes` in the official key names (fused or split
 the network's config dataclass; fields that shapes cannot tell are left out and keep the published value. A missing
 tensor does not stop the derivation, the loader names it afterwards; LookupError where too many are missing.
 """
+
 from __future__ import annotations
 
 import re
@@ -52,10 +53,12 @@ class Shapes:
 def stage_c_config(shapes: Shapes) -> dict[str, Any]:
     """Fields of ``StageCConfig``."""
     config = _unet_config(shapes)
-    c_cond = shapes.first(("clip_txt_mapper.weight", 0), ("clip_txt_mapper.bias", 0),
-                          default=_cond_width(shapes, config["c_hidden"]))
-    pooled = shapes.first(("clip_txt_pooled_mapper.weight", 0), ("clip_txt_pooled_mapper.bias", 0),
-                          ("clip_img_mapper.weight", 0))
+    c_cond = shapes.first(
+        ("clip_txt_mapper.weight", 0), ("clip_txt_mapper.bias", 0), default=_cond_width(shapes, config["c_hidden"])
+    )
+    pooled = shapes.first(
+        ("clip_txt_pooled_mapper.weight", 0), ("clip_txt_pooled_mapper.bias", 0), ("clip_img_mapper.weight", 0)
+    )
     config.update(
         c_cond=c_cond,
         c_clip_seq=pooled // c_cond if c_cond and pooled >= c_cond else None,
@@ -95,13 +98,15 @@ def stage_a_config(shapes: Shapes) -> dict[str, Any]:
     downs = shapes.indices(r"down_blocks\.(\d+)\.weight")
     levels = 1 + max(len(ups), len(downs))
     first_up = ups[0] if ups else max(blocks, default=0) + 1
-    return _known(dict(
-        levels=levels,
-        bottleneck_blocks=first_up - 1,
-        c_hidden=shapes.first(("up_blocks.0.0.weight", 0), ("up_blocks.0.0.bias", 0)),
-        c_latent=shapes.first(("up_blocks.0.0.weight", 1), ("vquantizer.codebook.weight", 1)),
-        codebook_size=shapes.size("vquantizer.codebook.weight"),
-    ))
+    return _known(
+        {
+            "levels": levels,
+            "bottleneck_blocks": first_up - 1,
+            "c_hidden": shapes.first(("up_blocks.0.0.weight", 0), ("up_blocks.0.0.bias", 0)),
+            "c_latent": shapes.first(("up_blocks.0.0.weight", 1), ("vquantizer.codebook.weight", 1)),
+            "codebook_size": shapes.size("vquantizer.codebook.weight"),
+        }
+    )
 
 
 def encoder_config(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
@@ -115,11 +120,11 @@ def trunk_config(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
     """The ``EncoderConfig`` fields of the EfficientNet trunk below ``backbone.``."""
     start = f"{prefix}backbone."
     count = len(shapes.indices(rf"{re.escape(start)}(\d+)\.\d+\.block\."))
-    config: dict[str, Any] = dict(
-        c_in=shapes.size(f"{start}0.0.weight", 1),
-        c_stem=shapes.size(f"{start}0.0.weight"),
-        c_features=shapes.size(f"{start}{count + 1}.0.weight"),
-    )
+    config: dict[str, Any] = {
+        "c_in": shapes.size(f"{start}0.0.weight", 1),
+        "c_stem": shapes.size(f"{start}0.0.weight"),
+        "c_features": shapes.size(f"{start}{count + 1}.0.weight"),
+    }
     stages = [_trunk_stage(shapes, f"{start}{i}.") for i in range(1, count + 1)]
     if stages and all(stage["widths"] for stage in stages):
         config.update({name: tuple(stage[name] for stage in stages) for name in stages[0]})
@@ -132,22 +137,24 @@ def _trunk_stage(shapes: Shapes, start: str) -> dict[str, Any]:
     fused = not shapes.indices(rf"{re.escape(start)}(\d+)\.block\.2\.fc1\.")
     c_in, hidden = shapes.size(f"{block}0.0.weight", 1), shapes.size(f"{block}0.0.weight")
     last = max(shapes.indices(rf"{re.escape(block)}(\d+)\."), default=0)
-    return dict(
-        widths=shapes.size(f"{block}{last}.0.weight"),
-        repeats=len(shapes.indices(rf"{re.escape(start)}(\d+)\.")),
-        expansions=hidden // c_in if last and c_in else 1,
-        fused=fused,
-    )
+    return {
+        "widths": shapes.size(f"{block}{last}.0.weight"),
+        "repeats": len(shapes.indices(rf"{re.escape(start)}(\d+)\.")),
+        "expansions": hidden // c_in if last and c_in else 1,
+        "fused": fused,
+    }
 
 
 def previewer_config(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
     """Fields of ``PreviewerConfig``."""
     start = f"{prefix}blocks."
-    return _known(dict(
-        c_in=shapes.size(f"{start}0.weight", 1),
-        c_hidden=shapes.first((f"{start}0.weight", 0), (f"{start}0.bias", 0)),
-        c_out=shapes.first((f"{start}24.weight", 0), (f"{start}24.bias", 0)),
-    ))
+    return _known(
+        {
+            "c_in": shapes.size(f"{start}0.weight", 1),
+            "c_hidden": shapes.first((f"{start}0.weight", 0), (f"{start}0.bias", 0)),
+            "c_out": shapes.first((f"{start}24.weight", 0), (f"{start}24.bias", 0)),
+        }
+    )
 
 
 def controlnet_config(shapes: Shapes) -> dict[str, Any]:
@@ -156,10 +163,10 @@ def controlnet_config(shapes: Shapes) -> dict[str, Any]:
     ``trunk`` comes as a dict of ``EncoderConfig`` fields.
     """
     count = len(shapes.indices(r"projections\.(\d+)\."))
-    config: dict[str, Any] = dict(
-        c_proj=shapes.first(*((f"projections.{i}.2.weight", 0) for i in range(count))),
-        proj_blocks=CONTROL_BLOCKS if count == len(CONTROL_BLOCKS) else tuple(range(count)),
-    )
+    config: dict[str, Any] = {
+        "c_proj": shapes.first(*((f"projections.{i}.2.weight", 0) for i in range(count))),
+        "proj_blocks": CONTROL_BLOCKS if count == len(CONTROL_BLOCKS) else tuple(range(count)),
+    }
     if "backbone.0.weight" not in shapes:
         trunk = trunk_config(shapes)
         config.update(bottleneck_mode="effnet", c_in=trunk.pop("c_in", 0), trunk=trunk)
@@ -184,22 +191,26 @@ def _unet_config(shapes: Shapes) -> dict[str, Any]:
     widths = tuple(_level_width(shapes, i, levels) for i in range(levels))
     if not all(patterns) or not all(widths):
         raise LookupError("some levels have no readable blocks")
-    blocks = (tuple(_repetitions(down[i], patterns[i]) for i in range(levels)),
-              tuple(_repetitions(up[i], patterns[levels - 1 - i]) for i in range(levels)))
-    repeats = tuple(tuple(1 + len(shapes.indices(rf"{side}_repeat_mappers\.{i}\.(\d+)\.")) for i in range(levels))
-                    for side in ("down", "up"))
+    blocks = (
+        tuple(_repetitions(down[i], patterns[i]) for i in range(levels)),
+        tuple(_repetitions(up[i], patterns[levels - 1 - i]) for i in range(levels)),
+    )
+    repeats = tuple(
+        tuple(1 + len(shapes.indices(rf"{side}_repeat_mappers\.{i}\.(\d+)\.")) for i in range(levels))
+        for side in ("down", "up")
+    )
     mapper = _first_key(shapes, r".*_blocks\.\d+\.\d+\.mapper\.weight")
     depthwise = _first_key(shapes, r".*_blocks\.\d+\.\d+\.depthwise\.weight")
-    return dict(
-        c_hidden=widths,
-        nhead=tuple(w // HEAD_WIDTH if "A" in p else -1 for w, p in zip(widths, patterns)),
-        blocks=blocks,
-        block_repeat=repeats,
-        level_config=tuple(patterns),
-        c_r=shapes.size(mapper, 1),
-        t_conds=_timestep_conditions(shapes),
-        kernel_size=shapes.size(depthwise, 2),
-    )
+    return {
+        "c_hidden": widths,
+        "nhead": tuple(w // HEAD_WIDTH if "A" in p else -1 for w, p in zip(widths, patterns)),
+        "blocks": blocks,
+        "block_repeat": repeats,
+        "level_config": tuple(patterns),
+        "c_r": shapes.size(mapper, 1),
+        "t_conds": _timestep_conditions(shapes),
+        "kernel_size": shapes.size(depthwise, 2),
+    }
 
 
 def _layer_types(shapes: Shapes, level: str) -> str:
@@ -208,7 +219,7 @@ def _layer_types(shapes: Shapes, level: str) -> str:
     start = level + "."
     for key in shapes.tensors:
         if key.startswith(start):
-            index, _, rest = key[len(start):].partition(".")
+            index, _, rest = key[len(start) :].partition(".")
             if index.isdigit():
                 parts.setdefault(int(index), set()).add(rest.partition(".")[0])
     return "".join(_layer_type(parts.get(i, set())) for i in range(max(parts, default=-1) + 1))
@@ -244,8 +255,15 @@ def _level_width(shapes: Shapes, level: int, levels: int) -> int:
     for start in (f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"):
         for key in shapes.tensors:
             if key.startswith(start + "."):
-                if key.endswith((".depthwise.weight", ".depthwise.bias", ".channelwise.4.bias",
-                                 ".kv_mapper.1.bias", ".out_proj.bias")):
+                if key.endswith(
+                    (
+                        ".depthwise.weight",
+                        ".depthwise.bias",
+                        ".channelwise.4.bias",
+                        ".kv_mapper.1.bias",
+                        ".out_proj.bias",
+                    )
+                ):
                     return shapes.size(key)
                 if key.endswith((".mapper.weight", ".mapper.bias")):
                     return shapes.size(key) // 2

@@ -3,6 +3,7 @@
 Canny, "A Computational Approach to Edge Detection", 1986; the integer arithmetic, the choice of one colour channel a
 pixel and the border are those of OpenCV, so that both give the same picture, bit for bit.
 """
+
 from __future__ import annotations
 
 import torch
@@ -38,8 +39,10 @@ def edges(image: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
     ``low`` and connected to such a one. The thresholds may come in either order.
     """
     if image.dtype != torch.uint8 or image.ndim != 4:
-        raise WrongInput(f"The edge detector got {image.dtype} of shape {tuple(image.shape)}; it needs pictures "
-                         "(batch, channels, height, width) of bytes. Give it an uint8 picture.")
+        raise WrongInput(
+            f"The edge detector got {image.dtype} of shape {tuple(image.shape)}; it needs pictures "
+            "(batch, channels, height, width) of bytes. Give it an uint8 picture."
+        )
     low, high = sorted((low, high))
     dx, dy, size = _gradient(image.cpu())
     thin = _thinned(dx, dy, size) & (size > low)
@@ -73,7 +76,7 @@ def _thinned(dx: Tensor, dy: Tensor, size: Tensor) -> Tensor:
     height, width = size.shape[-2:]
 
     def neighbour(down: int, right: int) -> Tensor:
-        return padded[..., 1 + down:1 + down + height, 1 + right:1 + right + width]
+        return padded[..., 1 + down : 1 + down + height, 1 + right : 1 + right + width]
 
     # Angles are compared in integers, a tangent being a number of 2^15ths.
     across, along = dx.abs() * _TAN_22, dy.abs() << _SHIFT

@@ -7,6 +7,7 @@ published pictures use 1024 / 24 = 42.67.
 
 Padding is shared by both sides, so that the composition stays centred, and counted in pixels.
 """
+
 from __future__ import annotations
 
 import math
@@ -97,8 +98,10 @@ class Canvas:
 
     def describe(self) -> str:
         """One plain sentence."""
-        text = (f"{self.width} x {self.height} px on {self.prior_width} x {self.prior_height} Stage C cells and "
-                f"{self.decoder_width} x {self.decoder_height} Stage B latents, compression {self.compression:.1f}")
+        text = (
+            f"{self.width} x {self.height} px on {self.prior_width} x {self.prior_height} Stage C cells and "
+            f"{self.decoder_width} x {self.decoder_height} Stage B latents, compression {self.compression:.1f}"
+        )
         if self.padding > 0:
             text += f", padded to {self.padded_width} x {self.padded_height} px ({self.padding:.1%} more area)"
         if not TRAINED[0] - 0.5 <= self.compression <= TRAINED[1] + 0.5:
@@ -132,8 +135,10 @@ def _cells(value: object, name: str) -> int:
 def _asked(compression: object) -> float:
     low, high = TRAINED
     if isinstance(compression, bool) or not isinstance(compression, (int, float)) or not low <= compression <= high:
-        raise WrongInput(f"The compression is {compression!r}, but it has to be a number from {low:.0f} to {high:.0f}, "
-                         f"which Stage B was trained for: leave it out to get about {COMPRESSION:.1f}.")
+        raise WrongInput(
+            f"The compression is {compression!r}, but it has to be a number from {low:.0f} to {high:.0f}, "
+            f"which Stage B was trained for: leave it out to get about {COMPRESSION:.1f}."
+        )
     return float(compression)
 
 
@@ -154,8 +159,10 @@ def _long_sides(short_ratio: float, steps: int) -> Iterator[tuple[int, int, floa
     """(steps, cells, stretch) of the long side for each number of steps from ``steps`` up, the best cells for each."""
     while True:
         exact = steps / short_ratio
-        options = ((abs(math.log(steps / cells / short_ratio)), cells)
-                   for cells in {max(1, math.floor(exact)), math.ceil(exact)})
+        options = (
+            (abs(math.log(steps / cells / short_ratio)), cells)
+            for cells in {max(1, math.floor(exact)), math.ceil(exact)}
+        )
         stretch, cells = min(options)
         yield steps, cells, stretch
         steps += 1
@@ -197,8 +204,12 @@ def _wishes(compression: object) -> tuple[_Wish, ...]:
     else:
         target, weight = _asked(compression), _ASKED_WEIGHT
         near = max(TRAINED[0], target / _ASKED_BAND), min(TRAINED[1], target * _ASKED_BAND)
-    return (_Wish(target, *near, weight), _Wish(target, *near, _TIGHT_WEIGHT),
-            _Wish(target, *TRAINED, _WEIGHT), _Wish(target, *TRAINED, _TIGHT_WEIGHT))
+    return (
+        _Wish(target, *near, weight),
+        _Wish(target, *near, _TIGHT_WEIGHT),
+        _Wish(target, *TRAINED, _WEIGHT),
+        _Wish(target, *TRAINED, _TIGHT_WEIGHT),
+    )
 
 
 def plan(width: int, height: int, compression: float | None = None) -> Canvas:
@@ -228,8 +239,13 @@ def plan(width: int, height: int, compression: float | None = None) -> Canvas:
 # From a Stage C grid to the rest
 
 
-def from_prior(prior_height: int, prior_width: int, width: int | None = None, height: int | None = None,
-               compression: float | None = None) -> Canvas:
+def from_prior(
+    prior_height: int,
+    prior_width: int,
+    width: int | None = None,
+    height: int | None = None,
+    compression: float | None = None,
+) -> Canvas:
     """The canvas of a Stage C latent made elsewhere, (B, 16, prior_height, prior_width).
 
     Without a size the picture has the latent's aspect at ``compression`` (42.67 unless asked) and no padding. With
@@ -246,8 +262,10 @@ def from_prior(prior_height: int, prior_width: int, width: int | None = None, he
         _check_padded(rows, columns, *size, MAX_SIDE)
         return Canvas(*size, *size, columns, rows)
     if compression is not None:
-        raise WrongInput(f"A compression of {compression!r} was given together with a width and a height, which "
-                         "already settle it: leave one of them out.")
+        raise WrongInput(
+            f"A compression of {compression!r} was given together with a width and a height, which "
+            "already settle it: leave one of them out."
+        )
     planned = plan(width, height)
     if (planned.prior_width, planned.prior_height) == (columns, rows):
         return planned
@@ -256,9 +274,11 @@ def from_prior(prior_height: int, prior_width: int, width: int | None = None, he
 
 def _check_padded(rows: int, columns: int, width: int, height: int, most: float) -> None:
     if max(width, height) > most:
-        raise WrongInput(f"The Stage C latent of {columns} x {rows} cells would become a picture of {width} x {height} "
-                         f"px, but {MAX_SIDE} px a side is the most: use a smaller latent, or one with the aspect of "
-                         "the picture.")
+        raise WrongInput(
+            f"The Stage C latent of {columns} x {rows} cells would become a picture of {width} x {height} "
+            f"px, but {MAX_SIDE} px a side is the most: use a smaller latent, or one with the aspect of "
+            "the picture."
+        )
 
 
 def _cover(width: int, height: int, rows: int, columns: int) -> Canvas:
@@ -267,9 +287,11 @@ def _cover(width: int, height: int, rows: int, columns: int) -> Canvas:
     ratio = PIXEL_STEP * max(across / columns, down / rows)
     low, high = ACCEPTED
     if not low <= ratio <= high:
-        raise WrongInput(f"The Stage C latent of {columns} x {rows} cells was given for a picture of {width} x "
-                         f"{height} px, a compression of {ratio:.1f}, but it has to lie from {low:.0f} to {high:.0f} "
-                         f"and is best near {COMPRESSION:.1f}: make the latent for this size, or choose another size.")
+        raise WrongInput(
+            f"The Stage C latent of {columns} x {rows} cells was given for a picture of {width} x "
+            f"{height} px, a compression of {ratio:.1f}, but it has to lie from {low:.0f} to {high:.0f} "
+            f"and is best near {COMPRESSION:.1f}: make the latent for this size, or choose another size."
+        )
     if width <= height:
         across, down = _covering_steps(across, down, columns, rows)
     else:
@@ -301,8 +323,9 @@ def _covering_steps(short: int, long: int, short_cells: int, long_cells: int) ->
     while short_steps / short - 1 < best:
         exact = short_steps / short_cells * long_cells
         deviation = _WEIGHT * abs(math.log(PIXEL_STEP * short_steps / short_cells / COMPRESSION))
-        for long_steps in range(max(long, math.ceil(exact / math.exp(_LOG_TOLERANCE))),
-                                math.floor(exact * math.exp(_LOG_TOLERANCE)) + 1):
+        for long_steps in range(
+            max(long, math.ceil(exact / math.exp(_LOG_TOLERANCE))), math.floor(exact * math.exp(_LOG_TOLERANCE)) + 1
+        ):
             area = short_steps * long_steps / (short * long) - 1
             cost = area + deviation + _WEIGHT * abs(math.log(long_steps / exact))
             if cost < best:
@@ -311,8 +334,9 @@ def _covering_steps(short: int, long: int, short_cells: int, long_cells: int) ->
     return found
 
 
-def decoder_grid_for(prior_height: int, prior_width: int, width: int | None = None,
-                     height: int | None = None) -> tuple[int, int]:
+def decoder_grid_for(
+    prior_height: int, prior_width: int, width: int | None = None, height: int | None = None
+) -> tuple[int, int]:
     """(latents down, latents across) of Stage B for a Stage C latent; see :func:`from_prior`."""
     canvas = from_prior(prior_height, prior_width, width, height)
     return canvas.decoder_height, canvas.decoder_width
@@ -323,8 +347,9 @@ def compression_of(canvas: Canvas) -> float:
     return canvas.compression
 
 
-def encoder_size(width: int, height: int, prior_height: int | None = None,
-                 prior_width: int | None = None) -> tuple[int, int]:
+def encoder_size(
+    width: int, height: int, prior_height: int | None = None, prior_width: int | None = None
+) -> tuple[int, int]:
     """Width and height in pixels to which a picture is resized so that the image encoder gives the Stage C grid.
 
     The grid is the given one, or that of ``plan(width, height)``. The picture is padded to the canvas first.

@@ -1,10 +1,11 @@
 """How control maps are weighted over the depth of Stage C, and what kind of hint each ControlNet needs."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..nets.controlnet import ControlNetConfig
 from ..errors import WrongInput
+from ..nets.controlnet import ControlNetConfig
 
 HINTS = {
     1: ("canny", "an edge picture", "Canny Hint"),
@@ -48,9 +49,11 @@ def parse_curve(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError:
-        raise WrongInput(f"The block weights are '{text.strip()}', but they have to be numbers with commas between "
-                         "them, such as '1, 0.5, 0': from the first block of Stage C to the last. Leave the field "
-                         "empty for full strength everywhere.") from None
+        raise WrongInput(
+            f"The block weights are '{text.strip()}', but they have to be numbers with commas between "
+            "them, such as '1, 0.5, 0': from the first block of Stage C to the last. Leave the field "
+            "empty for full strength everywhere."
+        ) from None
 
 
 def title(config: ControlNetConfig) -> str:
@@ -67,18 +70,24 @@ def check_hint(config: ControlNetConfig, channels: int) -> None:
         return
     _, needs, node = HINTS.get(config.c_in, ("", "another hint", "the hint node that belongs to it"))
     given = HINTS.get(channels, ("", "something that no hint node makes", ""))[1]
-    raise WrongInput(f"A hint of {channels} channels ({given}) was given to the {title(config)}, which needs {needs} "
-                     f"({config.c_in} channels). Wire {node} into it.")
+    raise WrongInput(
+        f"A hint of {channels} channels ({given}) was given to the {title(config)}, which needs {needs} "
+        f"({config.c_in} channels). Wire {node} into it."
+    )
 
 
 def check_model(config: ControlNetConfig, width: int, res_blocks: int) -> None:
     """Raises WrongInput unless the ControlNet's maps fit a Stage C of ``width`` channels and ``res_blocks`` blocks."""
     if config.c_proj != width:
-        raise WrongInput(f"The {title(config)} makes maps of {config.c_proj} channels, but this Stage C is "
-                         f"{width} wide. The published ControlNets belong to the full Stage C (3.6B, 2048 channels), "
-                         "not to the lite one: load the full Stage C, or a ControlNet that was trained for this one.")
+        raise WrongInput(
+            f"The {title(config)} makes maps of {config.c_proj} channels, but this Stage C is "
+            f"{width} wide. The published ControlNets belong to the full Stage C (3.6B, 2048 channels), "
+            "not to the lite one: load the full Stage C, or a ControlNet that was trained for this one."
+        )
     last = max(config.proj_blocks)
     if last >= res_blocks:
-        raise WrongInput(f"The {title(config)} feeds ResBlock {last}, but this Stage C has {res_blocks} of "
-                         "them (counted from 0). Use the Stage C that the ControlNet was trained for; the published "
-                         "ones belong to the full model (3.6B).")
+        raise WrongInput(
+            f"The {title(config)} feeds ResBlock {last}, but this Stage C has {res_blocks} of "
+            "them (counted from 0). Use the Stage C that the ControlNet was trained for; the published "
+            "ones belong to the full model (3.6B)."
+        )

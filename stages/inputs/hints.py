@@ -2,6 +2,7 @@
 
 All tensors are (B, C, H, W). The packing is that of the official filters (StableCascade, modules/controlnet.py).
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..nets.encoder import CELL
 from ..errors import WrongInput
+from ..nets.encoder import CELL
 from .canvas import Canvas, from_prior
 
 WHITE = 1.0
@@ -33,7 +34,7 @@ def on_canvas(image: Tensor, canvas: Canvas, size: tuple[int, int] | None = None
     canvas (32 pixels to a Stage C cell). Bilinear resizing has antialiasing, as that of the official loader.
     """
     left, top, width, height = window(image.shape[-1], image.shape[-2], canvas)
-    image = image[..., top:top + height, left:left + width]
+    image = image[..., top : top + height, left : left + width]
     border = padding(width, height, canvas)
     if any(border):
         left, top, right, bottom = border
@@ -57,8 +58,12 @@ def padding(width: int, height: int, canvas: Canvas) -> Sides:
     """The canvas's padding around a picture of its aspect, in that picture's own pixels."""
     left, top, right, bottom = canvas.crop
     across, down = width / canvas.width, height / canvas.height
-    return (round(left * across), round(top * down), round((canvas.padded_width - right) * across),
-            round((canvas.padded_height - bottom) * down))
+    return (
+        round(left * across),
+        round(top * down),
+        round((canvas.padded_width - right) * across),
+        round((canvas.padded_height - bottom) * down),
+    )
 
 
 # Super-resolution
@@ -75,8 +80,11 @@ def enlarged(width: int, height: int) -> Canvas:
     """The canvas that a picture is enlarged to: two Stage C cells for each of its encoder's, so 2.67 times the size."""
     columns, rows = (-(-side // CELL) for side in (width, height))
     whole = from_prior(2 * rows, 2 * columns)
-    return replace(whole, width=round(width * whole.padded_width / (CELL * columns)),
-                   height=round(height * whole.padded_height / (CELL * rows)))
+    return replace(
+        whole,
+        width=round(width * whole.padded_width / (CELL * columns)),
+        height=round(height * whole.padded_height / (CELL * rows)),
+    )
 
 
 # Inpainting and outpainting
@@ -100,8 +108,10 @@ def grown(mask: Tensor, pixels: int) -> Tensor:
         if int((step + 1) * SQUARE_STEPS) > int(step * SQUARE_STEPS):
             mask = F.max_pool2d(mask, 3, stride=1, padding=1)
         else:
-            mask = torch.maximum(F.max_pool2d(mask, (1, 3), stride=1, padding=(0, 1)),
-                                 F.max_pool2d(mask, (3, 1), stride=1, padding=(1, 0)))
+            mask = torch.maximum(
+                F.max_pool2d(mask, (1, 3), stride=1, padding=(0, 1)),
+                F.max_pool2d(mask, (3, 1), stride=1, padding=(1, 0)),
+            )
     return mask
 
 
@@ -113,9 +123,11 @@ def sides_for(width: int, height: int, sides: Sides, wanted_width: int = 0, want
     left, top, right, bottom = sides
     grown_width, grown_height = width + left + right, height + top + bottom
     if (wanted_width and wanted_width < grown_width) or (wanted_height and wanted_height < grown_height):
-        raise WrongInput(f"The picture with its new borders is {grown_width} x {grown_height} px, but a canvas of "
-                         f"{wanted_width or grown_width} x {wanted_height or grown_height} px was asked for, which "
-                         "does not hold it. Ask for a larger canvas, or make the picture smaller first.")
+        raise WrongInput(
+            f"The picture with its new borders is {grown_width} x {grown_height} px, but a canvas of "
+            f"{wanted_width or grown_width} x {wanted_height or grown_height} px was asked for, which "
+            "does not hold it. Ask for a larger canvas, or make the picture smaller first."
+        )
     across, down = max(0, wanted_width - grown_width), max(0, wanted_height - grown_height)
     return left + across // 2, top + down // 2, right + across - across // 2, bottom + down - down // 2
 
@@ -163,8 +175,10 @@ def identity_map(cells: list[Sides], identities: Tensor, canvas: Canvas) -> Tens
     """Identity vectors (N, C), made unit length, painted over their cells: (1, C, cells down, cells across)."""
     lengths = identities.float().norm(dim=1, keepdim=True)
     if not torch.isfinite(lengths).all() or (lengths == 0).any():
-        raise WrongInput("An identity vector is zero or not a number. Give the embedding that a face recogniser "
-                         "(ArcFace, 512 numbers) makes of each face.")
+        raise WrongInput(
+            "An identity vector is zero or not a number. Give the embedding that a face recogniser "
+            "(ArcFace, 512 numbers) makes of each face."
+        )
     painted = torch.zeros(1, identities.shape[1], canvas.prior_height, canvas.prior_width)
     for (left, top, right, bottom), vector in zip(cells, identities.float() / lengths):
         painted[0, :, top:bottom, left:right] = vector[:, None, None]
@@ -175,6 +189,6 @@ def identity_picture(image: Tensor, cells: list[Sides]) -> Tensor:
     """``image`` (1, 3, H, W) on its canvas at 32 pixels to a cell, every face tinted in a colour of its own."""
     image = image.clone()
     for index, (left, top, right, bottom) in enumerate(cells):
-        part = image[..., top * CELL:bottom * CELL, left * CELL:right * CELL]
+        part = image[..., top * CELL : bottom * CELL, left * CELL : right * CELL]
         part.add_(part.new_tensor(COLOURS[index % len(COLOURS)])[:, None, None]).mul_(0.5)
     return image

@@ -1,4 +1,5 @@
 """Pictures as CLIP reads them for image prompts, and prompts faded towards the empty one."""
+
 from __future__ import annotations
 
 import torch
@@ -29,7 +30,7 @@ def clip_picture(image: Tensor, size: int = 224, crop: str = CENTRE) -> Tensor:
     if crop == CENTRE:
         image = _short_side(image, size, "bicubic")
         top, left = (round((side - size) / 2) for side in image.shape[-2:])
-        return image[..., top:top + size, left:left + size]
+        return image[..., top : top + size, left : left + size]
     if crop == WHOLE:
         image = _square(image)
     return F.interpolate(image, (size, size), mode="bicubic")
@@ -55,7 +56,7 @@ def _square(image: Tensor) -> Tensor:
     side = max(height, width)
     square = image.new_tensor(CLIP_MEAN).view(1, 3, 1, 1).repeat(image.shape[0], 1, side, side)
     top, left = (side - height) // 2, (side - width) // 2
-    square[..., top:top + height, left:left + width] = image
+    square[..., top : top + height, left : left + width] = image
     return square
 
 
@@ -66,5 +67,5 @@ def faded(text: Tensor, empty: Tensor, weight: float) -> Tensor:
     """
     if text.ndim == 3:
         windows = -(-text.shape[1] // empty.shape[1])
-        empty = empty.repeat(1, windows, 1)[:, :text.shape[1]]
+        empty = empty.repeat(1, windows, 1)[:, : text.shape[1]]
     return torch.lerp(empty.to(text).expand_as(text), text, weight)

@@ -3,6 +3,7 @@
 Pictures are (B, H, W, C) in [0, 1], masks (B, H, W) with 1 where something new goes; both are only read. What is
 pasted fades out over the feather around the mask. Beyond it the picture keeps its very values.
 """
+
 from __future__ import annotations
 
 import math
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import canvas as geometry
 from ..errors import WrongInput
+from . import canvas as geometry
 
 MOST_ASPECT = 2.0
 """A longer crop than this gets more of the picture beside its long sides, where there is any."""
@@ -48,7 +49,7 @@ class Crop:
 
     def of(self, values: Tensor) -> Tensor:
         """This part of ``values`` (B, H, W, ...)."""
-        return values[:, self.top:self.bottom, self.left:self.right]
+        return values[:, self.top : self.bottom, self.left : self.right]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +66,17 @@ def fitted_mask(mask: Tensor, image: Tensor) -> Tensor:
     mask = mask.reshape(-1, *mask.shape[-2:]).float()
     height, width = image.shape[1:3]
     if not mask.any():
-        raise WrongInput(f"The mask of {mask.shape[-1]} x {mask.shape[-2]} px is empty, so there is nothing to inpaint: "
-                         "paint over the part to change, or wire another mask.")
+        raise WrongInput(
+            f"The mask of {mask.shape[-1]} x {mask.shape[-2]} px is empty, so there is nothing to inpaint: "
+            "paint over the part to change, or wire another mask."
+        )
     if tuple(mask.shape[-2:]) != (height, width):
         mask = F.interpolate(mask[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
     if mask.shape[0] not in (1, image.shape[0]):
-        raise WrongInput(f"{mask.shape[0]} masks were given for {image.shape[0]} pictures: give one mask for all, or one "
-                         "for each picture.")
+        raise WrongInput(
+            f"{mask.shape[0]} masks were given for {image.shape[0]} pictures: give one mask for all, or one "
+            "for each picture."
+        )
     return mask.clamp(0, 1)
 
 
@@ -87,8 +92,10 @@ def plan_crop(mask: Tensor, settings: CropSettings) -> Crop:
     (left, right), (top, bottom) = spans
     across = min(width, max(geometry.MIN_SIDE, math.ceil((right - left) * settings.context)))
     down = min(height, max(geometry.MIN_SIDE, math.ceil((bottom - top) * settings.context)))
-    across, down = (min(width, max(across, math.ceil(down / MOST_ASPECT))),
-                    min(height, max(down, math.ceil(across / MOST_ASPECT))))
+    across, down = (
+        min(width, max(across, math.ceil(down / MOST_ASPECT))),
+        min(height, max(down, math.ceil(across / MOST_ASPECT))),
+    )
     working = working_size(across, down, settings)
     across, down = working if not settings.target else with_aspect(across, down, working)
     across, down = min(across, width), min(down, height)
@@ -172,8 +179,12 @@ def crop(image: Tensor, mask: Tensor, settings: CropSettings = CropSettings()) -
     grown = widened(plan.of(mask), settings.grow)
     size = plan.width, plan.height
     working = resized(grown[..., None], *size, "bilinear")[..., 0]
-    return Part(resized(plan.of(image)[..., :3], *size), working, cell_mask(working),
-                Stitch(image, plan, blend_of(grown, settings.feather)))
+    return Part(
+        resized(plan.of(image)[..., :3], *size),
+        working,
+        cell_mask(working),
+        Stitch(image, plan, blend_of(grown, settings.feather)),
+    )
 
 
 def cell_mask(mask: Tensor) -> Tensor:
@@ -193,14 +204,16 @@ def paste(stitch: Stitch, part: Tensor) -> Tensor:
     whole, blend, place = stitch.image, stitch.blend, stitch.crop
     count = max(part.shape[0], whole.shape[0])
     if count % part.shape[0] or count % whole.shape[0]:
-        raise WrongInput(f"{part.shape[0]} parts were given for {whole.shape[0]} pictures: give as many parts as "
-                         "pictures, or one of either.")
+        raise WrongInput(
+            f"{part.shape[0]} parts were given for {whole.shape[0]} pictures: give as many parts as "
+            "pictures, or one of either."
+        )
     new = resized(part[..., :3], place.right - place.left, place.bottom - place.top).to(whole)
     new, blend = repeated(new, count), repeated(blend.to(whole)[..., None], count)
     out = repeated(whole, count).clone()
     old = place.of(out)[..., :3]
     mixed = torch.where(blend >= 1, new, old + blend * (new - old))
-    out[:, place.top:place.bottom, place.left:place.right, :3] = torch.where(blend > 0, mixed, old)
+    out[:, place.top : place.bottom, place.left : place.right, :3] = torch.where(blend > 0, mixed, old)
     return out
 
 

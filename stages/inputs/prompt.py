@@ -5,6 +5,7 @@
 
 Both words count only in capitals and on their own. A part's weight is the number behind its last colon.
 """
+
 from __future__ import annotations
 
 import re
@@ -45,8 +46,10 @@ def parse(text: str) -> tuple[Prompt, ...]:
         words, weight = (found["text"], float(found["weight"])) if found else (alternative, 1.0)
         prompts.append(Prompt(tuple(split_at(words, BREAK)), weight))
     if sum(prompt.weight for prompt in prompts) <= 0:
-        raise WrongInput(f"The prompts of an average have the weights {[prompt.weight for prompt in prompts]}, which "
-                         "have to be more than 0 together. Give at least one prompt a larger weight.")
+        raise WrongInput(
+            f"The prompts of an average have the weights {[prompt.weight for prompt in prompts]}, which "
+            "have to be more than 0 together. Give at least one prompt a larger weight."
+        )
     return tuple(prompts)
 
 

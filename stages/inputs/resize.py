@@ -1,4 +1,5 @@
 """The part of a Stage C latent that belongs to a part of the Stage B latent."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """A Stage C latent on the grid of a larger canvas: the start of a second pass at high resolution."""
+
 from __future__ import annotations
 
 import torch
@@ -24,10 +25,23 @@ def resampled_prior(samples: Tensor, source: Canvas, target: Canvas, mode: str =
         return samples.clone()
     axes = []
     for padded, cells, sides, other, other_cells, other_sides in (
-            (source.padded_height, source.prior_height, (source.crop[1], source.crop[3]),
-             target.padded_height, target.prior_height, (target.crop[1], target.crop[3])),
-            (source.padded_width, source.prior_width, (source.crop[0], source.crop[2]),
-             target.padded_width, target.prior_width, (target.crop[0], target.crop[2]))):
+        (
+            source.padded_height,
+            source.prior_height,
+            (source.crop[1], source.crop[3]),
+            target.padded_height,
+            target.prior_height,
+            (target.crop[1], target.crop[3]),
+        ),
+        (
+            source.padded_width,
+            source.prior_width,
+            (source.crop[0], source.crop[2]),
+            target.padded_width,
+            target.prior_width,
+            (target.crop[0], target.crop[2]),
+        ),
+    ):
         centres = (torch.arange(other_cells, device=samples.device, dtype=torch.float64) + 0.5) * other / other_cells
         share = (centres - other_sides[0]) / (other_sides[1] - other_sides[0])
         axes.append(((share * (sides[1] - sides[0]) + sides[0]) / padded * cells, cells))

@@ -1,4 +1,5 @@
 """LoRA files out of matched ones: in ComfyUI's layout, in kohya's and in the official trainer's."""
+
 from __future__ import annotations
 
 import json
@@ -7,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from . import names as lora_names, parts as lora_parts
 from ..errors import WrongFile
+from . import names as lora_names, parts as lora_parts
 from .match import BUNDLED, INDICES, OFFSETS, TEXT_PREFIX, TOKENS_KEY, UNET_PREFIX, Lora, named
 from .names import Shape
 
@@ -57,8 +58,9 @@ def to_official(lora: Lora, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     modules = lora_names.modules_of(shapes)
     order = lora_names.positions(modules)
     check_official(lora, order)
-    pairs = [fused([lora.unet.get(module) for module in names], [modules[module] for module in names])
-             for names in order]
+    pairs = [
+        fused([lora.unet.get(module) for module in names], [modules[module] for module in names]) for names in order
+    ]
     rank = max(down.shape[0] for _, down, _ in pairs)
     tensors = {}
     for index, (up, down, scale) in enumerate(pairs):
@@ -73,8 +75,12 @@ def check_official(lora: Lora, order: Sequence[tuple[str, ...]]) -> None:
     """Raises :class:`WrongFile` unless the LoRA is a plain one on attention layers alone."""
     attention = {module for names in order for module in names}
     others = [module for module in lora.unet if module not in attention]
-    unplain = [module for module, parts in lora.unet.items() if module not in others and (
-        lora_parts.method(parts) != "LoRA" or set(parts) - {"lora_up.weight", "lora_down.weight", "alpha"})]
+    unplain = [
+        module
+        for module, parts in lora.unet.items()
+        if module not in others
+        and (lora_parts.method(parts) != "LoRA" or set(parts) - {"lora_up.weight", "lora_down.weight", "alpha"})
+    ]
     reason = ""
     if others:
         reason = f"this one changes {len(others)} other layers (for example {others[0]})"
@@ -83,8 +89,9 @@ def check_official(lora: Lora, order: Sequence[tuple[str, ...]]) -> None:
     elif lora.text:
         reason = f"this one changes {len(lora.text)} layers of the text encoder"
     if reason:
-        raise WrongFile(f"The official layout holds plain LoRAs on attention layers only, and {reason}. "
-                        "Choose the ComfyUI layout.")
+        raise WrongFile(
+            f"The official layout holds plain LoRAs on attention layers only, and {reason}. Choose the ComfyUI layout."
+        )
 
 
 def fused(parts: Sequence[Mapping[str, Tensor] | None], shapes: Sequence[Shape]) -> tuple[Tensor, Tensor, float]:
@@ -97,11 +104,15 @@ def fused(parts: Sequence[Mapping[str, Tensor] | None], shapes: Sequence[Shape])
     downs = [None if each is None else each["lora_down.weight"].flatten(1) for each in parts]
     scales = [1.0 if each is None else scale_of(each) for each in parts]
     first = present[0]["lora_down.weight"].flatten(1)
-    if all(down is not None and down.shape == first.shape and torch.equal(down, first) for down in downs) \
-            and len(set(scales)) == 1:
+    if (
+        all(down is not None and down.shape == first.shape and torch.equal(down, first) for down in downs)
+        and len(set(scales)) == 1
+    ):
         return torch.cat(ups), first, scales[0]
-    rows = [torch.zeros(shape[0], 1, dtype=first.dtype) if up is None else up * scale
-            for up, scale, shape in zip(ups, scales, shapes)]
+    rows = [
+        torch.zeros(shape[0], 1, dtype=first.dtype) if up is None else up * scale
+        for up, scale, shape in zip(ups, scales, shapes)
+    ]
     bands = [torch.zeros(1, first.shape[1], dtype=first.dtype) if down is None else down for down in downs]
     return torch.block_diag(*rows), torch.cat(bands), 1.0
 

@@ -3,6 +3,7 @@
 The truncated singular value decomposition is the best approximation of its rank in the Frobenius norm (Eckart and
 Young 1936). Its energy is the share of the squared change that it keeps.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -42,10 +43,14 @@ class Extraction:
         mean = sum(layer.energy for layer in self.layers) / len(self.layers)
         ranks = [layer.rank for layer in self.layers if layer.rank]
         span = f", rank {min(ranks)} to {max(ranks)}" if ranks else ""
-        lines = [f"{len(self.layers)} layers differ, {self.same} are the same",
-                 f"{mean:.1%} of the change kept on average{span}", "Layers that lose most:"]
-        return "\n".join(lines + [f"  {layer.module}: {layer.energy:.1%} kept at rank {layer.rank or 'full'}"
-                                  for layer in worst])
+        lines = [
+            f"{len(self.layers)} layers differ, {self.same} are the same",
+            f"{mean:.1%} of the change kept on average{span}",
+            "Layers that lose most:",
+        ]
+        return "\n".join(
+            lines + [f"  {layer.module}: {layer.energy:.1%} kept at rank {layer.rank or 'full'}" for layer in worst]
+        )
 
 
 def in_scope(name: str, shape: tuple[int, ...], scope: str) -> bool:
@@ -56,8 +61,9 @@ def in_scope(name: str, shape: tuple[int, ...], scope: str) -> bool:
     return matrix and (scope == MATRICES or ATTENTION in name)
 
 
-def extract(name: str, delta: Tensor, rank: int, energy: float = 1.0, dtype: torch.dtype = torch.float32
-            ) -> tuple[dict[str, Tensor], Layer] | None:
+def extract(
+    name: str, delta: Tensor, rank: int, energy: float = 1.0, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Tensor], Layer] | None:
     """``(parts, layer)`` for the change ``delta`` of the parameter ``name``; None where nothing changed.
 
     rank: the most that is kept; energy: the least share of the squared change to keep, with as low a rank as does.
@@ -79,8 +85,11 @@ def extract(name: str, delta: Tensor, rank: int, energy: float = 1.0, dtype: tor
         return whole
     kernel = delta.shape[2:]
     up, down = up.to(dtype).reshape(rows, -1, *[1] * len(kernel)), down.to(dtype).reshape(-1, *delta.shape[1:])
-    parts = {"lora_up.weight": up.contiguous(), "lora_down.weight": down.contiguous(),
-             "alpha": torch.tensor(float(down.shape[0]))}
+    parts = {
+        "lora_up.weight": up.contiguous(),
+        "lora_down.weight": down.contiguous(),
+        "alpha": torch.tensor(float(down.shape[0])),
+    }
     return parts, Layer(module, down.shape[0], kept)
 
 

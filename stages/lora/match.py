@@ -5,6 +5,7 @@ diffusers and PEFT, and ``diffusion_model.*`` (ComfyUI) all become ``diffusion_m
 ``text_encoders.clip_g.transformer.<module>.<part>``; what is fused there (q, k and v in one) is cut in three. The
 mathematics of the adapters stay the host's.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import names, parts as lora_parts
 from ..errors import WrongFile
+from . import names, parts as lora_parts
 from .names import Shape
 from .report import Mismatch, Report, trained_on
 
@@ -76,8 +77,12 @@ def named(prefix: str, adapters: Mapping[str, Mapping[str, Tensor]]) -> dict[str
     return {f"{prefix}{module}.{part}": tensor for module, parts in adapters.items() for part, tensor in parts.items()}
 
 
-def match(tensors: Mapping[str, Tensor], nets: Mapping[str, Mapping[str, Shape]],
-          metadata: Mapping[str, str] | None = None, name: str = "This LoRA") -> Lora:
+def match(
+    tensors: Mapping[str, Tensor],
+    nets: Mapping[str, Mapping[str, Shape]],
+    metadata: Mapping[str, str] | None = None,
+    name: str = "This LoRA",
+) -> Lora:
     """What a LoRA file does to ``nets``.
 
     nets: shapes of parameters by canonical name, for each of "stage_c", "stage_b" and "text_encoder" that is there.
@@ -94,9 +99,12 @@ def match(tensors: Mapping[str, Tensor], nets: Mapping[str, Mapping[str, Shape]]
     stage, placed = max(found, key=lambda each: len(each[1].adapters), default=("", Placed(unknown=list(unet))))
     words = place(text, nets.get("text_encoder", {}))
     report = Report(
-        name=name, layout=names.layout_of(tensors), stage=stage if placed.adapters else "",
+        name=name,
+        layout=names.layout_of(tensors),
+        stage=stage if placed.adapters else "",
         matched=tuple(key for adapter in placed.adapters + words.adapters for key in adapter.keys) + tokens.used,
-        unmatched=tuple(strangers) + keys_of(unet, placed.unknown if found else [])
+        unmatched=tuple(strangers)
+        + keys_of(unet, placed.unknown if found else [])
         + keys_of(text, words.unknown if "text_encoder" in nets else []),
         mismatched=tuple(placed.mismatched + words.mismatched) + tokens.mismatched,
         idle_unet=keys_of(unet, list(unet) if not found else []),
@@ -107,12 +115,21 @@ def match(tensors: Mapping[str, Tensor], nets: Mapping[str, Mapping[str, Shape]]
         ranks=distinct(lora_parts.rank(parts) for parts in groups.values()),
         alphas=distinct(lora_parts.alpha(parts) for parts in groups.values()),
         new_tokens=sum(index >= TOKENS for index in tokens.offsets),
-        moved_tokens=sum(index < TOKENS for index in tokens.offsets), bundled=tuple(tokens.bundled),
-        trained_on=trained_on(metadata))
+        moved_tokens=sum(index < TOKENS for index in tokens.offsets),
+        bundled=tuple(tokens.bundled),
+        trained_on=trained_on(metadata),
+    )
     if not report.matched:
         raise WrongFile(report.nothing_fits())
-    return Lora(report, report.stage, by_module(placed.adapters), by_module(words.adapters), tokens.offsets,
-                tokens.bundled, tokens.words)
+    return Lora(
+        report,
+        report.stage,
+        by_module(placed.adapters),
+        by_module(words.adapters),
+        tokens.offsets,
+        tokens.bundled,
+        tokens.words,
+    )
 
 
 class Group(dict):
@@ -186,8 +203,9 @@ def place(groups: Mapping[str, Group], net: Mapping[str, Shape]) -> Placed:
         bands = [dict(parts)] if len(modules) == 1 else lora_parts.cut(parts, len(modules))
         bias = net.get(f"{modules[0]}.bias")
         if not lora_parts.fits(parts, needed, bias and bias[0] * len(modules)) or bands is None:
-            placed.mismatched.extend(Mismatch(key, lora_parts.delta_shape(parts), needed, bands is None)
-                                     for key in parts.keys_read)
+            placed.mismatched.extend(
+                Mismatch(key, lora_parts.delta_shape(parts), needed, bands is None) for key in parts.keys_read
+            )
             continue
         taken.update(modules)
         placed.adapters.append(Adapter(name, tuple(parts.keys_read), modules, tuple(bands)))
@@ -224,8 +242,9 @@ class Tokens:
     mismatched: tuple[Mismatch, ...] = ()
 
     @classmethod
-    def read(cls, tensors: Mapping[str, Tensor], nets: Mapping[str, Mapping[str, Shape]], metadata: Mapping[str, str]
-             ) -> Tokens:
+    def read(
+        cls, tensors: Mapping[str, Tensor], nets: Mapping[str, Mapping[str, Shape]], metadata: Mapping[str, str]
+    ) -> Tokens:
         """Token offsets of the official trainer and embeddings that OneTrainer bundles."""
         keys = [key for key in (OFFSETS, INDICES) if key in tensors]
         rows = {OFFSETS: tensors[OFFSETS]} if len(keys) == 2 else {}
@@ -249,7 +268,7 @@ class Tokens:
 
 def bundled_word(key: str) -> str:
     """The word for the embedding in ``bundle_emb.WORD.string_to_param.*`` or ``bundle_emb.WORD.ENCODER``."""
-    word, found, _ = key[len(BUNDLED):].partition(".string_to_param")
+    word, found, _ = key[len(BUNDLED) :].partition(".string_to_param")
     return word if found else word.rpartition(".")[0]
 
 

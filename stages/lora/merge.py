@@ -1,4 +1,5 @@
 """Which part of a Stage B or Stage C network a parameter belongs to, so that two networks can be mixed part by part."""
+
 from __future__ import annotations
 
 import re

@@ -4,6 +4,7 @@ A *module* is a layer under our canonical name without ``.weight`` (``down_block
 parameter that is no layer's weight or bias under its full name (``down_blocks.0.0.channelwise.2.gamma``). A *part* is
 what stands behind it in a file (``lora_up.weight``, ``alpha``, ``hada_w1_a``), in the spelling that ComfyUI reads.
 """
+
 from __future__ import annotations
 
 import re
@@ -15,18 +16,49 @@ QKV = ("to_q", "to_k", "to_v")
 ATTENTION = ".attention.attn."
 
 _SPELLINGS = {
-    "lora_B.weight": "lora_up.weight", "lora_A.weight": "lora_down.weight",
-    "lora_B.default.weight": "lora_up.weight", "lora_A.default.weight": "lora_down.weight",
-    "lora.up.weight": "lora_up.weight", "lora.down.weight": "lora_down.weight",
-    "lora_linear_layer.up.weight": "lora_up.weight", "lora_linear_layer.down.weight": "lora_down.weight",
-    "lora_B": "lora_up.weight", "lora_A": "lora_down.weight",
-    "lora_up": "lora_up.weight", "lora_down": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.default.weight": "lora_up.weight",
+    "lora_A.default.weight": "lora_down.weight",
+    "lora.up.weight": "lora_up.weight",
+    "lora.down.weight": "lora_down.weight",
+    "lora_linear_layer.up.weight": "lora_up.weight",
+    "lora_linear_layer.down.weight": "lora_down.weight",
+    "lora_B": "lora_up.weight",
+    "lora_A": "lora_down.weight",
+    "lora_up": "lora_up.weight",
+    "lora_down": "lora_down.weight",
 }
 _COMFYUI = (
-    "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "diff", "diff_b", "set_weight",
-    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b",
-    "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "oft_blocks", "rescale", "a1.weight", "a2.weight", "b1.weight",
-    "b2.weight", "w_norm", "b_norm",
+    "lora_up.weight",
+    "lora_down.weight",
+    "lora_mid.weight",
+    "alpha",
+    "dora_scale",
+    "diff",
+    "diff_b",
+    "set_weight",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+    "hada_t1",
+    "hada_t2",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2",
+    "lokr_w2_a",
+    "lokr_w2_b",
+    "lokr_t2",
+    "oft_blocks",
+    "rescale",
+    "a1.weight",
+    "a2.weight",
+    "b1.weight",
+    "b2.weight",
+    "w_norm",
+    "b_norm",
 )
 _ALL = "|".join(re.escape(part) for part in sorted((*_SPELLINGS, *_COMFYUI), key=len, reverse=True))
 # Old diffusers files have an underscore before "lora.up".
@@ -34,7 +66,8 @@ _KEY = re.compile(rf"(.+?)(?:\.({_ALL})|_(lora\.(?:up|down)\.weight))$")
 
 _PREFIX = re.compile(
     r"(?:base_model\.model\.|model\.|diffusion_model\.|unet\.|prior\.|decoder\.|transformer\.|text_encoders?(?:_2)?\.|"
-    r"clip_g\.|lora_prior_unet_|lora_prior_te_|lora_prior_|lora_unet_|lora_te[12]?_|lycoris_|unet_)*")
+    r"clip_g\.|lora_prior_unet_|lora_prior_te_|lora_prior_|lora_unet_|lora_te[12]?_|lycoris_|unet_)*"
+)
 POSITIONAL = re.compile(r"(?:.*\.)?(weights\.\d+)\.(lora_up|lora_down)$")
 
 
@@ -50,7 +83,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 def bare(module: str) -> str:
     """``module`` without what trainers put in front of it, its dots turned into underscores."""
-    return module[_PREFIX.match(module).end():].replace(".", "_")
+    return module[_PREFIX.match(module).end() :].replace(".", "_")
 
 
 def is_text(module: str) -> bool:
@@ -87,8 +120,10 @@ def _aliases(module: str, is_prior: bool) -> list[str]:
     names = [module]
     start, attention, last = module.rpartition(ATTENTION)
     if attention and last == "out_proj":
-        names += [f"{start}.attention.{other}" for other in
-                  ("to_out.0", "to_out", "processor.to_out", "attn.base_layer.out_proj")]
+        names += [
+            f"{start}.attention.{other}"
+            for other in ("to_out.0", "to_out", "processor.to_out", "attn.base_layer.out_proj")
+        ]
     elif attention:
         names += [f"{start}.attention.{last}", f"{start}.attention.processor.{last}"]
     if module == "clip_mapper" and not is_prior:
@@ -102,10 +137,9 @@ def positions(modules: Iterable[str]) -> list[tuple[str, ...]]:
     The official trainer (train/train_c_lora.py with its default filter ".attn") numbers them by position: down blocks
     first, then up blocks, each by level and place.
     """
-    blocks = [module[:-len(QKV[0])] for module in modules if module.endswith(ATTENTION + QKV[0])]
+    blocks = [module[: -len(QKV[0])] for module in modules if module.endswith(ATTENTION + QKV[0])]
     blocks.sort(key=lambda block: (not block.startswith("down_"), *map(int, re.findall(r"\d+", block))))
-    return [names for block in blocks for names in
-            ((f"{block}out_proj",), tuple(f"{block}{part}" for part in QKV))]
+    return [names for block in blocks for names in ((f"{block}out_proj",), tuple(f"{block}{part}" for part in QKV))]
 
 
 def layout_of(keys: Iterable[str]) -> str:
@@ -114,7 +148,8 @@ def layout_of(keys: Iterable[str]) -> str:
     if any(POSITIONAL.match(key) for key in keys):
         return "official"
     for layout, marks in (
-        ("kohya", ("lora_prior_", "lora_unet_", "lora_te")), ("LyCORIS", ("lycoris_",)),
+        ("kohya", ("lora_prior_", "lora_unet_", "lora_te")),
+        ("LyCORIS", ("lycoris_",)),
         ("ComfyUI", ("diffusion_model.", "text_encoders.")),
     ):
         if any(key.startswith(marks) for key in keys):

@@ -3,6 +3,7 @@
 Parts are the tensors of one layer by the names that ComfyUI reads (see :mod:`stages.lora.names`). What an adapter
 does to a weight is the host's mathematics; here are only the shapes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,28 @@ from torch import Tensor
 
 Parts = Mapping[str, Tensor]
 
-_METHODS = (("lora_up.weight", "LoRA"), ("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr"), ("lokr_w1_a", "LoKr"),
-            ("oft_blocks", "OFT"), ("a1.weight", "GLoRA"), ("diff", "difference"), ("w_norm", "difference"),
-            ("set_weight", "replacement"), ("diff_b", "difference"))
+_METHODS = (
+    ("lora_up.weight", "LoRA"),
+    ("hada_w1_a", "LoHa"),
+    ("lokr_w1", "LoKr"),
+    ("lokr_w1_a", "LoKr"),
+    ("oft_blocks", "OFT"),
+    ("a1.weight", "GLoRA"),
+    ("diff", "difference"),
+    ("w_norm", "difference"),
+    ("set_weight", "replacement"),
+    ("diff_b", "difference"),
+)
 
 
 def method(parts: Parts) -> str:
-    """"LoRA", "LoHa", …; "" for parts that make no whole adapter."""
+    """ "LoRA", "LoHa", …; "" for parts that make no whole adapter."""
     name = next((name for part, name in _METHODS if part in parts), "")
-    needs = {"LoRA": ("lora_down.weight",), "LoHa": ("hada_w1_b", "hada_w2_a", "hada_w2_b"),
-             "GLoRA": ("a2.weight", "b1.weight", "b2.weight")}.get(name, ())
+    needs = {
+        "LoRA": ("lora_down.weight",),
+        "LoHa": ("hada_w1_b", "hada_w2_a", "hada_w2_b"),
+        "GLoRA": ("a2.weight", "b1.weight", "b2.weight"),
+    }.get(name, ())
     return name if all(part in parts for part in needs) else ""
 
 
@@ -92,8 +105,12 @@ def _kronecker(parts: Parts) -> tuple[int, int] | None:
 
 
 _BY_ROWS = {
-    "LoRA": ("lora_up.weight",), "LoHa": ("hada_w1_a", "hada_w2_a"), "LoKr": ("lokr_w1", "lokr_w1_a"),
-    "OFT": ("oft_blocks",), "difference": ("diff",), "replacement": ("set_weight",),
+    "LoRA": ("lora_up.weight",),
+    "LoHa": ("hada_w1_a", "hada_w2_a"),
+    "LoKr": ("lokr_w1", "lokr_w1_a"),
+    "OFT": ("oft_blocks",),
+    "difference": ("diff",),
+    "replacement": ("set_weight",),
 }
 """The parts whose first dimension runs along the rows of the weight, by method."""
 

@@ -1,4 +1,5 @@
 """The report on a LoRA: what of its file is used, what is not and why, and what the file says about its training."""
+
 from __future__ import annotations
 
 import json
@@ -72,15 +73,22 @@ class Report:
 
     def text(self, notes: Sequence[str] = ()) -> str:
         """The report as people read it; ``notes`` are lines to add."""
-        lines = [f"{self.name}: {'/'.join(self.methods) or 'embeddings'} in {self.layout} layout, "
-                 f"{len(self.matched)} of {self.total} keys used"]
-        changed = [f"{count} {'layer' if count == 1 else 'layers'} of {what}" for count, what in (
-            (self.unet_layers, TITLES.get(self.stage, "")), (self.text_layers, "the text encoder")) if count]
+        lines = [
+            f"{self.name}: {'/'.join(self.methods) or 'embeddings'} in {self.layout} layout, "
+            f"{len(self.matched)} of {self.total} keys used"
+        ]
+        changed = [
+            f"{count} {'layer' if count == 1 else 'layers'} of {what}"
+            for count, what in ((self.unet_layers, TITLES.get(self.stage, "")), (self.text_layers, "the text encoder"))
+            if count
+        ]
         if changed:
             lines.append(f"Changes {' and '.join(changed)}")
         if self.ranks:
-            lines.append(f"Rank {_span(self.ranks)}" + (f", alpha {_span(self.alphas)}" if self.alphas else
-                                                        ", no alpha (full strength)"))
+            lines.append(
+                f"Rank {_span(self.ranks)}"
+                + (f", alpha {_span(self.alphas)}" if self.alphas else ", no alpha (full strength)")
+            )
         lines += self._tokens()
         lines += _listed("Not used, because no model is wired", self.idle_unet)
         lines += _listed("Not used, because no CLIP is wired", self.idle_text)
@@ -92,30 +100,44 @@ class Report:
         return "\n".join([*lines, *notes])
 
     def _tokens(self) -> list[str]:
-        lines = [f"{what} {count} {'token' if count == 1 else 'tokens'}{where}" for count, what, where in (
-            (self.new_tokens, "Adds", " to the prompt"), (self.moved_tokens, "Moves", " that the prompt knew before"))
-            if count]
+        lines = [
+            f"{what} {count} {'token' if count == 1 else 'tokens'}{where}"
+            for count, what, where in (
+                (self.new_tokens, "Adds", " to the prompt"),
+                (self.moved_tokens, "Moves", " that the prompt knew before"),
+            )
+            if count
+        ]
         return lines + [f"Brings the embedding {word}" for word in self.bundled]
 
     def nothing_fits(self) -> str:
         """The sentence for a file of which no key is used."""
         start = f"No key of the LoRA {self.name} fits the models that are wired"
         if self.mismatched:
-            return (f"{start}: all {len(self.mismatched)} known keys have another shape (for example "
-                    f"{self.mismatched[0]}). "
-                    "It was trained for another size of Stable Cascade: choose the full or lite model that it belongs "
-                    "to.")
+            return (
+                f"{start}: all {len(self.mismatched)} known keys have another shape (for example "
+                f"{self.mismatched[0]}). "
+                "It was trained for another size of Stable Cascade: choose the full or lite model that it belongs "
+                "to."
+            )
         if self.idle_unet or self.idle_text:
-            missing = " and ".join(what for what, keys in (
-                ("a Stage C or Stage B model", self.idle_unet), ("the CLIP", self.idle_text)) if keys)
+            missing = " and ".join(
+                what
+                for what, keys in (("a Stage C or Stage B model", self.idle_unet), ("the CLIP", self.idle_text))
+                if keys
+            )
             return f"{start}: it changes {missing}, which is not wired here. Wire it into this node."
         if self.layout == "official" and self.unmatched:
-            return (f"{start}: it counts {len(self.unmatched) // 2} attention layers by their position, and this "
-                    f"model has "
-                    "another number of them. Choose the full or lite Stage C that it was trained for.")
+            return (
+                f"{start}: it counts {len(self.unmatched) // 2} attention layers by their position, and this "
+                f"model has "
+                "another number of them. Choose the full or lite Stage C that it was trained for."
+            )
         example = f" (for example {self.unmatched[0]})" if self.unmatched else ""
-        return (f"{start}: its {len(self.unmatched)} keys{example} belong to another model. "
-                "Choose a LoRA that was trained for Stable Cascade.")
+        return (
+            f"{start}: its {len(self.unmatched)} keys{example} belong to another model. "
+            "Choose a LoRA that was trained for Stable Cascade."
+        )
 
 
 def trained_on(metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -151,7 +173,7 @@ def _tags(text: str) -> str:
 
 def _short(text: str, most: int = 120) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= most else text[:most - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _listed(title: str, keys: Sequence[str]) -> list[str]:

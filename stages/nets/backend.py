@@ -3,19 +3,20 @@
 The networks build every layer through a :class:`Backend`, so that a host can stream, quantise, patch and
 place weights as it likes. ``TORCH`` is the plain PyTorch default; `nodes/host` builds the ComfyUI one.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None,
-                    mask: Tensor | None = None) -> Tensor:
+def torch_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None
+) -> Tensor:
     """Scaled dot-product attention: ``q`` (B, N, C), ``k`` and ``v`` (B, M, C) → (B, N, C).
 
     ``mask`` (B, N, M) is added to the products of every head before the softmax.

@@ -6,6 +6,7 @@ view of it, which PyTorch calls ``channels_last``, so that no step has to copy a
 Sums are kept in the dtype of the residual stream: the computing dtype, or float32 when computing in float16, because
 the residuals of trained networks exceed 65,504. A layer that reads the raw stream then goes through :func:`widely`.
 """
+
 from __future__ import annotations
 
 import math
@@ -63,8 +64,9 @@ class BlockHooks:
         """``x`` and the skip (None where the group has none) before an output group; both have the same H and W."""
         return x, skip
 
-    def attention_tokens(self, place: Place, own: Tensor, cond: Tensor
-                         ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def attention_tokens(
+        self, place: Place, own: Tensor, cond: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Tokens before the projections: query, (own keys, own values), (condition keys, condition values).
 
         A block without self-attention drops the own keys and values.
@@ -79,8 +81,9 @@ class BlockHooks:
         """What the attention adds, after its output projection and before the sum."""
         return x
 
-    def residual(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-                 ) -> Tensor:
+    def residual(
+        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         """``block`` on x (B, H, W, C): the place to give its response norm other lengths, or to run it in pieces."""
         return block(x, skip, dtype)
 
@@ -190,16 +193,19 @@ class Mixer(nn.Sequential):
 class ResBlock(nn.Module):
     """ConvNeXt V2 block, optionally reading a skip: x (B, H, W, C), skip (B, H, W, c_skip) -> (B, H, W, C)."""
 
-    def __init__(self, c: int, c_skip: int = 0, kernel_size: int = 3, *, dtype=None, device=None,
-                 backend: Backend = TORCH):
+    def __init__(
+        self, c: int, c_skip: int = 0, kernel_size: int = 3, *, dtype=None, device=None, backend: Backend = TORCH
+    ):
         super().__init__()
-        self.depthwise = backend.Conv2d(c, c, kernel_size=kernel_size, padding=kernel_size // 2, groups=c,
-                                        dtype=dtype, device=device)
+        self.depthwise = backend.Conv2d(
+            c, c, kernel_size=kernel_size, padding=kernel_size // 2, groups=c, dtype=dtype, device=device
+        )
         self.channelwise = Mixer(c + c_skip, c, dtype, device, backend)
         self.radius = kernel_size // 2
 
-    def forward(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype,
-                lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+    def forward(
+        self, x: Tensor, skip: Tensor | None, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths
+    ) -> Tensor:
         return x + self.channelwise(self.mixed(x, skip, dtype), dtype, lengths)
 
     def mixed(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -211,7 +217,7 @@ class ResBlock(nn.Module):
     def mixed_rows(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` (exclusive) of :meth:`mixed`, computed from no more rows than they depend on."""
         top, bottom = max(0, first - self.radius), min(x.shape[1], last + self.radius)
-        h = widely(partial(conv_last, self.depthwise), x[:, top:bottom], dtype)[:, first - top:last - top]
+        h = widely(partial(conv_last, self.depthwise), x[:, top:bottom], dtype)[:, first - top : last - top]
         h = channel_norm(h, dtype)
         return h if skip is None else torch.cat([h.to(skip.dtype), skip[:, first:last]], dim=-1)
 
@@ -223,8 +229,9 @@ class FeedForwardBlock(nn.Module):
         super().__init__()
         self.channelwise = Mixer(c, c, dtype, device, backend)
 
-    def forward(self, x: Tensor, skip: None, dtype: torch.dtype,
-                lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+    def forward(
+        self, x: Tensor, skip: None, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths
+    ) -> Tensor:
         return x + self.channelwise(channel_norm(x, dtype), dtype, lengths)
 
     def mixed_rows(self, x: Tensor, skip: None, dtype: torch.dtype, first: int, last: int) -> Tensor:
@@ -265,8 +272,17 @@ class AttnBlock(nn.Module):
     the same for every block of a network and so is computed once per forward. Returns (B, H, W, C).
     """
 
-    def __init__(self, c: int, c_cond: int, nhead: int, self_attn: bool = True, *, dtype=None, device=None,
-                 backend: Backend = TORCH):
+    def __init__(
+        self,
+        c: int,
+        c_cond: int,
+        nhead: int,
+        self_attn: bool = True,
+        *,
+        dtype=None,
+        device=None,
+        backend: Backend = TORCH,
+    ):
         super().__init__()
         self.heads = nhead
         self.self_attn = self_attn
@@ -274,8 +290,15 @@ class AttnBlock(nn.Module):
         self.attention = nn.ModuleDict({"attn": Projections(c, dtype, device, backend)})
         self.kv_mapper = nn.Sequential(nn.SiLU(), backend.Linear(c_cond, c, dtype=dtype, device=device))
 
-    def forward(self, x: Tensor, cond: Tensor, dtype: torch.dtype, place: Place, hooks: BlockHooks = NO_HOOKS,
-                options: Any = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cond: Tensor,
+        dtype: torch.dtype,
+        place: Place,
+        hooks: BlockHooks = NO_HOOKS,
+        options: Any = None,
+    ) -> Tensor:
         attn = self.attention["attn"]
         place = place._replace(heads=self.heads, grid=(x.shape[1], x.shape[2]))
         own = channel_norm(x, dtype).flatten(1, 2)
@@ -288,8 +311,9 @@ class AttnBlock(nn.Module):
         out = hooks.attention_output(place, attn.out_proj(out))
         return x + out.reshape(x.shape)
 
-    def joined(self, query: Tensor, own: tuple[Tensor, Tensor], cond: tuple[Tensor, Tensor]
-               ) -> tuple[Tensor, Tensor, Tensor, int]:
+    def joined(
+        self, query: Tensor, own: tuple[Tensor, Tensor], cond: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Query, keys, values and how many of the keys are the picture's own, which come first."""
         if not self.self_attn:
             return query, *cond, 0

@@ -2,6 +2,7 @@
 
 Key names as in the published ``controlnet/*.safetensors``.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -9,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..errors import WrongInput
 from .backend import TORCH, Backend
 from .encoder import ALLOCATOR_SLACK, EncoderConfig, FrozenNorms, Layers, trunk, trunk_peak
-from ..errors import WrongInput
 
 SLOPE = 0.2
 MODES = ("effnet", "simple", "large")

@@ -2,6 +2,7 @@
 
 Tan and Le, "EfficientNetV2" (arXiv 2104.00298); key names as in the published ``effnet_encoder.safetensors``.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -48,7 +49,13 @@ class Layers:
         self.backend, self.at = backend, {"dtype": dtype, "device": device}
 
     def conv(
-        self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True,
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
         padding: int | None = None,
     ) -> nn.Sequential:
         padding = kernel // 2 if padding is None else padding
@@ -94,7 +101,9 @@ class TrunkBlock(nn.Module):
             parts = [layers.conv(c_in, c, 3, stride), layers.conv(c, c_out, act=False)]
         else:
             parts = [
-                layers.conv(c_in, c), layers.conv(c, c, 3, stride, groups=c), layers.squeeze(c, max(1, c_in // 4)),
+                layers.conv(c_in, c),
+                layers.conv(c, c, 3, stride, groups=c),
+                layers.squeeze(c, max(1, c_in // 4)),
                 layers.conv(c, c_out, act=False),
             ]
         self.block = nn.Sequential(*parts)
@@ -153,9 +162,7 @@ class LatentNorm(nn.Module):
     The host's castable BatchNorm2d takes its dtype from a weight, which a norm without an affine part has not.
     """
 
-    def __init__(
-        self, c: int, backend: Backend, dtype: torch.dtype | None, device: torch.device | str | None
-    ) -> None:
+    def __init__(self, c: int, backend: Backend, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         super().__init__()
         self.cast = backend.cast
         self.register_buffer("running_mean", torch.zeros(c, dtype=dtype, device=device))

@@ -3,6 +3,7 @@
 Every output cell of such a network depends on the input cells within a fixed radius. A window that reaches that far
 beyond a tile, or to the picture's own border, holds all the tile needs; the rest of the window's output is dropped.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -91,7 +92,10 @@ def run_tiled(
             result = network(window if device is None else window.to(device))
             kept = _crop(
                 result,
-                row.start - row.first, row.stop - row.first, column.start - column.first, column.stop - column.first,
+                row.start - row.first,
+                row.stop - row.first,
+                column.start - column.first,
+                column.stop - column.first,
                 grid.cell_out,
             )
             _crop(target, row.start, row.stop, column.start, column.stop, grid.cell_out).copy_(kept)

@@ -3,6 +3,7 @@
 The networks are built without them (a loader fills the tensors). Biases are 0; matrices and convolutions are Xavier
 uniform (Glorot & Bengio 2010), transposed convolutions keep what PyTorch gives them.
 """
+
 from __future__ import annotations
 
 import math
@@ -11,8 +12,7 @@ import torch
 from torch import nn
 
 from .blocks import GlobalResponseNorm, Projections, ResBlock, TimestepBlock
-from .stage_a import ResBlock as StageAResBlock
-from .stage_a import StageA
+from .stage_a import ResBlock as StageAResBlock, StageA
 from .stage_b import StageB
 from .stage_c import StageC
 
@@ -44,8 +44,11 @@ def initialise_unet(net: StageB | StageC) -> None:
                 nn.init.zeros_(getattr(module, name).weight)
         elif isinstance(module, Projections):
             _fused_xavier(module)
-    mappers = ([net.clip_mapper, net.effnet_mapper[0], net.effnet_mapper[2], net.pixels_mapper[0], net.pixels_mapper[2]]
-               if isinstance(net, StageB) else [net.clip_txt_mapper, net.clip_txt_pooled_mapper, net.clip_img_mapper])
+    mappers = (
+        [net.clip_mapper, net.effnet_mapper[0], net.effnet_mapper[2], net.pixels_mapper[0], net.pixels_mapper[2]]
+        if isinstance(net, StageB)
+        else [net.clip_txt_mapper, net.clip_txt_pooled_mapper, net.clip_img_mapper]
+    )
     for mapper in mappers:
         nn.init.normal_(mapper.weight, std=MAPPER_STD)
     nn.init.xavier_uniform_(net.embedding[1].weight, EMBEDDING_GAIN)

@@ -1,4 +1,5 @@
 """What one pass of Stage B or Stage C needs beside its weights."""
+
 from __future__ import annotations
 
 import math
@@ -13,8 +14,9 @@ SLACK, FIXED = 1.25, 64 * 1024**2
 """What allocators and libraries hold beyond that (measured by tests/benchmarks/measure_memory.py)."""
 
 
-def activation_memory(config: UNetConfig, batch: int, height: int, width: int, dtype_size: int,
-                      level_strides: tuple[int, ...]) -> int:
+def activation_memory(
+    config: UNetConfig, batch: int, height: int, width: int, dtype_size: int, level_strides: tuple[int, ...]
+) -> int:
     """Peak bytes of one forward pass on a (batch, c_in, height, width) latent.
 
     ``level_strides`` are the cells of the embedded grid to one cell of each level (1 everywhere where nothing is
@@ -28,14 +30,28 @@ NARROW_BLOCK = 4
 change of levels or a repetition holds beside them."""
 
 
-def pieces_memory(config: UNetConfig, batch: int, height: int, width: int, dtype_size: int,
-                  level_strides: tuple[int, ...], elements: int) -> int:
+def pieces_memory(
+    config: UNetConfig,
+    batch: int,
+    height: int,
+    width: int,
+    dtype_size: int,
+    level_strides: tuple[int, ...],
+    elements: int,
+) -> int:
     """Peak bytes where no wide layer holds more than ``elements`` numbers at once (tiled_decoder.PieceHooks)."""
     return _peak(config, batch, height, width, dtype_size, level_strides, 2 * elements)
 
 
-def _peak(config: UNetConfig, batch: int, height: int, width: int, dtype_size: int, level_strides: tuple[int, ...],
-          wide: float) -> int:
+def _peak(
+    config: UNetConfig,
+    batch: int,
+    height: int,
+    width: int,
+    dtype_size: int,
+    level_strides: tuple[int, ...],
+    wide: float,
+) -> int:
     cells = batch * -(-height // config.patch_size) * -(-width // config.patch_size)
     peak = skips = 0
     for channels, stride in zip(config.c_hidden, level_strides):

@@ -2,6 +2,7 @@
 
 Key names as in the published ``previewer.safetensors``.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """The codebook of Stage A."""
+
 from __future__ import annotations
 
 from typing import NamedTuple

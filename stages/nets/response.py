@@ -1,4 +1,5 @@
 """Global response normalisation, on activations that are the largest of the networks."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """The sizes that were published, by kind and by the name people know them by."""
+
 from __future__ import annotations
 
 from dataclasses import fields, replace
@@ -18,8 +19,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "stage_b": {
         "1.5B": StageBConfig(),
-        "700M": StageBConfig(c_hidden=(320, 576, 1152, 1152), nhead=(-1, 9, 18, 18),
-                             blocks=((2, 4, 14, 4), (4, 14, 4, 2)), block_repeat=((1, 1, 1, 1), (2, 2, 2, 2))),
+        "700M": StageBConfig(
+            c_hidden=(320, 576, 1152, 1152),
+            nhead=(-1, 9, 18, 18),
+            blocks=((2, 4, 14, 4), (4, 14, 4, 2)),
+            block_repeat=((1, 1, 1, 1), (2, 2, 2, 2)),
+        ),
     },
     "stage_a": {"": StageAConfig()},
     "encoder": {"": EncoderConfig()},
@@ -47,7 +52,7 @@ def is_published(kind: str, config: Any) -> bool:
 
 
 def published_name(kind: str, config: Any) -> str:
-    """"3.6B", "1B", "1.5B", "700M", "Canny", …, or "" for any other config."""
+    """ "3.6B", "1B", "1.5B", "700M", "Canny", …, or "" for any other config."""
     return next((name for name, known in PUBLISHED.get(kind, {}).items() if known == config), "")
 
 

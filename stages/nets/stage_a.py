@@ -4,6 +4,7 @@ Rampas et al., "A Novel Sampling Scheme for Text- and Image-Conditional Image Sy
 (arXiv 2211.07292); key names as in the published ``stage_a.safetensors``. The pipeline uses the continuous latent:
 the codebook plays no part in it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backend import TORCH, Backend
 from ..errors import WrongInput
-from .quantizer import Quantized, VectorQuantizer
+from .backend import TORCH, Backend
 from .exact_tiles import Grid, largest_window, run_tiled, spans
+from .quantizer import Quantized, VectorQuantizer
 
 EPS = 1e-6
 BAND_BYTES = 24 * 2**20  # of the widest activation that is held at once; measured best from 24 to 32 MiB on a CPU

@@ -2,6 +2,7 @@
 
 Weights carry the names of the official modules/stage_b.py, with the attention's qkv split in three.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import WrongInput
 from .backend import TORCH, Backend
 from .blocks import NO_HOOKS, BlockHooks, channel_norm, conv_last, nhwc, resized
-from ..errors import WrongInput
 from .unet import CascadeUNet, Run, UNetConfig, joined_tokens, rescaled
 
 
@@ -58,8 +59,15 @@ class StageB(CascadeUNet):
     def upscaler(self, c_in: int, c_out: int, level: int) -> nn.Module:
         return self.backend.ConvTranspose2d(c_in, c_out, kernel_size=2, stride=2, **self.layer_args)
 
-    def forward(self, x: Tensor, r: Tensor, effnet: Tensor, clip: Tensor, pixels: Tensor | None = None,
-                sca: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        r: Tensor,
+        effnet: Tensor,
+        clip: Tensor,
+        pixels: Tensor | None = None,
+        sca: Tensor | None = None,
+    ) -> Tensor:
         """The noise in ``x``: (B, 4, H, W) with even H and W -> (B, 4, H, W), in the dtype of ``x``.
 
         ``r`` (B,) is the noise condition in [0, 1], and so is ``sca``, 0 unless given. ``effnet`` (B, 16, h, w) is the
@@ -70,8 +78,17 @@ class StageB(CascadeUNet):
         """
         return self.denoise(x, r, effnet, clip, pixels, sca)
 
-    def denoise(self, x: Tensor, r: Tensor, effnet: Tensor, clip: Tensor, pixels: Tensor | None, sca: Tensor | None,
-                hooks: BlockHooks = NO_HOOKS, options: Any = None) -> Tensor:
+    def denoise(
+        self,
+        x: Tensor,
+        r: Tensor,
+        effnet: Tensor,
+        clip: Tensor,
+        pixels: Tensor | None,
+        sca: Tensor | None,
+        hooks: BlockHooks = NO_HOOKS,
+        options: Any = None,
+    ) -> Tensor:
         """``forward`` with what a host hands down: block hooks, and the options that its attention receives."""
         self.check_latent(x)
         dtype = x.dtype
@@ -112,7 +129,9 @@ class StageB(CascadeUNet):
     def checked_map(self, name: str, value: Tensor, channels: int, like: Tensor) -> Tensor:
         """``value`` on the device of ``like``, if it is (1 or B, ``channels``, h, w)."""
         if value.dim() != 4 or value.shape[1] != channels or value.shape[0] not in (1, like.shape[0]):
-            raise WrongInput(f"{name} of Stage B has the shape {tuple(value.shape)}, but it needs {channels} channels "
-                             f"and a batch of 1 or {like.shape[0]}. Connect "
-                             + ("a Stage C latent." if name == "effnet" else "a small RGB picture."))
+            raise WrongInput(
+                f"{name} of Stage B has the shape {tuple(value.shape)}, but it needs {channels} channels "
+                f"and a batch of 1 or {like.shape[0]}. Connect "
+                + ("a Stage C latent." if name == "effnet" else "a small RGB picture.")
+            )
         return value.to(like.device)

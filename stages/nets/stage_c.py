@@ -3,6 +3,7 @@
 Its U is isotropic unless ``switch_level`` says otherwise: both levels run at the size of the latent, 1/42.67 of the
 picture's. Weights carry the names of the official modules/stage_c.py, with the attention's qkv split in three.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -79,9 +80,17 @@ class StageC(CascadeUNet):
     def upscaler(self, c_in: int, c_out: int, level: int) -> nn.Module:
         return UpDownBlock2d(self.conv(c_in, c_out), up=True, switch=self.config.switch_level[level])
 
-    def forward(self, x: Tensor, r: Tensor, clip_text: Tensor, clip_text_pooled: Tensor, clip_img: Tensor | None = None,
-                sca: Tensor | None = None, crp: Tensor | None = None,
-                control: Sequence[Tensor | None] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        r: Tensor,
+        clip_text: Tensor,
+        clip_text_pooled: Tensor,
+        clip_img: Tensor | None = None,
+        sca: Tensor | None = None,
+        crp: Tensor | None = None,
+        control: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
         """The noise in ``x``: (B, 16, H, W) -> (B, 16, H, W), computed and returned in the dtype of ``x``.
 
         ``r`` (B,) is the noise condition in [0, 1], and so are ``sca`` and ``crp``, 0 unless given. ``clip_text``
@@ -93,9 +102,19 @@ class StageC(CascadeUNet):
         """
         return self.denoise(x, r, clip_text, clip_text_pooled, clip_img, sca, crp, control)
 
-    def denoise(self, x: Tensor, r: Tensor, clip_text: Tensor, clip_text_pooled: Tensor, clip_img: Tensor | None,
-                sca: Tensor | None, crp: Tensor | None, control: Sequence[Tensor | None] | None,
-                hooks: BlockHooks = NO_HOOKS, options: Any = None) -> Tensor:
+    def denoise(
+        self,
+        x: Tensor,
+        r: Tensor,
+        clip_text: Tensor,
+        clip_text_pooled: Tensor,
+        clip_img: Tensor | None,
+        sca: Tensor | None,
+        crp: Tensor | None,
+        control: Sequence[Tensor | None] | None,
+        hooks: BlockHooks = NO_HOOKS,
+        options: Any = None,
+    ) -> Tensor:
         """``forward`` with what a host hands down: block hooks, and the options that its attention receives."""
         self.check_latent(x)
         dtype = x.dtype
@@ -111,5 +130,7 @@ class StageC(CascadeUNet):
         text = self.checked_condition("clip_text", clip_text, config.c_clip_text, x)
         pooled = self.checked_condition("clip_text_pooled", clip_text_pooled, config.c_clip_text_pooled, x)
         image = self.checked_condition("clip_img", clip_img, config.c_clip_img, x)
-        return joined_tokens([self.clip_txt_mapper(text), self.clip_txt_pooled_mapper(pooled),
-                              self.clip_img_mapper(image)], config.c_cond)
+        return joined_tokens(
+            [self.clip_txt_mapper(text), self.clip_txt_pooled_mapper(pooled), self.clip_img_mapper(image)],
+            config.c_cond,
+        )

@@ -1,4 +1,5 @@
 """The U of Stage B and Stage C: levels of block groups going down, and back up past the skips of the way down."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,10 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backend import TORCH, Backend
-from .blocks import (AttnBlock, BlockHooks, FeedForwardBlock, Place, ResBlock, TimestepBlock, channel_norm, conv_last,
-                     nchw, nhwc, resized, timestep_embedding, widely)
 from ..errors import WrongInput
+from .backend import TORCH, Backend
+from .blocks import (
+    AttnBlock,
+    BlockHooks,
+    FeedForwardBlock,
+    Place,
+    ResBlock,
+    TimestepBlock,
+    channel_norm,
+    conv_last,
+    nchw,
+    nhwc,
+    resized,
+    timestep_embedding,
+    widely,
+)
 
 
 def frozen(value: Any) -> Any:
@@ -52,9 +66,11 @@ class UNetConfig:
     def res_blocks(self) -> int:
         """How many ResBlocks run in one pass, repeats counted: the length of a full list of control maps."""
         up_levels = tuple(reversed(self.level_config))
-        return sum(kinds.count("C") * groups * repeats
-                   for way, levels in enumerate((self.level_config, up_levels))
-                   for kinds, groups, repeats in zip(levels, self.blocks[way], self.block_repeat[way]))
+        return sum(
+            kinds.count("C") * groups * repeats
+            for way, levels in enumerate((self.level_config, up_levels))
+            for kinds, groups, repeats in zip(levels, self.blocks[way], self.block_repeat[way])
+        )
 
 
 @dataclass
@@ -76,9 +92,11 @@ class Run:
         if hint is None:
             return x
         if hint.dim() != 4 or hint.shape[0] not in (1, x.shape[0]) or hint.shape[1] != x.shape[-1]:
-            raise WrongInput(f"The control map of ResBlock {index} has the shape {tuple(hint.shape)}, but the model "
-                             f"needs {x.shape[-1]} channels and a batch of 1 or {x.shape[0]}. Use a ControlNet that "
-                             "was made for this model; the published ones belong to the 3.6B Stage C.")
+            raise WrongInput(
+                f"The control map of ResBlock {index} has the shape {tuple(hint.shape)}, but the model "
+                f"needs {x.shape[-1]} channels and a batch of 1 or {x.shape[0]}. Use a ControlNet that "
+                "was made for this model; the published ones belong to the 3.6B Stage C."
+            )
         return x + resized(nhwc(hint.to(x.device)), x.shape[1:3]).to(x.dtype)
 
 
@@ -105,11 +123,12 @@ class CascadeUNet(nn.Module):
         self.dtype = dtype
         self.layer_args = {"dtype": dtype, "device": device}
         self.backend = backend
-        width, patch = config.c_hidden[0], config.patch_size ** 2
+        width, patch = config.c_hidden[0], config.patch_size**2
         self.embedding = nn.Sequential(nn.PixelUnshuffle(config.patch_size), self.conv(config.c_in * patch, width))
         self.add_levels()
-        self.clf = nn.Sequential(nn.Identity(), self.conv(width, config.c_out * patch),
-                                 nn.PixelShuffle(config.patch_size))
+        self.clf = nn.Sequential(
+            nn.Identity(), self.conv(width, config.c_out * patch), nn.PixelShuffle(config.patch_size)
+        )
 
     def conv(self, c_in: int, c_out: int, kernel_size: int = 1, **kwargs) -> nn.Module:
         return self.backend.Conv2d(c_in, c_out, kernel_size=kernel_size, **kwargs, **self.layer_args)
@@ -130,18 +149,29 @@ class CascadeUNet(nn.Module):
         config, widths = self.config, self.config.c_hidden
         last = len(widths) - 1
         down = [(i, config.blocks[0][i], config.block_repeat[0][i], 0) for i in range(last + 1)]
-        up = [(i, config.blocks[1][last - i], config.block_repeat[1][last - i], widths[i] if i < last else 0)
-              for i in range(last, -1, -1)]
-        self.down_downscalers = nn.ModuleList([nn.Identity()] + [
-            nn.Sequential(nn.Identity(), self.downscaler(widths[i], widths[i + 1], i)) for i in range(last)])
-        self.up_upscalers = nn.ModuleList([
-            nn.Sequential(nn.Identity(), self.upscaler(widths[i + 1], widths[i], i)) for i in range(last - 1, -1, -1)
-        ] + [nn.Identity()])
+        up = [
+            (i, config.blocks[1][last - i], config.block_repeat[1][last - i], widths[i] if i < last else 0)
+            for i in range(last, -1, -1)
+        ]
+        self.down_downscalers = nn.ModuleList(
+            [nn.Identity()]
+            + [nn.Sequential(nn.Identity(), self.downscaler(widths[i], widths[i + 1], i)) for i in range(last)]
+        )
+        self.up_upscalers = nn.ModuleList(
+            [nn.Sequential(nn.Identity(), self.upscaler(widths[i + 1], widths[i], i)) for i in range(last - 1, -1, -1)]
+            + [nn.Identity()]
+        )
         for way, levels in (("down", down), ("up", up)):
             self.add_module(f"{way}_blocks", nn.ModuleList([self.level(i, n, skip) for i, n, _, skip in levels]))
-            self.add_module(f"{way}_repeat_mappers", nn.ModuleList([
-                nn.ModuleList([self.conv(widths[i], widths[i]) for _ in range(repeat - 1)])
-                for i, _, repeat, _ in levels]))
+            self.add_module(
+                f"{way}_repeat_mappers",
+                nn.ModuleList(
+                    [
+                        nn.ModuleList([self.conv(widths[i], widths[i]) for _ in range(repeat - 1)])
+                        for i, _, repeat, _ in levels
+                    ]
+                ),
+            )
 
     def level(self, level: int, groups: int, c_skip: int) -> nn.ModuleList:
         """The blocks of one level in a flat list; the skip goes to the very first block if that is a ResBlock."""
@@ -159,8 +189,10 @@ class CascadeUNet(nn.Module):
             return AttnBlock(width, config.c_cond, config.nhead[level], own, **args)
         if kind == "F":
             return FeedForwardBlock(width, **args)
-        raise WrongInput(f"A level_config can hold the blocks C, T, A and F, but this one holds {kind!r}. "
-                         "Correct the configuration of the network.")
+        raise WrongInput(
+            f"A level_config can hold the blocks C, T, A and F, but this one holds {kind!r}. "
+            "Correct the configuration of the network."
+        )
 
     def check_latent(self, x: Tensor) -> None:
         """Raises :class:`~.errors.WrongInput` unless ``x`` is a latent that this network can denoise."""
@@ -169,20 +201,26 @@ class CascadeUNet(nn.Module):
             given = f"{x.shape[1]} channels" if x.dim() == 4 else f"the shape {tuple(x.shape)}"
             owner = {4: "a Stage B (decoder) latent", 16: "a Stage C (prior) latent"}
             looks = owner.get(x.shape[1]) if x.dim() == 4 else None
-            raise WrongInput(f"{self.name} was given a latent with {given}{', which is ' + looks if looks else ''}. "
-                             f"It needs {config.c_in} channels: connect {owner.get(config.c_in, 'a matching latent')}.")
+            raise WrongInput(
+                f"{self.name} was given a latent with {given}{', which is ' + looks if looks else ''}. "
+                f"It needs {config.c_in} channels: connect {owner.get(config.c_in, 'a matching latent')}."
+            )
         if x.shape[2] % config.patch_size or x.shape[3] % config.patch_size or 0 in x.shape[2:]:
-            raise WrongInput(f"{self.name} was given a latent of {x.shape[3]} x {x.shape[2]} cells (width x height), "
-                             f"but both have to be multiples of {config.patch_size}. Choose a picture size whose sides "
-                             "are multiples of 8 pixels, or take the latent from the canvas.")
+            raise WrongInput(
+                f"{self.name} was given a latent of {x.shape[3]} x {x.shape[2]} cells (width x height), "
+                f"but both have to be multiples of {config.patch_size}. Choose a picture size whose sides "
+                "are multiples of 8 pixels, or take the latent from the canvas."
+            )
 
     def checked_condition(self, name: str, value: Tensor, width: int, x: Tensor) -> Tensor:
         """``value`` (1 or B, width) or (1 or B, n, width) as (1 or B, n, width) in the dtype and on the device of x."""
         value = value[:, None] if value.dim() == 2 else value
         if value.dim() != 3 or value.shape[-1] != width or value.shape[0] not in (1, x.shape[0]):
-            raise WrongInput(f"{name} of {self.name} has the shape {tuple(value.shape)}, but the model needs a width "
-                             f"of {width} and a batch of 1 or {x.shape[0]}. Use the text and image encoders that "
-                             "belong to Stable Cascade.")
+            raise WrongInput(
+                f"{name} of {self.name} has the shape {tuple(value.shape)}, but the model needs a width "
+                f"of {width} and a batch of 1 or {x.shape[0]}. Use the text and image encoders that "
+                "belong to Stable Cascade."
+            )
         return value.to(device=x.device, dtype=x.dtype)
 
     def embed_times(self, r: Tensor, conds: dict[str, Tensor | None], dtype: torch.dtype) -> list[Tensor]:
@@ -252,7 +290,7 @@ class CascadeUNet(nn.Module):
     def groups(self, level: int, blocks: nn.ModuleList) -> list[list[nn.Module]]:
         """The blocks of a level cut into repetitions of its ``level_config``."""
         blocks, size = list(blocks), len(self.config.level_config[level])
-        return [blocks[i:i + size] for i in range(0, len(blocks), size)]
+        return [blocks[i : i + size] for i in range(0, len(blocks), size)]
 
     def run_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Run) -> Tensor:
         attentions = 0

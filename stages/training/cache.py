@@ -1,4 +1,5 @@
 """What never changes during training, done once and kept on disk: latents of pictures and the text of captions."""
+
 from __future__ import annotations
 
 import logging
@@ -13,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import BadValues
-from .objectives import Row
-from .dataset import TrainingSet, bucket, fitted
 from .checkpoint import write_whole
+from .dataset import TrainingSet, bucket, fitted
+from .objectives import Row
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ class Encoders:
     text_mark: str
 
 
-def encoded(pictures: TrainingSet, encoders: Encoders, cache: Path,
-            on_item: Callable[[int, int], None] | None = None) -> tuple[list[Row], Row]:
+def encoded(
+    pictures: TrainingSet, encoders: Encoders, cache: Path, on_item: Callable[[int, int], None] | None = None
+) -> tuple[list[Row], Row]:
     """Rows for :class:`.objectives.StageCObjective`, and the empty prompt; read from the folder ``cache`` if there.
 
     ``on_item(done, total)`` follows every picture; what it raises stops the work, and nothing done is lost.
@@ -50,8 +52,10 @@ def encoded(pictures: TrainingSet, encoders: Encoders, cache: Path,
         def latent(picture=picture, size=size) -> dict[str, Tensor]:
             made = encoders.picture(fitted(picture.read(), size))[0].detach().float().cpu()
             if not torch.isfinite(made).all():
-                raise BadValues(f"The image encoder gave values that are no numbers for '{picture.name}'. Remove that "
-                                "picture, or load the image encoder with vae_dtype fp32.")
+                raise BadValues(
+                    f"The image encoder gave values that are no numbers for '{picture.name}'. Remove that "
+                    "picture, or load the image encoder with vae_dtype fp32."
+                )
             return {"latent": made}
 
         key = f"latent {encoders.picture_mark} {picture.digest} {size}"
@@ -63,6 +67,7 @@ def encoded(pictures: TrainingSet, encoders: Encoders, cache: Path,
 
 def said(caption: str, encoders: Encoders, cache: Path) -> Row:
     """ "text" (N, width) and "pooled" (1, width) of a caption."""
+
     def make() -> dict[str, Tensor]:
         text, pooled = (value.detach().float().cpu() for value in encoders.text(caption))
         dtype = torch.float16 if text.abs().max() < HALF_ROOM else torch.float32

@@ -1,4 +1,5 @@
 """A run on disk: its whole state, written in one step, and the loop that goes on from it."""
+
 from __future__ import annotations
 
 import logging
@@ -64,8 +65,10 @@ class Store:
             log.warning("%s cannot be read (%s); an older state is used", path.name, error)
             return None
         if state["identity"] != self.identity:
-            raise WrongInput(f"The folder '{self.folder.name}' holds a training run with other settings, pictures or "
-                             "another model. Choose another name for this run, or delete that folder.")
+            raise WrongInput(
+                f"The folder '{self.folder.name}' holds a training run with other settings, pictures or "
+                "another model. Choose another name for this run, or delete that folder."
+            )
         return state
 
     def states(self, most: int | None = None) -> dict[str, Any] | None:
@@ -77,8 +80,12 @@ class Store:
         return None
 
 
-def train(trainer: Trainer, store: Store, on_step: Callable[[Trainer], None] | None = None,
-          on_save: Callable[[Trainer], None] | None = None) -> None:
+def train(
+    trainer: Trainer,
+    store: Store,
+    on_step: Callable[[Trainer], None] | None = None,
+    on_save: Callable[[Trainer], None] | None = None,
+) -> None:
     """Train to ``settings.steps``, from where ``store`` is. ``on_step`` follows every update and may raise to stop.
 
     Whatever stops it, the last whole state is kept first. When the loss diverges, the trainer goes back to its last
@@ -111,9 +118,11 @@ def train(trainer: Trainer, store: Store, on_step: Callable[[Trainer], None] | N
     except Diverged as reason:
         fall_back(trainer, store)
         save()
-        raise BadValues(f"Training stopped, because {reason}. The weights of step {trainer.step}, the last good ones, "
-                        "are kept and saved. Lower the learning rate, raise the batch size, or look for odd pictures "
-                        "in the training set.") from reason
+        raise BadValues(
+            f"Training stopped, because {reason}. The weights of step {trainer.step}, the last good ones, "
+            "are kept and saved. Lower the learning rate, raise the batch size, or look for odd pictures "
+            "in the training set."
+        ) from reason
     except BaseException:
         if trainer.whole and trainer.step > saved[1]:
             save()

@@ -2,6 +2,7 @@
 
 Reading a picture file is the caller's business: ``read`` gives RGB (3, H, W) uint8 for a path, or raises OSError.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..nets.encoder import CELL
 from ..errors import WrongInput
+from ..nets.encoder import CELL
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 RATIOS = (1 / 1, 1 / 2, 1 / 3, 2 / 3, 3 / 4, 1 / 5, 2 / 5, 3 / 5, 4 / 5, 1 / 6, 5 / 6, 9 / 16)
@@ -62,8 +63,10 @@ class TrainingSet:
         for picture in self.pictures:
             size = bucket(picture.width, picture.height, self.resolution)
             sizes[size] = sizes.get(size, 0) + 1
-        lines = [f"{self.title}: {len(self.pictures)} pictures with captions.",
-                 "Buckets: " + ", ".join(f"{w}x{h}: {n}" for (w, h), n in sorted(sizes.items())) + "."]
+        lines = [
+            f"{self.title}: {len(self.pictures)} pictures with captions.",
+            "Buckets: " + ", ".join(f"{w}x{h}: {n}" for (w, h), n in sorted(sizes.items())) + ".",
+        ]
         small = [picture.name for picture in self.pictures if picture.width * picture.height < self.resolution**2 / 2]
         if small:
             lines.append(f"Enlarged, because they are small ({len(small)}): {_listed(small)}.")
@@ -78,12 +81,16 @@ def from_folder(folder: str | Path, read: Read, caption: str = "", resolution: i
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise WrongInput(f"There is no folder '{folder.name}' to train from. Put the pictures and their captions into "
-                         "a folder, and give its name.")
+        raise WrongInput(
+            f"There is no folder '{folder.name}' to train from. Put the pictures and their captions into "
+            "a folder, and give its name."
+        )
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
-        raise WrongInput(f"The folder '{folder.name}' holds no pictures. Put pictures ({', '.join(sorted(SUFFIXES))}) "
-                         "into it, each with a .txt file of the same name that describes it.")
+        raise WrongInput(
+            f"The folder '{folder.name}' holds no pictures. Put pictures ({', '.join(sorted(SUFFIXES))}) "
+            "into it, each with a .txt file of the same name that describes it."
+        )
     found, broken, silent = [], [], []
     for path in files:
         words = caption_of(path) or caption.strip()
@@ -101,9 +108,11 @@ def from_folder(folder: str | Path, read: Read, caption: str = "", resolution: i
     if silent:
         problems.append(f"Pictures without a caption ({len(silent)}): {_listed(silent)}.")
     if problems:
-        raise WrongInput(f"The folder '{folder.name}' cannot be trained from yet. {' '.join(problems)} Replace or "
-                         "remove broken pictures, and write a .txt file beside each of the others, or give a caption "
-                         "for all pictures without one.")
+        raise WrongInput(
+            f"The folder '{folder.name}' cannot be trained from yet. {' '.join(problems)} Replace or "
+            "remove broken pictures, and write a .txt file beside each of the others, or give a caption "
+            "for all pictures without one."
+        )
     return TrainingSet(folder.name, tuple(found), resolution)
 
 
@@ -111,15 +120,18 @@ def from_batch(images: Tensor, captions: Sequence[str], resolution: int = 768) -
     """Pictures (B, H, W, 3 or more) in [0, 1] with one caption each, or one for all of them."""
     said = [line.strip() for line in captions if line.strip()]
     if len(said) not in (1, len(images)):
-        raise WrongInput(f"{len(images)} pictures were given with {len(said)} captions. Write one line for each "
-                         "picture, in their order, or a single line for all of them.")
+        raise WrongInput(
+            f"{len(images)} pictures were given with {len(said)} captions. Write one line for each "
+            "picture, in their order, or a single line for all of them."
+        )
     said = said * len(images) if len(said) == 1 else said
     found = []
     for number, (image, words) in enumerate(zip(images, said), 1):
         pixels = (image[..., :3].movedim(-1, 0).float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).contiguous()
         digest = hashlib.sha256(pixels.numpy().tobytes() + repr(tuple(pixels.shape)).encode()).hexdigest()
-        found.append(Picture(f"picture {number}", words, pixels.shape[2], pixels.shape[1], digest,
-                             lambda pixels=pixels: pixels))
+        found.append(
+            Picture(f"picture {number}", words, pixels.shape[2], pixels.shape[1], digest, lambda pixels=pixels: pixels)
+        )
     return TrainingSet("The batch", tuple(found), resolution)
 
 
@@ -152,7 +164,7 @@ def fitted(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(scaled) != tuple(image.shape[2:]):
         image = F.interpolate(image, size=scaled, mode="bilinear", antialias=True).clamp(0, 1)
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-    return image[..., top:top + height, left:left + width].contiguous()
+    return image[..., top : top + height, left : left + width].contiguous()
 
 
 def _file_digest(path: Path) -> str:

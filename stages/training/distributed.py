@@ -1,4 +1,5 @@
 """The processes that train together: one alone, or several that torchrun or accelerate launch has started."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """What training gives: a LoRA file under ComfyUI's names or in the official layout, and learned words."""
+
 from __future__ import annotations
 
 import json
@@ -10,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .checkpoint import write_whole
 from .lora_layers import QKV, Lora, attention_names, flat
 from .settings import Settings
-from .checkpoint import write_whole
 
 PREFIX = {"stage_c": "lora_prior_unet_", "stage_b": "lora_unet_"}
 RUN, SETTINGS, TOKENS = "cascade_studio.run", "cascade_studio.training", "cascade_studio.tokens"
@@ -47,17 +48,30 @@ def official_names(lora: Lora, weights: dict[str, Tensor], net: nn.Module) -> di
 
 def metadata(settings: Settings, identity: str, steps: int, **more: str) -> dict[str, str]:
     """What a LoRA file says about itself; the ``ss_`` names are those that other tools read."""
-    return {"format": "pt", "ss_network_module": "networks.lora", "ss_network_dim": str(settings.rank),
-            "ss_network_alpha": str(settings.alpha), "ss_steps": str(steps), "ss_output_name": settings.name,
-            "ss_base_model_version": "stable_cascade", RUN: identity,
-            SETTINGS: json.dumps(settings.as_dict(), sort_keys=True), **more}
+    return {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(settings.rank),
+        "ss_network_alpha": str(settings.alpha),
+        "ss_steps": str(steps),
+        "ss_output_name": settings.name,
+        "ss_base_model_version": "stable_cascade",
+        RUN: identity,
+        SETTINGS: json.dumps(settings.as_dict(), sort_keys=True),
+        **more,
+    }
 
 
-def save_lora(tensors: Mapping[str, Tensor], path: Path, told: dict[str, str],
-              dtype: torch.dtype = torch.float16) -> None:
+def save_lora(
+    tensors: Mapping[str, Tensor], path: Path, told: dict[str, str], dtype: torch.dtype = torch.float16
+) -> None:
     """Write the file in one step; ``dtype`` is that of the matrices."""
-    compact = {key: (value.detach().to("cpu", dtype) if value.ndim and value.is_floating_point() else
-                     value.detach().cpu()).contiguous() for key, value in tensors.items()}
+    compact = {
+        key: (
+            value.detach().to("cpu", dtype) if value.ndim and value.is_floating_point() else value.detach().cpu()
+        ).contiguous()
+        for key, value in tensors.items()
+    }
     write_whole(path, lambda draft: save_file(compact, draft, metadata=told))
 
 

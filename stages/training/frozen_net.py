@@ -4,6 +4,7 @@ Weights are stored in few bits (bf16, or float8 with one scale to a row) and bro
 are used; the backward pass does so again instead of keeping the copy. Block groups can be computed twice instead of
 keeping their activations.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -80,8 +81,9 @@ class FrozenConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv_transpose2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding, self.output_padding,
-                                  self.groups, self.dilation)
+        return F.conv_transpose2d(
+            x, self.weight.to(x.dtype), bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None) -> Tensor:
@@ -120,12 +122,23 @@ class CheckpointedStageB(Checkpointed, StageB):
     """Stage B that keeps the activations between its groups only."""
 
 
-CLASSES = {("stage_c", False): StageC, ("stage_c", True): CheckpointedStageC,
-           ("stage_b", False): StageB, ("stage_b", True): CheckpointedStageB}
+CLASSES = {
+    ("stage_c", False): StageC,
+    ("stage_c", True): CheckpointedStageC,
+    ("stage_b", False): StageB,
+    ("stage_b", True): CheckpointedStageB,
+}
 
 
-def frozen_net(kind: str, config: Any, tensors: Mapping[str, Tensor], *, base: str = "bf16", checkpointing: bool = True,
-               device: torch.device | str = "cpu") -> StageB | StageC:
+def frozen_net(
+    kind: str,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    *,
+    base: str = "bf16",
+    checkpointing: bool = True,
+    device: torch.device | str = "cpu",
+) -> StageB | StageC:
     """A private copy of a network ("stage_c", "stage_b") from its canonical ``tensors``, which are left as they are.
 
     Raises RuntimeError (PyTorch's own) where tensors are missing or do not fit.

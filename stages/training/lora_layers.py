@@ -1,4 +1,5 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): low-rank changes that learn beside frozen layers."""
+
 from __future__ import annotations
 
 import math
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nets.blocks import AttnBlock
 from ..errors import WrongInput
+from ..nets.blocks import AttnBlock
 from .seeding import generator
 
 QKV = ("to_q", "to_k", "to_v")
@@ -38,17 +39,20 @@ class Lora(nn.Module):
     as the official trainer's fused weight has. ``up`` starts at zero, so that nothing is changed at first.
     """
 
-    def __init__(self, net: nn.Module, rank: int, alpha: float, blocks: tuple[str, ...], seed: int = 0,
-                 shared: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, rank: int, alpha: float, blocks: tuple[str, ...], seed: int = 0, shared: bool = False
+    ) -> None:
         super().__init__()
         self.rank, self.alpha = rank, alpha
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         self.layers: dict[str, str] = {}
         found = list(trainable(net, blocks))
         if not found:
-            raise WrongInput(f"No layer of this model has {' or '.join(blocks)} in its name, so there is nothing to "
-                             "train. Try .attn (attention), .kv_mapper (prompt), .channelwise (residual blocks) or "
-                             ".mapper (noise level).")
+            raise WrongInput(
+                f"No layer of this model has {' or '.join(blocks)} in its name, so there is nothing to "
+                "train. Try .attn (attention), .kv_mapper (prompt), .channelwise (residual blocks) or "
+                ".mapper (noise level)."
+            )
         for name, layer in found:
             key, down_key = flat(name), flat(_fused(name) if shared else name)
             rows, columns = layer.weight.shape[:2]

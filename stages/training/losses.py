@@ -3,6 +3,7 @@
 Everything is a plain function or a small object with a ``state_dict``; loops belong to whoever trains. Sources: the
 official gdf and train packages; Choi et al. 2022 (P2), Kingma et al. 2021 (logsnr). Initial weights: :mod:`.initial`.
 """
+
 from __future__ import annotations
 
 import copy
@@ -29,8 +30,9 @@ class Noised(NamedTuple):
     r: Tensor
 
 
-def sample_times(count: int, generator: torch.Generator | None = None,
-                 device: torch.device | str | None = None) -> Tensor:
+def sample_times(
+    count: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+) -> Tensor:
     """``count`` times, t = (1 - rand) + 0.001 in [0.001, 1]."""
     return (1 - torch.rand(count, generator=generator, device=device) + EARLIEST).clamp(EARLIEST, 1)
 
@@ -69,8 +71,13 @@ class AdaptiveLossWeight:
     would, whatever their order. Several processes hand in all their samples (gathered) to stay equal.
     """
 
-    def __init__(self, buckets: int = 300, limits: tuple[float, float] = (-10.0, 10.0), decay: float = 0.99,
-                 weight_limits: tuple[float, float] = (1e-7, 1e7)) -> None:
+    def __init__(
+        self,
+        buckets: int = 300,
+        limits: tuple[float, float] = (-10.0, 10.0),
+        decay: float = 0.99,
+        weight_limits: tuple[float, float] = (1e-7, 1e7),
+    ) -> None:
         self.edges = torch.linspace(*limits, buckets - 1)
         self.losses = torch.ones(buckets)
         self.decay, self.weight_limits = decay, weight_limits
@@ -88,7 +95,7 @@ class AdaptiveLossWeight:
         index, losses = self.indices(logsnr), losses.detach().float().cpu()
         count = torch.zeros_like(self.losses).index_add_(0, index, torch.ones_like(losses))
         total = torch.zeros_like(self.losses).index_add_(0, index, losses)
-        kept = self.decay ** count
+        kept = self.decay**count
         self.losses = torch.where(count > 0, kept * self.losses + (1 - kept) * total / count.clamp(min=1), self.losses)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -109,8 +116,13 @@ def offset_noise(noise: Tensor, strength: float, generator: torch.Generator | No
     return noise + strength * shift
 
 
-def pyramid_noise(noise: Tensor, discount: float = 0.75, sizes: tuple[int, int] = (1, 16), levels: int = 9,
-                  generator: torch.Generator | None = None) -> Tensor:
+def pyramid_noise(
+    noise: Tensor,
+    discount: float = 0.75,
+    sizes: tuple[int, int] = (1, 16),
+    levels: int = 9,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Noise (B, C, H, W) plus coarser noise, of unit variance again.
 
     Level i in 1..9 has H/2^i x W/2^i cells, weighs ``discount``^i and is enlarged by repeating; only levels whose
@@ -195,9 +207,16 @@ class Optimiser:
     Official values: lr 1e-4, betas (0.9, 0.999), weight decay 0.01, warm-up over 1 update, gradient norm 1.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float = 1e-4, *,
-                 betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.01, warm_up: int = 1,
-                 clip: float = 1.0) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 1e-4,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+        warm_up: int = 1,
+        clip: float = 1.0,
+    ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.lr, self.warm_up, self.clip, self.updates = lr, warm_up, clip, 0
         self.adamw = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)

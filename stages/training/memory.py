@@ -1,4 +1,5 @@
 """How much memory a run will take on its device, told before it starts."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..nets.unet import UNetConfig
-from .lora_layers import trainable
 from .frozen_net import CLASSES
+from .lora_layers import trainable
 from .settings import Settings
 
 GB = 10**9
@@ -42,8 +43,16 @@ class Plan:
         return f"Memory plan: {self.total / GB:.1f} GB ({parts})."
 
 
-def plan(kind: str, config: UNetConfig, settings: Settings, *, device: str = "cuda", processes: int = 1,
-         cells: int | None = None, text_parameters: int = 0) -> Plan:
+def plan(
+    kind: str,
+    config: UNetConfig,
+    settings: Settings,
+    *,
+    device: str = "cuda",
+    processes: int = 1,
+    cells: int | None = None,
+    text_parameters: int = 0,
+) -> Plan:
     """The plan for training a LoRA on "stage_c" or "stage_b" of ``config``.
 
     cells: of the largest latent, by default those of the settings' resolution. text_parameters: of a text encoder that
@@ -53,9 +62,11 @@ def plan(kind: str, config: UNetConfig, settings: Settings, *, device: str = "cu
     cells = (settings.resolution // 32) ** 2 if cells is None else cells
     at_once = -(-settings.batch_size // (processes * settings.accumulation))
     learned = sum(settings.rank * sum(layer.weight.shape[:2]) for _, layer in trainable(net, settings.blocks))
-    parts = {"frozen weights": weight_bytes(net, settings.base_on(device)),
-             "LoRA with its optimiser": learned * (LEARNED + (4 if settings.ema else 0)),
-             "activations": activations(config, at_once, cells, settings.checkpointing)}
+    parts = {
+        "frozen weights": weight_bytes(net, settings.base_on(device)),
+        "LoRA with its optimiser": learned * (LEARNED + (4 if settings.ema else 0)),
+        "activations": activations(config, at_once, cells, settings.checkpointing),
+    }
     if text_parameters:
         parts["text encoder"] = 2 * text_parameters + GROUP * 77 * 1280 * 32 * at_once
     return Plan({**parts, "overhead": FIXED})
@@ -66,8 +77,11 @@ def weight_bytes(net: nn.Module, base: str) -> int:
     plain = 4 if base == "fp32" else 2
     total = sum(p.numel() for p in net.parameters()) * plain
     if base == "fp8":
-        total -= sum(module.weight.numel() * (plain - 1) - 4 * len(module.weight) for module in net.modules()
-                     if isinstance(module, nn.Linear))
+        total -= sum(
+            module.weight.numel() * (plain - 1) - 4 * len(module.weight)
+            for module in net.modules()
+            if isinstance(module, nn.Linear)
+        )
     return total
 
 

@@ -3,6 +3,7 @@
 An objective turns rows (one mapping of tensors a picture, without a batch dimension) and one generator a row into a
 loss for each row. All chance comes from the row's generator, on the CPU, in a fixed order.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -64,13 +65,14 @@ class DiffusionObjective:
         """Losses of ``rows``, which have one signature."""
         x0 = stacked(rows, "latent")
         t = torch.cat([sample_times(1, g) for g in generators])
-        noise = torch.cat([self.noise(x0[i:i + 1].shape, g) for i, g in enumerate(generators)])
+        noise = torch.cat([self.noise(x0[i : i + 1].shape, g) for i, g in enumerate(generators)])
         conditions = self.conditions(rows, generators)
         seen = noised(x0, noise, t, self.shift)  # on the CPU, for the same digits everywhere
         device = torch.device(self.device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
-            predicted = self.predict(seen.x.to(device), seen.r.to(device),
-                                     {name: value.to(device) for name, value in conditions.items()})
+            predicted = self.predict(
+                seen.x.to(device), seen.r.to(device), {name: value.to(device) for name, value in conditions.items()}
+            )
         return Losses(epsilon_losses(predicted, seen.noise.to(device)), seen.logsnr)
 
     def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -99,8 +101,10 @@ class StageCObjective(DiffusionObjective):
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         text, pooled = stacked(rows, "text"), stacked(rows, "pooled")
         keep = self.keep(generators, self.drop_text)
-        conditions = {"clip_text": replace_dropped(text, keep, repeated(self.empty["text"], text.shape[1])),
-                      "clip_text_pooled": replace_dropped(pooled, keep, self.empty["pooled"].float())}
+        conditions = {
+            "clip_text": replace_dropped(text, keep, repeated(self.empty["text"], text.shape[1])),
+            "clip_text_pooled": replace_dropped(pooled, keep, self.empty["pooled"].float()),
+        }
         if "image" in rows[0]:
             seen = self.keep(generators, 1 - KEEP_IMAGE)
             conditions["clip_img"] = replace_dropped(stacked(rows, "image"), seen)
@@ -170,6 +174,8 @@ class StageAObjective:
         """A window at a random place; whole cells of the picture where it is smaller."""
         cell = self.net.config.cell
         sides = [min(self.window, side) // cell * cell for side in picture.shape[1:]]
-        top, left = (int(torch.randint(full - side + 1, (1,), generator=generator))
-                     for full, side in zip(picture.shape[1:], sides))
-        return picture[:, top:top + sides[0], left:left + sides[1]]
+        top, left = (
+            int(torch.randint(full - side + 1, (1,), generator=generator))
+            for full, side in zip(picture.shape[1:], sides)
+        )
+        return picture[:, top : top + sides[0], left : left + sides[1]]

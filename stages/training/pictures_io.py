@@ -1,4 +1,5 @@
 """Picture files and drawings, by Pillow alone: nothing of the host, so that the command line can use it too."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """One LoRA run put together: what the node and the command line share, whoever encoded the pictures and the text."""
+
 from __future__ import annotations
 
 import json
@@ -9,20 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..files.clip import TextConfig
 from ..errors import BadValues
+from ..files.clip import TextConfig
 from ..nets.stage_c import StageCConfig
 from . import export
-from .lora_layers import Lora
+from .checkpoint import Store, train
 from .distributed import ALONE, Crew
 from .frozen_net import frozen_net
-from .objectives import Row, StageCObjective
+from .lora_layers import Lora
 from .memory import Plan, plan
+from .objectives import Row, StageCObjective
 from .samples import painted
 from .settings import Settings
-from .checkpoint import Store, train
-from .words import TABLE, Tokenizer, Word, Words, WordsObjective, learned_words, text_tower, token_ids
 from .trainer import Trainer
+from .words import TABLE, Tokenizer, Word, Words, WordsObjective, learned_words, text_tower, token_ids
 
 
 @dataclass
@@ -49,8 +50,15 @@ class Lesson:
         """The memory that a process of the run will take."""
         cells = max(row["latent"][0].numel() for row in self.rows)
         text = sum(value.numel() for value in self.text[1].values()) if self.text else 0
-        return plan("stage_c", self.config, self.settings, device=self.device.type, processes=processes, cells=cells,
-                    text_parameters=text)
+        return plan(
+            "stage_c",
+            self.config,
+            self.settings,
+            device=self.device.type,
+            processes=processes,
+            cells=cells,
+            text_parameters=text,
+        )
 
 
 class Run:
@@ -62,12 +70,19 @@ class Run:
         lesson.rows = [own(row) for row in lesson.rows]
         lesson.empty, lesson.sample = own(lesson.empty), own(lesson.sample)
         base, device = settings.base_on(lesson.device.type), lesson.device
-        self.net = frozen_net("stage_c", lesson.config, lesson.weights, base=base, checkpointing=settings.checkpointing,
-                              device=device)
-        self.lora = Lora(self.net, settings.rank, settings.alpha, settings.blocks, settings.seed,
-                         settings.layout == "official")
-        told = {"device": device, "bfloat16": lesson.bfloat16, "shift": settings.shift,
-                "offset": settings.offset_noise, "drop_text": settings.drop_text}
+        self.net = frozen_net(
+            "stage_c", lesson.config, lesson.weights, base=base, checkpointing=settings.checkpointing, device=device
+        )
+        self.lora = Lora(
+            self.net, settings.rank, settings.alpha, settings.blocks, settings.seed, settings.layout == "official"
+        )
+        told = {
+            "device": device,
+            "bfloat16": lesson.bfloat16,
+            "shift": settings.shift,
+            "offset": settings.offset_noise,
+            "drop_text": settings.drop_text,
+        }
         self.words, names = None, ("latent", "text", "pooled")
         if lesson.text is None:
             objective = StageCObjective(self.net, lesson.empty, **told)
@@ -111,13 +126,15 @@ class Run:
             fresh = {word.text: word.pattern for word in self.lesson.words if word.pattern}
             told.update({export.TOKENS: json.dumps(fresh)} if fresh else {})
         else:
-            tensors = {**self.comfyui(), **{f"bundle_emb.{word.text}.clip_g": vector[None]
-                                            for word, vector in self.word_vectors()}}
+            tensors = {
+                **self.comfyui(),
+                **{f"bundle_emb.{word.text}.clip_g": vector[None] for word, vector in self.word_vectors()},
+            }
         export.save_lora(tensors, path, told)
 
     def learned(self) -> dict[str, Tensor]:
         """The LoRA's part of the result."""
-        return {key[len("lora."):]: value for key, value in self.trainer.result().items() if key.startswith("lora.")}
+        return {key[len("lora.") :]: value for key, value in self.trainer.result().items() if key.startswith("lora.")}
 
     def comfyui(self) -> dict[str, Tensor]:
         """The LoRA under ComfyUI's names."""
@@ -155,8 +172,15 @@ class Run:
             with torch.no_grad():
                 text, pooled = objective.tower(row["ids"][None].to(lesson.device))
             row = {"text": text[0].cpu(), "pooled": pooled[0].cpu()}
-        return painted(self.net, row, lesson.empty, lesson.rows[0]["latent"].shape, seed=self.settings.seed,
-                       device=lesson.device, bfloat16=lesson.bfloat16).cpu()
+        return painted(
+            self.net,
+            row,
+            lesson.empty,
+            lesson.rows[0]["latent"].shape,
+            seed=self.settings.seed,
+            device=lesson.device,
+            bfloat16=lesson.bfloat16,
+        ).cpu()
 
 
 def add_words(lesson: Lesson, captions: Sequence[str], prompt: str, tokenizer: Tokenizer) -> None:

@@ -3,6 +3,7 @@
 So the result does not depend on how a batch is split over parts, processes or machines, and a run that was stopped
 goes on as if it had not been.
 """
+
 from __future__ import annotations
 
 from hashlib import blake2b

@@ -1,4 +1,5 @@
 """The settings of a training run: what a node's inputs, and the command line's JSON file, say."""
+
 from __future__ import annotations
 
 import json
@@ -20,11 +21,24 @@ FREE = ("name", "steps", "accumulation", "checkpointing", "save_every", "sample_
 """Settings that may differ between a run and its continuation: they do not change what is learned at a step."""
 
 _NAME = re.compile(r"[\w][\w .()-]*")
-_LIMITS = {"steps": (1, 1_000_000), "batch_size": (1, 4096), "accumulation": (1, 4096), "rank": (1, 1024),
-           "resolution": (32, 4096), "learning_rate": (1e-9, 1.0), "alpha": (1e-3, 1e5), "clip": (1e-6, 1e6),
-           "weight_decay": (0.0, 1.0), "drop_text": (0.0, 1.0), "offset_noise": (0.0, 1.0), "ema": (0.0, 0.999999),
-           "shift": (0.1, 16.0), "warm_up": (0, 100_000), "save_every": (0, 1_000_000),
-           "sample_every": (0, 1_000_000)}
+_LIMITS = {
+    "steps": (1, 1_000_000),
+    "batch_size": (1, 4096),
+    "accumulation": (1, 4096),
+    "rank": (1, 1024),
+    "resolution": (32, 4096),
+    "learning_rate": (1e-9, 1.0),
+    "alpha": (1e-3, 1e5),
+    "clip": (1e-6, 1e6),
+    "weight_decay": (0.0, 1.0),
+    "drop_text": (0.0, 1.0),
+    "offset_noise": (0.0, 1.0),
+    "ema": (0.0, 0.999999),
+    "shift": (0.1, 16.0),
+    "warm_up": (0, 100_000),
+    "save_every": (0, 1_000_000),
+    "sample_every": (0, 1_000_000),
+}
 
 
 @dataclass(frozen=True)
@@ -75,17 +89,24 @@ class Settings:
                 raise WrongInput(f"The training setting '{name}' is {value!r}. It needs a number from {low} to {high}.")
         for name, known in (("base", BASES), ("loss_weight", LOSS_WEIGHTS), ("layout", LAYOUTS)):
             if getattr(self, name) not in known:
-                raise WrongInput(f"The training setting '{name}' is {getattr(self, name)!r}. It can be one of: "
-                                 f"{', '.join(known)}.")
+                raise WrongInput(
+                    f"The training setting '{name}' is {getattr(self, name)!r}. It can be one of: {', '.join(known)}."
+                )
         if not _NAME.fullmatch(self.name):
-            raise WrongInput(f"The name of the training run is {self.name!r}. Use letters, digits, spaces, dots, "
-                             "hyphens and underscores, beginning with a letter or a digit.")
+            raise WrongInput(
+                f"The name of the training run is {self.name!r}. Use letters, digits, spaces, dots, "
+                "hyphens and underscores, beginning with a letter or a digit."
+            )
         if not self.blocks or not all(self.blocks):
-            raise WrongInput("No blocks to train are named. Give parts of module names, such as .attn for the "
-                             "attention or .channelwise for the residual blocks.")
+            raise WrongInput(
+                "No blocks to train are named. Give parts of module names, such as .attn for the "
+                "attention or .channelwise for the residual blocks."
+            )
         if self.layout == "official" and self.blocks != (ATTENTION,):
-            raise WrongInput(f"The official file layout holds the attention alone, but the blocks to train are "
-                             f"{', '.join(self.blocks)}. Train {ATTENTION} only, or choose the comfyui layout.")
+            raise WrongInput(
+                f"The official file layout holds the attention alone, but the blocks to train are "
+                f"{', '.join(self.blocks)}. Train {ATTENTION} only, or choose the comfyui layout."
+            )
 
     def base_on(self, device: str) -> str:
         """How frozen weights are stored on a ``device`` ("cpu", "cuda", …)."""
@@ -106,15 +127,19 @@ def from_dict(values: Mapping[str, Any], where: str = "The settings") -> Setting
     known = {field.name for field in fields(Settings)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise WrongInput(f"{where} name {', '.join(unknown)}, which is no training setting. Known are: "
-                         f"{', '.join(sorted(known))}.")
+        raise WrongInput(
+            f"{where} name {', '.join(unknown)}, which is no training setting. Known are: {', '.join(sorted(known))}."
+        )
     try:
         return Settings(**values)
     except TypeError as error:
-        raise WrongInput(f"{where} hold a value of the wrong kind ({error}). Lists are needed for 'blocks' and "
-                         "'tokens', numbers and words elsewhere.") from error
+        raise WrongInput(
+            f"{where} hold a value of the wrong kind ({error}). Lists are needed for 'blocks' and "
+            "'tokens', numbers and words elsewhere."
+        ) from error
     except ValueError as error:
         if isinstance(error, WrongInput):
             raise
-        raise WrongInput(f"{where} hold tokens that are no pairs. Write each as [\"[word]\", \"words to start from\"]."
-                         ) from error
+        raise WrongInput(
+            f'{where} hold tokens that are no pairs. Write each as ["[word]", "words to start from"].'
+        ) from error

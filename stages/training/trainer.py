@@ -1,4 +1,5 @@
 """One update after another, and what stops them: the part of training that knows neither files nor the host."""
+
 from __future__ import annotations
 
 import math
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WrongInput
-from .losses import EMA, AdaptiveLossWeight, Optimiser, p2_weight, velocity_weight
 from .distributed import ALONE, Crew
-from .seeding import chosen, generator
+from .losses import EMA, AdaptiveLossWeight, Optimiser, p2_weight, velocity_weight
 from .objectives import Losses, Row, signature
+from .seeding import chosen, generator
 from .settings import Settings
 
 WINDOW = 10
@@ -53,16 +54,24 @@ class Trainer:
     a step depends on the settings, the rows and the step's number, not on how the batch is split.
     """
 
-    def __init__(self, objective: Objective, learned: nn.Module, rows: Sequence[Row], settings: Settings,
-                 crew: Crew = ALONE) -> None:
+    def __init__(
+        self, objective: Objective, learned: nn.Module, rows: Sequence[Row], settings: Settings, crew: Crew = ALONE
+    ) -> None:
         if not rows:
             raise WrongInput("There are no pictures to train on. Give at least one picture with a caption.")
         if settings.batch_size < crew.size:
-            raise WrongInput(f"A batch of {settings.batch_size} cannot be shared out to {crew.size} processes. Raise "
-                             "batch_size, or start fewer processes.")
+            raise WrongInput(
+                f"A batch of {settings.batch_size} cannot be shared out to {crew.size} processes. Raise "
+                "batch_size, or start fewer processes."
+            )
         self.objective, self.learned, self.rows, self.settings, self.crew = objective, learned, rows, settings, crew
-        self.optimiser = Optimiser(learned.parameters(), settings.learning_rate, weight_decay=settings.weight_decay,
-                                   warm_up=settings.warm_up, clip=settings.clip)
+        self.optimiser = Optimiser(
+            learned.parameters(),
+            settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            warm_up=settings.warm_up,
+            clip=settings.clip,
+        )
         self.ema = EMA(learned, settings.ema) if settings.ema else None
         self.adaptive = AdaptiveLossWeight() if settings.loss_weight == "adaptive" else None
         self.losses: list[float] = []
@@ -81,8 +90,10 @@ class Trainer:
         self.optimiser.clear()
         taken = torch.zeros(batch, 2, dtype=torch.float64)  # raw loss and logsnr of every place
         for places in self.parts(pictures):
-            raw, level = self.objective.losses([self.rows[pictures[place]] for place in places], [
-                generator(self.settings.seed, "sample", self.step, place) for place in places])
+            raw, level = self.objective.losses(
+                [self.rows[pictures[place]] for place in places],
+                [generator(self.settings.seed, "sample", self.step, place) for place in places],
+            )
             weights = self.weights(level, raw)
             ((raw * weights).sum() / batch).backward()
             taken[places, 0] = raw.detach().double().cpu()
@@ -118,7 +129,7 @@ class Trainer:
         alike: dict[Any, list[int]] = {}
         for place in own:
             alike.setdefault(signature(self.rows[pictures[place]]), []).append(place)
-        return [places[i:i + most] for places in alike.values() for i in range(0, len(places), most)]
+        return [places[i : i + most] for places in alike.values() for i in range(0, len(places), most)]
 
     def weights(self, level: Tensor | None, raw: Tensor) -> Tensor:
         """How much each loss counts."""
@@ -147,8 +158,11 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         parts = {"optimiser": self.optimiser, "ema": self.ema, "adaptive": self.adaptive}
-        return {"learned": self.learned.state_dict(), "losses": list(self.losses),
-                **{name: part.state_dict() for name, part in parts.items() if part is not None}}
+        return {
+            "learned": self.learned.state_dict(),
+            "losses": list(self.losses),
+            **{name: part.state_dict() for name, part in parts.items() if part is not None},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""

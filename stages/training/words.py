@@ -3,6 +3,7 @@
 As the official release's ReToken: the table stays, and an offset (zero at first) is added to the rows of the learned
 tokens. A new word's row is the mean of the rows of the words it starts from.
 """
+
 from __future__ import annotations
 
 import re
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..files.clip import TextConfig
 from ..errors import WrongInput
+from ..files.clip import TextConfig
 from .frozen_net import FrozenLinear
 from .objectives import Row, StageCObjective, stacked
 
@@ -51,8 +52,10 @@ def spoken(text: str, tokenizer: Tokenizer) -> list[int]:
     """Token ids of plain text, without start and end."""
     ids = list(tokenizer(text)["input_ids"])[1:-1]
     if not all(isinstance(token, int) for token in ids):
-        raise WrongInput(f"'{text}' has a word in it that a LoRA on the text encoder has added. Train new words with "
-                         "the text encoder of Load Stable Cascade as it is.")
+        raise WrongInput(
+            f"'{text}' has a word in it that a LoRA on the text encoder has added. Train new words with "
+            "the text encoder of Load Stable Cascade as it is."
+        )
     return ids
 
 
@@ -90,8 +93,10 @@ class Attention(nn.Module):
             self.add_module(name, FrozenLinear(config.hidden_size, config.hidden_size, device="meta"))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for layer in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
@@ -104,8 +109,12 @@ class Layer(nn.Module):
         width = config.hidden_size
         self.layer_norm1, self.layer_norm2 = (Norm(width, config.layer_norm_eps) for _ in range(2))
         self.self_attn = Attention(config)
-        self.mlp = nn.ModuleDict({"fc1": FrozenLinear(width, config.intermediate_size, device="meta"),
-                                  "fc2": FrozenLinear(config.intermediate_size, width, device="meta")})
+        self.mlp = nn.ModuleDict(
+            {
+                "fc1": FrozenLinear(width, config.intermediate_size, device="meta"),
+                "fc2": FrozenLinear(config.intermediate_size, width, device="meta"),
+            }
+        )
         self.act = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -131,12 +140,18 @@ class TextTower(nn.Module):
 
     def __init__(self, config: TextConfig, words: Words) -> None:
         super().__init__()
-        tables = {"token_embedding": nn.Embedding(config.vocab_size, config.hidden_size, device="meta"),
-                  "position_embedding": nn.Embedding(config.max_position_embeddings, config.hidden_size, device="meta")}
+        tables = {
+            "token_embedding": nn.Embedding(config.vocab_size, config.hidden_size, device="meta"),
+            "position_embedding": nn.Embedding(config.max_position_embeddings, config.hidden_size, device="meta"),
+        }
         layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
-        self.text_model = nn.ModuleDict({
-            "embeddings": nn.ModuleDict(tables), "encoder": nn.ModuleDict({"layers": layers}),
-            "final_layer_norm": Norm(config.hidden_size, config.layer_norm_eps)})
+        self.text_model = nn.ModuleDict(
+            {
+                "embeddings": nn.ModuleDict(tables),
+                "encoder": nn.ModuleDict({"layers": layers}),
+                "final_layer_norm": Norm(config.hidden_size, config.layer_norm_eps),
+            }
+        )
         self.text_projection = FrozenLinear(config.hidden_size, config.projection_dim, bias=False, device="meta")
         self.words = [words]  # in a list, so that it is no part of the frozen network
 
@@ -155,14 +170,23 @@ class TextTower(nn.Module):
         return x, self.text_projection(pooled)[:, None]
 
 
-def text_tower(config: TextConfig, tensors: Mapping[str, Tensor], words: Words, *, base: str = "bf16",
-               device: torch.device | str = "cpu") -> TextTower:
+def text_tower(
+    config: TextConfig,
+    tensors: Mapping[str, Tensor],
+    words: Words,
+    *,
+    base: str = "bf16",
+    device: torch.device | str = "cpu",
+) -> TextTower:
     """A private, frozen copy of a text encoder, with ``words`` in its table."""
     net, plain = TextTower(config, words), torch.float32 if base == "fp32" else torch.bfloat16
     own = net.state_dict()
     with torch.no_grad():
-        copies = {key: torch.empty(value.shape, dtype=plain, device=device).copy_(value)
-                  for key, value in tensors.items() if key in own}
+        copies = {
+            key: torch.empty(value.shape, dtype=plain, device=device).copy_(value)
+            for key, value in tensors.items()
+            if key in own
+        }
     net.load_state_dict(copies, assign=True)
     words.to(device)
     return net.eval().requires_grad_(False)
@@ -173,8 +197,9 @@ def token_ids(caption: str, words: Sequence[Word], tokenizer: Tokenizer) -> Tens
     pieces: list[str | Word] = [caption]
     for word in words:
         pieces = [part for piece in pieces for part in (_cut(piece, word) if isinstance(piece, str) else [piece])]
-    body = [token for piece in pieces
-            for token in ([piece.token] if isinstance(piece, Word) else spoken(piece, tokenizer))][:LENGTH - 2]
+    body = [
+        token for piece in pieces for token in ([piece.token] if isinstance(piece, Word) else spoken(piece, tokenizer))
+    ][: LENGTH - 2]
     return torch.tensor([START, *body, *[END] * (LENGTH - 1 - len(body))])
 
 
@@ -192,8 +217,10 @@ def learned_words(tokens: Sequence[tuple[str, str]], tokenizer: Tokenizer, rows:
     for text, start in tokens:
         ids = tuple(sorted(set(spoken(start or text, tokenizer))))
         if not text.strip() or not ids or not start and len(ids) != 1:
-            raise WrongInput(f"The word to learn {text!r} needs words to start from, because the text encoder has no "
-                             f"token of its own for it: write for example {text.strip() or '[name]'} = dog.")
+            raise WrongInput(
+                f"The word to learn {text!r} needs words to start from, because the text encoder has no "
+                f"token of its own for it: write for example {text.strip() or '[name]'} = dog."
+            )
         if not start:
             words.append(Word(text, ids[0], ids))
             continue

@@ -5,6 +5,7 @@
 Every repetition runs each network once, in turn, so that what else the machine does falls on all of them; a ratio is
 the median over repetitions of our time by theirs in the same repetition. All use PyTorch's attention.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -51,13 +52,31 @@ def cases(quick: bool) -> list[Case]:
     c_blocks, c_side = (((2, 4), (4, 2)), 16) if quick else (((4, 12), (12, 4)), 24)
     b_blocks, b_side = (((1, 2, 4, 2), (2, 4, 2, 1)), 128) if quick else (((2, 4, 14, 4), (4, 14, 4, 2)), 256)
     stage_c = StageCConfig(c_cond=1536, c_hidden=(1536, 1536), nhead=(24, 24), blocks=c_blocks)
-    stage_b = StageBConfig(c_hidden=(320, 576, 1152, 1152), nhead=(-1, 9, 18, 18), blocks=b_blocks,
-                           block_repeat=((1, 1, 1, 1), (2, 2, 2, 2)))
+    stage_b = StageBConfig(
+        c_hidden=(320, 576, 1152, 1152),
+        nhead=(-1, 9, 18, 18),
+        blocks=b_blocks,
+        block_repeat=((1, 1, 1, 1), (2, 2, 2, 2)),
+    )
     return [
-        Case("Stage C", StageC, stage_c, {"x": (2, 16, c_side, c_side), "r": (2,), "clip_text": (2, 77, 1280),
-                                          "clip_text_pooled": (2, 1, 1280), "clip_img": (2, 1, 768)}),
-        Case("Stage B", StageB, stage_b, {"x": (1, 4, b_side, b_side), "r": (1,), "effnet": (1, 16, c_side, c_side),
-                                          "clip": (1, 1, 1280)}),
+        Case(
+            "Stage C",
+            StageC,
+            stage_c,
+            {
+                "x": (2, 16, c_side, c_side),
+                "r": (2,),
+                "clip_text": (2, 77, 1280),
+                "clip_text_pooled": (2, 1, 1280),
+                "clip_img": (2, 1, 768),
+            },
+        ),
+        Case(
+            "Stage B",
+            StageB,
+            stage_b,
+            {"x": (1, 4, b_side, b_side), "r": (1,), "effnet": (1, 16, c_side, c_side), "clip": (1, 1, 1280)},
+        ),
     ]
 
 
@@ -67,7 +86,7 @@ def build(case: Case, dtype: torch.dtype, device: torch.device) -> StageC | Stag
     net = case.net(case.config, dtype=dtype, device=device).eval().requires_grad_(False)
     for parameter in net.parameters():
         fan = parameter[0].numel() if parameter.dim() > 1 and parameter.shape[0] > 1 else 1000
-        parameter.uniform_(-1, 1).mul_(fan ** -0.5)
+        parameter.uniform_(-1, 1).mul_(fan**-0.5)
     return net
 
 
@@ -89,7 +108,7 @@ def interleaved(nets: dict[str, Net], inputs: list[Tensor], repetitions: int) ->
         nets[name](*inputs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(repetitions):
-        for name in names[i % len(names):] + names[:i % len(names)]:
+        for name in names[i % len(names) :] + names[: i % len(names)]:
             seconds[name].append(timed(nets[name], inputs))
     return seconds
 
@@ -97,10 +116,15 @@ def interleaved(nets: dict[str, Net], inputs: list[Tensor], repetitions: int) ->
 def compare(case: Case, dtype: str, modes: list[str], device: torch.device, repetitions: int) -> list[dict]:
     """For each mode the networks' times in milliseconds, and our ratio to the faster of the other two."""
     ours = build(case, DTYPES[dtype], device)
-    nets: dict[str, Net] = {"ours": ours, "host": reference(host_net, ours),
-                            "diffusers": reference(diffusers_net, ours)}
-    inputs = [torch.rand(shape, device=device) if name == "r" else torch.randn(shape, device=device).to(DTYPES[dtype])
-              for name, shape in case.shapes.items()]
+    nets: dict[str, Net] = {
+        "ours": ours,
+        "host": reference(host_net, ours),
+        "diffusers": reference(diffusers_net, ours),
+    }
+    inputs = [
+        torch.rand(shape, device=device) if name == "r" else torch.randn(shape, device=device).to(DTYPES[dtype])
+        for name, shape in case.shapes.items()
+    ]
     expected = nets["host"](*inputs).float()
     if "compiled" in modes:
         nets["compiled"] = torch.compile(ours, fullgraph=True)
@@ -113,18 +137,29 @@ def compare(case: Case, dtype: str, modes: list[str], device: torch.device, repe
         mine = "compiled" if mode == "compiled" else "ours"
         ratios = [a / b for a, b in zip(seconds[mine], seconds[fastest])]
         difference = (nets[mine](*inputs).float() - expected).abs().max() / expected.std()
-        rows.append({"network": case.name, "dtype": dtype, "mode": mode, "device": str(device),
-                     "repetitions": repetitions,
-                     **{name: 1000 * statistics.median(values) for name, values in seconds.items()},
-                     "faster": fastest, "ratio": statistics.median(ratios), "difference": float(difference)})
+        rows.append(
+            {
+                "network": case.name,
+                "dtype": dtype,
+                "mode": mode,
+                "device": str(device),
+                "repetitions": repetitions,
+                **{name: 1000 * statistics.median(values) for name, values in seconds.items()},
+                "faster": fastest,
+                "ratio": statistics.median(ratios),
+                "difference": float(difference),
+            }
+        )
     return rows
 
 
 def line(row: dict) -> str:
     times = "".join(f"{row.get(name, float('nan')):10.1f}" for name in ("ours", "compiled", "host", "diffusers"))
     verdict = "ok" if row["ratio"] <= TARGETS[row["mode"]] else f"above {TARGETS[row['mode']]}"
-    return (f"{row['network']:8} {row['dtype']:5} {row['mode']:9}{times}{row['ratio']:8.3f} of {row['faster']:10}"
-            f"{verdict:12} differs {row['difference']:.1e}\n")
+    return (
+        f"{row['network']:8} {row['dtype']:5} {row['mode']:9}{times}{row['ratio']:8.3f} of {row['faster']:10}"
+        f"{verdict:12} differs {row['difference']:.1e}\n"
+    )
 
 
 def main() -> int:
@@ -139,12 +174,15 @@ def main() -> int:
     options = parser.parse_args()
 
     from comfy.cli_args import args
+
     args.cpu = options.device == "cpu"
     args.use_pytorch_cross_attention = True
 
     rows = []
-    sys.stdout.write(f"torch {torch.__version__}, {torch.get_num_threads()} threads, milliseconds\n"
-                     f"{'':24}{'ours':>10}{'compiled':>10}{'host':>10}{'diffusers':>10}   ratio\n")
+    sys.stdout.write(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, milliseconds\n"
+        f"{'':24}{'ours':>10}{'compiled':>10}{'host':>10}{'diffusers':>10}   ratio\n"
+    )
     with torch.inference_mode():
         for case in cases(options.quick):
             if case.name[-1] not in options.networks:

@@ -6,6 +6,7 @@ Previews come with every step, or every 0.1 s for steps that are faster, or so t
 are slow. The last figure is the share that follows. The exit status is 1 where a preview alone takes more than 5 % of a
 step that is slower than 0.1 s, so that the limit and not the network keeps the promise.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -58,13 +59,17 @@ def main() -> int:
     case = cases(options.quick)[0]
     with torch.inference_mode():
         stage_c, preview = build(case, dtype, device), previewer(dtype, device)
-        inputs = {name: torch.rand(shape, device=device) if name == "r" else torch.randn(shape, device=device).to(dtype)
-                  for name, shape in case.shapes.items()}
+        inputs = {
+            name: torch.rand(shape, device=device) if name == "r" else torch.randn(shape, device=device).to(dtype)
+            for name, shape in case.shapes.items()
+        }
         step = seconds(lambda: stage_c(**inputs), options.repetitions)
         cost = seconds(lambda: preview(inputs["x"][:1]).float(), options.repetitions)
     period = max(step, INTERVAL, cost / SHARE)
-    sys.stdout.write(f"torch {torch.__version__}, {device}, {options.dtype}: step {1000 * step:.1f} ms, preview "
-                     f"{1000 * cost:.1f} ms ({cost / step:.1%} of a step), share of a run {cost / (period + cost):.1%}\n")
+    sys.stdout.write(
+        f"torch {torch.__version__}, {device}, {options.dtype}: step {1000 * step:.1f} ms, preview "
+        f"{1000 * cost:.1f} ms ({cost / step:.1%} of a step), share of a run {cost / (period + cost):.1%}\n"
+    )
     return 1 if step > INTERVAL and cost > SHARE * step else 0
 
 

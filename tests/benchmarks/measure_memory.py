@@ -4,6 +4,7 @@
 
 The networks have the widths of the lite models and few blocks, which changes the weights but not the peak.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,8 +21,12 @@ from stages.nets.memory import activation_memory  # noqa: E402
 from stages.nets.stage_b import StageB, StageBConfig  # noqa: E402
 from stages.nets.stage_c import StageC, StageCConfig  # noqa: E402
 
-B = StageBConfig(c_hidden=(320, 576, 1152, 1152), nhead=(-1, -1, 18, 18), blocks=((1,) * 4, (1,) * 4),
-                 block_repeat=((1,) * 4, (2,) * 4))
+B = StageBConfig(
+    c_hidden=(320, 576, 1152, 1152),
+    nhead=(-1, -1, 18, 18),
+    blocks=((1,) * 4, (1,) * 4),
+    block_repeat=((1,) * 4, (2,) * 4),
+)
 C = StageCConfig(c_cond=1536, c_hidden=(1536, 1536), nhead=(24, 24), blocks=((1, 1), (1, 1)))
 
 
@@ -65,8 +70,10 @@ def main() -> None:
     with torch.inference_mode():
         measured = peak_of(lambda: net(x, *rest))
     estimate = activation_memory(net.config, *(x.shape[i] for i in (0, 2, 3)), x.element_size(), strides)
-    sys.stdout.write(f"Stage {options.stage.upper()} {side}x{side} {options.dtype}: measured {measured / 2**20:.0f} MiB, "
-                     f"estimated {estimate / 2**20:.0f} MiB\n")
+    sys.stdout.write(
+        f"Stage {options.stage.upper()} {side}x{side} {options.dtype}: measured {measured / 2**20:.0f} MiB, "
+        f"estimated {estimate / 2**20:.0f} MiB\n"
+    )
 
 
 if __name__ == "__main__":

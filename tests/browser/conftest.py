@@ -1,4 +1,5 @@
 """One real ComfyUI with the pack and the tiny family, one browser, and a page with a bundled workflow on it."""
+
 from __future__ import annotations
 
 import os
@@ -12,6 +13,7 @@ from browser.driver import Browser, find_chromium
 from browser.page import SETTINGS, Page, Small
 from browser.shop import IN_THE_WAY, Shop
 from harness import REPOSITORY, main_setup
+
 from tools.server import Base, Server
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the small family's layers mostly wait for each other on more
@@ -30,6 +32,7 @@ def chromium() -> str:
 def family_models(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with the tiny checkpoint family."""
     from family import write_family
+
     folder = tmp_path_factory.mktemp("models")
     write_family(folder)
     return folder

@@ -3,6 +3,7 @@
 Nothing but the standard library and the repository's own websocket client. Addresses other than loopback do not
 resolve inside the browser, so that no test depends on, or reaches, the network.
 """
+
 from __future__ import annotations
 
 import base64
@@ -21,10 +22,21 @@ from tools.server import stop_tree
 from tools.websocket import WebSocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-dev-shm-usage",
-         "--hide-scrollbars", "--force-device-scale-factor=1", "--remote-debugging-port=0",
-         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--force-device-scale-factor=1",
+    "--remote-debugging-port=0",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
 PATIENCE = 120.0
 """Seconds for whatever a page does: a limit against hanging, on a machine that may be busy with something else."""
 
@@ -82,19 +94,35 @@ class Browser:
         program = find_chromium()
         if program is None:
             raise BrowserError("No Chromium is installed.")
-        command = [program, *FLAGS, f"--user-data-dir={self._profile}", "--window-size=%d,%d" % self.size,
-                   "about:blank"]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                         stderr=subprocess.DEVNULL, start_new_session=True)
+        command = [
+            program,
+            *FLAGS,
+            f"--user-data-dir={self._profile}",
+            "--window-size=%d,%d" % self.size,
+            "about:blank",
+        ]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         port = int(self._until(self._port_file, "Chromium's port"))
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE) as answer:
+            f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE
+        ) as answer:
             page = next(target for target in json.load(answer) if target["type"] == "page")
         self._socket = WebSocket("127.0.0.1", port, f"/devtools/page/{page['id']}", timeout=PATIENCE)
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
-        self.send("Emulation.setDeviceMetricsOverride", width=self.size[0], height=self.size[1], deviceScaleFactor=1,
-                  mobile=False)
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=self.size[0],
+            height=self.size[1],
+            deviceScaleFactor=1,
+            mobile=False,
+        )
 
     def _port_file(self) -> str | None:
         if self._process.poll() is not None:
@@ -155,8 +183,14 @@ class Browser:
     def run(self, code: str, *values: Any, timeout: float = PATIENCE) -> Any:
         """The result of the body of an async function in the page; ``values`` are its ``arguments``."""
         given = ", ".join(json.dumps(value) for value in values)
-        answer = self.send("Runtime.evaluate", timeout, expression=f"(async function () {{ {code} }})({given})",
-                           awaitPromise=True, returnByValue=True, userGesture=True)
+        answer = self.send(
+            "Runtime.evaluate",
+            timeout,
+            expression=f"(async function () {{ {code} }})({given})",
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=True,
+        )
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
             raise BrowserError(details.get("exception", {}).get("description") or details["text"])
@@ -173,13 +207,18 @@ class Browser:
         """Left, top, width and height of the first element of a selector, once there is one that is shown."""
         found = self.wait(
             "(() => { for (const e of document.querySelectorAll(arguments[0])) { const r = e.getBoundingClientRect();"
-            "if (r.width && r.height) return [r.x, r.y, r.width, r.height]; } })()", selector)
+            "if (r.width && r.height) return [r.x, r.y, r.width, r.height]; } })()",
+            selector,
+        )
         return tuple(found)
 
     def click(self, selector: str, across: float = 0.5, down: float = 0.5) -> None:
         """Press the mouse on the first shown element of a selector, as a hand would: it stands still, uncovered."""
-        spot = self._until(lambda: self.run(f"return {SPOT}", selector, across, down),
-                           f"a free place to press on '{selector}'", pause=0.1)
+        spot = self._until(
+            lambda: self.run(f"return {SPOT}", selector, across, down),
+            f"a free place to press on '{selector}'",
+            pause=0.1,
+        )
         self.click_at(*spot)
 
     def click_at(self, x: float, y: float) -> None:

@@ -1,4 +1,5 @@
 """ComfyUI's frontend as the tests use it: loading a workflow, converting, running, and what is on the screen."""
+
 from __future__ import annotations
 
 import json
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from browser.driver import FRAMES, Browser
-from tools.edit import fit_files
+
 from tools.api_prompt import Converted, convert
+from tools.edit import fit_files
 from tools.server import PACK
 
 QUEUE = '[data-testid="queue-button"]'
@@ -26,8 +28,12 @@ OPENING = 240.0
 TITLE = 30
 """Pixels of a node's title, which its position leaves out."""
 
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False,
-            "Comfy.Execution.PreviewMethod": "latent2rgb", "Comfy.Notification.ShowVersionUpdates": False}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.Execution.PreviewMethod": "latent2rgb",
+    "Comfy.Notification.ShowVersionUpdates": False,
+}
 """Of a user who has been here before: no welcome dialogs, and previews while it samples."""
 
 
@@ -46,8 +52,11 @@ class Page:
 
     def complaints(self) -> list[str]:
         """The console errors since the last time that name this pack."""
-        return [error for error in self.browser.take_errors()
-                if (OURS in error.lower() and not error.startswith(NOT_THERE)) or any(path in error for path in CODE)]
+        return [
+            error
+            for error in self.browser.take_errors()
+            if (OURS in error.lower() and not error.startswith(NOT_THERE)) or any(path in error for path in CODE)
+        ]
 
     def clear(self) -> None:
         """An empty graph, no dialog, no selection, nothing that runs, and no panel of what was there before."""
@@ -57,15 +66,20 @@ class Page:
             "await (async () => { const queue = await (await app.api.fetchApi('/queue')).json();"
             "if (queue.queue_pending.length) await app.api.clearItems('queue');"
             "if (queue.queue_running.length) await app.api.interrupt(null);"
-            "return queue.queue_running.length + queue.queue_pending.length === 0; })()")
+            "return queue.queue_running.length + queue.queue_pending.length === 0; })()"
+        )
         # The host keeps, out of sight, what was drawn in a subgraph that is gone.
-        self.browser.wait("app.rootGraph.nodes.length === 0 && [...document.querySelectorAll('.cascade-studio')]"
-                          ".every((panel) => panel.getBoundingClientRect().height === 0)")
+        self.browser.wait(
+            "app.rootGraph.nodes.length === 0 && [...document.querySelectorAll('.cascade-studio')]"
+            ".every((panel) => panel.getBoundingClientRect().height === 0)"
+        )
 
     def dismiss(self) -> None:
         """Close what the host opens over the graph, also after an error."""
-        self.browser.run("app.extensionManager.dialog?.closeDialog?.();"
-                         "document.querySelector('[data-testid=error-overlay-dismiss]')?.click()")
+        self.browser.run(
+            "app.extensionManager.dialog?.closeDialog?.();"
+            "document.querySelector('[data-testid=error-overlay-dismiss]')?.click()"
+        )
         if self.browser.run(f"return !!document.querySelector('{TEMPLATES}')"):
             self.browser.press("Escape", 27)
             self.browser.wait(f"!document.querySelector('{TEMPLATES}')")
@@ -78,10 +92,14 @@ class Page:
         """Open the template browser at the pack's own category."""
         self.browser.run("await app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         self.browser.wait(f"!!document.querySelector('{TEMPLATES}')")
-        category = ("[...document.querySelectorAll('[role=dialog] *')]"
-                    f".find((e) => !e.children.length && e.textContent.trim() === '{PACK}')")
-        group = ("[...document.querySelectorAll('nav *, aside *, [role=dialog] *')]"
-                 ".find((e) => e.children.length === 0 && e.textContent.trim().toUpperCase() === 'EXTENSIONS')")
+        category = (
+            "[...document.querySelectorAll('[role=dialog] *')]"
+            f".find((e) => !e.children.length && e.textContent.trim() === '{PACK}')"
+        )
+        group = (
+            "[...document.querySelectorAll('nav *, aside *, [role=dialog] *')]"
+            ".find((e) => e.children.length === 0 && e.textContent.trim().toUpperCase() === 'EXTENSIONS')"
+        )
         self.browser.wait(f"!!({category} ?? {group})")
         self.browser.run(f"if (!{category}) {group}.click()")
         self.browser.wait(f"!!{category}")
@@ -90,8 +108,12 @@ class Page:
     def find_template(self, name: str) -> str:
         """Scroll the template browser until a workflow is listed; returns the selector of its card."""
         card = CARD % name
-        self.browser.wait("(document.querySelector(arguments[0]) ?? (document.querySelector(arguments[1])"
-                          "?.lastElementChild?.scrollIntoView(), null)) !== null", card, TEMPLATES)
+        self.browser.wait(
+            "(document.querySelector(arguments[0]) ?? (document.querySelector(arguments[1])"
+            "?.lastElementChild?.scrollIntoView(), null)) !== null",
+            card,
+            TEMPLATES,
+        )
         self.browser.run("document.querySelector(arguments[0]).scrollIntoView({ block: 'center' })", card)
         return card
 
@@ -108,22 +130,37 @@ class Page:
             "  const widget = node.widgets.find((w) => w.name === name); widget.value = value;"
             "  widget.callback?.(value); }"
             "app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true);"
-            "return node.id", kind, list(at), values)
-        self.browser.wait("app.rootGraph.getNodeById(arguments[0]).widgets?.every(({ element }) =>"
-                          " !element || element.getBoundingClientRect().height > 0) ?? true", node)
+            "return node.id",
+            kind,
+            list(at),
+            values,
+        )
+        self.browser.wait(
+            "app.rootGraph.getNodeById(arguments[0]).widgets?.every(({ element }) =>"
+            " !element || element.getBoundingClientRect().height > 0) ?? true",
+            node,
+        )
         self.browser.run(FRAMES)
         return node
 
     def value(self, node: int, widget: str) -> Any:
-        return self.browser.run("return app.rootGraph.getNodeById(arguments[0]).widgets"
-                                ".find((w) => w.name === arguments[1]).value", node, widget)
+        return self.browser.run(
+            "return app.rootGraph.getNodeById(arguments[0]).widgets.find((w) => w.name === arguments[1]).value",
+            node,
+            widget,
+        )
 
     def set(self, node: int | str, widget: str, value: Any, quietly: bool = False) -> None:
         """Give a widget a value; ``quietly`` as code does, without its callback."""
         self.browser.run(
             "const widget = app.rootGraph.getNodeById(arguments[0]).widgets.find((w) => w.name === arguments[1]);"
             "widget.value = arguments[2]; if (!arguments[3]) widget.callback?.(arguments[2]);"
-            "app.canvas.setDirty(true, true)", node, widget, value, quietly)
+            "app.canvas.setDirty(true, true)",
+            node,
+            widget,
+            value,
+            quietly,
+        )
 
     def executed(self, node: int | str, output: dict[str, Any]) -> None:
         """Let a node show an output as after a run."""
@@ -140,17 +177,20 @@ class Page:
         """Types of nodes in the graph that the frontend does not know."""
         return self.browser.run(
             "return [app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap((graph) => graph.nodes)"
-            ".filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type)")
+            ".filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type)"
+        )
 
     def overlaps(self) -> list[str]:
         """Nodes that lie on one another as the page shows them, its panels included."""
         boxes = self.browser.run(
-            "return app.rootGraph.nodes.map((n) => [n.title, ...n.pos, ...n.size, n.flags?.collapsed ? 1 : 0])")
+            "return app.rootGraph.nodes.map((n) => [n.title, ...n.pos, ...n.size, n.flags?.collapsed ? 1 : 0])"
+        )
         found = []
         for index, (one, left, top, width, height, small) in enumerate(boxes):
-            for other, x, y, across, down, also_small in boxes[index + 1:]:
-                if not (small or also_small) and (left < x + across and x < left + width
-                                                  and top - TITLE < y + down and y - TITLE < top + height):
+            for other, x, y, across, down, also_small in boxes[index + 1 :]:
+                if not (small or also_small) and (
+                    left < x + across and x < left + width and top - TITLE < y + down and y - TITLE < top + height
+                ):
                     found.append(f"'{one}' lies on '{other}'")
         return found
 
@@ -165,13 +205,18 @@ class Page:
             " v - way * arguments[0]);"
             "const [right, bottom] = [0, 1].map((way) => Math.max(...parts.map((p) => p.pos[way] + p.size[way])));"
             "app.canvas.ds.fitToBounds([left, top, right - left, bottom - top], { zoom: arguments[1] });"
-            "app.canvas.setDirty(true, true);" + FRAMES, TITLE, share)
+            "app.canvas.setDirty(true, true);" + FRAMES,
+            TITLE,
+            share,
+        )
 
     def wait_still(self) -> None:
         """Wait until every picture in sight has arrived and the graph has been drawn with them."""
-        self.browser.wait("[...document.images].every((image) => { const at = image.getBoundingClientRect();"
-                          "const seen = at.bottom > 0 && at.right > 0 && at.top < innerHeight && at.left < innerWidth;"
-                          "return image.complete || !seen; })")
+        self.browser.wait(
+            "[...document.images].every((image) => { const at = image.getBoundingClientRect();"
+            "const seen = at.bottom > 0 && at.right > 0 && at.top < innerHeight && at.left < innerWidth;"
+            "return image.complete || !seen; })"
+        )
         self.browser.run("app.canvas.setDirty(true, true);" + FRAMES)
 
     def watch(self, *events: str) -> None:
@@ -180,7 +225,9 @@ class Page:
             "window.seen ??= []; window.seen.length = 0; window.listened ??= new Set(); window.watched = arguments[0];"
             "for (const name of arguments[0]) if (!window.listened.has(name)) { window.listened.add(name);"
             "app.api.addEventListener(name, ({ detail }) => {"
-            " if (window.watched.includes(name)) window.seen.push([name, detail]); }); }", list(events))
+            " if (window.watched.includes(name)) window.seen.push([name, detail]); }); }",
+            list(events),
+        )
 
     def seen(self, event: str) -> list[Any]:
         return [detail for name, detail in self.browser.run("return window.seen") if name == event]
@@ -218,9 +265,13 @@ class Small:
     @property
     def changes(self) -> list[tuple[str, str, Any]]:
         """Node, input and value of all that differs from the file."""
-        return [(node, name, value) for node, entry in self.converted.prompt.items()
-                for name, value in entry["inputs"].items() if value != self.saved[node][name]]
+        return [
+            (node, name, value)
+            for node, entry in self.converted.prompt.items()
+            for name, value in entry["inputs"].items()
+            if value != self.saved[node][name]
+        ]
 
     def node(self, kind: str) -> str:
-        found, = [name for name, entry in self.converted.prompt.items() if entry["class_type"] == kind]
+        (found,) = [name for name, entry in self.converted.prompt.items() if entry["class_type"] == kind]
         return found

@@ -8,6 +8,7 @@ template browser, the workflow, its run, the picture. It runs as it is saved, on
 files that come with the pack; ``--tiny`` tries the way with the tiny family and a small picture. ``--page FILE`` shows
 the screenshots on a page, below its headings "## 1. ..." to "## 5. ...".
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,13 +26,19 @@ harness.name_pack()
 from browser.driver import Browser, BrowserError, find_chromium  # noqa: E402
 from browser.page import SETTINGS, Page  # noqa: E402
 from browser.walk import illustrate, tiny, walk  # noqa: E402
+
 from tools.messages import Stop, say  # noqa: E402
 from tools.server import Base, Server, has_accelerator  # noqa: E402
 
 SIZE, WALK_SIZE = (2400, 1350), (1600, 900)
 WORKFLOWS = harness.REPOSITORY / "workflows"
-CHROME = {**SETTINGS, "Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-          "Comfy.Graph.CanvasInfo": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
+CHROME = {
+    **SETTINGS,
+    "Comfy.Minimap.Visible": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
+}
 """Letters at every zoom, and nothing on the screen that does not belong to the workflow."""
 
 
@@ -48,6 +55,7 @@ def shoot(page: Page, path: Path, folder: Path) -> Path:
 def shoot_all(base: Base, options: argparse.Namespace) -> None:
     """Every workflow, or those that are named."""
     from family import write_family
+
     write_family(base.models)
     with Server(harness.main_setup(), base) as server, Browser(SIZE) as browser:
         server.client.fetch("/settings", CHROME)
@@ -66,6 +74,7 @@ def shoot_walk(base: Base, options: argparse.Namespace) -> None:
     flags = base.add_models(options.model) if options.model else []
     if options.tiny:
         from family import write_family
+
         write_family(base.models)
     setup, name = harness.main_setup(), options.names[0]
     with Server(setup, base, cpu=not has_accelerator(setup), flags=flags) as server, Browser(WALK_SIZE) as browser:

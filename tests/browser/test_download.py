@@ -1,4 +1,5 @@
 """The download button, for real: a loopback server has what is missing, and clicks do the rest."""
+
 from __future__ import annotations
 
 import pytest
@@ -36,8 +37,10 @@ def test_clicks_fetch_what_is_missing_stop_go_on_and_run(page, small, server, sl
 
     page.watch("execution_error", "execution_interrupted", "execution_success", "cascade_studio.progress")
     page.browser.click(f"{PANEL} [data-action=start]")
-    words = page.browser.wait(f"/ of .* left$/.test(document.querySelector('{PANEL} .words').textContent)"
-                              f" && document.querySelector('{PANEL} .words').textContent")
+    words = page.browser.wait(
+        f"/ of .* left$/.test(document.querySelector('{PANEL} .words').textContent)"
+        f" && document.querySelector('{PANEL} .words').textContent"
+    )
     assert any(words.startswith(name) for name in names), words
     assert page.value(load, "missing_files") == "download"
     page.browser.click(f"{PANEL} [data-action=cancel]")
@@ -53,7 +56,7 @@ def test_clicks_fetch_what_is_missing_stop_go_on_and_run(page, small, server, sl
     progress = page.seen("cascade_studio.progress")
     assert progress and progress[-1]["finished"]
     for role, name in zip(FILES, names):
-        file, = server.base.models.rglob(name)
+        (file,) = server.base.models.rglob(name)
         assert file.read_bytes() == shop.files[role].data
     page.browser.wait(f"!document.querySelector('{PANEL}')?.isConnected")
 

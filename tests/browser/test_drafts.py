@@ -1,4 +1,5 @@
 """The draft board, for real: a sheet of drafts, clicks on some, and only those are painted."""
+
 from __future__ import annotations
 
 import io
@@ -9,6 +10,7 @@ import pytest
 from browser.page import QUEUE, Page, Small
 from harness import REPOSITORY
 from PIL import Image
+
 from tools.server import PACK
 
 SHEET = ".cascade-studio-board .sheet"
@@ -35,8 +37,9 @@ def saved(page: Page, server: Any, node: str) -> list[numpy.ndarray]:
 
 
 def chosen(page: Page) -> list[str]:
-    return page.browser.run(f"return [...document.querySelectorAll('{SHEET} .chosen')]"
-                            ".map((place) => place.dataset.number)")
+    return page.browser.run(
+        f"return [...document.querySelectorAll('{SHEET} .chosen')].map((place) => place.dataset.number)"
+    )
 
 
 def test_the_drafts_that_are_clicked_are_painted_and_no_others(page, drafts, server, pictures):
@@ -45,15 +48,18 @@ def test_the_drafts_that_are_clicked_are_painted_and_no_others(page, drafts, ser
     page.load(drafts.workflow)
     page.fit()
     run(page)
-    page.browser.wait(f"document.querySelectorAll('{SHEET} button').length === arguments[0]"
-                      f" && document.querySelector('{SHEET} img').naturalWidth > 0", count)
+    page.browser.wait(
+        f"document.querySelectorAll('{SHEET} button').length === arguments[0]"
+        f" && document.querySelector('{SHEET} img').naturalWidth > 0",
+        count,
+    )
     assert count == 8 and saved(page, server, save) == [] and chosen(page) == []
 
     for number, expected in ((3, "3"), (1, "1,3"), (3, "1"), (1, ""), (3, "3")):
         page.browser.click(DRAFT % number)
         assert page.value(board, "chosen") == expected
     assert drafts.node("CascadeStudio_SamplePrior") in run(page), "Stage C ran again"
-    third, = saved(page, server, save)
+    (third,) = saved(page, server, save)
 
     page.browser.click(DRAFT % 1)
     run(page)
@@ -68,7 +74,9 @@ def test_the_drafts_that_are_clicked_are_painted_and_no_others(page, drafts, ser
 
 
 def test_numbers_are_read_as_people_write_them(page):
-    numbers = page.browser.run("const { numbersIn } = await import(arguments[0]);"
-                               "return ['', '1,3', ' 2-4;9', 'x 1', '3 3'].map((text) => numbersIn(text, 4))",
-                               f"/extensions/{PACK}/js/board.js")
+    numbers = page.browser.run(
+        "const { numbersIn } = await import(arguments[0]);"
+        "return ['', '1,3', ' 2-4;9', 'x 1', '3 3'].map((text) => numbersIn(text, 4))",
+        f"/extensions/{PACK}/js/board.js",
+    )
     assert numbers == [[], [1, 3], [2, 3, 4], [1], [3]]

@@ -1,4 +1,5 @@
 """The panels that the extension draws in nodes, in both of the host's renderers and both kinds of theme."""
+
 from __future__ import annotations
 
 import random
@@ -7,13 +8,13 @@ import re
 import pytest
 from browser.page import QUEUE, Page, Small
 from harness import REPOSITORY
-from tools.server import PACK
 
 from stages.inputs import canvas as geometry
 from stages.nets import memory
 from stages.nets.stage_a import StageA, StageAConfig
 from stages.nets.stage_b import StageBConfig
 from stages.nets.stage_c import StageCConfig
+from tools.server import PACK
 
 SIZES = 1500
 CANVAS = ".cascade-studio-canvas"
@@ -26,8 +27,16 @@ def module(name: str) -> str:
 def sizes() -> list[list[float | None]]:
     """Random sizes and compressions, and the corners of what is allowed."""
     draw = random.Random(7)
-    found: list[list[float | None]] = [[64, 64, None], [8192, 8192, None], [64, 8192, None], [1024, 1024, 32.0],
-                                       [1000, 648, None], [100, 100, 64.0], [63, 100, None], [100, 8193, None]]
+    found: list[list[float | None]] = [
+        [64, 64, None],
+        [8192, 8192, None],
+        [64, 8192, None],
+        [1024, 1024, 32.0],
+        [1000, 648, None],
+        [100, 100, 64.0],
+        [63, 100, None],
+        [100, 8193, None],
+    ]
     for _ in range(SIZES):
         top = draw.choice((300, 1100, 2100, 8192))
         asked = draw.choice((None, None, round(draw.uniform(32, 64), 2)))
@@ -41,8 +50,16 @@ def planned(width: int, height: int, compression: float | None) -> list[float] |
     except ValueError:
         return None
     left, top, _, _ = canvas.crop
-    return [canvas.padded_width, canvas.padded_height, canvas.prior_width, canvas.prior_height, canvas.decoder_width,
-            canvas.decoder_height, left, top]
+    return [
+        canvas.padded_width,
+        canvas.padded_height,
+        canvas.prior_width,
+        canvas.prior_height,
+        canvas.decoder_width,
+        canvas.decoder_height,
+        left,
+        top,
+    ]
 
 
 def test_the_page_plans_sizes_as_the_server_does(page):
@@ -50,19 +67,27 @@ def test_the_page_plans_sizes_as_the_server_does(page):
     found = page.browser.run(
         "const { plan } = await import(arguments[0]); return arguments[1].map((size) => { const c = plan(...size);"
         "return c && [c.paddedWidth, c.paddedHeight, c.priorWidth, c.priorHeight, c.decoderWidth, c.decoderHeight,"
-        " c.left, c.top]; })", module("geometry"), asked)
+        " c.left, c.top]; })",
+        module("geometry"),
+        asked,
+    )
     wrong = [(size, one, other) for size, one in zip(asked, found) if one != (other := planned(*size))]
     assert not wrong, wrong[:5]
 
 
 def test_the_page_estimates_memory_as_the_server_does(page):
     draw = random.Random(8)
-    asked = [[draw.randint(64, 4096), draw.randint(64, 4096), draw.randint(1, 8), draw.choice((2, 4))]
-             for _ in range(200)]
+    asked = [
+        [draw.randint(64, 4096), draw.randint(64, 4096), draw.randint(1, 8), draw.choice((2, 4))] for _ in range(200)
+    ]
     found = page.browser.run(
         "const { plan } = await import(arguments[0]); const { workingMemory } = await import(arguments[1]);"
         "return arguments[2].map(([w, h, batch, bytes]) => { const m = workingMemory(plan(w, h), batch, bytes);"
-        "return [m.C, m.B, m.A]; })", module("geometry"), module("memory"), asked)
+        "return [m.C, m.B, m.A]; })",
+        module("geometry"),
+        module("memory"),
+        asked,
+    )
     net = StageA(StageAConfig(), device="meta")
     for (width, height, batch, size), given in zip(asked, found):
         canvas = geometry.plan(width, height)
@@ -77,7 +102,9 @@ def test_snap_and_aspect_give_sizes_without_padding_and_with_the_aspect(page):
     snapped, wide = page.browser.run(
         "const { snapped, withAspect } = await import(arguments[0]);"
         "return [arguments[1].map((size) => snapped(...size)), arguments[1].map((size) => withAspect(...size, 16, 9))]",
-        module("geometry"), asked)
+        module("geometry"),
+        asked,
+    )
     for (width, height), (across, down), (long, short) in zip(asked, snapped, wide):
         assert geometry.plan(across, down).padding == 0 and abs(across - width) <= 72 and abs(down - height) <= 72
         assert abs(long / short / (16 / 9) - 1) < 0.02 and abs(long * short / (width * height) - 1) < 0.03
@@ -88,8 +115,11 @@ def test_the_canvas_follows_its_widgets(page, pictures):
     text = page.browser.wait(f"document.querySelector('{CANVAS} .facts')?.innerText")
     canvas = geometry.plan(1000, 648)
     assert f"{canvas.prior_width} x {canvas.prior_height}" in text and "1008 x 648" in text, text
-    page.browser.run("document.querySelector(arguments[0]).value = '16:9';"
-                     "document.querySelector(arguments[0]).dispatchEvent(new Event('change'))", f"{CANVAS} select")
+    page.browser.run(
+        "document.querySelector(arguments[0]).value = '16:9';"
+        "document.querySelector(arguments[0]).dispatchEvent(new Event('change'))",
+        f"{CANVAS} select",
+    )
     across, down = page.value(node, "width"), page.value(node, "height")
     assert across > down and abs(across / down - 16 / 9) < 0.03
     page.browser.click(f"{CANVAS} button:nth-of-type(1)")
@@ -108,8 +138,10 @@ def test_the_canvas_follows_values_that_came_otherwise(page):
     node = page.add("CascadeStudio_Canvas", (500, 150))
     page.set(node, "width", 2048, quietly=True)
     canvas = geometry.plan(2048, page.value(node, "height"))
-    page.browser.wait(f"document.querySelector('{CANVAS} .facts').innerText.includes(arguments[0])",
-                      f"{canvas.prior_width} x {canvas.prior_height} Stage C")
+    page.browser.wait(
+        f"document.querySelector('{CANVAS} .facts').innerText.includes(arguments[0])",
+        f"{canvas.prior_width} x {canvas.prior_height} Stage C",
+    )
 
 
 @pytest.mark.parametrize("modern", [False, True], ids=["canvas", "vue"])
@@ -130,7 +162,7 @@ def test_panels_show_in_both_renderers(page, pictures, modern):
 
 def luminance(colour: str) -> float:
     """Relative luminance (WCAG 2) of "rgb(r, g, b)"."""
-    parts = [float(part) / 255 for part in colour[colour.index("(") + 1:-1].split(",")[:3]]
+    parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -140,20 +172,29 @@ def test_panels_can_be_read_in_every_theme(page, pictures, palette):
     """Letters of buttons, stages and texts against their own ground: the ratio that WCAG 2 asks for."""
     page.setting("Comfy.ColorPalette", palette)
     try:
-        page.browser.wait("document.documentElement.classList.contains('dark-theme') === arguments[0]",
-                          palette == "dark")
+        page.browser.wait(
+            "document.documentElement.classList.contains('dark-theme') === arguments[0]", palette == "dark"
+        )
         text = page.add("CascadeStudio_Canvas", (120, 100))
         page.add("CascadeStudio_Compare", (500, 100))
         page.add("CascadeStudio_SamplePrior", (960, 100))
         page.executed(text, {"text": ["212 of 212 keys"]})
-        parts = [f"{CANVAS} button", f"{CANVAS} select", ".cascade-studio-compare button", ".cascade-studio-text pre",
-                 ".cascade-studio-stages .stage"]
+        parts = [
+            f"{CANVAS} button",
+            f"{CANVAS} select",
+            ".cascade-studio-compare button",
+            ".cascade-studio-text pre",
+            ".cascade-studio-stages .stage",
+        ]
         for part in parts:
             page.browser.box(part)
         (pictures / f"theme-{palette}.png").write_bytes(page.browser.picture())
         for part in parts:
-            ink, field = page.browser.run("const style = getComputedStyle(document.querySelector(arguments[0]));"
-                                          "return [style.color, style.backgroundColor]", part)
+            ink, field = page.browser.run(
+                "const style = getComputedStyle(document.querySelector(arguments[0]));"
+                "return [style.color, style.backgroundColor]",
+                part,
+            )
             light, dark = sorted((luminance(ink), luminance(field)), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (part, ink, field)
     finally:
@@ -164,8 +205,10 @@ def test_file_names_are_filled_in_when_queued(page):
     """In what is sent alone: the workflow keeps the text as it was typed."""
     page.add("CascadeStudio_Canvas", (100, 100), width=1000)
     typed = "%date:yyyy%/%CascadeStudio_Canvas.width%_x"
-    saving = [page.add(f"CascadeStudio_{kind}", (500, 100 + 300 * place), filename_prefix=typed)
-              for place, kind in enumerate(("SaveImage", "SaveModel"))]
+    saving = [
+        page.add(f"CascadeStudio_{kind}", (500, 100 + 300 * place), filename_prefix=typed)
+        for place, kind in enumerate(("SaveImage", "SaveModel"))
+    ]
     sent, year = page.prompt(), page.browser.run("return new Date().getFullYear()")
     kept = {str(node["id"]): node["widgets_values"] for node in page.graph()["nodes"]}
     for node in saving:
@@ -186,10 +229,13 @@ def test_two_pictures_are_compared(page, pictures):
         "source.pos = [100, 120 + 250 * slot]; app.rootGraph.add(source);"
         "const set = (key, value) => { source.widgets.find((w) => w.name === key).value = value; };"
         "set('width', 96); set('height', 64); set('batch_size', 2); set('color', slot ? 0xff0000 : 0x0000ff);"
-        "source.connect(0, app.rootGraph.getNodeById(arguments[0]), slot); })", node)
+        "source.connect(0, app.rootGraph.getNodeById(arguments[0]), slot); })",
+        node,
+    )
     run(page)
-    page.browser.wait("[...document.querySelectorAll('.cascade-studio-compare img')]"
-                      ".every((image) => image.naturalWidth === 96)")
+    page.browser.wait(
+        "[...document.querySelectorAll('.cascade-studio-compare img')].every((image) => image.naturalWidth === 96)"
+    )
     left, top, width, height = page.browser.box(".cascade-studio-compare .pair")
     page.browser.click_at(left + 0.25 * width, top + height / 2)
     share = "document.querySelector('.cascade-studio-compare .pair').style.getPropertyValue('--share')"
@@ -199,17 +245,29 @@ def test_two_pictures_are_compared(page, pictures):
     page.browser.click(".cascade-studio-compare .row button:last-child")
     assert page.browser.run("return document.querySelector('.cascade-studio-compare .row').innerText").count("2 of 2")
     page.browser.click(".cascade-studio-compare .row button:first-child")
-    boxes = page.browser.run("return [...document.querySelectorAll('.cascade-studio-compare .pair img')]"
-                             ".map((image) => image.getBoundingClientRect().left)")
+    boxes = page.browser.run(
+        "return [...document.querySelectorAll('.cascade-studio-compare .pair img')]"
+        ".map((image) => image.getBoundingClientRect().left)"
+    )
     assert boxes[1] > boxes[0] + 50
     assert page.browser.run("return app.rootGraph.getNodeById(arguments[0]).widgets.length", node) == 1, (
-        "the host draws the pictures a second time")
+        "the host draws the pictures a second time"
+    )
 
 
-PLAN = {"state": "asks", "text": "2 files are missing.", "plan": {
-    "found": [], "to_come": 10_280_000_000, "spaces": [{"folder": "models", "needed": 1, "free": 5 * 10**11}],
-    "missing": [{"key": key, "name": f"stage_{key}.safetensors", "bytes": size, "about": f"Stage {key}", "licence": "x"}
-                for key, size in (("c", 7_180_000_000), ("b", 3_100_000_000))]}}
+PLAN = {
+    "state": "asks",
+    "text": "2 files are missing.",
+    "plan": {
+        "found": [],
+        "to_come": 10_280_000_000,
+        "spaces": [{"folder": "models", "needed": 1, "free": 5 * 10**11}],
+        "missing": [
+            {"key": key, "name": f"stage_{key}.safetensors", "bytes": size, "about": f"Stage {key}", "licence": "x"}
+            for key, size in (("c", 7_180_000_000), ("b", 3_100_000_000))
+        ],
+    },
+}
 
 
 def loader(page: Page, small) -> str:
@@ -220,7 +278,9 @@ def loader(page: Page, small) -> str:
         "const node = app.rootGraph.getNodeById(arguments[0]);"
         "if (!node.widgets.some((w) => w.name === 'missing_files'))"
         " node.addWidget('combo', 'missing_files', 'ask', () => {}, { values: ['download', 'ask', 'never'] });"
-        "node.widgets.find((w) => w.name === 'missing_files').value = 'ask'", node)
+        "node.widgets.find((w) => w.name === 'missing_files').value = 'ask'",
+        node,
+    )
     page.fit()
     return node
 
@@ -248,12 +308,25 @@ def test_progress_shows_and_cancel_interrupts(page, small):
         page.set(small.node("CascadeStudio_Canvas"), name, value)  # so much work that it cannot end before the click
     page.watch("execution_interrupted", "execution_success", "execution_error", "progress_state")
     page.browser.click(QUEUE)
-    page.browser.wait("window.seen.some(([name, d]) => name === 'progress_state'"
-                      " && Object.values(d.nodes).some((n) => n.state === 'running' && n.max > 100 && n.value > 2))")
+    page.browser.wait(
+        "window.seen.some(([name, d]) => name === 'progress_state'"
+        " && Object.values(d.nodes).some((n) => n.state === 'running' && n.max > 100 && n.value > 2))"
+    )
     page.send("cascade_studio.plan", {"node": node, **PLAN, "state": "fetches"})
-    page.send("cascade_studio.progress", {
-        "node": node, "file": "stage_b.safetensors", "done": 10**9, "total": 3_100_000_000, "speed": 5e7, "left": 42.0,
-        "note": "", "text": "", "finished": False})
+    page.send(
+        "cascade_studio.progress",
+        {
+            "node": node,
+            "file": "stage_b.safetensors",
+            "done": 10**9,
+            "total": 3_100_000_000,
+            "speed": 5e7,
+            "left": 42.0,
+            "note": "",
+            "text": "",
+            "finished": False,
+        },
+    )
     panel = ".cascade-studio-download"
     text = page.browser.wait(f"document.querySelector('{panel} .words')?.textContent")
     assert "1.0 GB of 3.1 GB" in text and "50.0 MB/s" in text and "42 s" in text, text
@@ -261,8 +334,10 @@ def test_progress_shows_and_cancel_interrupts(page, small):
     page.browser.wait("window.seen.some(([name]) => name !== 'progress_state')")
     assert page.seen("execution_interrupted"), "it ended otherwise than by the click"
     page.browser.wait(f"document.querySelector('{panel} .words').textContent.includes('Stopped')")
-    page.browser.wait("[...document.querySelectorAll('.cascade-studio-stages .stage')]"
-                      ".some((part) => part.dataset.state === 'stopped')")
+    page.browser.wait(
+        "[...document.querySelectorAll('.cascade-studio-stages .stage')]"
+        ".some((part) => part.dataset.state === 'stopped')"
+    )
 
 
 def test_stages_inside_a_subgraph_are_counted(page):
@@ -272,15 +347,21 @@ def test_stages_inside_a_subgraph_are_counted(page):
     name = page.browser.run(
         "const node = app.rootGraph.getNodeById(arguments[0]);"
         "const { subgraph, node: outer } = app.rootGraph.convertToSubgraph(new Set([node]));"
-        "return `${outer.id}:${subgraph.nodes[0].id}`", inner)
+        "return `${outer.id}:${subgraph.nodes[0].id}`",
+        inner,
+    )
     strips = ".cascade-studio-stages [data-stage=C]"
     for state, value, width in (("running", 5, "25%"), ("finished", 20, "100%")):
         told = {"value": value, "max": 20, "state": state}
         page.send("progress_state", {"prompt_id": "subgraph", "nodes": {name: told}})
         # The strip of the node that went into the subgraph leaves the page with one of the next frames.
-        page.browser.wait(f"document.querySelector('{strips}') && [...document.querySelectorAll('{strips}')].every("
-                          "(part) => part.dataset.state === arguments[0]"
-                          " && part.querySelector('b').style.width === arguments[1])", state, width)
+        page.browser.wait(
+            f"document.querySelector('{strips}') && [...document.querySelectorAll('{strips}')].every("
+            "(part) => part.dataset.state === arguments[0]"
+            " && part.querySelector('b').style.width === arguments[1])",
+            state,
+            width,
+        )
     page.send("execution_success", {"prompt_id": "subgraph"})
 
 

@@ -1,4 +1,5 @@
 """The path of someone who only clicks: template, workflow, queue, preview, picture, and back from the picture."""
+
 from __future__ import annotations
 
 import io
@@ -9,6 +10,7 @@ import pytest
 from browser.page import NOT_THERE, QUEUE, Page, Small
 from harness import REPOSITORY
 from PIL import Image
+
 from tools.api_prompt import convert
 from tools.server import PACK
 
@@ -36,12 +38,15 @@ def test_the_templates_are_listed(page, server):
         page.find_template(name)
         page.browser.wait(  # its address may be the page's own, for a copy; only the stand-in's is known
             "[...document.querySelector(arguments[0])?.querySelectorAll('img') ?? []].some((image) =>"
-            " image.naturalWidth > 0 && !image.src.includes('default-template'))", cards[name])
+            " image.naturalWidth > 0 && !image.src.includes('default-template'))",
+            cards[name],
+        )
     page.dismiss()
     page.browse_templates()
     page.open_template(WORKFLOWS[0].stem)
     assert {node["type"] for node in page.graph()["nodes"]} == {
-        node["type"] for node in json.loads(WORKFLOWS[0].read_text(encoding="utf-8"))["nodes"]}
+        node["type"] for node in json.loads(WORKFLOWS[0].read_text(encoding="utf-8"))["nodes"]
+    }
 
 
 @every_file
@@ -79,7 +84,8 @@ def test_the_widgets_draw(page, object_info, pictures):
     (pictures / "workflow.png").write_bytes(content)
     boxes = page.browser.run(
         "return app.rootGraph.nodes.map((node) => [node.type, ...app.canvasPosToClientPos(node.pos),"
-        " ...[...node.size].map((side) => side * app.canvas.ds.scale)])")
+        " ...[...node.size].map((side) => side * app.canvas.ds.scale)])"
+    )
     with Image.open(io.BytesIO(content)) as screen:
         for kind, left, top, width, height in boxes:
             assert left > 0 and top > 0 and left + width < screen.width and top + height < screen.height, kind
@@ -90,18 +96,23 @@ def test_the_widgets_draw(page, object_info, pictures):
 
 def test_a_click_makes_a_picture_and_the_picture_brings_the_graph_back(page, small, server, tmp_path):
     page.load(small.workflow)
-    page.browser.run("for (const node of app.rootGraph.nodes) for (const widget of node.widgets ?? [])"
-                     " if (widget.name === 'seed') widget.value = 90210")  # so that nothing comes from the cache
+    page.browser.run(
+        "for (const node of app.rootGraph.nodes) for (const widget of node.widgets ?? [])"
+        " if (widget.name === 'seed') widget.value = 90210"
+    )  # so that nothing comes from the cache
     expected = page.prompt()
     press_queue(page)
     seen = page.seen("b_preview_with_metadata")
     assert len(seen) >= 2, "no preview came while it sampled"
-    page.browser.wait("app.rootGraph.getNodeById(arguments[0]).imgs?.[0]?.naturalWidth > 0",
-                      int(small.node("CascadeStudio_SampleDecoder")))
-    save, = [name for name, entry in expected.items() if entry["class_type"] == "SaveImage"]
+    page.browser.wait(
+        "app.rootGraph.getNodeById(arguments[0]).imgs?.[0]?.naturalWidth > 0",
+        int(small.node("CascadeStudio_SampleDecoder")),
+    )
+    (save,) = [name for name, entry in expected.items() if entry["class_type"] == "SaveImage"]
     page.browser.wait("app.rootGraph.getNodeById(arguments[0]).imgs?.[0]?.naturalWidth === 128", int(save))
-    stages = page.browser.run("return [...document.querySelectorAll('.cascade-studio-stages')]"
-                              ".map((strip) => strip.innerText)")
+    stages = page.browser.run(
+        "return [...document.querySelectorAll('.cascade-studio-stages')].map((strip) => strip.innerText)"
+    )
     assert stages and all(len(re.findall(r"\d s|\d:\d\d", text)) == 3 for text in stages), stages
 
     image = page.browser.run("return app.nodeOutputs[arguments[0]].images[0]", save)
@@ -117,12 +128,15 @@ def test_a_click_makes_a_picture_and_the_picture_brings_the_graph_back(page, sma
 def test_a_second_click_shows_that_the_work_was_kept(page, small):
     """Fixed seeds: everything but the saving comes from the cache, and the strip says so."""
     page.load(small.workflow)
-    page.browser.run("for (const node of app.rootGraph.nodes) for (const widget of node.widgets ?? [])"
-                     " if (widget.name === 'control_after_generate') widget.value = 'fixed'")
+    page.browser.run(
+        "for (const node of app.rootGraph.nodes) for (const widget of node.widgets ?? [])"
+        " if (widget.name === 'control_after_generate') widget.value = 'fixed'"
+    )
     press_queue(page)
     press_queue(page)
-    states = page.browser.run("return [...document.querySelectorAll('.cascade-studio-stages .stage')]"
-                              ".map((part) => part.dataset.state)")
+    states = page.browser.run(
+        "return [...document.querySelectorAll('.cascade-studio-stages .stage')].map((part) => part.dataset.state)"
+    )
     assert states and set(states) == {"cached"}
 
 
@@ -136,12 +150,17 @@ def test_the_help_page_opens(page):
     """Select the node, press the info button, read the page in the panel, with its picture."""
     node = page.add("CascadeStudio_Compare", (500, 300))
     page.browser.run("app.canvas.selectNode(app.rootGraph.getNodeById(arguments[0]))", node)
-    page.browser.click("[data-testid=\"info-button\"]")
-    first = next(line for line in (REPOSITORY / "web/docs/CascadeStudio_Compare.md").read_text(
-        encoding="utf-8").splitlines() if line and not line.startswith("#"))
+    page.browser.click('[data-testid="info-button"]')
+    first = next(
+        line
+        for line in (REPOSITORY / "web/docs/CascadeStudio_Compare.md").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    )
     page.browser.wait("document.body.innerText.includes(arguments[0])", first.split(".")[0])
-    page.browser.wait("[...document.images].some((one) => one.src.endsWith(arguments[0]) && one.naturalWidth > 100)",
-                      "/docs/pictures/CascadeStudio_Compare.svg")
+    page.browser.wait(
+        "[...document.images].some((one) => one.src.endsWith(arguments[0]) && one.naturalWidth > 100)",
+        "/docs/pictures/CascadeStudio_Compare.svg",
+    )
     page.browser.run("app.extensionManager.rightSidePanel?.closePanel?.()")
 
 
@@ -161,15 +180,21 @@ def reopened(page: Page, small: Small) -> None:
 def test_the_language_switches(page, small):
     """The host's words, the extension's, and the names of inputs, as locales/fr has them."""
     page.load(small.workflow)
-    texts, names = (json.loads((REPOSITORY / "locales" / "fr" / f"{name}.json").read_text(encoding="utf-8"))
-                    for name in ("main", "nodeDefs"))
-    shown = {"a button": "document.querySelector('.cascade-studio-canvas button')?.textContent",
-             "an input": "app.rootGraph.nodes.find((node) => node.type === 'CascadeStudio_Canvas')"
-                         "?.widgets.find((widget) => widget.name === 'width').label",
-             "the Run button": f"document.querySelector('{QUEUE}')?.innerText.trim()"}
+    texts, names = (
+        json.loads((REPOSITORY / "locales" / "fr" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("main", "nodeDefs")
+    )
+    shown = {
+        "a button": "document.querySelector('.cascade-studio-canvas button')?.textContent",
+        "an input": "app.rootGraph.nodes.find((node) => node.type === 'CascadeStudio_Canvas')"
+        "?.widgets.find((widget) => widget.name === 'width').label",
+        "the Run button": f"document.querySelector('{QUEUE}')?.innerText.trim()",
+    }
     english = {what: page.browser.wait(words) for what, words in shown.items()}
-    french = {"a button": texts["cascadeStudio"]["canvas"]["swap"],
-              "an input": names["CascadeStudio_Canvas"]["inputs"]["width"]["name"]}
+    french = {
+        "a button": texts["cascadeStudio"]["canvas"]["swap"],
+        "an input": names["CascadeStudio_Canvas"]["inputs"]["width"]["name"],
+    }
     try:
         language(page, "fr")
         for what, words in french.items():

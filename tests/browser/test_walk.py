@@ -1,4 +1,5 @@
 """The screenshots of the way to the first picture, and the page that they go into."""
+
 from __future__ import annotations
 
 import io
@@ -47,4 +48,5 @@ def test_screenshots_are_linked_from_where_the_page_is(tmp_path):
     illustrate(page, [page.parent / "pictures" / "a.png", tmp_path / "b.png"])
     assert page.read_text(encoding="utf-8") == (
         "# Page\n\n## 1. One\n\n![Step 1: One](pictures/a.png)\n\nWords.\n\n"
-        "## 2. Two\n\n![Step 2: Two](../b.png)\n\nMore.\n")
+        "## 2. Two\n\n![Step 2: Two](../b.png)\n\nMore.\n"
+    )

@@ -2,6 +2,7 @@
 
 ``python3 dev.py run tests/browser/shoot.py OUT_DIR NAME --walk`` takes them.
 """
+
 from __future__ import annotations
 
 import os
@@ -22,8 +23,10 @@ SHARE = 0.8
 
 LIBRARY = "Workspace.ToggleSidebarTab.node-library"
 ENDED = "window.seen.some(([name]) => name.startsWith('execution_'))"
-SHOWN = ("Object.entries(app.nodeOutputs).some(([id, { images }]) => images?.length"
-         " && app.rootGraph.getNodeById(id)?.imgs?.some((image) => image.naturalWidth > 0))")
+SHOWN = (
+    "Object.entries(app.nodeOutputs).some(([id, { images }]) => images?.length"
+    " && app.rootGraph.getNodeById(id)?.imgs?.some((image) => image.naturalWidth > 0))"
+)
 
 
 def walk(page: Page, folder: Path, template: str, prepare: Callable[[Page], None] = lambda page: None) -> list[Path]:
@@ -35,8 +38,10 @@ def walk(page: Page, folder: Path, template: str, prepare: Callable[[Page], None
         taken.append(folder / f"first_{number}_{STEPS[number]}.png")
         taken[-1].write_bytes(page.browser.picture())
 
-    library = ("[...document.querySelectorAll('*')]"
-               ".find((e) => !e.children.length && e.textContent.trim() === 'Cascade Studio')")
+    library = (
+        "[...document.querySelectorAll('*')]"
+        ".find((e) => !e.children.length && e.textContent.trim() === 'Cascade Studio')"
+    )
     page.clear()  # the host's own first graph
     page.browser.run("await app.extensionManager.command.execute(arguments[0])", LIBRARY)
     page.browser.wait(f"!!{library}")

@@ -1,15 +1,17 @@
 """A faulty server, and a place that fetches from it."""
+
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
 
 import pytest
-import stages
 from cascade_studio.nodes.checkpoints.catalogue import Entry
 from downloads import Place, safetensors
 from faulty_server import FaultyServer, File
 from safetensors.torch import save
+
+import stages
 
 
 @pytest.fixture
@@ -29,8 +31,16 @@ def servers() -> Iterator[Callable[[], FaultyServer]]:
 def place(servers, tmp_path) -> Place:
     server = servers()
     data = safetensors(1 << 20)
-    entry = Entry("x", "stage_a", "x.safetensors", "vae", server.url("x"), bytes=len(data), provenance="official page",
-                  sha256=hashlib.sha256(data).hexdigest())
+    entry = Entry(
+        "x",
+        "stage_a",
+        "x.safetensors",
+        "vae",
+        server.url("x"),
+        bytes=len(data),
+        provenance="official page",
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
     server.files["x"] = File(data)
     return Place(server, tmp_path / "models", data, entry)
 

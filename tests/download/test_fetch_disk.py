@@ -1,4 +1,5 @@
 """Full disks, taken names, folders that are none: nothing of the user's is touched, and what came is kept."""
+
 from __future__ import annotations
 
 import subprocess

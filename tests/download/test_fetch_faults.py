@@ -1,4 +1,5 @@
 """Whatever the network does: the file is absent or bit-exact, a later run completes it, and little is fetched twice."""
+
 from __future__ import annotations
 
 import re
@@ -91,13 +92,22 @@ def test_an_announced_length_that_is_not_true(place):
     place.assert_exact()
 
 
-@pytest.mark.parametrize("marks", (
-    dict(etag='"two"'), dict(etag='"two"', if_range=False), dict(etag='W/"two"'),
-    dict(etag="", modified="Tue, 02 Jan 2024 00:00:00 GMT")))
+@pytest.mark.parametrize(
+    "marks",
+    (
+        {"etag": '"two"'},
+        {"etag": '"two"', "if_range": False},
+        {"etag": 'W/"two"'},
+        {"etag": "", "modified": "Tue, 02 Jan 2024 00:00:00 GMT"},
+    ),
+)
 def test_a_file_that_is_replaced_between_two_tries_is_not_mixed(place, marks):
     begun = 600_000
-    place.serve(place.data, etag="" if not marks["etag"] else marks["etag"].replace("two", "one"),
-                modified="Mon, 01 Jan 2024 00:00:00 GMT" if not marks["etag"] else "")
+    place.serve(
+        place.data,
+        etag="" if not marks["etag"] else marks["etag"].replace("two", "one"),
+        modified="Mon, 01 Jan 2024 00:00:00 GMT" if not marks["etag"] else "",
+    )
     place.server.script = lambda number, request: Fault(cut=begun if number == 0 else 0)
     with pytest.raises(FetchFailed):
         place.fetch()
@@ -128,6 +138,7 @@ def test_a_file_that_is_replaced_while_it_is_fetched(place):
     def script(number, request):
         if number == 3:
             place.server.files["x"] = File(new, etag='"two"')
+
     place.server.script = script
     place.entry = replace(place.entry, sha256=None)
     with pytest.raises(BadFile, match="does not hold what 'stage_a' needs"):
@@ -178,9 +189,15 @@ def test_passing_errors_pass(place, status):
 
 
 @pytest.mark.parametrize("connections", (1, 4))
-@pytest.mark.parametrize("fault", (
-    Fault(stall=200_000, seconds=60), Fault(loris=200_000, seconds=0.05), Fault(dribble=True, seconds=60),
-    Fault(stall=0, seconds=60)))
+@pytest.mark.parametrize(
+    "fault",
+    (
+        Fault(stall=200_000, seconds=60),
+        Fault(loris=200_000, seconds=0.05),
+        Fault(dribble=True, seconds=60),
+        Fault(stall=0, seconds=60),
+    ),
+)
 def test_a_server_that_falls_asleep_is_asked_again(place, fault, connections):
     place.server.faults(fault)
     begun = time.monotonic()
@@ -205,15 +222,26 @@ def test_small_files_take_one_connection(place):
     assert place.server.most_open == 1 and len(place.server.requests) == 1
 
 
-@pytest.mark.parametrize("fault, connections", ((None, 1), (Fault(stall=100_000, seconds=60), 1), (None, 4),
-                                                (Fault(status=503, headers={"Retry-After": "60"}), 1)))
+@pytest.mark.parametrize(
+    "fault, connections",
+    (
+        (None, 1),
+        (Fault(stall=100_000, seconds=60), 1),
+        (None, 4),
+        (Fault(status=503, headers={"Retry-After": "60"}), 1),
+    ),
+)
 def test_an_interrupt_is_quick_and_keeps_what_came(place, fault, connections):
     place.server.rate = 200_000
     place.server.faults(fault)
     asked = []
     with pytest.raises(Interrupted, match="the next try goes on from it"):
-        place.fetch(cancelled=lambda: asked.append(time.monotonic()) or len(asked) > 8, connections=connections,
-                    parallel_from=1, stall=30)
+        place.fetch(
+            cancelled=lambda: asked.append(time.monotonic()) or len(asked) > 8,
+            connections=connections,
+            parallel_from=1,
+            stall=30,
+        )
     assert time.monotonic() - asked[-1] < 1
     assert max(after - before for before, after in zip(asked, asked[1:])) <= 0.5
     place.assert_absent()
@@ -232,6 +260,7 @@ def test_the_interrupt_of_a_host_passes_through(place):
 
     def check():
         raise Stop
+
     with pytest.raises(Stop):
         place.fetch(cancelled=check)
     place.fetch()
@@ -264,9 +293,16 @@ def test_a_damaged_part_is_found_by_its_hash(place):
     assert place.server.sent == SIZE - 600_000 + SIZE
 
 
-@pytest.mark.parametrize("spoil", (
-    lambda text: "", lambda text: text[:-5], lambda text: text.replace("600000", "900000"), lambda text: "[]",
-    lambda text: text.replace('"version": 1', '"version": 99')))
+@pytest.mark.parametrize(
+    "spoil",
+    (
+        lambda text: "",
+        lambda text: text[:-5],
+        lambda text: text.replace("600000", "900000"),
+        lambda text: "[]",
+        lambda text: text.replace('"version": 1', '"version": 99'),
+    ),
+)
 def test_a_spoilt_sidecar_costs_at_most_what_was_here(place, spoil):
     place.server.script = lambda number, request: Fault(cut=600_000 if number == 0 else 0)
     with pytest.raises(FetchFailed):

@@ -1,4 +1,5 @@
 """Tokens, redirects, mirrors, proxies and refusals: who is told what, and what people are told."""
+
 from __future__ import annotations
 
 import logging
@@ -106,8 +107,9 @@ def test_a_token_that_cannot_be_one_is_refused_before_it_is_sent():
 # Redirects
 
 
-@pytest.mark.parametrize("where", (
-    "http://192.0.2.1/x", "ftp://127.0.0.1/x", "file:///etc/passwd", "http://user:pw@127.0.0.1/x"))
+@pytest.mark.parametrize(
+    "where", ("http://192.0.2.1/x", "ftp://127.0.0.1/x", "file:///etc/passwd", "http://user:pw@127.0.0.1/x")
+)
 def test_a_redirect_to_anything_but_https_is_not_followed(place, where):
     place.server.always(Fault(redirect=where))
     with pytest.raises(FetchFailed, match="redirects to .* is neither https nor http on this computer") as failure:
@@ -149,11 +151,16 @@ def test_a_signed_address_that_ran_out_is_asked_for_again(place, servers):
 
 def test_addresses_of_the_hub_go_through_the_endpoint_and_the_mirrors(place):
     entry = replace(place.entry, url=HUB, mirrors=("https://elsewhere.example/x",))
-    environment = {"HF_ENDPOINT": "https://hub.example/",
-                   "CASCADE_STUDIO_MIRRORS": "https://one.example, https://two.example/hf/"}
+    environment = {
+        "HF_ENDPOINT": "https://hub.example/",
+        "CASCADE_STUDIO_MIRRORS": "https://one.example, https://two.example/hf/",
+    }
     assert sources(entry, Settings.from_environment(environment)) == [
-        "https://hub.example/org/repo/resolve/main/x", "https://one.example/org/repo/resolve/main/x",
-        "https://two.example/hf/org/repo/resolve/main/x", "https://elsewhere.example/x"]
+        "https://hub.example/org/repo/resolve/main/x",
+        "https://one.example/org/repo/resolve/main/x",
+        "https://two.example/hf/org/repo/resolve/main/x",
+        "https://elsewhere.example/x",
+    ]
     assert sources(entry, Settings.from_environment({}))[0] == HUB
     assert sources(place.entry, Settings.from_environment(environment)) == [place.server.url("x")]
     with pytest.raises(BadCatalogue, match="HF_ENDPOINT.*neither https"):
@@ -216,8 +223,12 @@ def test_the_official_host_knows_better_than_a_copy(place, tmp_path):
 def test_only_the_official_host_over_https_tells_hashes():
     digest = "a" * 64
     assert http.told_hash(HUB, {"X-Linked-Etag": f'"{digest}"'}) == digest
-    for url in (HUB.replace("https", "http"), HUB.replace("huggingface.co", "huggingface.co.example"),
-                HUB.replace("huggingface.co", "huggingface.co:8443"), "https://cdn.huggingface.co/x"):
+    for url in (
+        HUB.replace("https", "http"),
+        HUB.replace("huggingface.co", "huggingface.co.example"),
+        HUB.replace("huggingface.co", "huggingface.co:8443"),
+        "https://cdn.huggingface.co/x",
+    ):
         assert http.told_hash(url, {"X-Linked-Etag": digest}) is None
     assert http.told_hash(HUB, {"X-Linked-Etag": '"b54f"', "ETag": digest}) is None
 
@@ -234,9 +245,15 @@ def test_proxies_are_used(place, monkeypatch):
 # Refusals
 
 
-@pytest.mark.parametrize("status, words", (
-    (403, "licence may have to be accepted"), (404, "no such file"), (410, "removed"),
-    (418, "answers with the error 418")))
+@pytest.mark.parametrize(
+    "status, words",
+    (
+        (403, "licence may have to be accepted"),
+        (404, "no such file"),
+        (410, "removed"),
+        (418, "answers with the error 418"),
+    ),
+)
 def test_refusals_are_sentences_with_the_manual_steps(place, status, words):
     place.server.always(Fault(status=status))
     with pytest.raises(FetchFailed, match=words) as failure:
@@ -245,8 +262,13 @@ def test_refusals_are_sentences_with_the_manual_steps(place, status, words):
     assert len(place.server.requests) == 1
 
 
-@pytest.mark.parametrize("status, words", ((429, r"asked too often \(429\), 3 times in a row"),
-                                           (503, r"a fault or too much to do \(503\), 3 times in a row")))
+@pytest.mark.parametrize(
+    "status, words",
+    (
+        (429, r"asked too often \(429\), 3 times in a row"),
+        (503, r"a fault or too much to do \(503\), 3 times in a row"),
+    ),
+)
 def test_what_does_not_pass_is_given_up(place, status, words):
     place.server.always(Fault(status=status))
     with pytest.raises(FetchFailed, match=words + ".*By hand"):

@@ -1,4 +1,5 @@
 """`kill -9` at any moment, and several processes at once: the file is absent or exact, and nothing is fetched twice."""
+
 from __future__ import annotations
 
 import hashlib
@@ -19,7 +20,7 @@ from faulty_server import Fault
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing needs processes as POSIX has them")
 
 ALLOWED = 1.05
-SETTINGS = dict(connections=1, backoff=0.05, stall=5.0, spare=0, parallel_from=1, piece=512 << 10)
+SETTINGS = {"connections": 1, "backoff": 0.05, "stall": 5.0, "spare": 0, "parallel_from": 1, "piece": 512 << 10}
 NORMAL, SOAK = 10, 200
 
 
@@ -28,8 +29,13 @@ class Nursery:
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("nursery.py"))], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nursery.py"))],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
 
     def _ask(self, command: dict) -> dict:
         self.process.stdin.write(json.dumps(command) + "\n")
@@ -38,8 +44,11 @@ class Nursery:
 
     def start(self, place: Place, **settings) -> int:
         names = ("key", "role", "name", "folder", "url", "bytes", "sha256")
-        job = {"entry": {name: getattr(place.entry, name) for name in names}, "models": str(place.models),
-               "settings": {**SETTINGS, **settings}}
+        job = {
+            "entry": {name: getattr(place.entry, name) for name in names},
+            "models": str(place.models),
+            "settings": {**SETTINGS, **settings},
+        }
         return self._ask({"start": job})["pid"]
 
     def wait(self, pid: int) -> int:

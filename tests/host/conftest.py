@@ -1,4 +1,5 @@
 """ComfyUI in this process. Fixtures: ``host`` (see :class:`inprocess.Host`), ``pack``, ``family``."""
+
 from __future__ import annotations
 
 import sys
@@ -39,6 +40,7 @@ def pack(host: inprocess.Host) -> ModuleType:
 def family(host: inprocess.Host) -> Path:
     """The tiny checkpoint family, inside the host's models folder."""
     from family import write_family
+
     write_family(host.models)
     for name in list(host.folder_paths.filename_list_cache):
         host.folder_paths.filename_list_cache.pop(name)

@@ -1,4 +1,5 @@
 """Wrong, damaged and missing files in every file input: a sentence, no file changed, and the next file loads."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,15 +15,33 @@ import torch
 from graphs import FILES, Graph, check_sentence, parts  # noqa: F401
 from safetensors.torch import load_file, save_file
 
-FOLDERS = {"prior": "diffusion_models", "decoder": "diffusion_models", "text_encoder": "text_encoders",
-           "stage_a": "vae", "image_encoder": "vae", "previewer": "vae", "clip_vision": "clip_vision"}
-TITLES = {"prior": "'prior' input", "decoder": "'decoder' input", "text_encoder": "'text encoder' input",
-          "stage_a": "'Stage A VAE' input", "image_encoder": "'image encoder' input", "previewer": "'Previewer' input",
-          "clip_vision": "'CLIP vision' input"}
-SINGLE = {"prior": "CascadeStudio_LoadPrior", "decoder": "CascadeStudio_LoadDecoder",
-          "text_encoder": "CascadeStudio_LoadTextEncoder", "stage_a": "CascadeStudio_LoadStageA",
-          "image_encoder": "CascadeStudio_LoadImageEncoder", "previewer": "CascadeStudio_LoadImageEncoder",
-          "clip_vision": "CascadeStudio_LoadClipVision"}
+FOLDERS = {
+    "prior": "diffusion_models",
+    "decoder": "diffusion_models",
+    "text_encoder": "text_encoders",
+    "stage_a": "vae",
+    "image_encoder": "vae",
+    "previewer": "vae",
+    "clip_vision": "clip_vision",
+}
+TITLES = {
+    "prior": "'prior' input",
+    "decoder": "'decoder' input",
+    "text_encoder": "'text encoder' input",
+    "stage_a": "'Stage A VAE' input",
+    "image_encoder": "'image encoder' input",
+    "previewer": "'Previewer' input",
+    "clip_vision": "'CLIP vision' input",
+}
+SINGLE = {
+    "prior": "CascadeStudio_LoadPrior",
+    "decoder": "CascadeStudio_LoadDecoder",
+    "text_encoder": "CascadeStudio_LoadTextEncoder",
+    "stage_a": "CascadeStudio_LoadStageA",
+    "image_encoder": "CascadeStudio_LoadImageEncoder",
+    "previewer": "CascadeStudio_LoadImageEncoder",
+    "clip_vision": "CascadeStudio_LoadClipVision",
+}
 INPUTS = [(node, role) for role, single in SINGLE.items() for node in ("CascadeStudio_Load", single)]
 EVERY_INPUT = pytest.mark.parametrize("node, role", INPUTS, ids=[f"{node[14:]}-{role}" for node, role in INPUTS])
 EVERY_ROLE = pytest.mark.parametrize("role", FOLDERS)
@@ -32,8 +51,10 @@ TRAP = "opened-a-pickle"
 def load(host: Any, node: str, role: str, name: str) -> Graph:
     """A loader that has good files in every input but ``role``."""
     graph = Graph(host)
-    others = {"CascadeStudio_Load": FILES, "CascadeStudio_LoadImageEncoder": {
-        "image_encoder": "none", "previewer": "none"}}.get(node, {})
+    others = {
+        "CascadeStudio_Load": FILES,
+        "CascadeStudio_LoadImageEncoder": {"image_encoder": "none", "previewer": "none"},
+    }.get(node, {})
     graph.add(node, **{**others, role: name})
     return graph
 
@@ -61,8 +82,9 @@ def place(family: Path) -> Iterator[Any]:
     try:
         for path, before in placed.items():
             assert digest(path) == before, f"{path.name} was changed"
-            assert {each.name for each in path.parent.iterdir()} == {each.name for each in placed if
-                                                                    each.parent == path.parent}
+            assert {each.name for each in path.parent.iterdir()} == {
+                each.name for each in placed if each.parent == path.parent
+            }
     finally:
         for folder in {path.parent for path in placed}:
             shutil.rmtree(folder)
@@ -100,7 +122,7 @@ def good(family: Path, role: str) -> bytes:
 def header(family: Path, role: str) -> bytes:
     """Eight bytes and the JSON behind them."""
     content = good(family, role)
-    return content[:8 + int.from_bytes(content[:8], "little")]
+    return content[: 8 + int.from_bytes(content[:8], "little")]
 
 
 DAMAGES = {
@@ -109,12 +131,16 @@ DAMAGES = {
     "half.safetensors": (lambda family, role: header(family, role)[:-40], ("cut off inside its header", "Download it")),
     "tiny.safetensors": (lambda family, role: good(family, role)[:5], ("not a safetensors file", "Download it again")),
     "longer.safetensors": (lambda family, role: good(family, role) + bytes(10), ("is damaged", "Download it again")),
-    "garbled.safetensors": (lambda family, role: header(family, role)[:-9] + b"!!!!!!!!}" + bytes(64),
-                            ("damaged header", "Download it again")),
+    "garbled.safetensors": (
+        lambda family, role: header(family, role)[:-9] + b"!!!!!!!!}" + bytes(64),
+        ("damaged header", "Download it again"),
+    ),
     "noise.safetensors": (lambda family, role: bytes(range(256)) * 4, ("not a safetensors file", "Download it again")),
     "page.safetensors": (lambda family, role: b"<!DOCTYPE html><html>Log in</html>", ("web page", "login", "Download")),
-    "pointer.safetensors": (lambda family, role: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-                            ("Git LFS pointer", "Fetch")),
+    "pointer.safetensors": (
+        lambda family, role: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        ("Git LFS pointer", "Fetch"),
+    ),
     "settings.safetensors": (lambda family, role: json.dumps({"c_in": 16}).encode(), ("JSON", "Choose")),
     "packed.safetensors": (lambda family, role: b"GGUF" + bytes(100), ("GGUF", "safetensors")),
     "old.ckpt": (lambda family, role: pickle.dumps(Trap(family), protocol=2), ("pickle", "not opened", "Convert")),
@@ -132,8 +158,11 @@ def test_file_that_is_no_model(host, family, parts, place, role, name):
 
 
 @EVERY_INPUT
-@pytest.mark.parametrize("name, words", [("absent.safetensors", ("absent.safetensors", "not on this computer")),
-                                         ("", ("No file is chosen",))], ids=["absent", "none chosen"])
+@pytest.mark.parametrize(
+    "name, words",
+    [("absent.safetensors", ("absent.safetensors", "not on this computer")), ("", ("No file is chosen",))],
+    ids=["absent", "none chosen"],
+)
 def test_missing_file(host, parts, node, role, name, words):
     text = error_of(host, node, role, name)
     check_sentence(text, role.replace("_", " "), f"models/{FOLDERS[role]}", "choose", *words)
@@ -201,8 +230,17 @@ def test_file_of_another_model(host, family, parts, place, tmp_path, role, title
     check_sentence(text, f"foreign.safetensors is {title}", TITLES[role], "needs", "Stable Cascade")
 
 
-@pytest.mark.parametrize("role, file", [("prior", "stage_b"), ("decoder", "stage_c"), ("image_encoder", "stage_b"),
-                                        ("previewer", "stage_b"), ("clip_vision", "stage_b"), ("stage_a", "stage_c")])
+@pytest.mark.parametrize(
+    "role, file",
+    [
+        ("prior", "stage_b"),
+        ("decoder", "stage_c"),
+        ("image_encoder", "stage_b"),
+        ("previewer", "stage_b"),
+        ("clip_vision", "stage_b"),
+        ("stage_a", "stage_c"),
+    ],
+)
 def test_checkpoint_without_the_part(host, family, parts, place, role, file):
     path = family / "checkpoints" / f"stable_cascade_{file}.safetensors"
     text = error_of(host, SINGLE[role], role, place(role, "all.safetensors", path))

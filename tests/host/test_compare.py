@@ -1,4 +1,5 @@
 """Compare Pictures: it hands both batches to the page as temporary files, unchanged, and says which is which."""
+
 from __future__ import annotations
 
 from pathlib import Path

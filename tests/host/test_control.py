@@ -1,4 +1,5 @@
 """ControlNets in the host: the right maps before the right ResBlocks, chains, time ranges, memory and errors."""
+
 from __future__ import annotations
 
 import json
@@ -36,8 +37,14 @@ def nets(studio) -> dict[str, Any]:
     """The family's canny net (ResBlocks 0 and 3 of 4), and one of the identity layout that feeds ResBlock 1 alone."""
     config = {"c_in": 3, "c_proj": 128, "proj_blocks": [1], "bottleneck_mode": "simple"}
     marker = torch.tensor(list(json.dumps({"kind": "controlnet", "config": config}).encode()), dtype=torch.uint8)
-    shapes = {"backbone.0.weight": (12, 3, 3, 3), "backbone.0.bias": (12,), "backbone.2.weight": (3, 12, 3, 3),
-              "backbone.2.bias": (3,), "projections.0.0.weight": (3, 3, 1, 1), "projections.0.2.weight": (128, 3, 1, 1)}
+    shapes = {
+        "backbone.0.weight": (12, 3, 3, 3),
+        "backbone.0.bias": (12,),
+        "backbone.2.weight": (3, 12, 3, 3),
+        "backbone.2.bias": (3,),
+        "projections.0.0.weight": (3, 3, 1, 1),
+        "projections.0.2.weight": (128, 3, 1, 1),
+    }
     file = studio.write("controlnet/shallow", {**tiny_family.weights_for(shapes), tiny_family.MARKER: marker})
     return {"canny": load(studio, "canny.safetensors"), "shallow": load(studio, file)}
 
@@ -50,11 +57,22 @@ def picture(seed: int = 0, batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, 48, 48, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def apply(studio: Studio, net: Any, image: torch.Tensor | None = None, before: Any = None,
-          kind: str = "CascadeStudio_ApplyControl", **inputs: Any) -> dict[str, Any]:
+def apply(
+    studio: Studio,
+    net: Any,
+    image: torch.Tensor | None = None,
+    before: Any = None,
+    kind: str = "CascadeStudio_ApplyControl",
+    **inputs: Any,
+) -> dict[str, Any]:
     """Both prompts with ``net`` on them, behind the nets of ``before``."""
-    given = {"control_net": net, "image": picture() if image is None else image, "strength": STRONG,
-             **(before or studio.prompts), **inputs}
+    given = {
+        "control_net": net,
+        "image": picture() if image is None else image,
+        "strength": STRONG,
+        **(before or studio.prompts),
+        **inputs,
+    }
     return dict(zip(("positive", "negative"), studio.call(kind, range(2), **given)))
 
 
@@ -67,6 +85,7 @@ class Recorder:
 
     def __init__(self, model: Any) -> None:
         from comfy.patcher_extension import WrappersMP
+
         self.calls: list[list[torch.Tensor | None] | None] = []
         self.model = model.clone()
         self.model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "recorder", self.record)
@@ -100,15 +119,22 @@ def test_effect(studio, nets, plain):
     """The hint and every setting matter."""
     steered = sample(studio, apply(studio, nets["canny"]))
     assert changed(steered, plain)
-    others = {"image": {"image": picture(1)}, "strength": {"strength": 2.0}, "early": {"early": 0.2},
-              "late": {"late": 0.2}, "block_weights": {"block_weights": "0.1, 1"}, "end": {"end_percent": 0.5}}
+    others = {
+        "image": {"image": picture(1)},
+        "strength": {"strength": 2.0},
+        "early": {"early": 0.2},
+        "late": {"late": 0.2},
+        "block_weights": {"block_weights": "0.1, 1"},
+        "end": {"end_percent": 0.5},
+    }
     for name, inputs in others.items():
         assert not torch.equal(sample(studio, apply(studio, nets["canny"], **inputs)), steered), name
     assert torch.equal(sample(studio, apply(studio, nets["canny"])), steered)
 
 
-@pytest.mark.parametrize("inputs", [
-    {"strength": 0.0}, {"early": 0.0, "late": 0.0}, {"block_weights": "0"}, {"start_percent": 1.0}])
+@pytest.mark.parametrize(
+    "inputs", [{"strength": 0.0}, {"early": 0.0, "late": 0.0}, {"block_weights": "0"}, {"start_percent": 1.0}]
+)
 def test_neutral_settings_are_exact(studio, nets, plain, inputs):
     prompts = apply(studio, nets["canny"], **inputs)
     assert torch.equal(sample(studio, prompts), plain)
@@ -121,8 +147,10 @@ def test_core_apply_node_is_the_same(studio, nets, net):
     image = picture(2)
     ours, core = (node(studio, nets[net], image, start_percent=0.2, end_percent=0.9) for node in (apply, core_apply))
     assert torch.equal(sample(studio, ours), sample(studio, core))
-    assert torch.equal(studio.core_sample(studio.parts.prior, studio.canvas()[0], **ours),
-                       studio.core_sample(studio.parts.prior, studio.canvas()[0], **core))
+    assert torch.equal(
+        studio.core_sample(studio.parts.prior, studio.canvas()[0], **ours),
+        studio.core_sample(studio.parts.prior, studio.canvas()[0], **core),
+    )
 
 
 # The right maps before the right ResBlocks
@@ -165,8 +193,9 @@ def started(net: Any, model: Any) -> Any:
 
 def host_call(model: Any, tensors: dict[str, torch.Tensor], control: Any) -> torch.Tensor:
     names = ("clip_text", "clip_text_pooled", "clip_img")
-    return model.diffusion_model(tensors["x"], tensors["r"], control=control, transformer_options={},
-                                 **{name: tensors[name] for name in names})
+    return model.diffusion_model(
+        tensors["x"], tensors["r"], control=control, transformer_options={}, **{name: tensors[name] for name in names}
+    )
 
 
 def control_of(net: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -184,6 +213,7 @@ def test_golden_maps(monkeypatch, stage_c, model):
     Core's network pops one entry for every ResBlock, so the list has to hold all of them.
     """
     import comfy.model_base
+
     tensors, model = stage_c["golden"], stage_c[model]
     if model is stage_c["core"]:
         monkeypatch.setattr(comfy.model_base, "StableCascade_C", SimpleNamespace)
@@ -235,10 +265,20 @@ def test_official_run(studio, nets):
     with torch.inference_mode():
         maps = net(torch.nn.functional.interpolate(hint, (6, 6), mode="nearest-exact"))
     control = [None, strength * maps[1]]
-    conds = [{"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"]}
-             for text in (studio.positive, studio.negative)]
-    expected = pure(lambda x, r, **given: studio.nets["C"](x, r, **given, control=control), conds, (1, 16, 6, 6),
-                    [SEED], None, steps=STEPS, shift=2.0, cfg=4.0)
+    conds = [
+        {"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"]}
+        for text in (studio.positive, studio.negative)
+    ]
+    expected = pure(
+        lambda x, r, **given: studio.nets["C"](x, r, **given, control=control),
+        conds,
+        (1, 16, 6, 6),
+        [SEED],
+        None,
+        steps=STEPS,
+        shift=2.0,
+        cfg=4.0,
+    )
     assert relative(result, expected) <= 1e-3 and changed(result, studio.pure_prior((1, 16, 6, 6), [SEED], steps=STEPS))
 
 
@@ -263,6 +303,7 @@ class CoreNet(torch.nn.Module):
 
     def __init__(self, ours: Any) -> None:
         from comfy.ldm.cascade.controlnet import ControlNet
+
         super().__init__()
         self.net = ControlNet(c_in=3, c_proj=128, proj_blocks=list(ours.config.proj_blocks), bottleneck_mode="simple")
         self.net.load_state_dict(ours.state_dict())
@@ -274,6 +315,7 @@ class CoreNet(torch.nn.Module):
 
 def core_control(net: CascadeControl) -> Any:
     from comfy.controlnet import T2IAdapter
+
     return T2IAdapter(CoreNet(net.patcher.model), 3, 1, "nearest-exact", device=torch.device("cpu"))
 
 
@@ -289,8 +331,10 @@ def test_same_as_core_class(studio, nets):
 def test_chains(studio, nets, node):
     """Nets of unequal depth, ours and core's, by our node and core's: every map before its own ResBlock."""
     image, other = picture(0), picture(4)
-    alone = {name: recorded(studio, apply(studio, nets[name], hint))[0]
-             for name, hint in (("canny", image), ("shallow", other))}
+    alone = {
+        name: recorded(studio, apply(studio, nets[name], hint))[0]
+        for name, hint in (("canny", image), ("shallow", other))
+    }
     assert [value is not None for value in alone["canny"]] == [True, False, False, True]
     assert [value is not None for value in alone["shallow"]] == [False, True, False, False]
     first = apply(studio, nets["canny"], image)
@@ -353,6 +397,7 @@ def test_maps_are_made_once_a_run(studio, nets):
 def test_nothing_stays_after_an_interrupt(studio, nets):
     """A run that the user stops leaves no maps behind, and the next one is right."""
     from comfy.patcher_extension import WrappersMP
+
     prompts, model = apply(studio, nets["canny"]), studio.parts.prior.clone()
     expected = sample(studio, prompts)
 
@@ -372,11 +417,18 @@ def test_nothing_stays_after_an_interrupt(studio, nets):
 def test_a_hint_for_every_picture(monkeypatch, studio, nets):
     """Picture i of a batch follows hint i; also when the batch has to be made picture by picture."""
     from cascade_studio.nodes.host.sampling import sample as sampling
+
     hints = picture(7, batch=2)
     prompts = apply(studio, nets["shallow"], picture(8), apply(studio, nets["canny"], hints))
     batch = sample(studio, prompts, batch=2)
-    alone = [sample(studio, apply(studio, nets["shallow"], picture(8), apply(studio, nets["canny"], hints[i:i + 1])),
-                    seed=SEED + i) for i in range(2)]
+    alone = [
+        sample(
+            studio,
+            apply(studio, nets["shallow"], picture(8), apply(studio, nets["canny"], hints[i : i + 1])),
+            seed=SEED + i,
+        )
+        for i in range(2)
+    ]
     assert relative(batch, torch.cat(alone)) <= 1e-4 and changed(batch[:1], alone[1])
 
     def fail(*arguments, **keywords):
@@ -405,10 +457,16 @@ def test_other_grids(studio, nets):
 
 def test_memory_is_counted(monkeypatch, studio, nets):
     import comfy.model_management as management
+
     asked = []
     real = management.load_models_gpu
-    monkeypatch.setattr(management, "load_models_gpu", lambda models, memory_required=0, **more: asked.append(
-        (models, memory_required)) or real(models, memory_required=memory_required, **more))
+    monkeypatch.setattr(
+        management,
+        "load_models_gpu",
+        lambda models, memory_required=0, **more: (
+            asked.append((models, memory_required)) or real(models, memory_required=memory_required, **more)
+        ),
+    )
     image = torch.rand(1, 800, 1024, 3)
     before = sample(studio, studio.prompts), asked.pop()[1]
     prompts = apply(studio, nets["canny"], image)
@@ -458,6 +516,7 @@ def test_our_net_on_a_core_model(studio, nets):
     import comfy.model_patcher
     from comfy.supported_models import Stable_Cascade_C
     from reference_nets import as_lists
+
     weights = tiny_family.stage_c_weights()
     rows = len(weights["clip_img_mapper.weight"])
     weights["clip_img_mapper.weight"] = tiny_family.tensor_for("clip_img", (rows, 768))
@@ -482,8 +541,10 @@ def test_stage_b_is_left_alone(studio, nets):
     assert torch.equal(studio.sample_decoder(**given, **prompts)["samples"], studio.sample_decoder(**given)["samples"])
     decoder, latent = studio.decoder_prompts(**prompts)
     assert "control" not in decoder["positive"][0][1] and "control" in prompts["positive"][0][1]
-    held = {name: [[text, {**extra, "control": prompts["positive"][0][1]["control"]}] for text, extra in each]
-            for name, each in decoder.items()}
+    held = {
+        name: [[text, {**extra, "control": prompts["positive"][0][1]["control"]}] for text, extra in each]
+        for name, each in decoder.items()
+    }
     results = [studio.core_sample(studio.parts.decoder, latent, steps=1, **each) for each in (decoder, held)]
     assert torch.equal(*results)
 
@@ -514,11 +575,14 @@ def test_errors(studio, nets):
 def test_models_that_do_not_fit(studio, nets):
     """A Stage C of another width, and a model of another kind."""
     import comfy.model_base
+
     narrow = {"proj_blocks": (0,), "c_proj": 64, "c_in": 3, "bottleneck_mode": "simple"}
     net = CascadeControl(SimpleNamespace(model=SimpleNamespace(config=ControlNetConfig(**narrow), dtype=torch.float32)))
     prior = studio.parts.prior.model
-    for changes, words in (({}, ("64 channels", "128 wide", "full Stage C")),
-                           ({"c_proj": 128, "proj_blocks": (0, 4)}, ("ResBlock 4", "has 4"))):
+    for changes, words in (
+        ({}, ("64 channels", "128 wide", "full Stage C")),
+        ({"c_proj": 128, "proj_blocks": (0, 4)}, ("ResBlock 4", "has 4")),
+    ):
         net.patcher.model.config = ControlNetConfig(**{**narrow, **changes})
         with pytest.raises(ValueError) as caught:
             net.pre_run(prior, float)

@@ -1,4 +1,5 @@
 """Core's areas, masks, time ranges and shift on our models, and what each network call then gets."""
+
 from __future__ import annotations
 
 import pytest
@@ -20,6 +21,7 @@ class Recorder:
 
     def __init__(self, model) -> None:
         from comfy.patcher_extension import WrappersMP
+
         self.calls: list[dict] = []
         self.model = model.clone()
         self.model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "recorder", self.record)
@@ -41,8 +43,9 @@ def stage(studio: Studio, name: str, recorded: bool = False, width: int = 320):
 
 
 def area(studio: Studio, conditioning, width: float, height: float, x: float, y: float):
-    return studio.call("ConditioningSetAreaPercentage", conditioning=conditioning, width=width, height=height, x=x, y=y,
-                       strength=1.0)
+    return studio.call(
+        "ConditioningSetAreaPercentage", conditioning=conditioning, width=width, height=height, x=x, y=y, strength=1.0
+    )
 
 
 def masked(studio: Studio, conditioning, mask: torch.Tensor, bounds: str = "default"):
@@ -81,8 +84,9 @@ def test_regional_prompts(studio, name):
 
 
 @pytest.mark.parametrize("name", ["prior", "decoder"])
-@pytest.mark.parametrize("width, height, x, y", [
-    (0.33, 0.41, 0.37, 0.23), (0.11, 0.13, 0.87, 0.05), (0.02, 0.02, 0.5, 0.5)])
+@pytest.mark.parametrize(
+    "width, height, x, y", [(0.33, 0.41, 0.37, 0.23), (0.11, 0.13, 0.87, 0.05), (0.02, 0.02, 0.5, 0.5)]
+)
 def test_odd_areas(studio, name, width, height, x, y):
     """Areas of any number of cells at any cell."""
     recorder, prompts, latent = stage(studio, name, recorded=True)
@@ -109,13 +113,14 @@ def test_an_area_of_stage_b_sees_its_own_part_of_the_prior(studio, width, height
     cells = [side // 2 for side in call["x"].shape[2:]]
     top, left = round(y * full[0]), round(x * full[1])
     assert cells == [round(height * full[0]), round(width * full[1])]
-    expected = stretched(prior, full)[..., top:top + cells[0], left:left + cells[1]]
+    expected = stretched(prior, full)[..., top : top + cells[0], left : left + cells[1]]
     assert relative(stretched(call["effnet"], cells), expected) <= 1e-5
     assert changed(stretched(prior, cells), expected), "the whole prior would pass as well"
 
 
-@pytest.mark.parametrize("rows, columns", [
-    ((7, 20), (40, 3)), ((9, 9), (21, 45)), ((33, 31), (64, 1)), ((64, 0), (48, 0))])
+@pytest.mark.parametrize(
+    "rows, columns", [((7, 20), (40, 3)), ((9, 9), (21, 45)), ((33, 31), (64, 1)), ((64, 0), (48, 0))]
+)
 def test_crop_of_a_ramp(rows, columns):
     """A ramp stretched over the grid stays a ramp: cell i of an area lies at start / 2 + i of the full grid's cells."""
     grid = (64, 66)
@@ -179,8 +184,10 @@ def test_time_ranges(studio, name, key):
     assert times == sorted(times, reverse=True)
     assert not torch.equal(result, sample(studio, recorder.model, {**given, "positive": prompts["positive"]}, latent))
     always = part(prompts["positive"], 0.0, 1.0)
-    assert torch.equal(sample(studio, recorder.model, {**given, "positive": always}, latent),
-                       sample(studio, recorder.model, {**given, "positive": prompts["positive"]}, latent))
+    assert torch.equal(
+        sample(studio, recorder.model, {**given, "positive": always}, latent),
+        sample(studio, recorder.model, {**given, "positive": prompts["positive"]}, latent),
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.5])
@@ -199,18 +206,25 @@ def test_shift_on_the_wire_wins(studio, shift):
 
 def test_image_prompt(studio):
     """Core's CLIP vision and unCLIP nodes with our CLIP VISION and prior."""
-    vision = studio.call("CLIPVisionEncode", clip_vision=studio.parts.clip_vision, image=torch.rand(1, 64, 64, 3),
-                         crop="center")
+    vision = studio.call(
+        "CLIPVisionEncode", clip_vision=studio.parts.clip_vision, image=torch.rand(1, 64, 64, 3), crop="center"
+    )
 
     def prompt(strength: float):
-        return studio.call("unCLIPConditioning", conditioning=studio.positive, clip_vision_output=vision,
-                           strength=strength, noise_augmentation=0.0)
+        return studio.call(
+            "unCLIPConditioning",
+            conditioning=studio.positive,
+            clip_vision_output=vision,
+            strength=strength,
+            noise_augmentation=0.0,
+        )
 
     latent, model = studio.canvas()[0], studio.parts.prior
     plain = studio.core_sample(model, latent)
     assert relative(studio.core_sample(model, latent, positive=prompt(0.0)), plain) <= 1e-5
     strong = studio.core_sample(model, latent, positive=prompt(5.0))
     assert changed(strong, plain)
-    twice = studio.call("unCLIPConditioning", conditioning=prompt(5.0), clip_vision_output=vision, strength=3.0,
-                        noise_augmentation=0.0)
+    twice = studio.call(
+        "unCLIPConditioning", conditioning=prompt(5.0), clip_vision_output=vision, strength=3.0, noise_augmentation=0.0
+    )
     assert changed(studio.core_sample(model, latent, positive=twice), strong)

@@ -1,4 +1,5 @@
 """Our MODEL, CLIP and VAE in core's sampling, LoRA, merge, save and compile nodes."""
+
 from __future__ import annotations
 
 import logging
@@ -62,8 +63,9 @@ def test_decoder_without_a_prior(studio):
 
 
 @pytest.mark.parametrize("stage", ["prior", "decoder"])
-@pytest.mark.parametrize("sampler, scheduler", [
-    ("euler", "normal"), ("dpmpp_2m_sde", "simple"), ("ddpm", "sgm_uniform")])
+@pytest.mark.parametrize(
+    "sampler, scheduler", [("euler", "normal"), ("dpmpp_2m_sde", "simple"), ("ddpm", "sgm_uniform")]
+)
 def test_ksampler(studio, stage, sampler, scheduler):
     if stage == "prior":
         model, latent, prompts = studio.parts.prior, studio.canvas(320, 256)[0], studio.prompts
@@ -97,19 +99,28 @@ def test_core_guider_and_schedule(studio):
     """SamplerCustomAdvanced with core's own parts around our model."""
     graph, model = studio.graph(), studio.parts.prior
     node = graph.add(
-        "SamplerCustomAdvanced", noise=graph.add("RandomNoise", noise_seed=SEED)[0],
+        "SamplerCustomAdvanced",
+        noise=graph.add("RandomNoise", noise_seed=SEED)[0],
         guider=graph.add("CFGGuider", model=model, cfg=2.0, **studio.prompts)[0],
         sampler=graph.add("KSamplerSelect", sampler_name="euler")[0],
         sigmas=graph.add("BasicScheduler", model=model, scheduler="simple", steps=2, denoise=1.0)[0],
-        latent_image=studio.canvas()[0])
+        latent_image=studio.canvas()[0],
+    )
     result, denoised = graph.run(node[0], node[1])
     assert torch.equal(result["samples"], sample(studio, model))
     assert relative(denoised["samples"], result["samples"]) <= 1e-5
 
 
 def lora(studio: Studio, model, strength: float, clip_strength: float = 1.0):
-    return studio.call("LoraLoader", range(2), model=model, clip=studio.parts.clip, lora_name=KOHYA,
-                       strength_model=strength, strength_clip=clip_strength)
+    return studio.call(
+        "LoraLoader",
+        range(2),
+        model=model,
+        clip=studio.parts.clip,
+        lora_name=KOHYA,
+        strength_model=strength,
+        strength_clip=clip_strength,
+    )
 
 
 def test_lora(studio, plain, caplog):
@@ -135,8 +146,14 @@ def hooked(studio: Studio, strength: float) -> dict:
     """The prompts with a LoRA hooked to both."""
     graph = studio.graph()
     hooks = graph.add("CreateHookLora", lora_name=KOHYA, strength_model=strength, strength_clip=1.0)[0]
-    node = graph.add("PairConditioningSetProperties", positive_NEW=studio.positive, negative_NEW=studio.negative,
-                     strength=1.0, set_cond_area="default", hooks=hooks)
+    node = graph.add(
+        "PairConditioningSetProperties",
+        positive_NEW=studio.positive,
+        negative_NEW=studio.negative,
+        strength=1.0,
+        set_cond_area="default",
+        hooks=hooks,
+    )
     return dict(zip(("positive", "negative"), graph.run(node[0], node[1])))
 
 
@@ -199,9 +216,19 @@ def test_saved_checkpoints(studio, other):
     merged = lora(studio, merge(studio, parts.prior, other, 0.3), 0.7)[0]
     prior = saved(studio, "merged_prior", model=merged, clip=parts.clip, vae=parts.stage_c_vae)
     decoder = saved(studio, "saved_decoder", model=parts.decoder, clip=parts.clip, vae=parts.stage_a)
-    inside = {role: "from the checkpoint" for role in ("text_encoder", "stage_a", "image_encoder", "previewer")}
-    loaded = studio.call("CascadeStudio_Load", range(6), prior=prior, decoder=decoder, **inside, clip_vision="none",
-                         prior_dtype="fp32", decoder_dtype="fp32", text_dtype="fp32", vae_dtype="fp32")
+    inside = dict.fromkeys(("text_encoder", "stage_a", "image_encoder", "previewer"), "from the checkpoint")
+    loaded = studio.call(
+        "CascadeStudio_Load",
+        range(6),
+        prior=prior,
+        decoder=decoder,
+        **inside,
+        clip_vision="none",
+        prior_dtype="fp32",
+        decoder_dtype="fp32",
+        text_dtype="fp32",
+        vae_dtype="fp32",
+    )
     assert relative(sample(studio, loaded[0]), sample(studio, merged)) <= 1e-5
     prompts, latent = studio.decoder_prompts()
     codes = [sample(studio, model, latent, **prompts) for model in (loaded[1], parts.decoder)]
@@ -217,6 +244,7 @@ def test_saved_checkpoints(studio, other):
 def test_compiled(studio, plain):
     """Core's TorchCompileModel: no graph break, and the compiled net is the one that runs."""
     from torch._dynamo import utils
+
     torch._dynamo.reset()
     utils.counters.clear()
     model = studio.call("TorchCompileModel", model=studio.parts.prior, backend="inductor")

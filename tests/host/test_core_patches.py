@@ -1,4 +1,5 @@
 """The host's patches, replacements, overrides and wrappers act on our networks, and neutral ones change nothing."""
+
 from __future__ import annotations
 
 import copy
@@ -92,7 +93,10 @@ def test_block_names(studio):
     seen = Seen(lambda x, extra: x)
     sample(studio, "prior", patched(studio, "prior", "set_model_attn1_output_patch", seen))
     assert [tuple(options["block"]) for options in seen.options] == [
-        *(("input", i) for i in range(down - 1)), ("middle", 0), *(("output", i) for i in range(up))]
+        *(("input", i) for i in range(down - 1)),
+        ("middle", 0),
+        *(("output", i) for i in range(up)),
+    ]
     assert {options["n_heads"] for options in seen.options} == set(config.nhead)
     assert all(options["dim_head"] * options["n_heads"] == config.c_hidden[0] for options in seen.options)
 
@@ -116,6 +120,7 @@ def test_skips_reach_output_patches(studio, plain):
 def test_replaced_attention(studio, plain, name, kind):
     """A replacement as ``attn1`` gets the picture's own tokens alone, one as ``attn2`` the condition tokens alone."""
     from comfy.ldm.modules.attention import optimized_attention
+
     method = f"set_model_{kind}_replace"
 
     def same(q, k, v, extra):
@@ -157,9 +162,15 @@ def test_attention_override(studio, plain, name):
 
     assert torch.equal(with_override(override), plain[name])
     assert calls and all(options is not None and "sigmas" in options for options in calls)
-    blocks = sum(kind.count("A") * n * repeat for way in (0, 1) for kind, n, repeat in zip(
-        studio.nets["C"].config.level_config[::1 if way == 0 else -1], studio.nets["C"].config.blocks[way],
-        studio.nets["C"].config.block_repeat[way]))
+    blocks = sum(
+        kind.count("A") * n * repeat
+        for way in (0, 1)
+        for kind, n, repeat in zip(
+            studio.nets["C"].config.level_config[:: 1 if way == 0 else -1],
+            studio.nets["C"].config.blocks[way],
+            studio.nets["C"].config.block_repeat[way],
+        )
+    )
     assert name == "decoder" or len(calls) == blocks
     assert not torch.equal(with_override(lambda function, *a, **k: 9.0 * function(*a, **k)), plain[name])
 
@@ -200,13 +211,17 @@ def test_options_are_left_as_they_are(studio):
 def test_control_is_read_and_never_consumed(studio):
     """The same control maps act the same twice, as they do on the host's own net, and their lists stay whole."""
     from reference_nets import host_net
+
     net = studio.parts.prior.model.diffusion_model
     torch.manual_seed(0)
     x, r = torch.randn(2, 16, 6, 7), torch.tensor([0.3, 0.8])
     maps = [torch.randn(2, 128, 6, 7), None, torch.randn(2, 128, 12, 14), torch.randn(2, 128, 6, 7)]
     control = {"input": list(reversed(maps)), "middle": [], "output": []}
-    conditions = {"clip_text": torch.randn(2, 5, 64), "clip_text_pooled": torch.randn(2, 1, 64),
-                  "clip_img": torch.randn(2, 1, 64)}
+    conditions = {
+        "clip_text": torch.randn(2, 5, 64),
+        "clip_text_pooled": torch.randn(2, 1, 64),
+        "clip_img": torch.randn(2, 1, 64),
+    }
     with torch.inference_mode():
         first = net(x, r, control=control, transformer_options={}, **conditions)
         assert len(control["input"]) == 4
@@ -218,5 +233,10 @@ def test_control_is_read_and_never_consumed(studio):
         assert relative(first, expected) <= 1e-4
         shorter = {"input": list(reversed(maps[:1]))}
         padded = {"input": [None, None, None, maps[0]]}
-        assert relative(net(x, r, control=shorter, transformer_options={}, **conditions),
-                        theirs(x, r, control=padded, **conditions)) <= 1e-4
+        assert (
+            relative(
+                net(x, r, control=shorter, transformer_options={}, **conditions),
+                theirs(x, r, control=padded, **conditions),
+            )
+            <= 1e-4
+        )

@@ -1,4 +1,5 @@
 """The draft board: what it shows, what it hands on, and that a chosen draft is the same picture alone."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -41,11 +42,11 @@ def test_the_sheet(studio, drafts):
     pictures = studio.call("CascadeStudio_DecodePreview", prior=drafts, vae=studio.parts.stage_c_vae)
     for picture, draft in zip(pictures, shown["drafts"]):
         left, top = draft["left"], draft["top"]
-        found = sheet[0, top:top + draft["height"], left:left + draft["width"]]
+        found = sheet[0, top : top + draft["height"], left : left + draft["width"]]
         assert (found - picture).abs().max() <= 1 / 255
-        caption = sheet[0, top + draft["height"] + 4:top + draft["height"] + 20, left:left + draft["width"]]
+        caption = sheet[0, top + draft["height"] + 4 : top + draft["height"] + 20, left : left + draft["width"]]
         assert caption.max() > 0.4, "number and seed stand below it"
-    image, = result.ui[name]["images"]
+    (image,) = result.ui[name]["images"]
     assert image["type"] == "temp" and (studio.host.base / "temp" / image["filename"]).is_file()
 
 
@@ -60,7 +61,9 @@ def test_nothing_chosen_stops(studio, drafts):
     """The board is shown, and nothing after it runs."""
     graph = studio.graph()
     node = graph.add(BOARD, prior=drafts, vae=studio.parts.stage_c_vae)
-    sampled = graph.add("CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=node[0], steps=1, **studio.prompts)
+    sampled = graph.add(
+        "CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=node[0], steps=1, **studio.prompts
+    )
     result = graph.execute(sampled[0], node[1])
     assert result.success and (sampled.name, 0) not in result.values
     assert result.values[(node.name, 1)].ndim == 4 and result.ui[node.name]["images"]
@@ -104,14 +107,19 @@ def test_a_board_of_a_board(studio, drafts):
 
 def test_latents_of_other_nodes_have_no_seed(studio):
     """Core's sampler says nothing of its seed; the board then shows numbers alone. Masks go with their pictures."""
-    other = {"samples": torch.randn(2, 16, 6, 6), "noise_mask": torch.stack([torch.zeros(1, 6, 6), torch.ones(1, 6, 6)])}
+    other = {
+        "samples": torch.randn(2, 16, 6, 6),
+        "noise_mask": torch.stack([torch.zeros(1, 6, 6), torch.ones(1, 6, 6)]),
+    }
     result, name = board(studio, other, chosen="2")
     assert [draft["seed"] for draft in result.ui[name]["cascade_studio_drafts"][0]["drafts"]] == [None, None]
     assert result.values[(name, 0)]["noise_mask"].eq(1).all()
 
 
-@pytest.mark.parametrize("chosen, words", [("5", ["'5'", "1 to 4"]), ("0", ["'0'", "1 to 4"]), ("3-2", ["'3-2'"]),
-                                           ("first", ["'first'", "1,3"])])
+@pytest.mark.parametrize(
+    "chosen, words",
+    [("5", ["'5'", "1 to 4"]), ("0", ["'0'", "1 to 4"]), ("3-2", ["'3-2'"]), ("first", ["'first'", "1,3"])],
+)
 def test_wrong_choices_are_explained(studio, drafts, chosen, words):
     graph = studio.graph()
     node = graph.add(BOARD, prior=drafts, vae=studio.parts.stage_c_vae, chosen=chosen)
@@ -132,8 +140,13 @@ def test_wrong_wires_are_explained(studio):
 
 def test_choosing_does_not_sample_the_drafts_again(studio):
     executor, graph = studio.host.executor(), studio.graph()
-    prior = graph.add("CascadeStudio_SamplePrior", model=studio.parts.prior, latent=studio.canvas(batch=2)[0], steps=2,
-                      **studio.prompts)
+    prior = graph.add(
+        "CascadeStudio_SamplePrior",
+        model=studio.parts.prior,
+        latent=studio.canvas(batch=2)[0],
+        steps=2,
+        **studio.prompts,
+    )
     node = graph.add(BOARD, prior=prior[0], vae=studio.parts.stage_c_vae)
     assert prior.name in graph.execute(node[1], executor=executor).executed
     graph.prompt[node.name]["inputs"]["chosen"] = "1"

@@ -1,4 +1,5 @@
 """What bad input gets: a sentence that names the input, what was given, what is needed and what to do."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -82,11 +83,15 @@ def test_video_latent(host, parts):
     check_sentence(text, "Sample Stage C", "several parts", "16 channels", "Wire")
 
 
-@pytest.mark.parametrize("samples, words", [
-    (noise(1, 4, 32, 32), ("Stage C", "Stage B (decoder) latent", "16 channels", "connect")),
-    (torch.zeros(1, 4, 256, 256), ("Stage C", "256x256 cells", "Stage B latent", "Wire")),
-    (torch.zeros(1, 4, 8, 128), ("Stage C", "128x8 cells", "Stage B latent", "Wire")),
-], ids=["noise", "zeros", "zeros of 128 cells"])
+@pytest.mark.parametrize(
+    "samples, words",
+    [
+        (noise(1, 4, 32, 32), ("Stage C", "Stage B (decoder) latent", "16 channels", "connect")),
+        (torch.zeros(1, 4, 256, 256), ("Stage C", "256x256 cells", "Stage B latent", "Wire")),
+        (torch.zeros(1, 4, 8, 128), ("Stage C", "128x8 cells", "Stage B latent", "Wire")),
+    ],
+    ids=["noise", "zeros", "zeros of 128 cells"],
+)
 def test_stage_b_latent_in_core_sampler_with_the_prior(host, parts, samples, words):
     text = error_of(host, "KSampler", model=parts.prior, latent_image={"samples": samples}, **parts.prompts, **KSAMPLER)
     check_sentence(text, *words)
@@ -94,8 +99,9 @@ def test_stage_b_latent_in_core_sampler_with_the_prior(host, parts, samples, wor
 
 def test_grids_up_to_127_cells_are_sampled_by_core(host, parts):
     graph = Graph(host)
-    node = graph.add("KSampler", model=parts.prior, latent_image={"samples": torch.zeros(1, 16, 2, 127)},
-                     **parts.prompts, **KSAMPLER)
+    node = graph.add(
+        "KSampler", model=parts.prior, latent_image={"samples": torch.zeros(1, 16, 2, 127)}, **parts.prompts, **KSAMPLER
+    )
     assert graph.run(node[0])["samples"].shape == (1, 16, 2, 127)
 
 
@@ -120,18 +126,28 @@ def test_stage_c_latent_in_core_sampler_with_the_decoder(host, parts):
 
 
 @pytest.mark.parametrize("kind", ["VAEDecode", "VAEDecodeTiled"])
-@pytest.mark.parametrize("vae, shape, words", [
-    ("stage_a", PRIOR_LATENT, ("Stage A got", "Stage C latent", "4 channels", "Put the Stage B sampler")),
-    ("stage_c_vae", DECODER_LATENT, ("Previewer got", "Stage B latent", "16 channels", "Stage A")),
-])
+@pytest.mark.parametrize(
+    "vae, shape, words",
+    [
+        ("stage_a", PRIOR_LATENT, ("Stage A got", "Stage C latent", "4 channels", "Put the Stage B sampler")),
+        ("stage_c_vae", DECODER_LATENT, ("Previewer got", "Stage B latent", "16 channels", "Stage A")),
+    ],
+)
 def test_core_decode_of_the_other_latent(host, parts, kind, vae, shape, words):
     check_sentence(error_of(host, kind, samples=latent(*shape), vae=getattr(parts, vae)), *words)
 
 
 def test_prior_that_is_no_latent_of_stage_c_in_core_sampler(host, parts):
     conditioned = [[parts.positive[0][0], {**parts.positive[0][1], "stable_cascade_prior": noise(1, 4, 24, 24)}]]
-    text = error_of(host, "KSampler", model=parts.decoder, latent_image=latent(*DECODER_LATENT), positive=conditioned,
-                    negative=parts.negative, **KSAMPLER)
+    text = error_of(
+        host,
+        "KSampler",
+        model=parts.decoder,
+        latent_image=latent(*DECODER_LATENT),
+        positive=conditioned,
+        negative=parts.negative,
+        **KSAMPLER,
+    )
     check_sentence(text, "Stage B got a prior", "(1, 4, 24, 24)", "Stage C latent", "Wire")
 
 
@@ -142,6 +158,7 @@ def foreign_model() -> Any:
     """A Stable Diffusion MODEL without its network."""
     import comfy.model_patcher
     import comfy.supported_models
+
     model = comfy.supported_models.SD15({"in_channels": 4, "disable_unet_model_creation": True}).get_model({})
     return comfy.model_patcher.CoreModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
@@ -149,15 +166,19 @@ def foreign_model() -> Any:
 def foreign_vae() -> Any:
     """A Stable Diffusion VAE (the small TAESD)."""
     import comfy.sd
+
     return comfy.sd.VAE(sd={"taesd_decoder.1.weight": torch.zeros(64, 4, 3, 3)})
 
 
-@pytest.mark.parametrize("kind, given, words", [
-    (STAGE_C, "decoder", ("Sample Stage C", "a Stable Cascade Stage B model", "'model' input", "'prior' output")),
-    (STAGE_B, "prior", ("Sample Stage B", "a Stable Cascade Stage C model", "'model' input", "'decoder' output")),
-    (STAGE_C, None, ("Sample Stage C", "BaseModel", "'model' input", "'prior' output")),
-    (STAGE_B, None, ("Sample Stage B", "BaseModel", "'model' input", "'decoder' output")),
-])
+@pytest.mark.parametrize(
+    "kind, given, words",
+    [
+        (STAGE_C, "decoder", ("Sample Stage C", "a Stable Cascade Stage B model", "'model' input", "'prior' output")),
+        (STAGE_B, "prior", ("Sample Stage B", "a Stable Cascade Stage C model", "'model' input", "'decoder' output")),
+        (STAGE_C, None, ("Sample Stage C", "BaseModel", "'model' input", "'prior' output")),
+        (STAGE_B, None, ("Sample Stage B", "BaseModel", "'model' input", "'decoder' output")),
+    ],
+)
 def test_model_of_another_kind(host, parts, kind, given, words):
     model = getattr(parts, given) if given else foreign_model()
     check_sentence(error_of(host, kind, **{**needed(parts, kind), "model": model}), *words)
@@ -181,12 +202,23 @@ def test_vae_of_another_kind(host, parts, kind, given, words):
     check_sentence(error_of(host, kind, **{**needed(parts, kind), "vae": vae}), *words)
 
 
-@pytest.mark.parametrize("chosen, kind, words", [
-    ({"image_encoder": "none"}, "CascadeStudio_EncodeImage", ("Previewer only", "cannot encode", "Choose", "loader")),
-    ({"previewer": "none"}, "CascadeStudio_DecodePreview", ("image encoder only", "cannot show", "Choose", "loader")),
-    ({"image_encoder": "none"}, "VAEEncode", ("Previewer only", "cannot encode", "Choose", "loader")),
-    ({"previewer": "none"}, "VAEDecode", ("image encoder only", "cannot show", "Choose", "loader")),
-])
+@pytest.mark.parametrize(
+    "chosen, kind, words",
+    [
+        (
+            {"image_encoder": "none"},
+            "CascadeStudio_EncodeImage",
+            ("Previewer only", "cannot encode", "Choose", "loader"),
+        ),
+        (
+            {"previewer": "none"},
+            "CascadeStudio_DecodePreview",
+            ("image encoder only", "cannot show", "Choose", "loader"),
+        ),
+        ({"image_encoder": "none"}, "VAEEncode", ("Previewer only", "cannot encode", "Choose", "loader")),
+        ({"previewer": "none"}, "VAEDecode", ("image encoder only", "cannot show", "Choose", "loader")),
+    ],
+)
 def test_half_a_stage_c_vae(host, parts, chosen, kind, words):
     graph = Graph(host)
     files = {"image_encoder": "effnet_encoder.safetensors", "previewer": "previewer.safetensors", **chosen}
@@ -244,17 +276,24 @@ def test_image_prompt_of_another_width(host, parts, kind):
 # Sizes
 
 
-@pytest.mark.parametrize("given, words", [
-    ({"width": 32}, ("width is 32", "64 to 8192", "larger")), ({"height": 9000}, ("height is 9000", "8192", "smaller")),
-    ({"width": 500.5}, ("width is 500.5", "whole number")), ({"height": -8}, ("height is -8", "64 to 8192")),
-    ({"compression": 10.0}, ("compression is 10", "32 to 64")),
-    ({"compression": 80.0}, ("compression is 80", "32 to 64")),
-])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"width": 32}, ("width is 32", "64 to 8192", "larger")),
+        ({"height": 9000}, ("height is 9000", "8192", "smaller")),
+        ({"width": 500.5}, ("width is 500.5", "whole number")),
+        ({"height": -8}, ("height is -8", "64 to 8192")),
+        ({"compression": 10.0}, ("compression is 10", "32 to 64")),
+        ({"compression": 80.0}, ("compression is 80", "32 to 64")),
+    ],
+)
 def test_size_that_another_node_sends(host, parts, given, words):
     """The host checks the numbers of widgets; those over a wire come unchecked."""
     graph = Graph(host)
-    node = graph.add("CascadeStudio_Canvas", **{"width": 512, "height": 512,
-                                                **{name: graph.give(value) for name, value in given.items()}})
+    node = graph.add(
+        "CascadeStudio_Canvas",
+        **{"width": 512, "height": 512, **{name: graph.give(value) for name, value in given.items()}},
+    )
     check_sentence(graph.error(node[0]), *words)
 
 
@@ -264,8 +303,10 @@ def test_size_in_the_widgets(host, parts):
 
 
 @pytest.mark.parametrize("kind", ["CascadeStudio_EncodeStageA", "CascadeStudio_EncodeImage"])
-@pytest.mark.parametrize("shape, words", [((1, 64, 20, 3), ("width is 20", "64", "larger")),
-                                          ((1, 8200, 64, 3), ("height is 8200", "8192", "smaller"))])
+@pytest.mark.parametrize(
+    "shape, words",
+    [((1, 64, 20, 3), ("width is 20", "64", "larger")), ((1, 8200, 64, 3), ("height is 8200", "8192", "smaller"))],
+)
 def test_picture_of_an_impossible_size(host, parts, kind, shape, words):
     check_sentence(error_of(host, kind, **{**needed(parts, kind), "image": torch.zeros(shape)}), *words)
 
@@ -278,5 +319,6 @@ def test_stage_c_latent_of_a_picture_that_is_too_large(host, parts):
 @pytest.mark.parametrize("kind, stage", [(STAGE_C, "Stage C"), (STAGE_B, "Stage B")])
 def test_size_that_does_not_fit_into_memory(host, parts, monkeypatch, kind, stage):
     import comfy.model_management
+
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *args, **kwargs: 1024)
     check_sentence(error_of(host, kind, **needed(parts, kind)), stage, "GiB", "this device has", "smaller picture")

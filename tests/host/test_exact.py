@@ -1,4 +1,5 @@
 """Our nodes in the host give what the pure stages give with the same weights, seeds and conditions."""
+
 from __future__ import annotations
 
 import pytest
@@ -22,13 +23,17 @@ PRIOR_RUNS = {
     "no shift": ({"steps": 5, "shift": 1.0}, {"steps": 5, "shift": 1.0}),
     "no rescale": ({"steps": 6, "rescale": 0.0}, {"steps": 6, "rescale": 0.0}),
     "strong guidance": ({"steps": 6, "cfg": 12.0, "rescale": 1.0}, {"steps": 6, "cfg": 12.0, "rescale": 1.0}),
-    "rescale over the batch": ({"steps": 6, "cfg": 12.0, "rescale": 1.0, "rescale_batch": True},
-                               {"steps": 6, "cfg": 12.0, "rescale": 1.0, "per_image": False}),
+    "rescale over the batch": (
+        {"steps": 6, "cfg": 12.0, "rescale": 1.0, "rescale_batch": True},
+        {"steps": 6, "cfg": 12.0, "rescale": 1.0, "per_image": False},
+    ),
     "no guidance": ({"steps": 6, "cfg": 1.0}, {"steps": 6, "cfg": 1.0}),
     "linear scale": ({"steps": 6, "cfg": 5.0, "cfg_end": 2.0}, {"steps": 6, "cfg": 5.0, "scale_end": 2.0}),
     "interval": ({"guidance_start": 0.2, "guidance_end": 0.7}, {"interval": (0.8, 0.3)}),
-    "linear scale in an interval": ({"steps": 6, "cfg_end": 8.0, "guidance_end": 0.5},
-                                    {"steps": 6, "scale_end": 8.0, "interval": (1.0, 0.5)}),
+    "linear scale in an interval": (
+        {"steps": 6, "cfg_end": 8.0, "guidance_end": 0.5},
+        {"steps": 6, "scale_end": 8.0, "interval": (1.0, 0.5)},
+    ),
     "ddim": ({"steps": 6, "sampler": "ddim"}, {"steps": 6, "step": sampling.ddim_step}),
     "lcm": ({"steps": 4, "sampler": "lcm"}, {"steps": 4, "step": sampling.lcm_step}),
 }
@@ -88,17 +93,23 @@ def test_custom_sampling(studio, stage):
         (prompts, latent), steps, cfg = studio.decoder_prompts(), 10, 1.1
         expected = studio.sample_decoder(studio.prior_latent, seed=SEED)
     graph = studio.graph()
-    result = graph.run(graph.add(
-        "SamplerCustomAdvanced", noise=graph.add("RandomNoise", noise_seed=SEED)[0],
-        guider=graph.add("CascadeStudio_Guider", model=model, cfg=cfg, **prompts)[0],
-        sampler=graph.add("CascadeStudio_Sampler")[0],
-        sigmas=graph.add("CascadeStudio_Schedule", model=model, steps=steps)[0], latent_image=latent)[0])
+    result = graph.run(
+        graph.add(
+            "SamplerCustomAdvanced",
+            noise=graph.add("RandomNoise", noise_seed=SEED)[0],
+            guider=graph.add("CascadeStudio_Guider", model=model, cfg=cfg, **prompts)[0],
+            sampler=graph.add("CascadeStudio_Sampler")[0],
+            sigmas=graph.add("CascadeStudio_Schedule", model=model, steps=steps)[0],
+            latent_image=latent,
+        )[0]
+    )
     assert torch.equal(result["samples"], expected["samples"])
 
 
 @pytest.mark.parametrize("stage", ["prior", "decoder"])
 def test_picture_alone(studio, stage):
     """Picture i of a batch is the picture of seed + i."""
+
     def sample(batch: int, seed: int, **extra) -> torch.Tensor:
         latent = studio.canvas(batch=batch)[0]
         if stage == "prior":
@@ -109,7 +120,7 @@ def test_picture_alone(studio, stage):
     batch = sample(3, SEED)
     assert changed(batch[1], batch[0])
     for index in range(3):
-        assert of_range(sample(1, SEED + index), batch[index:index + 1]) <= 1e-5
+        assert of_range(sample(1, SEED + index), batch[index : index + 1]) <= 1e-5
     assert of_range(sample(1, SEED, batch_index=[2]), batch[2:]) <= 1e-5
     assert of_range(sample(2, SEED, batch_index=[2, 0]), batch[[2, 0]]) <= 1e-5
 
@@ -133,7 +144,8 @@ def test_image_to_image(studio):
     encoded = studio.call("CascadeStudio_EncodeImage", image=image, vae=studio.parts.stage_c_vae)
     height, width = encoded["samples"].shape[2:]
     resized = torch.nn.functional.interpolate(
-        image.movedim(-1, 1), (32 * height, 32 * width), mode="bilinear", antialias=True).clamp(0, 1)
+        image.movedim(-1, 1), (32 * height, 32 * width), mode="bilinear", antialias=True
+    ).clamp(0, 1)
     codes = studio.nets["encoder"](encoder.normalise(resized))
     assert relative(encoded["samples"], codes) <= TOLERANCE
     result = studio.sample_prior(encoded, seed=SEED, steps=10, denoise=0.5)["samples"]

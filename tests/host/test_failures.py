@@ -1,4 +1,5 @@
 """What happens when a run goes wrong half-way: NaN from a model, no memory left, an interrupt. The next run works."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -25,25 +26,32 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def sampling(host: Any, parts: Parts, stage: str, sampler: str = "ours", model: Any = None, batch: int = 1,
-             **more: Any) -> tuple[Graph, list[Any]]:
+def sampling(
+    host: Any, parts: Parts, stage: str, sampler: str = "ours", model: Any = None, batch: int = 1, **more: Any
+) -> tuple[Graph, list[Any]]:
     """A prompt of three steps that runs one stage by one of the samplers, and the output that holds its latent."""
     graph = Graph(host)
     model = model or (parts.prior if stage == "C" else parts.decoder)
     shape = (batch, 16, 3, 3) if stage == "C" else (batch, 4, 32, 32)
     if sampler == "ours":
-        codes = {"latent": {"samples": torch.zeros(shape)}} if stage == "C" else {
-            "prior": {"samples": noise(batch, 16, 3, 3)}}
+        codes = (
+            {"latent": {"samples": torch.zeros(shape)}}
+            if stage == "C"
+            else {"prior": {"samples": noise(batch, 16, 3, 3)}}
+        )
         kind = STAGE_C if stage == "C" else STAGE_B
         return graph, graph.add(kind, **{"model": model, "steps": 3, **parts.prompts, **codes, **more})[0]
     latent = {"samples": torch.zeros(shape)}
     if sampler == "KSampler":
         return graph, graph.add(sampler, model=model, latent_image=latent, **parts.prompts, **KSAMPLER)[0]
     node = graph.add(
-        "SamplerCustomAdvanced", latent_image=latent, noise=graph.add("RandomNoise", noise_seed=0)[0],
+        "SamplerCustomAdvanced",
+        latent_image=latent,
+        noise=graph.add("RandomNoise", noise_seed=0)[0],
         guider=graph.add("CascadeStudio_Guider", model=model, **parts.prompts)[0],
         sampler=graph.add("CascadeStudio_Sampler")[0],
-        sigmas=graph.add("CascadeStudio_Schedule", model=model, steps=3)[0])
+        sigmas=graph.add("CascadeStudio_Schedule", model=model, steps=3)[0],
+    )
     return graph, node[0]
 
 
@@ -73,13 +81,20 @@ def test_bad_values_from_a_model(host, parts, stage, sampler, value):
     assert "with dtype fp32" not in text, "it runs in fp32 already"
 
 
-@pytest.mark.parametrize("dtype, words", [
-    (torch.float16, ("float16", "dtype bf16 or fp32")), (torch.bfloat16, ("bfloat16", "dtype fp32")),
-    (torch.float32, ("float32", "Lower the strength of LoRAs"))])
+@pytest.mark.parametrize(
+    "dtype, words",
+    [
+        (torch.float16, ("float16", "dtype bf16 or fp32")),
+        (torch.bfloat16, ("bfloat16", "dtype fp32")),
+        (torch.float32, ("float32", "Lower the strength of LoRAs")),
+    ],
+)
 def test_advice_follows_the_dtype(host, dtype, words):
     """The processor computes in fp32 whatever the file holds, so the sentence itself is asked."""
     from cascade_studio.nodes.host.models.model import check_finite
+
     from stages.errors import BadValues
+
     with pytest.raises(BadValues) as caught:
         check_finite(torch.tensor([1.0, float("inf")]), "Stage B", dtype)
     check_sentence(str(caught.value), "Stage B produced NaN or infinite", *words)
@@ -87,12 +102,22 @@ def test_advice_follows_the_dtype(host, dtype, words):
 
 PICTURE = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 CODERS = [
-    ("CascadeStudio_DecodeStageA", "stage_a", "out_block.0.bias", {"latent": {"samples": noise(1, 4, 16, 16)}},
-     "Stage A"),
+    (
+        "CascadeStudio_DecodeStageA",
+        "stage_a",
+        "out_block.0.bias",
+        {"latent": {"samples": noise(1, 4, 16, 16)}},
+        "Stage A",
+    ),
     ("CascadeStudio_EncodeStageA", "stage_a", "in_block.1.bias", {"image": PICTURE}, "Stage A"),
     ("CascadeStudio_EncodeImage", "stage_c_vae", "encoder.mapper.0.weight", {"image": PICTURE}, "image encoder"),
-    ("CascadeStudio_DecodePreview", "stage_c_vae", "previewer.blocks.24.bias",
-     {"prior": {"samples": noise(1, 16, 3, 3)}}, "Previewer"),
+    (
+        "CascadeStudio_DecodePreview",
+        "stage_c_vae",
+        "previewer.blocks.24.bias",
+        {"prior": {"samples": noise(1, 16, 3, 3)}},
+        "Previewer",
+    ),
 ]
 
 
@@ -109,13 +134,17 @@ def test_bad_values_from_a_vae(host, parts, kind, vae, key, inputs, name, value)
 def test_bad_values_in_a_latent(host, parts, kind):
     latent = {"samples": noise(1, 4, 16, 16) * float("nan")}
     graph = Graph(host)
-    node = graph.add("CascadeStudio_DecodeStageA", latent=latent, vae=parts.stage_a) if kind == "ours" else graph.add(
-        kind, samples=latent, vae=parts.stage_a)
+    node = (
+        graph.add("CascadeStudio_DecodeStageA", latent=latent, vae=parts.stage_a)
+        if kind == "ours"
+        else graph.add(kind, samples=latent, vae=parts.stage_a)
+    )
     check_sentence(graph.error(node[0]), "Stage A was given NaN", "node before", "dtype")
 
 
 def poisoned_vae(vae: Any, key: str, value: float) -> Any:
     import copy
+
     other = copy.copy(vae)
     other.patcher = poisoned(vae.patcher, key, value)
     return other
@@ -123,13 +152,15 @@ def poisoned_vae(vae: Any, key: str, value: float) -> Any:
 
 # Out of memory
 
-ERRORS = [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), MemoryError(),
-          RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to")]
+ERRORS = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to"),
+]
 EVERY_ERROR = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 
 
-def refuse_above(layer: torch.nn.Module, most: int, error: Exception, size: Callable[[torch.Tensor], int] = len
-                 ) -> Any:
+def refuse_above(layer: torch.nn.Module, most: int, error: Exception, size: Callable[[torch.Tensor], int] = len) -> Any:
     """Make a layer run out of memory above a size; ``asked`` of what it returns lists the sizes."""
     asked: list[int] = []
 
@@ -200,11 +231,20 @@ def test_not_even_a_tile_fits(host, parts, error, tile_size):
 
 
 @EVERY_ERROR
-@pytest.mark.parametrize("kind, vae, layer, inputs, name", [
-    ("CascadeStudio_EncodeStageA", "stage_a", "in_block", {"image": PICTURE}, "Stage A"),
-    ("CascadeStudio_EncodeImage", "stage_c_vae", "encoder.backbone", {"image": PICTURE}, "image encoder"),
-    ("CascadeStudio_DecodePreview", "stage_c_vae", "previewer.blocks", {"prior": {"samples": noise(1, 16, 3, 3)}},
-     "Previewer")])
+@pytest.mark.parametrize(
+    "kind, vae, layer, inputs, name",
+    [
+        ("CascadeStudio_EncodeStageA", "stage_a", "in_block", {"image": PICTURE}, "Stage A"),
+        ("CascadeStudio_EncodeImage", "stage_c_vae", "encoder.backbone", {"image": PICTURE}, "image encoder"),
+        (
+            "CascadeStudio_DecodePreview",
+            "stage_c_vae",
+            "previewer.blocks",
+            {"prior": {"samples": noise(1, 16, 3, 3)}},
+            "Previewer",
+        ),
+    ],
+)
 def test_no_memory_for_another_coder(host, parts, error, kind, vae, layer, inputs, name):
     graph = Graph(host)
     node = graph.add(kind, vae=getattr(parts, vae), **inputs)
@@ -250,10 +290,14 @@ def test_interrupt_while_sampling_picture_by_picture(host, parts):
     assert result.interrupted and pressed.calls == [4, 2, 2]
 
 
-@pytest.mark.parametrize("kind, inputs", [
-    ("CascadeStudio_DecodeStageA", {"latent": {"samples": noise(1, 4, 64, 64)}, "tile_size": 64}),
-    ("VAEDecodeTiled", {"samples": {"samples": noise(1, 4, 160, 160)}, "tile_size": 64}),
-], ids=["ours", "core"])
+@pytest.mark.parametrize(
+    "kind, inputs",
+    [
+        ("CascadeStudio_DecodeStageA", {"latent": {"samples": noise(1, 4, 64, 64)}, "tile_size": 64}),
+        ("VAEDecodeTiled", {"samples": {"samples": noise(1, 4, 160, 160)}, "tile_size": 64}),
+    ],
+    ids=["ours", "core"],
+)
 def test_interrupt_in_a_tiled_decode(host, parts, kind, inputs):
     graph = Graph(host)
     output = graph.add(kind, vae=parts.stage_a, **inputs)[0]

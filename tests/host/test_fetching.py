@@ -1,4 +1,5 @@
 """Loaders whose files are not here: planned, asked about, fetched once, resumed, found elsewhere, bundled, offline."""
+
 from __future__ import annotations
 
 import hashlib
@@ -17,20 +18,35 @@ from typing import Any
 import harness
 import pytest
 from cascade_studio.nodes.checkpoints import find
-from cascade_studio.nodes.checkpoints.presets import Machine
 from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
+from cascade_studio.nodes.checkpoints.presets import Machine
 from cascade_studio.nodes.host import machine as advice
 from cascade_studio.nodes.host.files import fetch, names
 from faulty_server import FaultyServer, File
 from graphs import FILES, Graph, check_sentence
+
 from mini import need
 from tools import small
 
-FOLDERS = {"prior": "diffusion_models", "decoder": "diffusion_models", "text_encoder": "text_encoders",
-           "stage_a": "vae", "image_encoder": "vae", "previewer": "vae", "clip_vision": "clip_vision"}
-SINGLE = {"prior": "LoadPrior", "decoder": "LoadDecoder", "text_encoder": "LoadTextEncoder", "stage_a": "LoadStageA",
-          "image_encoder": "LoadImageEncoder", "previewer": "LoadImageEncoder", "clip_vision": "LoadClipVision",
-          "controlnet": "LoadControlNet"}
+FOLDERS = {
+    "prior": "diffusion_models",
+    "decoder": "diffusion_models",
+    "text_encoder": "text_encoders",
+    "stage_a": "vae",
+    "image_encoder": "vae",
+    "previewer": "vae",
+    "clip_vision": "clip_vision",
+}
+SINGLE = {
+    "prior": "LoadPrior",
+    "decoder": "LoadDecoder",
+    "text_encoder": "LoadTextEncoder",
+    "stage_a": "LoadStageA",
+    "image_encoder": "LoadImageEncoder",
+    "previewer": "LoadImageEncoder",
+    "clip_vision": "LoadClipVision",
+    "controlnet": "LoadControlNet",
+}
 ALL_FOLDERS = {**FOLDERS, "controlnet": "controlnet"}
 """The folders of Load Stable Cascade's files, and of those that have a loader of their own alone."""
 TITLE, TOKEN = "The small family", "hf_neverToBeSeen"
@@ -89,13 +105,29 @@ def shop(host, family, tmp_path, monkeypatch) -> Iterator[Shop]:
     entries = []
     for role, data in contents.items():
         server.files[role] = File(data)
-        entries.append({"key": f"small_{role}", "role": role, "name": f"small_{role}.safetensors",
-                        "url": server.url(role), "folder": ALL_FOLDERS[role], "subfolder": "Small", "licence": "mit",
-                        "bytes": len(data),
-                        "sha256": hashlib.sha256(data).hexdigest()})
+        entries.append(
+            {
+                "key": f"small_{role}",
+                "role": role,
+                "name": f"small_{role}.safetensors",
+                "url": server.url(role),
+                "folder": ALL_FOLDERS[role],
+                "subfolder": "Small",
+                "licence": "mit",
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
     own = tmp_path / "own.json"
-    own.write_text(json.dumps({"files": entries, "presets": {
-        "small": {"title": TITLE, "inputs": {role: f"small_{role}" for role in FOLDERS}}}}), encoding="utf-8")
+    own.write_text(
+        json.dumps(
+            {
+                "files": entries,
+                "presets": {"small": {"title": TITLE, "inputs": {role: f"small_{role}" for role in FOLDERS}}},
+            }
+        ),
+        encoding="utf-8",
+    )
     monkeypatch.setenv(names.CATALOGUE, str(own))
     made = Shop(host, models, server, own, contents)
     monkeypatch.setattr(host.server, "send_sync", lambda event, data, sid=None: made.messages.append((event, data)))
@@ -106,8 +138,10 @@ def shop(host, family, tmp_path, monkeypatch) -> Iterator[Shop]:
 def picture(graph: Graph) -> list[Any]:
     """The output of a small picture made by node 1's models."""
     load = [["1", slot] for slot in range(6)]
-    prompts = {name: graph.add("CLIPTextEncode", clip=load[2], text=text)[0]
-               for name, text in (("positive", "a red apple"), ("negative", ""))}
+    prompts = {
+        name: graph.add("CLIPTextEncode", clip=load[2], text=text)[0]
+        for name, text in (("positive", "a red apple"), ("negative", ""))
+    }
     canvas = graph.add("CascadeStudio_Canvas", width=64, height=64)
     prior = graph.add("CascadeStudio_SamplePrior", model=load[0], latent=canvas[0], steps=2, **prompts)
     latent = graph.add("CascadeStudio_SampleDecoder", model=load[1], prior=prior[0], steps=1, **prompts)
@@ -124,7 +158,7 @@ def test_an_empty_installation_one_queue_one_picture(shop, caplog):
     assert result.values[tuple(image)].std() > 0.01
     shop.assert_whole(*FOLDERS)
     assert shop.server.sent == shop.wanted()
-    plan, = shop.told(fetch.PLAN)
+    (plan,) = shop.told(fetch.PLAN)
     assert (plan["node"], plan["state"]) == ("1", "fetches") and len(plan["plan"]["missing"]) == 7
     assert plan["plan"]["missing"][0]["target"] == str(shop.place("prior"))
     for words in ("7 files are missing", str(shop.place("decoder")), "Licence: MIT", "Free on the disk"):
@@ -152,13 +186,17 @@ def test_every_loader_fetches_its_own(shop, kind):
     assert shop.server.sent == shop.wanted(*roles) and shop.graph(kind, missing_files="never").execute(["1", 0]).success
 
 
-@pytest.mark.parametrize("mode, state, words", [
-    ("ask", "asks", ("set it to 'download' and queue again", "By hand: download")),
-    ("never", "refuses", ("'missing_files' is set to 'never'", "By hand: download"))])
+@pytest.mark.parametrize(
+    "mode, state, words",
+    [
+        ("ask", "asks", ("set it to 'download' and queue again", "By hand: download")),
+        ("never", "refuses", ("'missing_files' is set to 'never'", "By hand: download")),
+    ],
+)
 def test_nothing_is_fetched_unasked(shop, mode, state, words):
     text = shop.graph(missing_files=mode).error(["1", 0])
     check_sentence(text, *words, "7 files are missing", str(shop.place("prior")), "Licence: MIT", "Free on the disk")
-    plan, = shop.told(fetch.PLAN)
+    (plan,) = shop.told(fetch.PLAN)
     assert (plan["state"], plan["text"]) == (state, text) and plan["plan"]["to_come"] == shop.wanted()
     assert shop.server.requests == [] and not list(shop.models.rglob("*.safetensors*"))
 
@@ -201,8 +239,16 @@ def test_an_interrupt_is_quick_and_the_next_queue_goes_on(shop, monkeypatch):
 def test_two_programs_fetch_a_file_once(shop):
     """The host waits for a command line that fetches the same file into the same folder."""
     shop.server.rate = shop.wanted("text_encoder") / 2.5
-    command = [sys.executable, "commands/models.py", "get", "small_text_encoder", "--to", str(shop.models), "--catalogue",
-               str(shop.catalogue)]
+    command = [
+        sys.executable,
+        "commands/models.py",
+        "get",
+        "small_text_encoder",
+        "--to",
+        str(shop.models),
+        "--catalogue",
+        str(shop.catalogue),
+    ]
     other = subprocess.Popen(command, cwd=harness.REPOSITORY, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
@@ -320,9 +366,13 @@ def test_presets_go_by_title_and_by_key(shop):
     check_sentence(text, "There is no preset 'big'", TITLE)
 
 
-@pytest.mark.parametrize("machine, expected", [
-    (Machine("cuda", "a large card", True, True, True, 80 * 10**9), "stage_c_bf16.safetensors"),
-    (Machine("cuda", "a small card", True, True, True, 6 * 10**9), "stage_c_lite_bf16.safetensors")])
+@pytest.mark.parametrize(
+    "machine, expected",
+    [
+        (Machine("cuda", "a large card", True, True, True, 80 * 10**9), "stage_c_bf16.safetensors"),
+        (Machine("cuda", "a small card", True, True, True, 6 * 10**9), "stage_c_lite_bf16.safetensors"),
+    ],
+)
 def test_automatic_takes_what_suits_the_machine(shop, monkeypatch, machine, expected):
     monkeypatch.setattr(advice, "machine", lambda: machine)
     text = shop.graph(preset="automatic", missing_files="ask").error(["1", 0])
@@ -385,8 +435,9 @@ def test_the_bundled_preset_needs_no_models_and_no_network(shop, bundle, monkeyp
     painted, seen = graph.run(image, shown[0])
     assert painted.std() > 0.01 and seen.std() > 0.001, "one file serves as image encoder and as Previewer"
     assert str(bundle) not in folders and not list(shop.models.rglob("*.safetensors"))
-    assert folders == json.dumps({key: list(value[0]) for key, value in
-                                  shop.host.folder_paths.folder_names_and_paths.items()})
+    assert folders == json.dumps(
+        {key: list(value[0]) for key, value in shop.host.folder_paths.folder_names_and_paths.items()}
+    )
 
 
 def test_bundled_files_are_listed_after_those_of_the_models_folders(shop, bundle):

@@ -1,4 +1,5 @@
 """Our guidance nodes and core's own act on our networks; neutral settings change nothing at all."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,10 +11,18 @@ from studio import Studio, changed, relative
 
 SEED = 8
 STAGES = ("prior", "decoder")
-NEUTRAL = {"PerturbedAttention": {"scale": 0.0}, "SelfAttentionGuidance": {"scale": 0.0},
-           "CFGZero": {"strength": 0.0, "zero_steps": 0}, "TiledAttention": {"window": 0}}
-ACTIVE = {"PerturbedAttention": {"scale": 5.0}, "SelfAttentionGuidance": {"scale": 5.0, "threshold": 0.5, "blur": 1.5},
-          "CFGZero": {"strength": 1.0}, "TiledAttention": {"window": 2}}
+NEUTRAL = {
+    "PerturbedAttention": {"scale": 0.0},
+    "SelfAttentionGuidance": {"scale": 0.0},
+    "CFGZero": {"strength": 0.0, "zero_steps": 0},
+    "TiledAttention": {"window": 0},
+}
+ACTIVE = {
+    "PerturbedAttention": {"scale": 5.0},
+    "SelfAttentionGuidance": {"scale": 5.0, "threshold": 0.5, "blur": 1.5},
+    "CFGZero": {"strength": 1.0},
+    "TiledAttention": {"window": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +81,10 @@ def test_strength_and_range(studio, plain, kind):
 
 
 def test_perturbed_blocks_and_rescale(studio):
-    found = [sample(studio, "prior", patched(studio, "PerturbedAttention", scale=5.0, **each)) for each in (
-        {"blocks": "middle"}, {"blocks": "middle and up"}, {"blocks": "everywhere"}, {"rescale": 0.7})]
+    found = [
+        sample(studio, "prior", patched(studio, "PerturbedAttention", scale=5.0, **each))
+        for each in ({"blocks": "middle"}, {"blocks": "middle and up"}, {"blocks": "everywhere"}, {"rescale": 0.7})
+    ]
     assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
@@ -86,23 +97,31 @@ def test_perturbed_attention_without_a_negative(studio):
 
 def test_self_attention_needs_the_whole_picture(studio):
     model = patched(studio, "SelfAttentionGuidance", "decoder", **ACTIVE["SelfAttentionGuidance"])
-    model = studio.call("CascadeStudio_TileDecoder", model=model, method="tiles, own norms", tile_size=256,
-                        tile_overlap=64)
+    model = studio.call(
+        "CascadeStudio_TileDecoder", model=model, method="tiles, own norms", tile_size=256, tile_overlap=64
+    )
     prompts, latent = studio.decoder_prompts(studio.sample_prior(studio.canvas(448, 256)[0], steps=1))
     graph = studio.graph()
-    node = graph.add("KSampler", model=model, latent_image=latent, steps=1, sampler_name="euler", scheduler="simple",
-                     **prompts)
+    node = graph.add(
+        "KSampler", model=model, latent_image=latent, steps=1, sampler_name="euler", scheduler="simple", **prompts
+    )
     check_sentence(graph.error(node[0]), "Self-attention guidance", "whole picture", "pieces")
 
 
 def test_zero_star_against_the_formula(studio):
     """One step by hand: s scales the negative prediction; the first zero steps keep the velocity at zero."""
     from cascade_studio.nodes.host.sampling.guidance import zero_star
+
     torch.manual_seed(0)
     x, cond, uncond = (torch.randn(2, 16, 6, 6) for _ in range(3))
     sigma = torch.tensor([4.0, 4.0])
-    args = {"conds": [1, 2], "conds_out": [cond, uncond], "input": x, "sigma": sigma,
-            "model_options": {"transformer_options": {"sample_sigmas": torch.tensor([9.0, 4.0, 1.0, 0.0])}}}
+    args = {
+        "conds": [1, 2],
+        "conds_out": [cond, uncond],
+        "input": x,
+        "sigma": sigma,
+        "model_options": {"transformer_options": {"sample_sigmas": torch.tensor([9.0, 4.0, 1.0, 0.0])}},
+    }
     same, scaled = zero_star(1.0, 0)(args)
     assert same is cond
     c, u = (x - cond) / 4, (x - uncond) / 4
@@ -125,7 +144,9 @@ def test_everything_at_once(studio, plain):
         model = studio.call(f"CascadeStudio_{kind}", model=model, **ACTIVE[kind])
     mask = torch.zeros(1, 8, 8)
     mask[..., 4:] = 1
-    positive = studio.call("CascadeStudio_RegionalPrompt", conditioning=studio.positive, region=studio.negative, mask=mask)
+    positive = studio.call(
+        "CascadeStudio_RegionalPrompt", conditioning=studio.positive, region=studio.negative, mask=mask
+    )
     result = sample(studio, "prior", model, positive=positive)
     assert torch.isfinite(result).all() and not torch.equal(result, plain["prior"])
 
@@ -135,6 +156,7 @@ def test_everything_at_once(studio, plain):
 
 def test_core_self_attention_guidance(studio, plain):
     """It finds the attention of the picture's own tokens, on grids of any number of cells and condition tokens."""
+
     def guided(scale: float, **inputs) -> torch.Tensor:
         model = studio.call("SelfAttentionGuidance", model=studio.parts.prior, scale=scale, blur_sigma=2.0)
         return sample(studio, "prior", model, **inputs)
@@ -152,8 +174,9 @@ def test_core_rescale_and_zero_star(studio, plain):
     assert relative(sample(studio, "prior", neutral), plain["prior"]) <= 1e-4
 
 
-@pytest.mark.parametrize("kind, words", [("FreeU", "model_channels"), ("FreeU_V2", "model_channels"),
-                                         ("HyperTile", "original_shape")])
+@pytest.mark.parametrize(
+    "kind, words", [("FreeU", "model_channels"), ("FreeU_V2", "model_channels"), ("HyperTile", "original_shape")]
+)
 def test_what_core_nodes_cannot_do_stops(studio, kind, words):
     """As our help says: they stop with an error of their own, and do not go on without any effect."""
     graph = studio.graph()
@@ -165,6 +188,7 @@ def test_what_core_nodes_cannot_do_stops(studio, kind, words):
 def test_models_of_other_loaders_are_refused(studio):
     """On core's own network these nodes would do nothing: they say so instead."""
     from types import SimpleNamespace
+
     for kind in (*ACTIVE, "TileDecoder"):
         model = SimpleNamespace(model=SimpleNamespace())
         graph = studio.graph()

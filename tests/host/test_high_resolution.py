@@ -1,4 +1,5 @@
 """Tile Stage B and Enlarge Stage C latent in the host: exact where they promise it, close where they say so."""
+
 from __future__ import annotations
 
 import pytest
@@ -56,8 +57,15 @@ def test_a_picture_of_one_tile_stays_as_it_is(studio, prior, plain, method):
 def test_core_samplers_patches_and_areas(studio, prior):
     """Tiles work below core's KSampler, with an attention patch, and on areas with a prior of their own."""
     prompts, latent = studio.decoder_prompts(prior)
-    half = studio.call("ConditioningSetAreaPercentage", conditioning=prompts["positive"], width=0.7, height=1.0, x=0.3,
-                       y=0.0, strength=1.0)
+    half = studio.call(
+        "ConditioningSetAreaPercentage",
+        conditioning=prompts["positive"],
+        width=0.7,
+        height=1.0,
+        x=0.3,
+        y=0.0,
+        strength=1.0,
+    )
     prompts["positive"] = studio.call("ConditioningCombine", conditioning_1=prompts["positive"], conditioning_2=half)
 
     def run(model, factor: float) -> torch.Tensor:
@@ -75,6 +83,7 @@ def test_core_samplers_patches_and_areas(studio, prior):
 def test_the_host_makes_room_for_a_tile_only(studio):
     """The latent that the host is told of needs no more memory than a tile, and our own refusal knows it too."""
     from cascade_studio.nodes.host.sampling.tiles import needed_memory
+
     shape = [1, 4, 2048, 2048]
     whole = studio.parts.decoder.model.memory_required(shape)
     told = {}
@@ -103,8 +112,9 @@ def test_wrong_inputs(studio):
     node = graph.add("CascadeStudio_TileDecoder", model=studio.parts.prior)
     check_sentence(graph.error(node[0]), "Tile Stage B", "Stage C", "decoder")
     graph = studio.graph()
-    node = graph.add("CascadeStudio_TileDecoder", model=studio.parts.decoder, method=SHARED, tile_size=256,
-                     tile_overlap=192)
+    node = graph.add(
+        "CascadeStudio_TileDecoder", model=studio.parts.decoder, method=SHARED, tile_size=256, tile_overlap=192
+    )
     check_sentence(graph.error(node[0]), "256 px", "192 px", "smaller overlap")
 
 
@@ -130,14 +140,18 @@ def test_the_picture_grows_and_is_guided(studio, prior):
     distances = [float((each - large["samples"]).square().mean()) for each in guided.values()]
     assert distances[0] < distances[1]
     other = {**large, "samples": large["samples"].flip(-1)}
-    assert changed(studio.sample_prior(other, steps=2, denoise=0.5)["samples"],
-                   studio.sample_prior(large, steps=2, denoise=0.5)["samples"])
+    assert changed(
+        studio.sample_prior(other, steps=2, denoise=0.5)["samples"],
+        studio.sample_prior(large, steps=2, denoise=0.5)["samples"],
+    )
 
 
 def test_compression_makes_the_grid_smaller(studio, prior):
     """The other way to a large picture: the canvas itself with a high compression."""
-    found = [enlarged(studio, prior, scale=2.0, compression=compression)["samples"].shape[-1]
-             for compression in (64.0, 0.0, 32.0)]
+    found = [
+        enlarged(studio, prior, scale=2.0, compression=compression)["samples"].shape[-1]
+        for compression in (64.0, 0.0, 32.0)
+    ]
     assert found == sorted(found) and found[0] < found[-1]
     grids = [studio.canvas(2048, 2048, compression=compression)[0]["samples"].shape[-1] for compression in (64.0, 32.0)]
     assert grids == [32, 64]

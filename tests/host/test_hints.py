@@ -1,4 +1,5 @@
 """The hint nodes in the host: what each gives to its ControlNet, shows, and says when it cannot."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 
 from stages.inputs import canny, canvas as geometry, hints
 
-CANNY, INPAINT, OUTPAINT, LARGER, IDENTITY = (f"CascadeStudio_{name}" for name in (
-    "CannyHint", "InpaintHint", "OutpaintCanvas", "SuperResolutionHint", "IdentityHint"))
+CANNY, INPAINT, OUTPAINT, LARGER, IDENTITY = (
+    f"CascadeStudio_{name}"
+    for name in ("CannyHint", "InpaintHint", "OutpaintCanvas", "SuperResolutionHint", "IdentityHint")
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def test_outpaint(studio):
     picture, mask, width, height = studio.call(OUTPAINT, range(4), image=image, left=32, bottom=16, width=256)
     assert (width, height) == (256, 144) and picture.shape == (1, 144, 256, 3) and mask.shape == (1, 144, 256)
     left = 32 + (256 - 192) // 2
-    assert torch.equal(picture[:, :128, left:left + 160], image) and not mask[:, :128, left:left + 160].any()
+    assert torch.equal(picture[:, :128, left : left + 160], image) and not mask[:, :128, left : left + 160].any()
     assert (picture[mask == 1] == 1).all() and mask.sum() == 256 * 144 - 128 * 160
     hole = torch.zeros(1, 128, 160)
     hole[:, 60:70, 70:90] = 1
@@ -118,12 +121,18 @@ def test_super_resolution(studio, height, width):
     check_sentence(graph.error(graph.add(LARGER, image=image, vae=studio.parts.stage_a)[0]), "Stage A", "stage_c_vae")
 
 
-FACES = [SimpleNamespace(bbox=np.array([10.0, 10, 70, 70]), normed_embedding=np.eye(512)[3]),
-         SimpleNamespace(bbox=np.array([100.0, 64, 150, 120]), normed_embedding=np.eye(512)[7])]
-BOXES = {"lists": [[10, 10, 70, 70], [100, 64, 150, 120]], "flat": [10, 10, 70, 70],
-         "tensor": torch.tensor([[10.0, 10, 70, 70, 0.9], [100, 64, 150, 120, 0.8]]),
-         "boxes": [{"x": 10, "y": 10, "width": 60, "height": 60}, {"x": 100, "y": 64, "width": 50, "height": 56}],
-         "nested": [[[10, 10, 70, 70], [100, 64, 150, 120]]], "faces": FACES}
+FACES = [
+    SimpleNamespace(bbox=np.array([10.0, 10, 70, 70]), normed_embedding=np.eye(512)[3]),
+    SimpleNamespace(bbox=np.array([100.0, 64, 150, 120]), normed_embedding=np.eye(512)[7]),
+]
+BOXES = {
+    "lists": [[10, 10, 70, 70], [100, 64, 150, 120]],
+    "flat": [10, 10, 70, 70],
+    "tensor": torch.tensor([[10.0, 10, 70, 70, 0.9], [100, 64, 150, 120, 0.8]]),
+    "boxes": [{"x": 10, "y": 10, "width": 60, "height": 60}, {"x": 100, "y": 64, "width": 50, "height": 56}],
+    "nested": [[[10, 10, 70, 70], [100, 64, 150, 120]]],
+    "faces": FACES,
+}
 
 
 @pytest.mark.parametrize("held", BOXES)
@@ -139,9 +148,15 @@ def test_identity(studio, held):
     assert hint[0, 0, 0, 3] == 1 and tuple(preview.shape[1:3]) == tuple(reversed(canvas.encoder_size))
 
 
-@pytest.mark.parametrize("boxes, vectors", [
-    ([[1, 2, 3, 4]], torch.eye(512)[:2]), ("a face", torch.eye(512)[:1]), ([[1, 2, 3, 4]], torch.zeros(1, 128)),
-    ([], [])])
+@pytest.mark.parametrize(
+    "boxes, vectors",
+    [
+        ([[1, 2, 3, 4]], torch.eye(512)[:2]),
+        ("a face", torch.eye(512)[:1]),
+        ([[1, 2, 3, 4]], torch.zeros(1, 128)),
+        ([], []),
+    ],
+)
 def test_faces_that_cannot_be_read(studio, boxes, vectors):
     graph = studio.graph()
     text = graph.error(graph.add(IDENTITY, image=scene(), boxes=graph.give(boxes), embeddings=graph.give(vectors))[0])

@@ -1,4 +1,5 @@
 """Image prompts in the host: the official variation, weights of both signs, text, time, crops, and errors."""
+
 from __future__ import annotations
 
 import json
@@ -46,8 +47,18 @@ def plain(studio) -> torch.Tensor:
 def reference_embeds(studio: Studio, image: torch.Tensor) -> torch.Tensor:
     """(B, 64) of the official preparation and the CLIP class of the official code, with the family's weights."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim",
-             "image_size", "patch_size", "num_channels", "hidden_act")
+
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "projection_dim",
+        "image_size",
+        "patch_size",
+        "num_channels",
+        "hidden_act",
+    )
     net = CLIPVisionModelWithProjection(CLIPVisionConfig(**{name: family_shapes.VISION[name] for name in names})).eval()
     weights = load_file(studio.models / "clip_vision/clip_l_vision.safetensors")
     result = net.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
@@ -65,8 +76,10 @@ def test_official_variation(studio):
     [held] = given["positive"][0][1]["unclip_conditioning"]
     assert relative(held["clip_vision_output"].image_embeds, embeds) <= 1e-4
     assert given["negative"] is studio.negative or given["negative"] == studio.negative
-    conds = [{"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"], "clip_img": seen}
-             for text, seen in ((studio.positive, embeds[:, None]), (studio.negative, torch.zeros(1, 1, 64)))]
+    conds = [
+        {"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"], "clip_img": seen}
+        for text, seen in ((studio.positive, embeds[:, None]), (studio.negative, torch.zeros(1, 1, 64)))
+    ]
     expected = pure(studio.nets["C"], conds, (1, 16, 6, 6), [SEED], None, steps=STEPS, shift=2.0, cfg=4.0)
     result = sample(studio, given)
     assert result.shape == expected.shape and relative(result, expected) <= 1e-3
@@ -79,8 +92,9 @@ def test_core_nodes_go_on_with_it(studio):
     vision = studio.call("CLIPVisionEncode", clip_vision=studio.parts.clip_vision, image=image, crop="center")
 
     def core(positive: Any) -> Any:
-        return studio.call("unCLIPConditioning", conditioning=positive, clip_vision_output=vision, strength=0.7,
-                           noise_augmentation=0.0)
+        return studio.call(
+            "unCLIPConditioning", conditioning=positive, clip_vision_output=vision, strength=0.7, noise_augmentation=0.0
+        )
 
     ours_first = core(prompts(studio, weight_1=0.5)["positive"])
     core_first = prompts(studio, {**studio.prompts, "positive": core(studio.positive)}, weight_1=0.5)["positive"]
@@ -175,6 +189,7 @@ class Recorder:
 
     def __init__(self, model: Any) -> None:
         from comfy.patcher_extension import WrappersMP
+
         self.calls: list[bool] = []
         self.model = model.clone()
         self.model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "recorder", self.record)
@@ -193,8 +208,10 @@ def test_start_and_end(studio, plain):
     assert len(heard) == 10 and 3 <= sum(heard) <= 5
     first = heard.index(True)
     assert 2 <= first <= 4 and heard == [first <= n < first + sum(heard) for n in range(10)]
-    assert torch.equal(sample(studio, prompts(studio, end_percent=0.001), steps=1, denoise=0.5),
-                       sample(studio, studio.prompts, steps=1, denoise=0.5))
+    assert torch.equal(
+        sample(studio, prompts(studio, end_percent=0.001), steps=1, denoise=0.5),
+        sample(studio, studio.prompts, steps=1, denoise=0.5),
+    )
     away = prompts(studio, weight_1=-1.0, end_percent=0.5)
     assert len(away["negative"]) == 2 and len(away["positive"]) == 1
     assert torch.isfinite(sample(studio, away)).all() and changed(sample(studio, away), plain)

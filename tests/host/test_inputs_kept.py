@@ -1,4 +1,5 @@
 """No node changes what it is given: the host keeps it for other nodes and for the next run."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -23,8 +24,16 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(snapshot(each) for each in value)
     if hasattr(value, "model_options"):
-        return snapshot({"options": value.model_options, "objects": value.object_patches, "patches": value.patches,
-                         "weights": value.model.state_dict(), "wrappers": value.wrappers, "callbacks": value.callbacks})
+        return snapshot(
+            {
+                "options": value.model_options,
+                "objects": value.object_patches,
+                "patches": value.patches,
+                "weights": value.model.state_dict(),
+                "wrappers": value.wrappers,
+                "callbacks": value.callbacks,
+            }
+        )
     if hasattr(value, "patcher"):
         return snapshot(value.patcher)
     return value
@@ -52,14 +61,19 @@ def given(parts: Parts) -> dict[str, dict[str, Any]]:
     seen = SimpleNamespace(image_embeds=noise(1, 64))
     image_prompt = [{"clip_vision_output": seen, "strength": 1.0, "noise_augmentation": 0.0}]
     text, entries = parts.positive[0]
-    prompts = {"positive": [[text, {**entries, "unclip_conditioning": image_prompt, "start_percent": 0.0}],
-                            [text * 0.5, {**entries, "area": (2, 2, 0, 0), "strength": 0.5}]],
-               "negative": parts.negative}
+    prompts = {
+        "positive": [
+            [text, {**entries, "unclip_conditioning": image_prompt, "start_percent": 0.0}],
+            [text * 0.5, {**entries, "area": (2, 2, 0, 0), "strength": 0.5}],
+        ],
+        "negative": parts.negative,
+    }
     prior = {"samples": noise(2, 16, 3, 3), "noise_mask": torch.ones(1, 1, 6, 6), "batch_index": [5, 8], "mine": [1]}
     latent = {"samples": noise(2, 4, 32, 32), "noise_mask": torch.ones(2, 1, 32, 32), "mine": {"deep": noise(2)}}
     image = torch.rand(2, 130, 100, 4, generator=torch.Generator().manual_seed(0))
     mask = (noise(1, 130, 100) > 2).float()
     from cascade_studio.nodes.host.report import card
+
     done = card.StageReport("Stage C", 3, 3, 2, settings=(("seed", 3),))
     run = {"steps": 2, "denoise": 0.5}
     return {
@@ -81,14 +95,24 @@ def given(parts: Parts) -> dict[str, dict[str, Any]]:
         **given_to_control(parts, prompts, image),
         "CascadeStudio_TrainingSet": {"images": image, "captions": "a thing"},
         "CascadeStudio_TrainLora": {
-            "model": parts.prior, "clip": parts.clip, "vae": parts.stage_c_vae, "steps": 2, "batch_size": 1,
-            "training_set": from_batch(image, ["a thing"], 64), "sample_every": 1, "name": "kept"},
+            "model": parts.prior,
+            "clip": parts.clip,
+            "vae": parts.stage_c_vae,
+            "steps": 2,
+            "batch_size": 1,
+            "training_set": from_batch(image, ["a thing"], 64),
+            "sample_every": 1,
+            "name": "kept",
+        },
         "CascadeStudio_Compare": {"before": image[..., :3], "after": image[..., :3]},
         "CascadeStudio_TileDecoder": {"model": parts.decoder},
         "CascadeStudio_HighResolutionPrior": {"prior": prior},
         "CascadeStudio_EncodePrompt": {"clip": parts.clip, "text": "a (red:1.4) apple BREAK leaves AVG a (house:0.5)"},
-        "CascadeStudio_RegionalPrompt": {"conditioning": prompts["positive"], "region": parts.negative,
-                                         "mask": noise(1, 8, 8).clamp(0, 1)},
+        "CascadeStudio_RegionalPrompt": {
+            "conditioning": prompts["positive"],
+            "region": parts.negative,
+            "mask": noise(1, 8, 8).clamp(0, 1),
+        },
         **{f"CascadeStudio_{name}": {"model": parts.prior} for name in GUIDANCE},
     }
 
@@ -109,9 +133,25 @@ def given_models(parts: Parts) -> dict[str, dict[str, Any]]:
     }
 
 
-NEW_EACH_TIME = {"CascadeStudio_" + name for name in (
-    "Guider", "ApplyLoraStack", "ConvertLora", "ExtractLora", "MergeModels", "AddDifference", "SaveModel", "ApplyControl",
-    "ImagePrompts", "TileDecoder", "RegionalPrompt", "TrainingSet", "TrainLora", *GUIDANCE)}
+NEW_EACH_TIME = {
+    "CascadeStudio_" + name
+    for name in (
+        "Guider",
+        "ApplyLoraStack",
+        "ConvertLora",
+        "ExtractLora",
+        "MergeModels",
+        "AddDifference",
+        "SaveModel",
+        "ApplyControl",
+        "ImagePrompts",
+        "TileDecoder",
+        "RegionalPrompt",
+        "TrainingSet",
+        "TrainLora",
+        *GUIDANCE,
+    )
+}
 """Nodes whose result is an object of its own, or a file of its own."""
 
 
@@ -124,16 +164,28 @@ def given_to_control(parts: Parts, prompts: dict[str, Any], image: Tensor) -> di
         "CascadeStudio_InpaintHint": {"image": image, "mask": mask, "latent": latent, "grow": 3},
         "CascadeStudio_OutpaintCanvas": {"image": image, "mask": mask, "left": 8},
         "CascadeStudio_SuperResolutionHint": {"image": image, "vae": parts.stage_c_vae},
-        "CascadeStudio_IdentityHint": {"image": image, "latent": latent, "boxes": torch.tensor([[5.0, 5, 60, 60]]),
-                                       "embeddings": noise(1, 512)},
-        "CascadeStudio_ImagePrompts": {"clip_vision": parts.clip_vision, "clip": parts.clip, "text_weight": 0.5,
-                                       "image_1": image, "weight_1": -1.0, "end_percent": 0.5, **prompts},
+        "CascadeStudio_IdentityHint": {
+            "image": image,
+            "latent": latent,
+            "boxes": torch.tensor([[5.0, 5, 60, 60]]),
+            "embeddings": noise(1, 512),
+        },
+        "CascadeStudio_ImagePrompts": {
+            "clip_vision": parts.clip_vision,
+            "clip": parts.clip,
+            "text_weight": 0.5,
+            "image_1": image,
+            "weight_1": -1.0,
+            "end_percent": 0.5,
+            **prompts,
+        },
     }
 
 
 def control_net() -> Any:
     from cascade_studio.nodes.host.conditioning import controlnet
     from cascade_studio.nodes.host.files import names
+
     return controlnet.load_control(names.find("controlnet", "canny.safetensors"))
 
 
@@ -175,9 +227,12 @@ def test_core_sampling_with_our_nodes_keeps_inputs(host, parts, stage):
     before = snapshot([model, latent, prompts])
     graph = Graph(host)
     node = graph.add(
-        "SamplerCustomAdvanced", latent_image=latent, noise=graph.add("RandomNoise", noise_seed=0)[0],
+        "SamplerCustomAdvanced",
+        latent_image=latent,
+        noise=graph.add("RandomNoise", noise_seed=0)[0],
         guider=graph.add("CascadeStudio_Guider", model=model, **prompts)[0],
         sampler=graph.add("CascadeStudio_Sampler", sampler="lcm")[0],
-        sigmas=graph.add("CascadeStudio_Schedule", model=model, steps=2)[0])
+        sigmas=graph.add("CascadeStudio_Schedule", model=model, steps=2)[0],
+    )
     graph.run(node[0])
     assert same(before, snapshot([model, latent, prompts]))

@@ -1,4 +1,5 @@
 """Live previews: the Previewer's picture reaches the host's progress callback, often enough and not too often."""
+
 from __future__ import annotations
 
 import copy
@@ -43,19 +44,33 @@ class Frames:
 
     def of_prior(self, model: Any, **inputs: Any) -> list[torch.Tensor]:
         latent = self.studio.canvas(SIDE, SIDE)[0]
-        return self.of("CascadeStudio_SamplePrior", **{
-            "model": model, "latent": latent, "steps": STEPS, "seed": SEED, **self.studio.prompts, **inputs})
+        return self.of(
+            "CascadeStudio_SamplePrior",
+            **{"model": model, "latent": latent, "steps": STEPS, "seed": SEED, **self.studio.prompts, **inputs},
+        )
 
     def of_core(self, model: Any, **inputs: Any) -> list[torch.Tensor]:
         latent = self.studio.canvas(SIDE, SIDE)[0]
-        return self.of("KSampler", **{
-            "model": model, "latent_image": latent, "steps": STEPS, "seed": SEED, "sampler_name": "euler",
-            "scheduler": "simple", "cfg": 2.0, **self.studio.prompts, **inputs})
+        return self.of(
+            "KSampler",
+            **{
+                "model": model,
+                "latent_image": latent,
+                "steps": STEPS,
+                "seed": SEED,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "cfg": 2.0,
+                **self.studio.prompts,
+                **inputs,
+            },
+        )
 
 
 @pytest.fixture
 def frames(studio) -> Iterator[Frames]:
     import comfy.utils
+
     before, found = comfy.utils.PROGRESS_BAR_HOOK, Frames(studio)
     comfy.utils.set_progress_bar_global_hook(found.hook)
     yield found
@@ -66,6 +81,7 @@ def frames(studio) -> Iterator[Frames]:
 def always(monkeypatch):
     """Every step is painted anew."""
     from cascade_studio.nodes.host.models import preview
+
     monkeypatch.setattr(preview, "INTERVAL", 0.0)
     monkeypatch.setattr(preview, "SHARE", float("inf"))
 
@@ -82,6 +98,7 @@ def painted(studio: Studio, latent: torch.Tensor) -> torch.Tensor:
 
 def linear(latent: torch.Tensor) -> torch.Tensor:
     import comfy.latent_formats
+
     factors = torch.tensor(comfy.latent_formats.SC_Prior().latent_rgb_factors)
     return ((latent[0].movedim(0, -1) @ factors + 1) / 2).clamp(0, 1)
 
@@ -111,16 +128,18 @@ def test_without_a_previewer_the_preview_is_linear(studio, frames):
 
 
 def test_the_prior_loader_takes_a_previewer(studio, frames, always):
-    model = studio.call("CascadeStudio_LoadPrior", prior="stage_c.safetensors", dtype="fp32",
-                        previewer="previewer.safetensors")
+    model = studio.call(
+        "CascadeStudio_LoadPrior", prior="stage_c.safetensors", dtype="fp32", previewer="previewer.safetensors"
+    )
     assert near(frames.of_prior(model)[-1], painted(studio, last_x0(studio)))
     inside = studio.call("CascadeStudio_LoadPrior", prior="stage_c.safetensors", dtype="fp32", previewer="none")
     assert near(frames.of_prior(inside)[-1], linear(last_x0(studio)))
 
 
 def test_the_decoder_shows_its_latent(studio, frames):
-    found = frames.of("CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=studio.prior_latent, steps=2,
-                      **studio.prompts)
+    found = frames.of(
+        "CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=studio.prior_latent, steps=2, **studio.prompts
+    )
     assert len(found) == 2 and found[-1].shape == (64, 64, 3) and found[-1].std() > 0.01
 
 
@@ -135,8 +154,16 @@ def test_only_the_first_of_a_batch_is_shown(studio, frames, always):
 
 def test_lora_clone_copy_and_merge_keep_it(studio, frames, always):
     graph = studio.graph()
-    lora = graph.run(graph.add("LoraLoader", model=studio.parts.prior, clip=studio.parts.clip,
-                               lora_name="kohya.safetensors", strength_model=0.0, strength_clip=0.0)[0])
+    lora = graph.run(
+        graph.add(
+            "LoraLoader",
+            model=studio.parts.prior,
+            clip=studio.parts.clip,
+            lora_name="kohya.safetensors",
+            strength_model=0.0,
+            strength_clip=0.0,
+        )[0]
+    )
     merged = studio.call("ModelMergeSimple", model1=studio.parts.prior, model2=studio.parts.prior, ratio=1.0)
     expected = painted(studio, last_x0(studio))
     for model in (studio.parts.prior.clone(), lora, merged):
@@ -174,6 +201,7 @@ class Clock:
 
 def painter(studio: Studio, clock: Clock) -> Any:
     from cascade_studio.nodes.host.models.preview import Painter
+
     made = Painter(studio.parts.stage_c_vae, clock)
     decoded = made.decoded
 
@@ -214,6 +242,7 @@ def test_no_room_means_the_processor(studio, monkeypatch):
     """A device without room for a copy is left alone; one that runs out while painting is left for the processor."""
     import comfy.model_management
     from cascade_studio.nodes.host.models import preview
+
     net, latent = studio.parts.stage_c_vae.first_stage_model.previewer, torch.empty(1, 16, 24, 24, device="meta")
     monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: device.type == "cpu")
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 0)
@@ -237,6 +266,7 @@ def test_nothing_is_loaded_or_kept_for_a_preview(studio, frames, monkeypatch):
     """The VAE is not loaded for it, and the copy that painted is gone after the run."""
     import comfy.model_management
     from cascade_studio.nodes.host.models import preview
+
     made, loaded = [], []
     build, load = preview.Painter.copied, comfy.model_management.load_models_gpu
 
@@ -246,8 +276,11 @@ def test_nothing_is_loaded_or_kept_for_a_preview(studio, frames, monkeypatch):
         return net
 
     monkeypatch.setattr(preview.Painter, "copied", copied)
-    monkeypatch.setattr(comfy.model_management, "load_models_gpu",
-                        lambda models, *args, **kwargs: (loaded.extend(models), load(models, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        comfy.model_management,
+        "load_models_gpu",
+        lambda models, *args, **kwargs: (loaded.extend(models), load(models, *args, **kwargs))[1],
+    )
     frames.of_prior(studio.parts.prior)
     gc.collect()
     assert len(made) == 1 and made[0]() is None
@@ -256,7 +289,13 @@ def test_nothing_is_loaded_or_kept_for_a_preview(studio, frames, monkeypatch):
 
 def test_all_in_one_checkpoints_bring_theirs(studio, frames, always):
     """The Previewer inside the Stage C checkpoint."""
-    inside = {role: "from the checkpoint" for role in ("text_encoder", "stage_a", "image_encoder", "previewer")}
-    prior = studio.call("CascadeStudio_Load", prior="stable_cascade_stage_c.safetensors",
-                        decoder="stable_cascade_stage_b.safetensors", **inside, clip_vision="none", **FP32)
+    inside = dict.fromkeys(("text_encoder", "stage_a", "image_encoder", "previewer"), "from the checkpoint")
+    prior = studio.call(
+        "CascadeStudio_Load",
+        prior="stable_cascade_stage_c.safetensors",
+        decoder="stable_cascade_stage_b.safetensors",
+        **inside,
+        clip_vision="none",
+        **FP32,
+    )
     assert frames.of_prior(prior)[-1].shape == (8 * CELLS, 8 * CELLS, 3)

@@ -1,4 +1,5 @@
 """Loaders: every layout of the files gives the same networks; dtypes, flags and replaced files."""
+
 from __future__ import annotations
 
 import copy
@@ -13,8 +14,12 @@ from safetensors.torch import load_file
 from studio import FP32, NAMES, Studio, changed, relative
 
 SEED = 13
-ALL_IN_ONE = {"prior": "stable_cascade_stage_c.safetensors", "decoder": "stable_cascade_stage_b.safetensors",
-              **{role: "from the checkpoint" for role in FILES if role not in ("prior", "decoder")}}
+ALL_IN_ONE = {
+    "prior": "stable_cascade_stage_c.safetensors",
+    "decoder": "stable_cascade_stage_b.safetensors",
+    **{role: "from the checkpoint" for role in FILES if role not in ("prior", "decoder")},
+}
+
 
 @pytest.fixture(scope="module")
 def studio(host, family) -> Studio:
@@ -23,10 +28,15 @@ def studio(host, family) -> Studio:
     for stage, weights in (("stage_c", tiny_family.stage_c_weights()), ("stage_b", tiny_family.stage_b_weights())):
         split = tiny_family.split(weights)
         layouts = {
-            "fp32": weights, "split": split, "prefixed": tiny_family.prefixed("model.diffusion_model.", split),
-            "diffusers": tiny_family.diffusers(weights), "new_fp8": tiny_family.fp8_scaled(weights, new=True),
-            "bf16_rounded": rounded(weights, torch.bfloat16), "fp16_rounded": rounded(weights, torch.float16),
-            "fp8_rounded": opened(tiny_family.fp8_scaled(weights))}
+            "fp32": weights,
+            "split": split,
+            "prefixed": tiny_family.prefixed("model.diffusion_model.", split),
+            "diffusers": tiny_family.diffusers(weights),
+            "new_fp8": tiny_family.fp8_scaled(weights, new=True),
+            "bf16_rounded": rounded(weights, torch.bfloat16),
+            "fp16_rounded": rounded(weights, torch.float16),
+            "fp8_rounded": opened(tiny_family.fp8_scaled(weights)),
+        }
         for name, tensors in layouts.items():
             studio.write(f"diffusion_models/{stage}_{name}", tensors)
     return studio
@@ -42,7 +52,7 @@ def opened(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for key, value in weights.items():
         if key == "scaled_fp8" or key.endswith("scale_weight"):
             continue
-        scale = weights.get(key[:-len("weight")] + "scale_weight") if key.endswith(".weight") else None
+        scale = weights.get(key[: -len("weight")] + "scale_weight") if key.endswith(".weight") else None
         found[key] = value.float() if scale is None else value.float() * scale
     return found
 
@@ -53,18 +63,28 @@ def result(studio: Studio, stage: str, model) -> torch.Tensor:
     config = model.model.diffusion_model.config
     x = 3 * torch.randn(1, config.c_in, 12, 12)
     if stage == "prior":
-        conditions = {"c_crossattn": studio.positive[0][0],
-                      "clip_text_pooled": torch.randn(1, 1, config.c_clip_text_pooled)}
+        conditions = {
+            "c_crossattn": studio.positive[0][0],
+            "clip_text_pooled": torch.randn(1, 1, config.c_clip_text_pooled),
+        }
     else:
         conditions = {"clip": torch.randn(1, 1, config.c_clip), "effnet": torch.randn(1, 16, 3, 3)}
     import comfy.model_management
+
     comfy.model_management.load_models_gpu([model])
     with torch.inference_mode():
         return model.model.apply_model(x, torch.tensor([2.0]), transformer_options={}, **conditions)
 
 
-LAYOUTS = [("_split", "_fp32"), ("_prefixed", "_fp32"), ("_diffusers", "_fp32"), ("", "_bf16_rounded"),
-           ("_diffusers_fp16", "_fp16_rounded"), ("_fp8_scaled", "_fp8_rounded"), ("_new_fp8", "_fp8_rounded")]
+LAYOUTS = [
+    ("_split", "_fp32"),
+    ("_prefixed", "_fp32"),
+    ("_diffusers", "_fp32"),
+    ("", "_bf16_rounded"),
+    ("_diffusers_fp16", "_fp16_rounded"),
+    ("_fp8_scaled", "_fp8_rounded"),
+    ("_new_fp8", "_fp8_rounded"),
+]
 
 
 @pytest.mark.parametrize("stage, kind", [("prior", "stage_c"), ("decoder", "stage_b")])
@@ -95,8 +115,15 @@ def picture(studio: Studio, load) -> dict[str, torch.Tensor]:
     preview = studio.call("CascadeStudio_DecodePreview", prior=prior, vae=parts["stage_c_vae"])
     codes = studio.call("CascadeStudio_EncodeImage", image=image, vae=parts["stage_c_vae"])["samples"]
     vision = studio.call("CLIPVisionEncode", clip_vision=parts["clip_vision"], image=image, crop="center")
-    return {"prior": prior["samples"], "latent": latent["samples"], "image": image, "preview": preview, "codes": codes,
-            "vision": vision.image_embeds, "text": positive[0][0]}
+    return {
+        "prior": prior["samples"],
+        "latent": latent["samples"],
+        "image": image,
+        "preview": preview,
+        "codes": codes,
+        "vision": vision.image_embeds,
+        "text": positive[0][0],
+    }
 
 
 def test_all_in_one(studio):
@@ -113,13 +140,15 @@ def test_all_in_one(studio):
 
 def test_single_loaders(studio):
     """One network at a time: what Load Stable Cascade gives."""
-    coder = dict(image_encoder=FILES["image_encoder"], previewer=FILES["previewer"])
+    coder = {"image_encoder": FILES["image_encoder"], "previewer": FILES["previewer"]}
     singles = [
-        studio.load("prior", FILES["prior"]), studio.load("decoder", FILES["decoder"]),
+        studio.load("prior", FILES["prior"]),
+        studio.load("decoder", FILES["decoder"]),
         studio.call("CascadeStudio_LoadTextEncoder", text_encoder=FILES["text_encoder"], dtype="fp32"),
         studio.call("CascadeStudio_LoadClipVision", clip_vision=FILES["clip_vision"]),
         studio.call("CascadeStudio_LoadStageA", stage_a=FILES["stage_a"], vae_dtype="fp32"),
-        studio.call("CascadeStudio_LoadImageEncoder", **coder, vae_dtype="fp32")]
+        studio.call("CascadeStudio_LoadImageEncoder", **coder, vae_dtype="fp32"),
+    ]
     together = picture(studio, studio.call("CascadeStudio_Load", range(6), **FILES, **FP32))
     apart = picture(studio, singles)
     assert all(torch.equal(together[name], apart[name]) for name in together)
@@ -140,21 +169,35 @@ def test_half_a_stage_c_vae(studio):
     previewer = studio.call("CascadeStudio_LoadImageEncoder", image_encoder="none", previewer=FILES["previewer"])
     image, codes = torch.rand(1, 96, 96, 3), {"samples": torch.ones(1, 16, 5, 5)}
     assert encoder.encode(image).shape == (1, 16, 3, 3) and previewer.decode(codes["samples"]).shape == (1, 40, 40, 3)
-    for node, inputs in (("CascadeStudio_DecodePreview", {"prior": codes, "vae": encoder}),
-                         ("CascadeStudio_EncodeImage", {"image": image, "vae": previewer})):
+    for node, inputs in (
+        ("CascadeStudio_DecodePreview", {"prior": codes, "vae": encoder}),
+        ("CascadeStudio_EncodeImage", {"image": image, "vae": previewer}),
+    ):
         graph = studio.graph()
         text = graph.error(graph.add(node, **inputs)[0])
         assert "Choose the" in text and text.endswith(".")
 
 
 def test_parts_that_are_not_wanted(studio):
-    load = studio.call("CascadeStudio_Load", range(6), **{
-        **FILES, "image_encoder": "none", "previewer": "none", "clip_vision": "none"}, **FP32)
+    load = studio.call(
+        "CascadeStudio_Load",
+        range(6),
+        **{**FILES, "image_encoder": "none", "previewer": "none", "clip_vision": "none"},
+        **FP32,
+    )
     assert load[3] is None and load[5] is None and None not in (*load[:3], load[4])
 
 
-@pytest.mark.parametrize("choice, storage", [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16),
-                                             ("fp8_e4m3fn", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)])
+@pytest.mark.parametrize(
+    "choice, storage",
+    [
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+        ("fp8_e4m3fn", torch.float8_e4m3fn),
+        ("fp8_e5m2", torch.float8_e5m2),
+    ],
+)
 @pytest.mark.parametrize("flags", [{}, {"fp32_unet": True}, {"fp8_e4m3fn_unet": True}, {"bf16_unet": True}])
 def test_choice_beats_flags(monkeypatch, studio, choice, storage, flags):
     set_flags(monkeypatch, **flags)
@@ -167,15 +210,23 @@ def test_choice_beats_flags(monkeypatch, studio, choice, storage, flags):
 def set_flags(monkeypatch, **flags) -> None:
     """The host's switches as if it was started with these alone."""
     from comfy.cli_args import args
+
     monkeypatch.setattr(args, "fp32_unet", False)
     for name, value in flags.items():
         assert hasattr(args, name)
         monkeypatch.setattr(args, name, value)
 
 
-@pytest.mark.parametrize("flag, storage", [("fp32_unet", torch.float32), ("bf16_unet", torch.bfloat16),
-                                           ("fp16_unet", torch.float16), ("fp8_e4m3fn_unet", torch.float8_e4m3fn),
-                                           ("fp8_e5m2_unet", torch.float8_e5m2)])
+@pytest.mark.parametrize(
+    "flag, storage",
+    [
+        ("fp32_unet", torch.float32),
+        ("bf16_unet", torch.bfloat16),
+        ("fp16_unet", torch.float16),
+        ("fp8_e4m3fn_unet", torch.float8_e4m3fn),
+        ("fp8_e5m2_unet", torch.float8_e5m2),
+    ],
+)
 def test_auto_follows_flags(monkeypatch, studio, flag, storage):
     set_flags(monkeypatch, **{flag: True})
     for stage, file in (("prior", "stage_c.safetensors"), ("decoder", "stage_b.safetensors")):
@@ -186,6 +237,7 @@ def test_auto_follows_flags(monkeypatch, studio, flag, storage):
 def test_auto_asks_the_processor(monkeypatch, studio, bf16):
     """Without flags, a processor with instructions for bf16 keeps and computes both stages in it, and says so."""
     from cascade_studio.nodes.host import machine
+
     set_flags(monkeypatch)
     monkeypatch.setattr(machine, "processor_has_bf16", lambda: bf16)
     expected = torch.bfloat16 if bf16 else torch.float32
@@ -203,6 +255,7 @@ def test_auto_asks_the_processor(monkeypatch, studio, bf16):
 def test_short_memory_keeps_weights_in_eight_bits(monkeypatch, studio):
     """What is computed then is what the same 8 bits give when the node asks for them."""
     from cascade_studio.nodes.host import machine
+
     set_flags(monkeypatch)
     monkeypatch.setattr(machine, "processor_has_bf16", lambda: False)
     monkeypatch.setattr(machine, "room", lambda device: 1)
@@ -212,15 +265,25 @@ def test_short_memory_keeps_weights_in_eight_bits(monkeypatch, studio):
     assert torch.equal(result(studio, "prior", advised), result(studio, "prior", chosen))
 
 
-@pytest.mark.parametrize("flags, choice, expected", [
-    ({"bf16_vae": True}, "auto", torch.bfloat16), ({"fp16_vae": True}, "auto", torch.float16),
-    ({"bf16_vae": True}, "fp32", torch.float32), ({"fp32_vae": True}, "bf16", torch.bfloat16),
-    ({}, "auto", torch.float32)])
+@pytest.mark.parametrize(
+    "flags, choice, expected",
+    [
+        ({"bf16_vae": True}, "auto", torch.bfloat16),
+        ({"fp16_vae": True}, "auto", torch.float16),
+        ({"bf16_vae": True}, "fp32", torch.float32),
+        ({"fp32_vae": True}, "bf16", torch.bfloat16),
+        ({}, "auto", torch.float32),
+    ],
+)
 def test_vae_dtypes(monkeypatch, studio, flags, choice, expected):
     set_flags(monkeypatch, **flags)
     stage_a = studio.call("CascadeStudio_LoadStageA", stage_a=FILES["stage_a"], vae_dtype=choice)
-    coder = studio.call("CascadeStudio_LoadImageEncoder", image_encoder=FILES["image_encoder"],
-                        previewer=FILES["previewer"], vae_dtype=choice)
+    coder = studio.call(
+        "CascadeStudio_LoadImageEncoder",
+        image_encoder=FILES["image_encoder"],
+        previewer=FILES["previewer"],
+        vae_dtype=choice,
+    )
     for vae in (stage_a, coder):
         assert vae.vae_dtype == expected
         floats = {value.dtype for value in vae.first_stage_model.state_dict().values() if value.is_floating_point()}
@@ -232,19 +295,26 @@ def test_vae_dtypes(monkeypatch, studio, flags, choice, expected):
 def test_vae_device(monkeypatch, studio, cpu_vae, choice):
     """``--cpu-vae`` is followed unless the node says where; a made-up device stands for the graphics card."""
     import comfy.model_management
+
     set_flags(monkeypatch, cpu_vae=cpu_vae)
     card, cpu = torch.device("meta"), torch.device("cpu")
     monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: card)
     expected = {"auto": cpu if cpu_vae else card, "gpu": card, "cpu": cpu}[choice]
     vae = studio.call("CascadeStudio_LoadStageA", stage_a=FILES["stage_a"], vae_dtype="fp32", vae_device=choice)
-    coder = studio.call("CascadeStudio_LoadImageEncoder", image_encoder=FILES["image_encoder"], previewer="none",
-                        vae_dtype="fp32", vae_device=choice)
+    coder = studio.call(
+        "CascadeStudio_LoadImageEncoder",
+        image_encoder=FILES["image_encoder"],
+        previewer="none",
+        vae_dtype="fp32",
+        vae_device=choice,
+    )
     assert {vae.device, vae.patcher.load_device, coder.device, coder.patcher.load_device} == {expected}
 
 
 @pytest.mark.parametrize("choice", ["fp32", "bf16", "fp16"])
 def test_text_dtype(studio, choice):
     from cascade_studio.nodes.host.models.load import DTYPES
+
     clip = studio.call("CascadeStudio_LoadTextEncoder", text_encoder=FILES["text_encoder"], dtype=choice)
     weights = {value.dtype for key, value in clip.cond_stage_model.state_dict().items() if key.endswith("fc1.weight")}
     assert weights == {DTYPES[choice]}
@@ -270,8 +340,9 @@ def test_replaced_files_are_loaded_again(studio):
     studio.host.folder_paths.filename_list_cache.clear()
     executor, graph = studio.host.executor(), studio.graph()
     load = graph.add("CascadeStudio_LoadPrior", prior=path.name, dtype="fp32")
-    node = graph.add("CascadeStudio_SamplePrior", model=load[0], **studio.prompts, latent=studio.canvas()[0], seed=SEED,
-                     steps=2)
+    node = graph.add(
+        "CascadeStudio_SamplePrior", model=load[0], **studio.prompts, latent=studio.canvas()[0], seed=SEED, steps=2
+    )
 
     def execute():
         return studio.host.execute(copy.deepcopy(graph.prompt), tuple(node[0]), executor=executor)
@@ -290,14 +361,29 @@ def test_replaced_files_are_loaded_again(studio):
 
 
 def test_every_loader_notices_replaced_files(studio):
-    nodes = {"CascadeStudio_LoadPrior": "prior", "CascadeStudio_LoadDecoder": "decoder",
-             "CascadeStudio_LoadStageA": "stage_a", "CascadeStudio_LoadTextEncoder": "text_encoder",
-             "CascadeStudio_LoadClipVision": "clip_vision", "CascadeStudio_LoadImageEncoder": "image_encoder"}
-    folders = {"prior": "diffusion_models", "decoder": "diffusion_models", "stage_a": "vae", "image_encoder": "vae",
-               "previewer": "vae", "text_encoder": "text_encoders", "clip_vision": "clip_vision"}
+    nodes = {
+        "CascadeStudio_LoadPrior": "prior",
+        "CascadeStudio_LoadDecoder": "decoder",
+        "CascadeStudio_LoadStageA": "stage_a",
+        "CascadeStudio_LoadTextEncoder": "text_encoder",
+        "CascadeStudio_LoadClipVision": "clip_vision",
+        "CascadeStudio_LoadImageEncoder": "image_encoder",
+    }
+    folders = {
+        "prior": "diffusion_models",
+        "decoder": "diffusion_models",
+        "stage_a": "vae",
+        "image_encoder": "vae",
+        "previewer": "vae",
+        "text_encoder": "text_encoders",
+        "clip_vision": "clip_vision",
+    }
     mappings = studio.host.nodes.NODE_CLASS_MAPPINGS
-    for kind, role in [*nodes.items(), *(("CascadeStudio_Load", role) for role in FILES),
-                       ("CascadeStudio_LoadImageEncoder", "previewer")]:
+    for kind, role in [
+        *nodes.items(),
+        *(("CascadeStudio_Load", role) for role in FILES),
+        ("CascadeStudio_LoadImageEncoder", "previewer"),
+    ]:
         path = studio.models / folders[role] / FILES[role]
         known = mappings[kind].fingerprint_inputs
         before, same = known(**FILES), known(**FILES)
@@ -318,6 +404,7 @@ def test_loading_makes_no_sampling_of_the_hosts(studio, monkeypatch, stage, shif
 
     def refuse(*_):
         raise AssertionError("the host's own table was made")
+
     with monkeypatch.context() as patch:
         patch.setattr(comfy.model_sampling.StableCascadeSampling, "sigma", refuse)
         model = studio.load(stage, FILES[stage], dtype="bf16")

@@ -1,4 +1,5 @@
 """LoRAs in the real host: every layout acts as the plain one, nothing stays behind, and errors are sentences."""
+
 from __future__ import annotations
 
 import pytest
@@ -37,7 +38,9 @@ def expected(studio, changes) -> torch.Tensor:
 
 def load(studio: Studio, name: str, slots=range(4), **inputs):
     given = {"lora": name, "prior": studio.parts.prior, **inputs}
-    return studio.call("CascadeStudio_LoadLora", slots, **{key: value for key, value in given.items() if value is not None})
+    return studio.call(
+        "CascadeStudio_LoadLora", slots, **{key: value for key, value in given.items() if value is not None}
+    )
 
 
 def renamed(changes: dict, style: str) -> dict[str, torch.Tensor]:
@@ -71,7 +74,11 @@ def test_golden(studio):
     tensors, recorded = golden("stage_c_tiny"), golden("stage_c_tiny_lora")
     file = studio.write("loras/t_golden", {key: value for key, value in recorded.items() if key != "out"})
     model = studio.load("prior", network)
-    given = (tensors["x"], tensors["r"], {name: tensors[name] for name in ("clip_text", "clip_text_pooled", "clip_img")})
+    given = (
+        tensors["x"],
+        tensors["r"],
+        {name: tensors[name] for name in ("clip_text", "clip_text_pooled", "clip_img")},
+    )
     before = forward(model, given)
     assert relative(before, tensors["out"]) <= TOLERANCE
     with_lora, _, _, report = load(studio, file, prior=model)
@@ -101,8 +108,13 @@ def test_family_files(studio, plain):
 
 ROWS, COLUMNS = 128, 128
 METHODS = {
-    "loha": {"hada_w1_a": noise(ROWS, 4), "hada_w1_b": noise(4, COLUMNS), "hada_w2_a": noise(ROWS, 4, seed=1),
-             "hada_w2_b": noise(4, COLUMNS, seed=1), "alpha": torch.tensor(4.0)},
+    "loha": {
+        "hada_w1_a": noise(ROWS, 4),
+        "hada_w1_b": noise(4, COLUMNS),
+        "hada_w2_a": noise(ROWS, 4, seed=1),
+        "hada_w2_b": noise(4, COLUMNS, seed=1),
+        "alpha": torch.tensor(4.0),
+    },
     "lokr": {"lokr_w1": noise(8, 8), "lokr_w2": noise(16, 16)},
     "oft": {"oft_blocks": noise(4, 32, 32)},
     "difference": {"diff": noise(ROWS, COLUMNS), "diff_b": noise(ROWS)},
@@ -113,12 +125,21 @@ METHODS = {
 def test_other_methods(studio, plain, method):
     """Through the host's adapters, and fused exactly as split."""
     parts, block = METHODS[method], "up_blocks_1_2_attention_attn"
-    split = {f"lora_prior_unet_{block}_{name}.{part}": value.clone() for name in ("to_q", "to_k", "to_v")
-             for part, value in parts.items()}
-    rows = {"loha": ("hada_w1_a", "hada_w2_a"), "lokr": ("lokr_w1",), "oft": ("oft_blocks",),
-            "difference": ("diff", "diff_b")}[method]
-    joined = {f"lora_prior_unet_{block}_in_proj.{part}": torch.cat([value] * 3) if part in rows else value
-              for part, value in parts.items()}
+    split = {
+        f"lora_prior_unet_{block}_{name}.{part}": value.clone()
+        for name in ("to_q", "to_k", "to_v")
+        for part, value in parts.items()
+    }
+    rows = {
+        "loha": ("hada_w1_a", "hada_w2_a"),
+        "lokr": ("lokr_w1",),
+        "oft": ("oft_blocks",),
+        "difference": ("diff", "diff_b"),
+    }[method]
+    joined = {
+        f"lora_prior_unet_{block}_in_proj.{part}": torch.cat([value] * 3) if part in rows else value
+        for part, value in parts.items()
+    }
     results = []
     for number, file in enumerate((split, joined)):
         model, *_, report = load(studio, studio.write(f"loras/t_{method}_{number}", file))
@@ -130,7 +151,9 @@ def test_other_methods(studio, plain, method):
 
 def test_stage_b(studio, plain):
     file = comfyui(low_rank(attention_shapes(studio.parts.decoder), size=30.0))
-    name = studio.write("loras/t_stage_b", {key.replace("diffusion_model.", "unet."): value for key, value in file.items()})
+    name = studio.write(
+        "loras/t_stage_b", {key.replace("diffusion_model.", "unet."): value for key, value in file.items()}
+    )
     prior, decoder, _, report = load(studio, name, decoder=studio.parts.decoder)
     assert prior is studio.parts.prior and "layers of Stage B" in report and "Wrong shape" not in report
     assert relative(forward(decoder), plain["decoder"]) > 1e-4
@@ -157,8 +180,10 @@ def test_strength(studio, plain, changes, expected):
 
 def test_stack(studio, plain):
     """Three LoRAs in a stack are three loaders in a row."""
-    names = [studio.write(f"loras/t_stack_{seed}", comfyui(low_rank(attention_shapes(studio.parts.prior), seed=seed)))
-             for seed in range(3)]
+    names = [
+        studio.write(f"loras/t_stack_{seed}", comfyui(low_rank(attention_shapes(studio.parts.prior), seed=seed)))
+        for seed in range(3)
+    ]
     model, results = studio.parts.prior, [plain["prior"]]
     for number, name in enumerate(names):
         model = load(studio, name, prior=model, strength_model=number - 0.5)[0]
@@ -176,7 +201,9 @@ def test_stack(studio, plain):
 
 def test_report_is_shown_in_the_node(studio, changes):
     graph = studio.graph()
-    node = graph.add("CascadeStudio_LoadLora", lora=studio.write("loras/t_shown", comfyui(changes)), prior=studio.parts.prior)
+    node = graph.add(
+        "CascadeStudio_LoadLora", lora=studio.write("loras/t_shown", comfyui(changes)), prior=studio.parts.prior
+    )
     result = graph.execute(node[3])
     assert result.ui[node.name]["text"] == [result.values[(node.name, 3)]]
 
@@ -214,8 +241,9 @@ def test_errors_are_sentences(studio, changes):
     name = studio.write("loras/t_errors", comfyui(changes))
     check_sentence(failure(studio, lora="absent.safetensors", prior=parts.prior), "absent.safetensors", "models/loras")
     check_sentence(failure(studio, lora=name), "no model", "wire the prior")
-    large = studio.write("loras/t_large", {key: noise(200, 4) if "_up" in key else value
-                                           for key, value in comfyui(changes).items()})
+    large = studio.write(
+        "loras/t_large", {key: noise(200, 4) if "_up" in key else value for key, value in comfyui(changes).items()}
+    )
     check_sentence(failure(studio, lora=large, prior=parts.prior), "no key", "another size", "200×128 given")
     check_sentence(failure(studio, lora=name, prior=parts.decoder), "'prior' input", "Stage C")
     check_sentence(failure(studio, lora=name, clip=parts.clip), "not wired")
@@ -234,6 +262,7 @@ def test_bundled_files_are_offered(studio, monkeypatch, tmp_path, changes):
     from cascade_studio.nodes.checkpoints import find
     from cascade_studio.nodes.host.files import names as files
     from safetensors.torch import save_file
+
     folder = tmp_path / "mini" / "loras"
     folder.mkdir(parents=True)
     save_file(comfyui(changes), folder / "t_brought.safetensors")
@@ -241,8 +270,10 @@ def test_bundled_files_are_offered(studio, monkeypatch, tmp_path, changes):
     assert "t_brought.safetensors" in files.names("lora")
     assert "32 of 32" in load(studio, "t_brought.safetensors")[3]
     (folder / "kohya.safetensors").write_bytes(b"")
-    assert files.find("lora", "kohya.safetensors") == str(studio.models / "loras" / "kohya.safetensors"), "the user's first"
+    assert files.find("lora", "kohya.safetensors") == str(studio.models / "loras" / "kohya.safetensors"), (
+        "the user's first"
+    )
     before = files.stamp("lora", "t_brought.safetensors")
-    save_file(comfyui({key: value for key, value in list(changes.items())[:4]}), folder / "t_brought.safetensors")
+    save_file(comfyui(dict(list(changes.items())[:4])), folder / "t_brought.safetensors")
     assert files.stamp("lora", "t_brought.safetensors") != before
     assert files.stamp("lora", "absent.safetensors") == "absent.safetensors:absent"

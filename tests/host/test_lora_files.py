@@ -1,4 +1,5 @@
 """LoRA files that we write: converted and extracted ones, in the host's own loader as in ours."""
+
 from __future__ import annotations
 
 import shutil
@@ -66,9 +67,13 @@ def test_official_and_back_is_exact(studio, changes):
 
 
 def test_text_and_tokens_survive(studio, changes):
-    file = {**comfyui(changes), "embeddings.embeddings": noise(1, 64), "embeddings.indices": torch.tensor([49408]),
-            "lora_prior_te_text_projection.lora_up.weight": noise(64, 2),
-            "lora_prior_te_text_projection.lora_down.weight": noise(2, 64)}
+    file = {
+        **comfyui(changes),
+        "embeddings.embeddings": noise(1, 64),
+        "embeddings.indices": torch.tensor([49408]),
+        "lora_prior_te_text_projection.lora_up.weight": noise(64, 2),
+        "lora_prior_te_text_projection.lora_down.weight": noise(2, 64),
+    }
     name = studio.write("loras/t_survive", file)
     written, report = convert(studio, name, "ComfyUI", clip=studio.parts.clip)
     found = load_file(studio.host.base / "output" / "loras" / written)
@@ -88,11 +93,18 @@ def test_nothing_is_overwritten(studio, changes):
 
 
 def test_conversion_errors(studio, changes):
-    name = studio.write("loras/t_wide", {f"diffusion_model.clf.1.{part}": value for part, value in (
-        ("lora_up.weight", noise(16, 2, 1, 1)), ("lora_down.weight", noise(2, 128, 1, 1)))})
+    name = studio.write(
+        "loras/t_wide",
+        {
+            f"diffusion_model.clf.1.{part}": value
+            for part, value in (("lora_up.weight", noise(16, 2, 1, 1)), ("lora_down.weight", noise(2, 128, 1, 1)))
+        },
+    )
     for layout, prefix, words in (("official", "loras/x", "attention layers"), ("ComfyUI", "../x", "output folder")):
         graph = studio.graph()
-        node = graph.add("CascadeStudio_ConvertLora", lora=name, model=studio.parts.prior, layout=layout, filename_prefix=prefix)
+        node = graph.add(
+            "CascadeStudio_ConvertLora", lora=name, model=studio.parts.prior, layout=layout, filename_prefix=prefix
+        )
         check_sentence(graph.error(node[0]), words)
 
 
@@ -105,7 +117,9 @@ def tuned(studio) -> dict:
     found = {}
     for stage, file in (("prior", "stage_c"), ("decoder", "stage_b")):
         weights = {}
-        for number, (key, value) in enumerate(load_file(studio.models / f"diffusion_models/{file}.safetensors").items()):
+        for number, (key, value) in enumerate(
+            load_file(studio.models / f"diffusion_models/{file}.safetensors").items()
+        ):
             size = 0.3 * value.float().std() if value.float().std() > 0 else 0.1
             weights[key] = value.float() + size * noise(*value.shape, seed=number)
         found[stage] = studio.load(stage, studio.write(f"diffusion_models/t_tuned_{stage}", weights))
@@ -115,6 +129,7 @@ def tuned(studio) -> dict:
 def patched_weights(model) -> dict[str, torch.Tensor]:
     """The weights of a model with everything on its wire."""
     import comfy.model_management
+
     comfy.model_management.load_models_gpu([model])
     return {key: value.clone() for key, value in model.model.diffusion_model.state_dict().items()}
 
@@ -148,13 +163,17 @@ def test_a_low_rank_change_is_found_by_decomposition(studio, changes, plain):
     assert relative(forward(ours(studio, name)), expected) <= 1e-4 and changed(expected, plain)
     assert "16 layers differ" in report and "100.0% of the change kept on average, rank 4 to 4" in report
     found = load_file(studio.models / "loras" / name)
-    assert len(found) == 3 * 16 and found["diffusion_model.up_blocks.1.2.attention.attn.to_q.lora_down.weight"].shape == (4, 128)
+    assert len(found) == 3 * 16 and found[
+        "diffusion_model.up_blocks.1.2.attention.attn.to_q.lora_down.weight"
+    ].shape == (4, 128)
     worse, report = extract(studio, wired, studio.parts.prior, rank=1, layers="attention")
     assert relative(forward(ours(studio, worse)), expected) > 1e-2 and "rank 1 to 1" in report
 
 
 def test_energy_and_dtype(studio, tuned):
-    name, report = extract(studio, tuned["prior"], studio.parts.prior, rank=64, energy=0.5, layers="attention", dtype="fp16")
+    name, report = extract(
+        studio, tuned["prior"], studio.parts.prior, rank=64, energy=0.5, layers="attention", dtype="fp16"
+    )
     with safe_open(studio.models / "loras" / name, "pt") as file:
         downs = [file.get_tensor(key) for key in file.keys() if key.endswith("lora_down.weight")]
     assert len(downs) == 16 and all(down.dtype == torch.float16 and 1 < len(down) < 64 for down in downs)
@@ -163,4 +182,6 @@ def test_energy_and_dtype(studio, tuned):
 def test_extraction_errors(studio):
     for before, words in ((studio.parts.prior, "no difference"), (studio.parts.decoder, "same stage")):
         graph = studio.graph()
-        check_sentence(graph.error(graph.add("CascadeStudio_ExtractLora", tuned=studio.parts.prior, base=before)[0]), words)
+        check_sentence(
+            graph.error(graph.add("CascadeStudio_ExtractLora", tuned=studio.parts.prior, base=before)[0]), words
+        )

@@ -1,4 +1,5 @@
 """What LoRAs do to prompts: changed text layers, moved and added tokens, bundled embeddings; and hooks with schedules."""
+
 from __future__ import annotations
 
 import logging
@@ -29,8 +30,14 @@ def encode(studio: Studio, clip, text: str) -> torch.Tensor:
 
 
 def write_tokens(studio: Studio, name: str, rows: dict[int, torch.Tensor], **others: torch.Tensor) -> str:
-    return studio.write(f"loras/{name}", {"embeddings.embeddings": torch.stack(list(rows.values())),
-                                          "embeddings.indices": torch.tensor(list(rows)), **others})
+    return studio.write(
+        f"loras/{name}",
+        {
+            "embeddings.embeddings": torch.stack(list(rows.values())),
+            "embeddings.indices": torch.tensor(list(rows)),
+            **others,
+        },
+    )
 
 
 def load(studio: Studio, name: str, **inputs):
@@ -53,12 +60,21 @@ def reference(studio: Studio, name: str, rows: dict[int, torch.Tensor]):
 
 def test_text_layers(studio):
     layer = "lora_prior_te_text_model_encoder_layers_1_mlp_fc1"
-    name = studio.write("loras/t_text", {f"{layer}.lora_up.weight": noise(256, 2), f"{layer}.lora_down.weight": noise(2, 64)})
+    name = studio.write(
+        "loras/t_text", {f"{layer}.lora_up.weight": noise(256, 2), f"{layer}.lora_down.weight": noise(2, 64)}
+    )
     clip, report = load(studio, name)
     before = encode(studio, studio.parts.clip, PROMPT.format("a cat"))
     assert changed(encode(studio, clip, PROMPT.format("a cat")), before) and "1 layer of the text encoder" in report
-    core = studio.call("LoraLoader", 1, model=studio.parts.prior, clip=studio.parts.clip, lora_name=name,
-                       strength_model=1.0, strength_clip=1.0)
+    core = studio.call(
+        "LoraLoader",
+        1,
+        model=studio.parts.prior,
+        clip=studio.parts.clip,
+        lora_name=name,
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
     assert torch.equal(encode(studio, clip, PROMPT), encode(studio, core, PROMPT))
     assert torch.equal(encode(studio, studio.parts.clip, PROMPT.format("a cat")), before)
 
@@ -94,7 +110,9 @@ def test_added_token(studio):
 
 
 def test_added_tokens_work_with_weights_and_punctuation(studio):
-    clip, _ = load(studio, write_tokens(studio, "t_weighted", {49408: noise(WIDTH, seed=2)}), tokens="[fernando]=^dog</w>")
+    clip, _ = load(
+        studio, write_tokens(studio, "t_weighted", {49408: noise(WIDTH, seed=2)}), tokens="[fernando]=^dog</w>"
+    )
     tokens = clip.tokenize("([fernando]:1.4), with his friends")["g"][0]
     vectors = [(token, weight) for token, weight in tokens if torch.is_tensor(token)]
     assert len(vectors) == 1 and vectors[0][1] == 1.4 and len(tokens) == 77
@@ -114,8 +132,10 @@ def test_tokens_without_names(studio):
 
 
 def test_bundled_embeddings(studio):
-    name = studio.write("loras/t_bundled", {"bundle_emb.sks.clip_g": noise(2, WIDTH), **comfyui(
-        low_rank(attention_shapes(studio.parts.prior)))})
+    name = studio.write(
+        "loras/t_bundled",
+        {"bundle_emb.sks.clip_g": noise(2, WIDTH), **comfyui(low_rank(attention_shapes(studio.parts.prior)))},
+    )
     graph = studio.graph()
     node = graph.add("CascadeStudio_LoadLora", lora=name, clip=studio.parts.clip, prior=studio.parts.prior)
     clip, report = graph.run(node[2], node[3])
@@ -135,9 +155,15 @@ def test_two_loras_bring_their_words(studio):
     assert torch.equal(found[0], noise(WIDTH, seed=5)) and torch.equal(found[1], noise(WIDTH, seed=4))
 
 
-@pytest.mark.parametrize("tokens, words", [
-    ("[a] = ^dog</w>\n[b]", "names 2 words"), ("[a] = (", "no valid pattern"), ("two words", "has a space"),
-    ("[a] = ^nosuchthing$", "no token of the text encoder")])
+@pytest.mark.parametrize(
+    "tokens, words",
+    [
+        ("[a] = ^dog</w>\n[b]", "names 2 words"),
+        ("[a] = (", "no valid pattern"),
+        ("two words", "has a space"),
+        ("[a] = ^nosuchthing$", "no token of the text encoder"),
+    ],
+)
 def test_errors(studio, tokens, words):
     name = write_tokens(studio, "t_errors", {49408: noise(WIDTH)})
     graph = studio.graph()
@@ -155,8 +181,14 @@ def hooks_for(studio: Studio, name: str, model=None, **inputs):
 
 def with_hooks(studio: Studio, hooks) -> dict:
     positive, negative = studio.call(
-        "PairConditioningSetProperties", range(2), positive_NEW=studio.positive, negative_NEW=studio.negative,
-        strength=1.0, set_cond_area="default", hooks=hooks)
+        "PairConditioningSetProperties",
+        range(2),
+        positive_NEW=studio.positive,
+        negative_NEW=studio.negative,
+        strength=1.0,
+        set_cond_area="default",
+        hooks=hooks,
+    )
     return {"positive": positive, "negative": negative}
 
 
@@ -168,6 +200,7 @@ def sample(studio: Studio, model=None, steps: int = 2, **prompts) -> torch.Tenso
 @pytest.fixture(scope="module")
 def official_file(studio) -> str:
     from forward import official
+
     return studio.write("loras/t_hook", official(low_rank(attention_shapes(studio.parts.prior), size=2.0)))
 
 
@@ -218,7 +251,10 @@ def test_hooks_on_stage_b_and_their_neutral_settings(studio):
     plain = studio.sample_decoder(studio.prior_latent, steps=1, seed=2)["samples"]
     result = studio.sample_decoder(studio.prior_latent, steps=1, seed=2, **with_hooks(studio, hooks))["samples"]
     assert not torch.equal(result, plain) and "layers of Stage B" in report
-    assert hooks_for(studio, file, studio.parts.decoder, strength_model=0.0, strength_clip=0.0, prev_hooks=hooks)[0] is hooks
+    assert (
+        hooks_for(studio, file, studio.parts.decoder, strength_model=0.0, strength_clip=0.0, prev_hooks=hooks)[0]
+        is hooks
+    )
     both = hooks_for(studio, file, studio.parts.decoder, prev_hooks=hooks)[0]
     assert len(both.hooks) == 2 and len(hooks.hooks) == 1, "the hooks that came in are left as they are"
 
@@ -227,10 +263,16 @@ def test_hooks_change_the_text_encoder(studio):
     layer = "lora_prior_te_text_model_encoder_layers_0_mlp_fc1"
     change = low_rank(attention_shapes(studio.parts.prior))
     dog = ids_of(studio, "dog")[1]
-    name = studio.write("loras/t_hook_text", {
-        **comfyui(change), f"{layer}.lora_up.weight": tensor_for("up", (256, 2)),
-        f"{layer}.lora_down.weight": tensor_for("down", (2, 64)),
-        "embeddings.embeddings": noise(1, WIDTH), "embeddings.indices": torch.tensor([dog])})
+    name = studio.write(
+        "loras/t_hook_text",
+        {
+            **comfyui(change),
+            f"{layer}.lora_up.weight": tensor_for("up", (256, 2)),
+            f"{layer}.lora_down.weight": tensor_for("down", (2, 64)),
+            "embeddings.embeddings": noise(1, WIDTH),
+            "embeddings.indices": torch.tensor([dog]),
+        },
+    )
     hooks, _ = hooks_for(studio, name, clip=studio.parts.clip)
     hooked = studio.call("SetClipHooks", clip=studio.parts.clip, apply_to_conds=False, schedule_clip=False, hooks=hooks)
     loaded = studio.call("CascadeStudio_LoadLora", 2, lora=name, prior=studio.parts.prior, clip=studio.parts.clip)

@@ -1,4 +1,5 @@
 """Everything that artists chain in one workflow: all of it acts, an interrupt and the cache change nothing, nothing stays."""
+
 from __future__ import annotations
 
 import gc
@@ -22,6 +23,7 @@ class Bench:
 
     def hook(self, value: float, total: float, preview: Any, prompt_id: Any = None, node_id: Any = None) -> None:
         import comfy.model_management
+
         if preview is not None and total == STEPS:
             self.frames.append(preview[1].size)
         if total == STEPS and value == self.stop_at:
@@ -35,8 +37,12 @@ class Bench:
     def run(self, executor: Any = None, **changes: Any) -> Result:
         self.frames.clear()
         prompt = matrix(self.specs, **changes)
-        return self.host.execute(prompt, *((name, 0) for name in (SAMPLE, "paint") if name in prompt), executor=executor,
-                                 extra_data={"preview_method": "auto"})
+        return self.host.execute(
+            prompt,
+            *((name, 0) for name in (SAMPLE, "paint") if name in prompt),
+            executor=executor,
+            extra_data={"preview_method": "auto"},
+        )
 
     def latent(self, executor: Any = None, **changes: Any) -> torch.Tensor:
         """Stage C's latent."""
@@ -54,6 +60,7 @@ def written(host, family) -> None:
 @pytest.fixture
 def bench(host, written) -> Iterator[Bench]:
     import comfy.utils
+
     before, made = comfy.utils.PROGRESS_BAR_HOOK, Bench(host)
     comfy.utils.set_progress_bar_global_hook(made.hook)
     yield made
@@ -74,14 +81,27 @@ def test_every_part_acts(bench):
     assert torch.equal(bench.latent(executor), whole), "put back, it is what it was"
 
 
-@pytest.mark.parametrize("change, anew, kept", [
-    ({"control": 1.0}, {"core's net", SAMPLE, "decoder", "paint", SAVED, LATENT}, {"our net", "region", "our LoRA"}),
-    ({"lora": 0.4}, {"our LoRA", "stacked LoRA", "core's LoRA", "prompt", "region", SAMPLE}, {"load", "edges", "canny net"}),
-    ({"words": "a tall oak"}, {"words", "region", SAMPLE}, {"prompt", "image prompt", "core's LoRA"}),
-], ids=["late", "early", "middle"])
+@pytest.mark.parametrize(
+    "change, anew, kept",
+    [
+        (
+            {"control": 1.0},
+            {"core's net", SAMPLE, "decoder", "paint", SAVED, LATENT},
+            {"our net", "region", "our LoRA"},
+        ),
+        (
+            {"lora": 0.4},
+            {"our LoRA", "stacked LoRA", "core's LoRA", "prompt", "region", SAMPLE},
+            {"load", "edges", "canny net"},
+        ),
+        ({"words": "a tall oak"}, {"words", "region", SAMPLE}, {"prompt", "image prompt", "core's LoRA"}),
+    ],
+    ids=["late", "early", "middle"],
+)
 def test_interrupted_changed_and_run_again(bench, change, anew, kept):
     """Stopped in the third step; then with one setting changed, on ComfyUI's cache: bit for bit what a fresh start gives."""
     import comfy.model_management
+
     executor = bench.host.executor()
     bench.stop_at = 3
     stopped = bench.run(executor)
@@ -115,9 +135,12 @@ def tensors() -> int:
 def test_nothing_is_left(bench):
     """Weights are bit for bit as they were loaded, also after an interrupt; no run leaves tensors or objects of its own."""
     import comfy.model_management
+
     executor = bench.host.executor()
     names = range(5)
-    first = bench.host.run({"load": matrix(bench.specs)["load"]}, *(("load", slot) for slot in names), executor=executor)
+    first = bench.host.run(
+        {"load": matrix(bench.specs)["load"]}, *(("load", slot) for slot in names), executor=executor
+    )
     models = [first[0].model, first[1].model, first[2].cond_stage_model, first[3].model, first[4].first_stage_model]
     before, objects = [weights(model) for model in models], alive()
     counts = []

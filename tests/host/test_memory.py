@@ -1,4 +1,5 @@
 """Models under the host's memory management: partial loading, patches on offloaded layers, estimates, refusals."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -31,7 +32,11 @@ def test_a_partly_loaded_model_computes_the_same(host, parts, stage, patched):
     """Layers beyond the budget stay where they are and are cast as they run, patches included."""
     whole = getattr(parts, stage).clone()
     if patched:
-        keys = [key for key in whole.model.state_dict() if key.endswith((".to_v.weight", "kv_mapper.1.weight", "mapper_sca.weight"))]
+        keys = [
+            key
+            for key in whole.model.state_dict()
+            if key.endswith((".to_v.weight", "kv_mapper.1.weight", "mapper_sca.weight"))
+        ]
         assert len(keys) >= 3
         whole.add_patches({key: ("diff", (noise(*whole.model.state_dict()[key].shape) * 0.1,)) for key in keys}, 1.0)
     with torch.inference_mode():
@@ -50,8 +55,12 @@ def test_a_partly_loaded_model_computes_the_same(host, parts, stage, patched):
 
 def test_every_layer_with_weights_can_be_offloaded(parts):
     """Only the raw vectors of GRN and Stage A's gates are no layers of the host's; they are cast where they are used."""
-    nets = [parts.prior.model.diffusion_model, parts.decoder.model.diffusion_model,
-            parts.stage_a.first_stage_model, parts.stage_c_vae.first_stage_model]
+    nets = [
+        parts.prior.model.diffusion_model,
+        parts.decoder.model.diffusion_model,
+        parts.stage_a.first_stage_model,
+        parts.stage_c_vae.first_stage_model,
+    ]
     allowed = {"gamma", "beta", "gammas"}
     for net in nets:
         for name, module in net.named_modules():
@@ -69,6 +78,7 @@ def test_published_stage_b_does_not_reserve_what_core_does(host):
     """Core's guess for one guided 1024x1024 Stage B step is 5 GiB and more; the truth is a fraction of it."""
     from stages import StageBConfig
     from stages.nets.memory import activation_memory
+
     needed = activation_memory(StageBConfig(), 2, 256, 256, 2, (1, 2, 4, 8))
     assert 0.2 * 2**30 < needed < 1.5 * 2**30
 
@@ -76,6 +86,7 @@ def test_published_stage_b_does_not_reserve_what_core_does(host):
 @pytest.mark.parametrize("stage", ["C", "B"])
 def test_a_picture_that_cannot_fit_is_refused_with_the_estimate(host, parts, monkeypatch, stage):
     import comfy.model_management
+
     graph = Graph(host)
     canvas = graph.add("CascadeStudio_Canvas", width=256, height=256)
     node = graph.add("CascadeStudio_SamplePrior", model=parts.prior, latent=canvas[0], steps=1, **parts.prompts)
@@ -90,6 +101,7 @@ def test_stages_make_room_for_each_other(host, parts):
     """After a run everything can be unloaded, and the next run loads it again."""
     import comfy.model_management
     from graphs import check_works
+
     check_works(host)
     comfy.model_management.unload_all_models()
     assert not comfy.model_management.loaded_models()

@@ -1,4 +1,5 @@
 """Merges in the real host: exact ends, parts that touch only themselves, and saved files that are what was on the wire."""
+
 from __future__ import annotations
 
 import json
@@ -33,8 +34,10 @@ def models(studio) -> dict[str, list]:
     for stage, weights, count in (("prior", stage_c_weights(), 3), ("decoder", stage_b_weights(), 2)):
         found[stage] = []
         for number in range(count):
-            other = {key: value + 0.4 * number * (value.std() if value.std() > 0 else 0.1) * noise(*value.shape, seed=i)
-                     for i, (key, value) in enumerate(weights.items())}
+            other = {
+                key: value + 0.4 * number * (value.std() if value.std() > 0 else 0.1) * noise(*value.shape, seed=i)
+                for i, (key, value) in enumerate(weights.items())
+            }
             found[stage].append(studio.load(stage, studio.write(f"diffusion_models/t_merge_{stage}_{number}", other)))
     return found
 
@@ -63,6 +66,7 @@ def test_ends_are_exact(studio, models, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_part_touches_only_itself(studio, models, stage):
     import comfy.model_management
+
     first, second = models[stage][:2]
     names = list(first.model.diffusion_model.state_dict())
     levels = len(first.model.diffusion_model.config.c_hidden)
@@ -82,7 +86,9 @@ def test_add_difference(studio, models, stage):
     first, second, third = models[stage][0], models[stage][1], models[stage][-1]
 
     def added(model, after, before, strength):
-        return answer(studio.call("CascadeStudio_AddDifference", model=model, tuned=after, base=before, strength=strength))
+        return answer(
+            studio.call("CascadeStudio_AddDifference", model=model, tuned=after, base=before, strength=strength)
+        )
 
     plain = answer(third)
     assert torch.equal(added(third, second, first, 0.0), plain)
@@ -108,8 +114,11 @@ def test_errors(studio, models):
     for kind, inputs, words in (
         ("MergeModels", {"model1": models["prior"][0], "model2": models["decoder"][0]}, ["same stage", "model2"]),
         ("MergeModels", {"model1": models["prior"][0], "model2": narrow}, ["two sizes", "lite"]),
-        ("AddDifference", {"model": models["prior"][0], "tuned": models["decoder"][0], "base": models["prior"][1]},
-         ["tuned", "same stage"]),
+        (
+            "AddDifference",
+            {"model": models["prior"][0], "tuned": models["decoder"][0], "base": models["prior"][1]},
+            ["tuned", "same stage"],
+        ),
     ):
         graph = studio.graph()
         check_sentence(graph.error(graph.add(f"CascadeStudio_{kind}", **inputs)[0]), *words)
@@ -149,7 +158,10 @@ def test_saved_files_are_what_was_on_the_wire(studio, models, stage):
             assert names == published
         elif layout == "diffusers":
             assert not any(".attn." in key for key in names) and "clip_mapper.weight" not in names
-            assert any(key.endswith("attention.to_out.0.weight") for key in names) and "clip_txt_pooled_mapper.weight" in names
+            assert (
+                any(key.endswith("attention.to_out.0.weight") for key in names)
+                and "clip_txt_pooled_mapper.weight" in names
+            )
         else:
             assert all(key.startswith("model.diffusion_model.") for key in names)
         tensors = load_file(path)
@@ -164,7 +176,13 @@ def test_core_reads_what_it_saves_itself(studio, models):
     model = models["prior"][1]
     path, _ = save(studio, model, "ComfyUI")
     graph = studio.graph()
-    graph.add("CheckpointSave", model=model, clip=studio.parts.clip, vae=studio.parts.stage_a, filename_prefix="checkpoints/t_core")
+    graph.add(
+        "CheckpointSave",
+        model=model,
+        clip=studio.parts.clip,
+        vae=studio.parts.stage_a,
+        filename_prefix="checkpoints/t_core",
+    )
     assert graph.execute().success
     theirs = load_file(studio.host.base / "output" / "checkpoints" / "t_core_00001_.safetensors")
     theirs = {key: value for key, value in theirs.items() if key.startswith("model.diffusion_model.")}
@@ -176,8 +194,15 @@ def test_metadata_and_dtypes(studio, models):
     model = models["prior"][0]
     large, _ = save(studio, model, "official")
     graph = studio.graph()
-    node = graph.add("CascadeStudio_SaveModel", model=model, layout="official", dtype="bf16", title="Mine", notes="of two",
-                     filename_prefix="diffusion_models/t_small")
+    node = graph.add(
+        "CascadeStudio_SaveModel",
+        model=model,
+        layout="official",
+        dtype="bf16",
+        title="Mine",
+        notes="of two",
+        filename_prefix="diffusion_models/t_small",
+    )
     result = graph.execute(node[0], extra_data={"extra_pnginfo": {"workflow": {"nodes": []}}})
     small = large.with_name(result.values[(node.name, 0)])
     header = read_header(small)
@@ -198,7 +223,9 @@ def test_quantised_models_are_written_as_plain_ones(studio):
     path, _ = save(studio, model, "official", dtype="bf16", filename_prefix="diffusion_models/t_plain")
     found = load_file(path)
     assert found.keys() == stage_c_weights().keys() and {value.dtype for value in found.values()} == {torch.bfloat16}
-    assert all(relative(value, stage_c_weights()[key]) < 0.2 for key, value in found.items() if key.endswith("_proj_weight"))
+    assert all(
+        relative(value, stage_c_weights()[key]) < 0.2 for key, value in found.items() if key.endswith("_proj_weight")
+    )
     as_is, _ = save(studio, model, "ComfyUI", dtype="as it is", filename_prefix="diffusion_models/t_as_is")
     names = read_header(as_is).tensors
     assert "model.diffusion_model.down_blocks.0.2.attention.attn.to_q.weight_scale" in names
@@ -207,11 +234,18 @@ def test_quantised_models_are_written_as_plain_ones(studio):
 
 def test_saving_errors(studio, models, monkeypatch):
     from cascade_studio.nodes.host.files import write as model_files
+
     model = models["prior"][0]
 
     def failure(**inputs) -> str:
         graph = studio.graph()
-        given = {"model": model, "layout": "official", "dtype": "fp32", "filename_prefix": "diffusion_models/t_fail", **inputs}
+        given = {
+            "model": model,
+            "layout": "official",
+            "dtype": "fp32",
+            "filename_prefix": "diffusion_models/t_fail",
+            **inputs,
+        }
         return graph.error(graph.add("CascadeStudio_SaveModel", **given)[0])
 
     check_sentence(failure(filename_prefix="../outside"), "output folder")

@@ -1,4 +1,5 @@
 """What the settings do to real pictures: Cascade Mini in the real host, each claim of the theory with a number."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,12 +7,12 @@ from collections.abc import Sequence
 import eyes
 import pytest
 import torch
-from mini import need
 from mini_studio import MiniStudio, seen
-from tools.scenes import SHEET, Scene
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from mini import need
+from tools.scenes import SHEET, Scene
 from training.mini.data import read_split
 
 
@@ -58,8 +59,11 @@ def test_guidance_makes_pictures_follow_the_prompt(mini, record_property):
         one, two = (mini.paint_all(asked, seed=seed, cfg=cfg, positive=positive) for seed in (1, 77))
         seen_one, seen_two = mini.eyes.seen(one), mini.eyes.seen(two)
         grounds = sum(eyes.has_ground(picture, scene.background) for picture, scene in zip(one.split(1), asked))
-        found[cfg] = (float((seen_one * words).sum(1).mean()), float((seen_one * seen_two).sum(1).mean()),
-                      grounds / len(asked))
+        found[cfg] = (
+            float((seen_one * words).sum(1).mean()),
+            float((seen_one * seen_two).sum(1).mean()),
+            grounds / len(asked),
+        )
     record_property("likeness, agreement of two seeds, backgrounds by cfg", found)
     assert found[4.0][0] > found[1.0][0] + 0.01, "pictures look more like the prompt"
     assert found[4.0][1] > found[1.0][1] + 0.01, "and leave less to chance"
@@ -68,6 +72,7 @@ def test_guidance_makes_pictures_follow_the_prompt(mini, record_property):
 
 def test_more_steps_come_nearer_to_the_exact_solution(mini, record_property):
     """ddim solves an equation step by step: its error falls with the number of steps."""
+
     def latent(steps: int) -> torch.Tensor:
         return mini.prior(SHEET[0].prompt, 2, sampler="ddim", steps=steps)["samples"]
 
@@ -92,8 +97,9 @@ def test_image_to_image_keeps_the_less_the_more_is_denoised(mini, painted, recor
     for denoise in (0.1, 0.2, 0.5):
         rgb = mini.paint_all(OTHERS, seed=5, latent=latent, denoise=denoise)
         kept[denoise] = float(eyes.correlation(rgb, source).mean())
-        margins = [mini.eyes.margin(picture, scene.subject, scene.background)
-                   for picture, scene in zip(rgb.split(1), OTHERS)]
+        margins = [
+            mini.eyes.margin(picture, scene.subject, scene.background) for picture, scene in zip(rgb.split(1), OTHERS)
+        ]
         asked[denoise] = float(torch.cat(margins).mean())
     record_property("agreement with the source's outline, likeness to the prompt", (kept, asked))
     assert kept[0.1] > kept[0.2] + 0.04 and kept[0.2] > kept[0.5] + 0.04 and kept[0.1] > 0.8, kept
@@ -118,8 +124,14 @@ def test_image_variations_look_like_their_source(mini, painted, record_property)
     """An empty prompt and one picture: the result is nearer to that picture than to the others, with its background."""
     sources, scenes, made = painted[VARIED], [SHEET[number] for number in VARIED], []
     for picture in sources:
-        prompts = mini.call("CascadeStudio_ImagePrompts", range(2), positive=mini.negative, negative=mini.negative,
-                            clip_vision=mini.parts.clip_vision, image_1=picture.movedim(0, -1)[None])
+        prompts = mini.call(
+            "CascadeStudio_ImagePrompts",
+            range(2),
+            positive=mini.negative,
+            negative=mini.negative,
+            clip_vision=mini.parts.clip_vision,
+            image_1=picture.movedim(0, -1)[None],
+        )
         prior = mini.prior("", seed=5, positive=prompts[0], negative=prompts[1])
         made.append(seen(mini.decoded(prior, "")))
     table = mini.eyes.seen(torch.cat(made)) @ mini.eyes.seen(sources).T
@@ -140,19 +152,22 @@ def test_inpainting_follows_the_prompt_inside_and_touches_nothing_outside(mini, 
     wanted = Scene("soccer ball", scene.background)
     mask = torch.zeros(1, 256, 256)
     mask[:, INNER, INNER] = 1
-    part = mini.call("CascadeStudio_InpaintCrop", range(4), image=image, mask=mask, context=3.0, grow=0, feather=8,
-                     target_size=256)
+    part = mini.call(
+        "CascadeStudio_InpaintCrop", range(4), image=image, mask=mask, context=3.0, grow=0, feather=8, target_size=256
+    )
     latent = mini.call("SetLatentNoiseMask", samples=encoded(mini, part[0]), mask=part[2])
     made = mini.decoded(mini.prior(wanted.prompt, latent=latent), wanted.prompt)
     whole = mini.call("CascadeStudio_InpaintStitch", stitch=part[3], image=made)
     reach = torch.zeros(256, 256, dtype=torch.bool)
-    reach[INNER.start - 8:INNER.stop + 8, INNER.start - 8:INNER.stop + 8] = True
+    reach[INNER.start - 8 : INNER.stop + 8, INNER.start - 8 : INNER.stop + 8] = True
     assert torch.equal(whole[:, ~reach], image[:, ~reach]), "every pixel beyond the feather is the old one"
     assert (whole - image)[:, INNER, INNER].abs().mean() > 0.03
     names = [wanted.subject, scene.subject]
     before, after = (mini.eyes.likeness(seen(picture), scene.background)[0] for picture in (image, whole))
-    lead = {moment: float(found[index(names[0])] - found[index(names[1])])
-            for moment, found in (("before", before), ("after", after))}
+    lead = {
+        moment: float(found[index(names[0])] - found[index(names[1])])
+        for moment, found in (("before", before), ("after", after))
+    }
     record_property("likeness to the new subject minus that to the old one", lead)
     assert lead["before"] < 0 < lead["after"], lead
 

@@ -1,4 +1,5 @@
 """Mini's example LoRA and ControlNet do what they were trained for, on Mini, in the real host."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -6,8 +7,9 @@ from typing import Any
 import eyes
 import pytest
 import torch
-from mini import need
 from mini_studio import MiniStudio, seen
+
+from mini import need
 from tools import small
 from tools.scenes import Scene
 
@@ -25,8 +27,13 @@ def test_the_lora_changes_the_style_and_keeps_the_subject(mini, record_property)
     need("lora")
 
     def styled(strength: float) -> Any:
-        return mini.call("CascadeStudio_LoadLora", prior=mini.parts.prior, clip=mini.parts.clip,
-                         lora=small.mini().files["lora"], strength_model=strength)
+        return mini.call(
+            "CascadeStudio_LoadLora",
+            prior=mini.parts.prior,
+            clip=mini.parts.clip,
+            lora=small.mini().files["lora"],
+            strength_model=strength,
+        )
 
     kept, changes = [], []
     for scene in SCENES:
@@ -41,7 +48,8 @@ def edges(rgb: torch.Tensor) -> torch.Tensor:
     """Where neighbouring pixels differ, at 64 pixels, (B, N), unit length, without their mean."""
     small_rgb = torch.nn.functional.interpolate(rgb, size=(64, 64), mode="area")
     found = (small_rgb[..., 1:, 1:] - small_rgb[..., :-1, 1:]).abs().mean(1) + (
-        small_rgb[..., 1:, 1:] - small_rgb[..., 1:, :-1]).abs().mean(1)
+        small_rgb[..., 1:, 1:] - small_rgb[..., 1:, :-1]
+    ).abs().mean(1)
     found = found.flatten(1)
     return torch.nn.functional.normalize(found - found.mean(1, keepdim=True), dim=1)
 
@@ -57,8 +65,14 @@ def test_the_controlnet_makes_edges_agree(mini, record_property):
         latent = mini.canvas()[0]
         hint = mini.call("CascadeStudio_CannyHint", image=image, latent=latent)
         other = Scene(scene.subject, "yellow")
-        prompts = mini.call("CascadeStudio_ApplyControl", range(2), positive=mini.text(other.prompt),
-                            negative=mini.negative, control_net=net, image=hint)
+        prompts = mini.call(
+            "CascadeStudio_ApplyControl",
+            range(2),
+            positive=mini.text(other.prompt),
+            negative=mini.negative,
+            control_net=net,
+            image=hint,
+        )
         free = mini.paint(other, seed=3)
         held = mini.decoded(mini.prior(other.prompt, seed=3, positive=prompts[0], negative=prompts[1]), other.prompt, 3)
         found.append([float((edges(seen(picture)) * edges(seen(image))).sum()) for picture in (free, held)])

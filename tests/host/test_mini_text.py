@@ -1,4 +1,5 @@
 """The trainable CLIP twins of the Mini recipe compute what the host's classes compute with the same tensors."""
+
 from __future__ import annotations
 
 import importlib
@@ -10,10 +11,18 @@ import torch
 
 from stages.files.clip import TextConfig, VisionConfig
 
-TEXT = TextConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2,
-                  projection_dim=128)
-VISION = VisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=1,
-                      projection_dim=128, image_size=64, patch_size=16)
+TEXT = TextConfig(
+    hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2, projection_dim=128
+)
+VISION = VisionConfig(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=1,
+    projection_dim=128,
+    image_size=64,
+    patch_size=16,
+)
 PROMPTS = ["red apple", "", "a slice of pizza, on a yellow background", "über größe 🍕 l'été"]
 
 
@@ -36,9 +45,14 @@ def test_text_twin_is_the_hosts_encoder(host):
 
     from training.mini.captions import batch_tokens
     from training.mini.towers import TextTower
+
     tower = shaken(TextTower(TEXT))
-    options = {"clip_g_model_config": {name: getattr(TEXT, name) for name in (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")}}
+    options = {
+        "clip_g_model_config": {
+            name: getattr(TEXT, name)
+            for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+        }
+    }
     theirs = comfy.sdxl_clip.StableCascadeClipModel(dtype=torch.float32, model_options=options)
     missing, unexpected = theirs.clip_g.transformer.load_state_dict(tower.state_dict(), strict=False)
     assert not missing and not unexpected
@@ -57,6 +71,7 @@ def test_text_twin_is_the_hosts_encoder(host):
 def test_shorter_padding_leaves_the_words_alone(host):
     from training.mini.captions import batch_tokens
     from training.mini.towers import TextTower
+
     tower, prompts = shaken(TextTower(TEXT)), [[prompt] for prompt in PROMPTS if prompt]
     with torch.no_grad():
         (short, short_pooled), (long, long_pooled) = tower(batch_tokens(prompts, 24)), tower(batch_tokens(prompts))
@@ -67,6 +82,7 @@ def test_shorter_padding_leaves_the_words_alone(host):
 def test_fragments_tokenise_like_the_whole_caption(host):
     from training.mini.captions import HELD_TEMPLATES, batch_tokens, caption, spoken
     from training.mini.data import COLOURS, read_split
+
     rng, (subjects, prompts) = random.Random(0), read_split()
     captions = [caption(rng.choice(subjects), rng.choice(list(COLOURS)), rng) for _ in range(60)]
     assert torch.equal(batch_tokens(captions), batch_tokens([[spoken(fragments, "")] for fragments in captions]))
@@ -82,6 +98,7 @@ def test_vision_twin_is_the_hosts_tower(host):
     import comfy.ops
 
     from training.mini.towers import VisionTower, clip_normalise
+
     tower = shaken(VisionTower(VISION))
     config = {**VISION.__dict__, "model_type": "clip_vision_model"}
     theirs = comfy.clip_model.CLIPVisionModelProjection(config, torch.float32, "cpu", comfy.ops.manual_cast).eval()
@@ -102,6 +119,7 @@ def test_float8_token_table_loads_as_it_was_trained(host, pack, tmp_path):
     from training.mini.captions import batch_tokens
     from training.mini.language import settled_table
     from training.mini.towers import TextTower
+
     tower = shaken(TextTower(TEXT)).half().float()
     table = tower.text_model.embeddings.token_embedding.weight
     known = torch.tensor(sorted(set(batch_tokens([[prompt] for prompt in PROMPTS if prompt]).flatten().tolist())))
@@ -111,8 +129,10 @@ def test_float8_token_table_loads_as_it_was_trained(host, pack, tmp_path):
     assert (rounded[unseen] == rounded[unseen][0]).all()
     with torch.no_grad():
         table.copy_(rounded)
-    tensors = {key: value.to(torch.float8_e4m3fn if key.endswith("token_embedding.weight")
-                             else torch.float16) for key, value in tower.state_dict().items()}
+    tensors = {
+        key: value.to(torch.float8_e4m3fn if key.endswith("token_embedding.weight") else torch.float16)
+        for key, value in tower.state_dict().items()
+    }
     path = tmp_path / "text.safetensors"
     save_file(tensors, path, metadata={MARKER: marker_text("text_encoder", TEXT)})
     loader = importlib.import_module(f"{pack.__name__}.nodes.host.models.clip")

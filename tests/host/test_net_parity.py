@@ -1,4 +1,5 @@
 """Our Stage B and C against the host's own nets and diffusers', on equal weights."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,30 +10,41 @@ from tiny import golden, relative, tiny_net
 TOLERANCE = 1e-4
 STAGE_C = [
     {},
-    dict(switch_level=(True,)),
-    dict(block_repeat=((2, 1), (3, 2)), c_r=33),
-    dict(c_hidden=(64, 128, 192), nhead=(1, 2, 3), blocks=((1, 1, 1), (1, 2, 1)), block_repeat=((1, 1, 1), (1, 2, 1)),
-         level_config=("CT", "CTA", "CTA"), switch_level=(False, True), self_attn=(True, True, False)),
-    dict(level_config=("CFT", "TCAA"), patch_size=2, kernel_size=5, t_conds=()),
+    {"switch_level": (True,)},
+    {"block_repeat": ((2, 1), (3, 2)), "c_r": 33},
+    {
+        "c_hidden": (64, 128, 192),
+        "nhead": (1, 2, 3),
+        "blocks": ((1, 1, 1), (1, 2, 1)),
+        "block_repeat": ((1, 1, 1), (1, 2, 1)),
+        "level_config": ("CT", "CTA", "CTA"),
+        "switch_level": (False, True),
+        "self_attn": (True, True, False),
+    },
+    {"level_config": ("CFT", "TCAA"), "patch_size": 2, "kernel_size": 5, "t_conds": ()},
 ]
 STAGE_B = [
     {},
-    dict(block_repeat=((2, 1, 1, 3), (1, 2, 1, 2))),
-    dict(level_config=("CF", "CT", "CTA", "CTAA"), t_conds=()),
+    {"block_repeat": ((2, 1, 1, 3), (1, 2, 1, 2))},
+    {"level_config": ("CF", "CT", "CTA", "CTAA"), "t_conds": ()},
 ]
 
 
 def inputs(name: str) -> list[torch.Tensor]:
     tensors = golden(name)
-    names = {"stage_c_tiny": ("x", "r", "clip_text", "clip_text_pooled", "clip_img"),
-             "stage_b_tiny": ("x", "r", "effnet", "clip")}[name]
+    names = {
+        "stage_c_tiny": ("x", "r", "clip_text", "clip_text_pooled", "clip_img"),
+        "stage_b_tiny": ("x", "r", "effnet", "clip"),
+    }[name]
     return [tensors[each] for each in names]
 
 
 @pytest.mark.parametrize("maker", [host_net, diffusers_net])
-@pytest.mark.parametrize("name, changes", [("stage_c_tiny", changes) for changes in STAGE_C]
-                         + [("stage_b_tiny", changes) for changes in STAGE_B],
-                         ids=lambda value: value if isinstance(value, str) else ",".join(value) or "official")
+@pytest.mark.parametrize(
+    "name, changes",
+    [("stage_c_tiny", changes) for changes in STAGE_C] + [("stage_b_tiny", changes) for changes in STAGE_B],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value) or "official",
+)
 def test_same_output(maker, name, changes):
     if maker is diffusers_net and any("F" in level for level in changes.get("level_config", ())):
         changes = {**changes, "level_config": tuple(level.replace("F", "C") for level in changes["level_config"])}

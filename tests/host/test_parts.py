@@ -1,4 +1,5 @@
 """Inpainting in the host: a part is cut out, sampled within its mask, and pasted back; the rest stays as it was."""
+
 from __future__ import annotations
 
 import pytest
@@ -35,14 +36,23 @@ def test_inpainting(studio, image, mask, denoise):
     cut = graph.add("CascadeStudio_InpaintCrop", image=image, mask=mask, target_size=256)
     coded = graph.add("CascadeStudio_EncodeImage", image=cut[0], vae=studio.parts.stage_c_vae)
     masked = graph.add("SetLatentNoiseMask", samples=coded[0], mask=cut[2])
-    prior = graph.add("CascadeStudio_SamplePrior", model=studio.parts.prior, latent=masked[0], steps=3, seed=SEED,
-                      denoise=denoise, **studio.prompts)
-    latent = graph.add("CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=prior[0], steps=2, seed=SEED,
-                       **studio.prompts)
+    prior = graph.add(
+        "CascadeStudio_SamplePrior",
+        model=studio.parts.prior,
+        latent=masked[0],
+        steps=3,
+        seed=SEED,
+        denoise=denoise,
+        **studio.prompts,
+    )
+    latent = graph.add(
+        "CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=prior[0], steps=2, seed=SEED, **studio.prompts
+    )
     part = graph.add("CascadeStudio_DecodeStageA", latent=latent[0], vae=studio.parts.stage_a)
     whole = graph.add("CascadeStudio_InpaintStitch", stitch=cut[3], image=part[0])
     result, cells, before, after, width, height, painted = graph.run(
-        whole[0], cut[2], coded[0], prior[0], cut[4], cut[5], part[0])
+        whole[0], cut[2], coded[0], prior[0], cut[4], cut[5], part[0]
+    )
     assert painted.shape == (1, height, width, 3), "the picture has the size of the part"
     reach = inpaint.widened(mask, 24)[0] > 0
     assert torch.equal(result[0][~reach], image[0][~reach])
@@ -55,7 +65,8 @@ def test_inpainting(studio, image, mask, denoise):
 
 def test_outputs_fit_each_other(studio, image, mask):
     image_part, pixels, cells, stitch, width, height = studio.call(
-        "CascadeStudio_InpaintCrop", range(6), image=image, mask=mask, target_size=512)
+        "CascadeStudio_InpaintCrop", range(6), image=image, mask=mask, target_size=512
+    )
     assert image_part.shape == (1, height, width, 3) and pixels.shape == (1, height, width)
     assert (width % 128, height % 128) == (0, 0)
     assert torch.equal(studio.canvas(width, height)[0]["samples"].new_zeros(cells.shape), torch.zeros_like(cells))
@@ -74,5 +85,9 @@ def test_wider_masks_change_more(studio, image, mask):
 
 def test_an_empty_mask_is_explained(studio, image):
     graph = studio.graph()
-    check_sentence(graph.error(graph.add("CascadeStudio_InpaintCrop", image=image, mask=torch.zeros(1, 64, 64))[0]),
-                   "mask", "empty", "paint over")
+    check_sentence(
+        graph.error(graph.add("CascadeStudio_InpaintCrop", image=image, mask=torch.zeros(1, 64, 64))[0]),
+        "mask",
+        "empty",
+        "paint over",
+    )

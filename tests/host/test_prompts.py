@@ -1,4 +1,5 @@
 """Encode prompt and Regional prompt in the host: neutral ones change nothing, the others change what they should."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -32,9 +33,11 @@ def sample(studio: Studio, positive: Any, **inputs) -> torch.Tensor:
 
 def same(first: Any, second: Any) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a[0], b[0]) and a[1].keys() == b[1].keys() and torch.equal(a[1]["pooled_output"],
-                                                                               b[1]["pooled_output"])
-        for a, b in zip(first, second))
+        torch.equal(a[0], b[0])
+        and a[1].keys() == b[1].keys()
+        and torch.equal(a[1]["pooled_output"], b[1]["pooled_output"])
+        for a, b in zip(first, second)
+    )
 
 
 # Encode prompt
@@ -64,8 +67,12 @@ def test_contrast_moves_tokens_and_pooled_along_one_line(studio):
 def test_the_picture_follows_the_weight(studio, weighting):
     """The further a weight is from 1, the further is the picture from the one of the plain prompt, either way."""
     plain = sample(studio, studio.text("a red house"))
-    distance = {weight: float((sample(studio, encode(studio, f"a (red:{weight}) house", weighting=weighting)) - plain)
-                              .square().mean()) for weight in (0.25, 0.6, 1.0, 1.5, 2.5)}
+    distance = {
+        weight: float(
+            (sample(studio, encode(studio, f"a (red:{weight}) house", weighting=weighting)) - plain).square().mean()
+        )
+        for weight in (0.25, 0.6, 1.0, 1.5, 2.5)
+    }
     assert distance[0.25] > distance[0.6] > distance[1.0] == 0 < distance[1.5] < distance[2.5], distance
 
 
@@ -97,10 +104,16 @@ def test_parts_and_long_prompts(studio):
 def test_a_long_prompt_does_not_change_the_other_one(studio):
     """With guidance the negative prompt gives the same whether it is computed beside a long prompt or alone."""
     from comfy.patcher_extension import WrappersMP
+
     lengths = []
     model = studio.parts.prior.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", lambda executor, *a, **k: lengths.append(
-        (k["clip_text"].shape[0], k["clip_text"].shape[1])) or executor(*a, **k))
+    model.add_wrapper_with_key(
+        WrappersMP.DIFFUSION_MODEL,
+        "test",
+        lambda executor, *a, **k: (
+            lengths.append((k["clip_text"].shape[0], k["clip_text"].shape[1])) or executor(*a, **k)
+        ),
+    )
     studio.core_sample(model, studio.canvas()[0], positive=encode(studio, "a BREAK b"), steps=1)
     assert sorted(lengths) == [(1, 77), (1, 154)]
 
@@ -124,7 +137,9 @@ def test_both_stages_hear_the_weight(studio):
     latents = {}
     for weighting in ("contrast", "comfyui"):
         for weight in (1.0, 2.5):
-            given, latent = studio.decoder_prompts(positive=encode(studio, f"a (red:{weight}) house", weighting=weighting))
+            given, latent = studio.decoder_prompts(
+                positive=encode(studio, f"a (red:{weight}) house", weighting=weighting)
+            )
             latents[weighting, weight] = studio.core_sample(studio.parts.decoder, latent, steps=1, cfg=1.0, **given)
     moved = {kind: relative(latents[kind, 2.5], latents[kind, 1.0]) for kind in ("contrast", "comfyui")}
     assert moved["comfyui"] <= 1e-5 and moved["contrast"] > 10 * max(moved["comfyui"], 1e-6), moved
@@ -135,7 +150,7 @@ def test_both_stages_hear_the_weight(studio):
 
 def halves(width: int = 64) -> torch.Tensor:
     mask = torch.zeros(1, 48, width)
-    mask[..., width // 2:] = 1
+    mask[..., width // 2 :] = 1
     return mask
 
 
@@ -169,10 +184,16 @@ def test_a_region_acts_where_it_is(studio, other):
 def test_a_region_of_everything_is_the_joint_prompt(studio, other):
     """Its tokens and its pooled text beside those of the base, none of them muted."""
     from comfy.patcher_extension import WrappersMP
+
     calls = []
     model = studio.parts.prior.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", lambda executor, x, r, context, control, options,
-                               **k: calls.append((x, r, k, executor(x, r, context, control, options, **k))) or calls[-1][3])
+    model.add_wrapper_with_key(
+        WrappersMP.DIFFUSION_MODEL,
+        "test",
+        lambda executor, x, r, context, control, options, **k: (
+            calls.append((x, r, k, executor(x, r, context, control, options, **k))) or calls[-1][3]
+        ),
+    )
     everywhere = regional(studio, studio.positive, other, torch.ones(1, 8, 8))
     studio.core_sample(model, studio.canvas()[0], positive=everywhere, steps=1, cfg=1.0)
     [(x, r, given, out)] = calls
@@ -197,8 +218,9 @@ def test_regions_with_batches_areas_weights_and_guidance(studio, other):
     """Two regions, one of them weighted, beside an area; each picture of a batch is the one it is alone."""
     weighted = encode(studio, "a (green:1.8) tree", weighting="attention")
     chain = regional(studio, regional(studio, studio.positive, other, halves()), weighted, 1 - halves(), strength=0.5)
-    area = studio.call("ConditioningSetAreaPercentage", conditioning=chain, width=0.5, height=1.0, x=0.5, y=0.0,
-                       strength=1.0)
+    area = studio.call(
+        "ConditioningSetAreaPercentage", conditioning=chain, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0
+    )
     both = studio.call("ConditioningCombine", conditioning_1=chain, conditioning_2=area)
     for positive in (chain, both):
         two = studio.sample_prior(studio.canvas(batch=2)[0], positive=positive, steps=1, seed=SEED)["samples"]
@@ -214,13 +236,21 @@ def test_what_a_region_cannot_carry(studio, other):
         given = {"conditioning": studio.positive, "region": other, "mask": halves(), **inputs}
         return graph.error(graph.add("CascadeStudio_RegionalPrompt", **given)[0])
 
-    area = studio.call("ConditioningSetAreaPercentage", conditioning=other, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0)
+    area = studio.call(
+        "ConditioningSetAreaPercentage", conditioning=other, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0
+    )
     check_sentence(error(region=area), "Regional prompt", "an area", "base prompt")
     check_sentence(error(region=[*other, *other]), "2 prompts", "exactly one")
     check_sentence(error(region=[[other[0][0], {}]]), "pooled output")
     check_sentence(error(mask=torch.ones(1, 1, 4, 4)), "mask", "MASK")
     narrow = [[other[0][0][..., :32], {**other[0][1], "pooled_output": pooled(other)[..., :32]}]]
     graph = studio.graph()
-    node = graph.add("CascadeStudio_SamplePrior", model=studio.parts.prior, negative=studio.negative, steps=1,
-                     positive=regional(studio, studio.positive, narrow, halves()), latent=studio.canvas()[0])
+    node = graph.add(
+        "CascadeStudio_SamplePrior",
+        model=studio.parts.prior,
+        negative=studio.negative,
+        steps=1,
+        positive=regional(studio, studio.positive, narrow, halves()),
+        latent=studio.canvas()[0],
+    )
     check_sentence(graph.error(node[0]), "32 wide", "64 wide", "text encoders")

@@ -1,4 +1,5 @@
 """Regions with image prompts and ControlNets of their own, and beside those of the whole picture."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -39,8 +40,13 @@ def right() -> torch.Tensor:
 
 
 def with_pictures(studio: Studio, prompt: Any, seed: int = 0, **inputs: Any) -> Any:
-    given = {"positive": prompt, "negative": studio.negative, "image_1": picture(seed),
-             "clip_vision": studio.parts.clip_vision, **inputs}
+    given = {
+        "positive": prompt,
+        "negative": studio.negative,
+        "image_1": picture(seed),
+        "clip_vision": studio.parts.clip_vision,
+        **inputs,
+    }
     return studio.call("CascadeStudio_ImagePrompts", **given)
 
 
@@ -49,8 +55,9 @@ def steered(studio: Studio, net: Any, prompt: Any, hint: torch.Tensor | None = N
     return steered_pair(studio, net, {"positive": prompt, "negative": studio.negative}, hint, **inputs)["positive"]
 
 
-def steered_pair(studio: Studio, net: Any, prompts: dict[str, Any], hint: torch.Tensor | None = None, **inputs: Any
-                 ) -> dict[str, Any]:
+def steered_pair(
+    studio: Studio, net: Any, prompts: dict[str, Any], hint: torch.Tensor | None = None, **inputs: Any
+) -> dict[str, Any]:
     given = {"control_net": net, "image": picture(9) if hint is None else hint, "strength": STRONG, **prompts, **inputs}
     return dict(zip(("positive", "negative"), studio.call("CascadeStudio_ApplyControl", range(2), **given)))
 
@@ -70,6 +77,7 @@ class Recorder:
 
     def __init__(self, studio: Studio) -> None:
         from comfy.patcher_extension import WrappersMP
+
         self.calls: list[dict[str, Any]] = []
         self.model = studio.parts.prior.clone()
         self.model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "recorder", self.record)
@@ -107,15 +115,18 @@ def test_a_region_that_is_nowhere_is_not_there(studio, net, other):
     for base in (studio.positive, with_pictures(studio, studio.positive, 3)):
         assert relative(sample(studio, regional(studio, base, prompt, nowhere)), sample(studio, base)) <= 1e-4
     assert regional(studio, studio.positive, prompt, strength=0.0) is not None
-    assert torch.equal(sample(studio, regional(studio, studio.positive, prompt, strength=0.0)),
-                       sample(studio, studio.positive))
+    assert torch.equal(
+        sample(studio, regional(studio, studio.positive, prompt, strength=0.0)), sample(studio, studio.positive)
+    )
 
 
 def test_pictures_of_a_region_act_where_it_is(studio, other):
     latent = studio.canvas(512, 256)[0]
     given = {"latent": latent, "steps": 1, "cfg": 1.0}
     plain = sample(studio, regional(studio, studio.positive, other, right()), **given)
-    result = sample(studio, regional(studio, studio.positive, with_pictures(studio, other, weight_1=5.0), right()), **given)
+    result = sample(
+        studio, regional(studio, studio.positive, with_pictures(studio, other, weight_1=5.0), right()), **given
+    )
     difference = (result - plain).abs().mean(dim=(0, 1, 2))
     half = len(difference) // 2
     assert difference[half:].mean() > 1.5 * difference[:half].mean() and changed(result, plain)
@@ -130,19 +141,25 @@ def test_pictures_of_all_kinds_together(studio, other):
     assert call["region_layout"].images == (-1, -1, 2, 2) and call["clip_img"].shape[1] == 4
     weights = call["region_weights"][0]
     assert len(weights) == 4 and bool((weights[-1] == 1).all()), "those of the whole picture are heard everywhere"
-    embeds = [entry["clip_vision_output"].image_embeds for _, extra in (*base, *second)
-              for entry in extra["unclip_conditioning"]]
+    embeds = [
+        entry["clip_vision_output"].image_embeds
+        for _, extra in (*base, *second)
+        for entry in extra["unclip_conditioning"]
+    ]
     assert torch.equal(call["clip_img"][:1], torch.stack(embeds, dim=1))
     result = sample(studio, chain)
-    without = [regional(studio, regional(studio, first, other, 1 - right()), last, right(), strength=0.5)
-               for first, last in ((studio.positive, second), (base, studio.text("a tall oak")))]
+    without = [
+        regional(studio, regional(studio, first, other, 1 - right()), last, right(), strength=0.5)
+        for first, last in ((studio.positive, second), (base, studio.text("a tall oak")))
+    ]
     assert all(changed(sample(studio, each), result) for each in without)
 
 
 def test_batches_and_guidance(studio, net, other):
     """Each picture of a batch is the one that it is alone, with pictures, hints and regions of both prompts."""
-    positive = regional(studio, with_pictures(studio, studio.positive, 1), steered(studio, net, with_pictures(
-        studio, other)), right())
+    positive = regional(
+        studio, with_pictures(studio, studio.positive, 1), steered(studio, net, with_pictures(studio, other)), right()
+    )
     negative = regional(studio, studio.negative, with_pictures(studio, studio.negative, 5), 1 - right())
     two = sample(studio, positive, negative=negative, latent=studio.canvas(batch=2)[0], steps=1)
     one = sample(studio, positive, negative=negative, seed=SEED + 1, steps=1)
@@ -182,8 +199,12 @@ def test_a_control_net_of_the_whole_picture(studio, net, other):
 def test_a_control_net_of_a_region(studio, net, other):
     """Its maps are those of the whole picture, inside the region alone, beside those of the whole picture."""
     plain = recorded(studio, steered(studio, net, studio.positive), steps=1)[0]["maps"]
-    inside = recorded(studio, regional(studio, studio.positive, steered(studio, net, other), right()), steps=1)[0]["maps"]
-    assert [block is not None for block in inside] == [block is not None for block in plain] == [True, False, False, True]
+    inside = recorded(studio, regional(studio, studio.positive, steered(studio, net, other), right()), steps=1)[0][
+        "maps"
+    ]
+    assert (
+        [block is not None for block in inside] == [block is not None for block in plain] == [True, False, False, True]
+    )
     for given, masked in ((plain[0], inside[0]), (plain[3], inside[3])):
         half = given.shape[-1] // 2
         assert not masked[..., :half].any() and torch.equal(masked[..., half:], given[..., half:]) and given.std() > 0
@@ -232,12 +253,19 @@ def test_memory_copies_and_ends(studio, net, other):
 def test_masks_and_hints_for_every_picture(monkeypatch, studio, net, other):
     """Picture i has mask i, prompt i and hint i; also when the batch has to be made picture by picture."""
     from cascade_studio.nodes.host.sampling import sample as sampling
+
     masks, hints = torch.cat([right(), 1 - right()]), picture(7, batch=2)
     prompt = regional(studio, studio.positive, steered(studio, net, other, hints), masks)
     latent = studio.canvas(batch=2)[0]
     batch = sample(studio, prompt, latent=latent)
-    alone = [sample(studio, regional(studio, studio.positive, steered(studio, net, other, hints[i:i + 1]), masks[i:i + 1]),
-                    seed=SEED + i) for i in range(2)]
+    alone = [
+        sample(
+            studio,
+            regional(studio, studio.positive, steered(studio, net, other, hints[i : i + 1]), masks[i : i + 1]),
+            seed=SEED + i,
+        )
+        for i in range(2)
+    ]
     assert relative(batch, torch.cat(alone)) <= 1e-4 and changed(alone[0], alone[1])
     real = sampling.sample_batch
 
@@ -260,19 +288,43 @@ def test_errors(studio, net, other):
 
     louder = studio.call("ConditioningSetAreaStrength", conditioning=other, strength=2.0)
     check_sentence(error(region=louder), "a strength of its own", "base prompt")
-    early, late = (studio.call("ConditioningSetTimestepRange", conditioning=other, start=start, end=end)
-                   for start, end in ((0.0, 0.6), (0.4, 1.0)))
+    early, late = (
+        studio.call("ConditioningSetTimestepRange", conditioning=other, start=start, end=end)
+        for start, end in ((0.0, 0.6), (0.4, 1.0))
+    )
     check_sentence(error(region=[*late, *early]), "2 prompts", "exactly one")
     hooks = studio.call("CascadeStudio_LoadHookLora", lora="kohya.safetensors", model=studio.parts.prior)
     hooked = [[text, {**extra, "hooks": hooks}] for text, extra in other]
     check_sentence(error(region=hooked), "a hook", "base prompt")
     graph = studio.graph()
-    apply = graph.add("CascadeStudio_ApplyControl", positive=other, negative=other, control_net=net, image=picture(),
-                      mask=torch.ones(1, 1, 4, 4))
+    apply = graph.add(
+        "CascadeStudio_ApplyControl",
+        positive=other,
+        negative=other,
+        control_net=net,
+        image=picture(),
+        mask=torch.ones(1, 1, 4, 4),
+    )
     check_sentence(graph.error(apply[0]), "Apply Cascade ControlNet", "MASK")
-    narrow = [[text, {**extra, "unclip_conditioning": [{"strength": 1.0, "clip_vision_output": type(
-        "Vision", (), {"image_embeds": torch.ones(1, 32)})()}]}] for text, extra in other]
+    narrow = [
+        [
+            text,
+            {
+                **extra,
+                "unclip_conditioning": [
+                    {"strength": 1.0, "clip_vision_output": type("Vision", (), {"image_embeds": torch.ones(1, 32)})()}
+                ],
+            },
+        ]
+        for text, extra in other
+    ]
     graph = studio.graph()
-    node = graph.add("CascadeStudio_SamplePrior", model=studio.parts.prior, negative=studio.negative, steps=1,
-                     positive=regional(studio, studio.positive, narrow), latent=studio.canvas()[0])
+    node = graph.add(
+        "CascadeStudio_SamplePrior",
+        model=studio.parts.prior,
+        negative=studio.negative,
+        steps=1,
+        positive=regional(studio, studio.positive, narrow),
+        latent=studio.canvas()[0],
+    )
     check_sentence(graph.error(node[0]), "32 wide", "64", "CLIP vision")

@@ -1,4 +1,5 @@
 """Reports: what the stages took, with which files, in the node and in the saved picture."""
+
 from __future__ import annotations
 
 import hashlib
@@ -27,10 +28,17 @@ def studio(host, family) -> Studio:
 def made(studio) -> dict[str, Any]:
     """All three stages once: the latents, the picture, the report, and what the nodes told the interface."""
     graph = studio.graph()
-    prior = graph.add("CascadeStudio_SamplePrior", model=studio.parts.prior, latent=studio.canvas(batch=2)[0], steps=2,
-                      seed=SEED, **studio.prompts)
-    latent = graph.add("CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=prior[0], steps=3, seed=SEED,
-                       **studio.prompts)
+    prior = graph.add(
+        "CascadeStudio_SamplePrior",
+        model=studio.parts.prior,
+        latent=studio.canvas(batch=2)[0],
+        steps=2,
+        seed=SEED,
+        **studio.prompts,
+    )
+    latent = graph.add(
+        "CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=prior[0], steps=3, seed=SEED, **studio.prompts
+    )
     image = graph.add("CascadeStudio_DecodeStageA", latent=latent[0], vae=studio.parts.stage_a)
     result = graph.execute(prior[0], latent[0], image[0], image[1])
     assert result.success, result.error
@@ -64,6 +72,7 @@ def test_nodes_tell_the_interface(made):
 
 def test_measuring_sees_memory_that_is_given_back():
     from cascade_studio.nodes.host.report.measure import measured
+
     with measured(torch.device("cpu")) as small:
         pass
     with measured(torch.device("cpu")) as large:
@@ -76,6 +85,7 @@ def test_measuring_sees_memory_that_is_given_back():
 
 def test_a_failure_ends_the_measuring():
     from cascade_studio.nodes.host.report.measure import measured
+
     before = threading.active_count()
     with pytest.raises(ValueError), measured(torch.device("cpu")):
         raise ValueError
@@ -118,8 +128,16 @@ def test_a_card_without_a_report_says_how_to_get_one(studio):
 
 def test_loras_are_told(studio, made):
     graph = studio.graph()
-    model = graph.run(graph.add("LoraLoader", model=studio.parts.prior, clip=studio.parts.clip,
-                                lora_name="kohya.safetensors", strength_model=1.0, strength_clip=1.0)[0])
+    model = graph.run(
+        graph.add(
+            "LoraLoader",
+            model=studio.parts.prior,
+            clip=studio.parts.clip,
+            lora_name="kohya.safetensors",
+            strength_model=1.0,
+            strength_clip=1.0,
+        )[0]
+    )
     latent = studio.sample_prior(studio.canvas()[0], model=model, steps=1)
     assert latent[KEY][0].patched > 0 and made["report"][0].patched == 0
     assert "changed by LoRAs" in card(studio, latent=latent, hashes=False)[0]
@@ -127,6 +145,7 @@ def test_loras_are_told(studio, made):
 
 def test_hashes_are_remembered(studio, made, monkeypatch):
     from cascade_studio.nodes.checkpoints import hashes
+
     card(studio, report=made["report"])
     read = []
     monkeypatch.setattr(hashes, "sha256_of", lambda path, tick=None: read.append(path) or "0" * 64)
@@ -137,6 +156,7 @@ def test_hashes_are_remembered(studio, made, monkeypatch):
 def test_hashing_can_be_cancelled(studio, tmp_path):
     from cascade_studio.nodes.host.report.card import hashes_of
     from comfy.model_management import InterruptProcessingException
+
     file = tmp_path / "large.safetensors"
     file.write_bytes(b"x" * 100)
     studio.host.interrupt()
@@ -147,8 +167,13 @@ def test_hashing_can_be_cancelled(studio, tmp_path):
 
 def test_starting_from_a_picture_is_told(studio):
     latent = {**studio.canvas()[0], "samples": torch.randn(1, 16, 6, 6)}
-    text, _ = card(studio, latent=studio.sample_prior(latent, steps=2, denoise=0.5, official_noise=True,
-                                                      variation_seed=8, variation_strength=0.2), hashes=False)
+    text, _ = card(
+        studio,
+        latent=studio.sample_prior(
+            latent, steps=2, denoise=0.5, official_noise=True, variation_seed=8, variation_strength=0.2
+        ),
+        hashes=False,
+    )
     for words in ("denoise 0.5", "official noise on", "variation seed 8", "variation strength 0.2", "sampler ddpm"):
         assert words in text
 
@@ -158,6 +183,7 @@ def test_licences(studio, tmp_path):
     from cascade_studio.nodes.checkpoints import catalogue
     from cascade_studio.nodes.host.report.card import licence_of
     from safetensors.torch import save_file
+
     known = catalogue.load()
     entry = known.named("prior", "stage_c_bf16.safetensors")
     path = tmp_path / entry.name
@@ -174,15 +200,31 @@ def test_what_the_loaders_know_of_files_is_known_here(tmp_path, monkeypatch):
     from cascade_studio.nodes.checkpoints import hashes
     from cascade_studio.nodes.host.files import names as files
     from cascade_studio.nodes.host.report import card as report
+
     path, digest, own = tmp_path / "mine.safetensors", "ab" * 32, tmp_path / "own.json"
     path.write_bytes(b"not a model")
     files.hashes().put(path, digest)
-    own.write_text(json.dumps({"files": [{
-        "key": "mine", "role": "prior", "name": "other.safetensors", "url": "https://example.org/other.safetensors",
-        "folder": "diffusion_models", "licence": "mine alone", "sha256": digest}]}), encoding="utf-8")
+    own.write_text(
+        json.dumps(
+            {
+                "files": [
+                    {
+                        "key": "mine",
+                        "role": "prior",
+                        "name": "other.safetensors",
+                        "url": "https://example.org/other.safetensors",
+                        "folder": "diffusion_models",
+                        "licence": "mine alone",
+                        "sha256": digest,
+                    }
+                ]
+            }
+        ),
+        encoding="utf-8",
+    )
     monkeypatch.setenv(files.CATALOGUE, str(own))
     monkeypatch.setattr(hashes, "sha256_of", lambda path, tick=None: "0" * 64)
-    file, = report.model_files([report.StageReport("Stage C", 6, 6, 1, weights=str(path))], hashes=True)
+    (file,) = report.model_files([report.StageReport("Stage C", 6, 6, 1, weights=str(path))], hashes=True)
     assert file.sha256 == digest and "mine alone" in file.licence
 
 
@@ -218,7 +260,9 @@ def test_saved_pictures(studio, made):
     assert [stage["stage"] for stage in told["stages"]] == ["Stage C", "Stage B", "Stage A"]
     assert {model["name"]: model["sha256"] for model in told["models"]} == {
         FILES["prior"]: digest(studio, "diffusion_models", "prior"),
-        FILES["decoder"]: digest(studio, "diffusion_models", "decoder"), FILES["stage_a"]: digest(studio, "vae", "stage_a")}
+        FILES["decoder"]: digest(studio, "diffusion_models", "decoder"),
+        FILES["stage_a"]: digest(studio, "vae", "stage_a"),
+    }
     assert all({"bytes", "licence"} <= model.keys() for model in told["models"])
     assert str(studio.models) not in files[0].text["cascade_studio"], "no folder of this computer"
 
@@ -228,8 +272,10 @@ def test_saved_as_core_saves(studio, made):
     ours, _, _ = saved(studio, made["image"][:1], filename_prefix="plain/ours")
     graph = studio.graph()
     node = graph.add("SaveImage", images=made["image"][:1], filename_prefix="plain/core")
-    result = graph.execute(node[0] if "0.30" in studio.host.version else graph.give(0), extra_data={"extra_pnginfo": EXTRA})
-    image, = result.ui[node.name]["images"]
+    result = graph.execute(
+        node[0] if "0.30" in studio.host.version else graph.give(0), extra_data={"extra_pnginfo": EXTRA}
+    )
+    (image,) = result.ui[node.name]["images"]
     core = Image.open(studio.host.base / "output" / image["subfolder"] / image["filename"])
     assert np.array_equal(np.asarray(ours[0]), np.asarray(core))
     assert list(ours[0].text) == list(core.text) and ours[0].text["workflow"] == core.text["workflow"]
@@ -239,14 +285,16 @@ def test_saved_as_core_saves(studio, made):
 def test_names_are_good_on_every_system(studio, made):
     """Prompts without the page may hold what it would have filled in."""
     from cascade_studio.nodes.host.files import write as model_files
+
     _, result, _ = saved(studio, made["image"][:1], filename_prefix='names/%date:yyyy%_<"a|b?*>')
-    (image,), = (told["images"] for told in result.ui.values() if "images" in told)
+    ((image,),) = (told["images"] for told in result.ui.values() if "images" in told)
     assert (image["subfolder"], image["filename"]) == ("names", "%date-yyyy%_--a-b---_00001_.png")
     assert model_files.next_path("names/a:b").name == "a-b_00001_.safetensors"
 
 
 def test_no_metadata_when_the_host_is_told_so(studio, made, monkeypatch):
     from comfy.cli_args import args
+
     monkeypatch.setattr(args, "disable_metadata", True)
     files, _, _ = saved(studio, made["image"][:1], report=made["report"], filename_prefix="bare/picture")
     assert not files[0].text

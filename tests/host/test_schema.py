@@ -1,4 +1,5 @@
 """What every node promises before it runs: its id, texts on every input and output, a schema that costs nothing."""
+
 from __future__ import annotations
 
 import re
@@ -10,9 +11,22 @@ from sources import node_classes
 
 PREFIX = "CascadeStudio_"
 IDS = node_classes()
-CATEGORIES = {f"Cascade Studio/{name}" for name in (
-    "loaders", "latent", "sampling", "conditioning", "image", "lora", "merging", "control", "high resolution",
-    "guidance", "training")}
+CATEGORIES = {
+    f"Cascade Studio/{name}"
+    for name in (
+        "loaders",
+        "latent",
+        "sampling",
+        "conditioning",
+        "image",
+        "lora",
+        "merging",
+        "control",
+        "high resolution",
+        "guidance",
+        "training",
+    )
+}
 SECONDS = 0.005
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 
@@ -28,6 +42,7 @@ def test_exactly_the_nodes_of_the_source_are_registered(host):
 
 def test_nodes_are_direct_children_of_the_host_class(host):
     from comfy_api.latest import io
+
     for name, kind in classes(host).items():
         # The host registers a class of its own around ours in some versions.
         assert io.ComfyNode in kind.__bases__, name
@@ -64,6 +79,7 @@ def test_every_input_and_output_has_a_tooltip(host):
 
 def test_every_number_says_its_limits_and_lies_within_them(host):
     from comfy_api.latest import io
+
     for name, kind in classes(host).items():
         for entry in kind.define_schema().inputs:
             if isinstance(entry, (io.Int.Input, io.Float.Input)):
@@ -106,13 +122,24 @@ def test_schemas_touch_nothing(host, family):
             assert one is not other, f"{name}.{one.id} is shared"
 
 
-FILE_INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision", "lora",
-               "control_net", "controlnet"}
+FILE_INPUTS = {
+    "prior",
+    "decoder",
+    "text_encoder",
+    "stage_a",
+    "image_encoder",
+    "previewer",
+    "clip_vision",
+    "lora",
+    "control_net",
+    "controlnet",
+}
 
 
 def file_inputs(kind: Any) -> set[str]:
     """The inputs that choose a file; wires may have the same names."""
     from comfy_api.latest import io
+
     return {entry.id for entry in kind.define_schema().inputs if isinstance(entry, io.Combo.Input)} & FILE_INPUTS
 
 
@@ -123,7 +150,7 @@ def test_loaders_check_their_files_themselves(host, family, name):
     files = file_inputs(kind)
     assert files
     code = kind.validate_inputs.__func__.__code__
-    assert files <= set(code.co_varnames[:code.co_argcount])
+    assert files <= set(code.co_varnames[: code.co_argcount])
 
 
 @pytest.mark.parametrize("name", sorted(name for name in IDS if "_Load" in name))

@@ -1,4 +1,5 @@
 """Where sampling starts: from a picture, officially or consistently; from a variation; within a mask; rebuilding."""
+
 from __future__ import annotations
 
 import pytest
@@ -36,10 +37,17 @@ def encoded(studio, image) -> dict:
 @pytest.mark.parametrize("denoise", [0.8, 0.35])
 def test_official_image_to_image(studio, encoded, denoise, sampler):
     """Noised at shift 1, sampled at shift 2 in int(20 x noise level) steps."""
-    codes, given = encoded["samples"], dict(seed=SEED, denoise=denoise, sampler=sampler)
+    codes, given = encoded["samples"], {"seed": SEED, "denoise": denoise, "sampler": sampler}
     result = studio.sample_prior(encoded, **given, official_noise=True, fewer_steps=True)["samples"]
-    expected = studio.pure_prior(tuple(codes.shape), [SEED], codes, steps=int(20 * denoise), denoise=denoise,
-                                 noise_shift=1.0, step={"ddpm": sampling.ddpm_step, "ddim": sampling.ddim_step}[sampler])
+    expected = studio.pure_prior(
+        tuple(codes.shape),
+        [SEED],
+        codes,
+        steps=int(20 * denoise),
+        denoise=denoise,
+        noise_shift=1.0,
+        step={"ddpm": sampling.ddpm_step, "ddim": sampling.ddim_step}[sampler],
+    )
     assert relative(result, expected) <= TOLERANCE
     if sampler == "ddim":  # the ancestral step soon forgets where it started
         for other in ({"official_noise": True}, {"fewer_steps": True}, {}):
@@ -48,8 +56,13 @@ def test_official_image_to_image(studio, encoded, denoise, sampler):
 
 def test_official_noise_keeps_more_of_the_picture(studio, encoded):
     """At shift 2 the consistent noise level is higher than the official one."""
-    far, near = (relative(studio.sample_prior(encoded, seed=SEED, denoise=0.5, steps=8, official_noise=official)["samples"],
-                          encoded["samples"]) for official in (False, True))
+    far, near = (
+        relative(
+            studio.sample_prior(encoded, seed=SEED, denoise=0.5, steps=8, official_noise=official)["samples"],
+            encoded["samples"],
+        )
+        for official in (False, True)
+    )
     assert near < far
 
 
@@ -57,7 +70,7 @@ def test_official_noise_keeps_more_of_the_picture(studio, encoded):
 def test_the_noise_level_follows_the_shift(studio, encoded, shift):
     """With shift 1 both ways of noising are one; with any other the consistent one follows it."""
     codes = encoded["samples"]
-    given = dict(seed=SEED, denoise=0.6, steps=5, shift=shift)
+    given = {"seed": SEED, "denoise": 0.6, "steps": 5, "shift": shift}
     ours = studio.sample_prior(encoded, **given)["samples"]
     expected = studio.pure_prior(tuple(codes.shape), [SEED], codes, steps=5, denoise=0.6, shift=shift)
     assert relative(ours, expected) <= TOLERANCE
@@ -68,13 +81,16 @@ def test_the_noise_level_follows_the_shift(studio, encoded, shift):
 def test_the_official_ways_mean_nothing_for_text_to_image(studio):
     latent = studio.canvas()[0]
     plain = studio.sample_prior(latent, seed=SEED, steps=3)["samples"]
-    assert torch.equal(studio.sample_prior(latent, seed=SEED, steps=3, official_noise=True, fewer_steps=True)["samples"],
-                       plain)
+    assert torch.equal(
+        studio.sample_prior(latent, seed=SEED, steps=3, official_noise=True, fewer_steps=True)["samples"], plain
+    )
 
 
 def test_less_denoising_stays_nearer(studio, encoded):
-    away = [relative(studio.sample_prior(encoded, seed=SEED, steps=5, denoise=denoise)["samples"], encoded["samples"])
-            for denoise in (0.05, 0.4, 0.9)]
+    away = [
+        relative(studio.sample_prior(encoded, seed=SEED, steps=5, denoise=denoise)["samples"], encoded["samples"])
+        for denoise in (0.05, 0.4, 0.9)
+    ]
     assert away == sorted(away)
 
 
@@ -84,22 +100,29 @@ def test_less_denoising_stays_nearer(studio, encoded):
 def test_reconstruction(studio, image, encoded):
     """Image encoder, Stage B and Stage A alone, as the official reconstruction; no Stage C takes part."""
     graph = studio.graph()
-    latent = graph.add("CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=encoded, seed=SEED,
-                       **studio.prompts)
+    latent = graph.add(
+        "CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=encoded, seed=SEED, **studio.prompts
+    )
     rebuilt = graph.run(graph.add("CascadeStudio_DecodeStageA", latent=latent[0], vae=studio.parts.stage_a)[0])
     codes = studio.pure_decoder(encoded["samples"], (1, 4, 64, 64), [SEED])
     expected = studio.nets["A"].decode(codes).clamp(0, 1).movedim(1, -1)
     assert rebuilt.shape == image.shape and relative(rebuilt, expected) <= 2 * TOLERANCE
     other = {**encoded, "samples": encoded["samples"].flip(-1)}
-    assert changed(studio.sample_decoder(other, seed=SEED)["samples"],
-                   studio.sample_decoder(encoded, seed=SEED)["samples"]), "the picture matters"
+    assert changed(
+        studio.sample_decoder(other, seed=SEED)["samples"], studio.sample_decoder(encoded, seed=SEED)["samples"]
+    ), "the picture matters"
 
 
 def test_refining_a_picture_with_stage_b(studio, image, encoded):
     """Less denoising in Stage B leaves more of the picture that Stage A encoded."""
     latent = studio.call("CascadeStudio_EncodeStageA", image=image, vae=studio.parts.stage_a)
-    away = [relative(studio.sample_decoder(encoded, latent=latent, seed=SEED, steps=4, denoise=denoise)["samples"],
-                     latent["samples"]) for denoise in (0.05, 0.4, 0.9)]
+    away = [
+        relative(
+            studio.sample_decoder(encoded, latent=latent, seed=SEED, steps=4, denoise=denoise)["samples"],
+            latent["samples"],
+        )
+        for denoise in (0.05, 0.4, 0.9)
+    ]
     assert away == sorted(away) and away[0] < 0.5 * away[2]
     result = studio.sample_decoder(encoded, latent=latent, seed=SEED, steps=4, denoise=0.3)["samples"]
     codes = studio.nets["A"].encode(image.movedim(-1, 1))
@@ -136,20 +159,21 @@ def test_variations_go_from_the_seed_to_the_other(studio, stage):
 
 @pytest.mark.parametrize("stage", ["prior", "decoder"])
 def test_a_variation_alone_is_the_one_in_the_batch(studio, stage):
-    given = dict(variation_seed=40, variation_strength=0.4)
+    given = {"variation_seed": 40, "variation_strength": 0.4}
     batch = sample(studio, stage, batch=3, **given)
     assert changed(batch[1], batch[0]) and changed(batch[2], batch[1])
     for index in range(3):
         alone = sample(studio, stage, variation_seed=40 + index, variation_strength=0.4)
-        assert of_range(alone, batch[index:index + 1]) <= 1e-5
+        assert of_range(alone, batch[index : index + 1]) <= 1e-5
     assert of_range(sample(studio, stage, extra={"batch_index": [2]}, **given), batch[2:]) <= 1e-5
 
 
 def test_variations_one_by_one_after_memory_ran_out(studio, monkeypatch):
     """The batch that does not fit is sampled picture by picture, with the same noise."""
     import sys
+
     module = next(module for name, module in sys.modules.items() if name.endswith("nodes.host.sampling.sample"))
-    given = dict(variation_seed=40, variation_strength=0.4, batch=2)
+    given = {"variation_seed": 40, "variation_strength": 0.4, "batch": 2}
     expected = sample(studio, "prior", **given)
     once = module.sample_batch
 
@@ -170,20 +194,23 @@ def test_variations_one_by_one_after_memory_ran_out(studio, monkeypatch):
 @pytest.fixture(scope="module")
 def three(encoded) -> dict:
     """Three Stage C latents that were picked from a larger batch."""
-    return {**encoded, "samples": encoded["samples"] * torch.tensor([1.0, 0.9, 0.8])[:, None, None, None],
-            "batch_index": [4, 0, 2]}
+    return {
+        **encoded,
+        "samples": encoded["samples"] * torch.tensor([1.0, 0.9, 0.8])[:, None, None, None],
+        "batch_index": [4, 0, 2],
+    }
 
 
 def test_one_stage_b_latent_serves_all(studio, image, encoded, three):
     """Each picture is the one that its prior and its place in the batch make alone."""
-    given = dict(seed=SEED, steps=2, denoise=0.5)
+    given = {"seed": SEED, "steps": 2, "denoise": 0.5}
     latent = studio.call("CascadeStudio_EncodeStageA", image=image, vae=studio.parts.stage_a)
     found = studio.sample_decoder(three, latent={**latent, "batch_index": [7]}, **given)
     assert found["batch_index"] == [4, 0, 2] and found["samples"].shape[0] == 3
     for index, place in enumerate(three["batch_index"]):
-        prior = {**encoded, "samples": three["samples"][index:index + 1]}
+        prior = {**encoded, "samples": three["samples"][index : index + 1]}
         alone = studio.sample_decoder(prior, latent=latent, **{**given, "seed": SEED + place})["samples"]
-        assert of_range(alone, found["samples"][index:index + 1]) <= 1e-5
+        assert of_range(alone, found["samples"][index : index + 1]) <= 1e-5
     each = {**latent, "samples": latent["samples"].repeat(3, 1, 1, 1)}
     assert torch.equal(studio.sample_decoder(three, latent=each, **given)["samples"], found["samples"])
     own = studio.sample_decoder(three, latent={**each, "batch_index": [0, 1, 2]}, **given)
@@ -201,8 +228,9 @@ def test_an_empty_stage_b_latent_gives_the_size_alone(studio, three):
 def test_latents_of_other_numbers_are_refused(studio, three):
     latent = {"samples": torch.ones(2, 4, 64, 64)}
     graph = studio.graph()
-    node = graph.add("CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=three, latent=latent,
-                     **studio.prompts)
+    node = graph.add(
+        "CascadeStudio_SampleDecoder", model=studio.parts.decoder, prior=three, latent=latent, **studio.prompts
+    )
     check_sentence(graph.error(node[0]), "2 Stage B latents", "3 Stage C latents", "latent for all", "one for each")
 
 
@@ -225,8 +253,9 @@ def test_a_noise_mask_keeps_the_other_cells(studio, encoded, denoise, official):
     assert torch.equal(result["samples"][~inside], encoded["samples"][~inside])
     assert changed(result["samples"][inside], encoded["samples"][inside])
     assert "noise_mask" not in result, "Stage B has no use for it"
-    whole = studio.sample_prior(masked(studio, encoded, torch.ones(1, 6, 6)), seed=SEED, steps=4, denoise=denoise,
-                                official_noise=official)["samples"]
+    whole = studio.sample_prior(
+        masked(studio, encoded, torch.ones(1, 6, 6)), seed=SEED, steps=4, denoise=denoise, official_noise=official
+    )["samples"]
     free = studio.sample_prior(encoded, seed=SEED, steps=4, denoise=denoise, official_noise=official)["samples"]
     assert relative(whole, free) <= 1e-5, "a mask over everything is no mask"
 
@@ -247,9 +276,12 @@ def test_the_core_sampler_takes_ours(studio):
     graph = studio.graph()
     latent = studio.canvas(batch=2)[0]
     node = graph.add(
-        "SamplerCustomAdvanced", latent_image=latent, noise=graph.add("RandomNoise", noise_seed=SEED)[0],
+        "SamplerCustomAdvanced",
+        latent_image=latent,
+        noise=graph.add("RandomNoise", noise_seed=SEED)[0],
         guider=graph.add("CascadeStudio_Guider", model=studio.parts.prior, **studio.prompts)[0],
         sampler=graph.add("CascadeStudio_Sampler")[0],
-        sigmas=graph.add("CascadeStudio_Schedule", model=studio.parts.prior, steps=3)[0])
+        sigmas=graph.add("CascadeStudio_Schedule", model=studio.parts.prior, steps=3)[0],
+    )
     result = graph.run(node[0])["samples"]
     assert result.shape[0] == 2 and changed(result[1], result[0])

@@ -1,4 +1,5 @@
 """Training in the real host: what is learned reaches the sampler and core's LoRA loader, and interrupts cost nothing."""
+
 from __future__ import annotations
 
 import json
@@ -17,8 +18,8 @@ from safetensors.torch import load_file
 from studio import Studio, changed
 
 from stages.training import cache
-from stages.training.objectives import StageCObjective
 from stages.training.export import SETTINGS
+from stages.training.objectives import StageCObjective
 from stages.training.trainer import Trainer
 
 FAST = {"steps": 10, "batch_size": 2, "learning_rate": 3e-3, "sample_every": 5, "save_every": 5}
@@ -43,15 +44,22 @@ def folder(host) -> str:
     return FOLDER
 
 
-def training(host: Any, parts: Parts, folder: str, settings: dict[str, Any] | None = None, **inputs: Any
-             ) -> tuple[Graph, Any]:
+def training(
+    host: Any, parts: Parts, folder: str, settings: dict[str, Any] | None = None, **inputs: Any
+) -> tuple[Graph, Any]:
     """A graph with the training nodes, and the training node."""
     graph = Graph(host)
     data = graph.add("CascadeStudio_TrainingSet", folder=folder, resolution=64)
     if settings is not None:
         inputs["settings"] = graph.add("CascadeStudio_TrainingSettings", **settings)[0]
-    return graph, graph.add("CascadeStudio_TrainLora", model=inputs.pop("model", parts.prior), clip=parts.clip,
-                            vae=inputs.pop("vae", parts.stage_c_vae), training_set=data[0], **{**FAST, **inputs})
+    return graph, graph.add(
+        "CascadeStudio_TrainLora",
+        model=inputs.pop("model", parts.prior),
+        clip=parts.clip,
+        vae=inputs.pop("vae", parts.stage_c_vae),
+        training_set=data[0],
+        **{**FAST, **inputs},
+    )
 
 
 def sampled(graph: Graph, parts: Parts, model: Any) -> list[Any]:
@@ -79,8 +87,9 @@ def test_what_is_learned_is_used_in_the_same_graph_and_by_the_loader_of_core(hos
     assert result.ui[node.name]["images"]
 
     graph = Graph(host)
-    loaded = graph.add("LoraLoader", model=parts.prior, clip=parts.clip, lora_name=name, strength_model=1.0,
-                       strength_clip=1.0)
+    loaded = graph.add(
+        "LoraLoader", model=parts.prior, clip=parts.clip, lora_name=name, strength_model=1.0, strength_clip=1.0
+    )
     assert torch.equal(graph.run(sampled(graph, parts, loaded[0]))["samples"], after["samples"])
 
     path = Path(host.models, "loras", name)
@@ -92,7 +101,9 @@ def test_what_is_learned_is_used_in_the_same_graph_and_by_the_loader_of_core(hos
     run = run_folder(host, "style")
     assert {p.name for p in (run / "samples").iterdir()} == {"step000005.png", "step000010.png"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {
-        "style-step000005.safetensors", "style-step000010.safetensors"}
+        "style-step000005.safetensors",
+        "style-step000010.safetensors",
+    }
     assert Image.open(run / "samples" / "step000005.png").size == (16, 8)
     last = load_file(run / "checkpoints" / "style-step000010.safetensors")
     assert all(torch.equal(value, tensors[key]) for key, value in last.items())
@@ -160,8 +171,14 @@ def test_a_run_that_diverges_keeps_its_last_good_state(host, parts, folder, monk
 
 def test_advanced_settings_and_a_learned_word(host, parts, folder, studio):
     """The word is trained through the text encoder, and core finds it as an embedding."""
-    given = {"words": "[thing] = small dog", "base": "fp8", "ema": 0.5, "loss_weight": "adaptive", "accumulation": 2,
-             "blocks": ".attn, .kv_mapper"}
+    given = {
+        "words": "[thing] = small dog",
+        "base": "fp8",
+        "ema": 0.5,
+        "loss_weight": "adaptive",
+        "accumulation": 2,
+        "blocks": ".attn, .kv_mapper",
+    }
     graph, node = training(host, parts, folder, given, name="word", steps=4, learning_rate=0.05, sample_every=4)
     graph.run(node[0])
     embedding = Path(host.folder_paths.get_folder_paths("embeddings")[0], "word_thing.safetensors")
@@ -172,23 +189,30 @@ def test_advanced_settings_and_a_learned_word(host, parts, folder, studio):
     moved = load_file(embedding)["clip_g"][0] - start
     assert 0 < moved.abs().max() < 1
     graph = Graph(host)
-    said = [graph.run(graph.add("CLIPTextEncode", clip=parts.clip, text=text)[0])[0][0]
-            for text in ("a embedding:word_thing", "a")]
+    said = [
+        graph.run(graph.add("CLIPTextEncode", clip=parts.clip, text=text)[0])[0][0]
+        for text in ("a embedding:word_thing", "a")
+    ]
     assert changed(*said)
     tensors = load_file(Path(host.models, "loras", "word.safetensors"))
     assert len(tensors) == 3 * 20 + 1
-    assert torch.allclose(tensors["bundle_emb.[thing].clip_g"].float(), load_file(embedding)["clip_g"], rtol=1e-3, atol=1e-4)
+    assert torch.allclose(
+        tensors["bundle_emb.[thing].clip_g"].float(), load_file(embedding)["clip_g"], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_the_frozen_text_tower_is_the_hosts(host, parts):
     from cascade_studio.nodes.host.training import weights
 
     from stages.training import words as text
+
     tokenizer = parts.clip.tokenizer.clip_g.tokenizer
     config, tensors = weights.text_weights(parts.clip)
     words = text.learned_words([("[x]", "a dog")], tokenizer, config.vocab_size)
     vocabulary = tokenizer.get_vocab()
-    assert words[0].start == tuple(sorted(index for name, index in vocabulary.items() if re.search(words[0].pattern, name)))
+    assert words[0].start == tuple(
+        sorted(index for name, index in vocabulary.items() if re.search(words[0].pattern, name))
+    )
     with torch.inference_mode(False):
         tower = text.text_tower(config, tensors, text.Words(words, tensors[text.TABLE]), base="fp32")
     caption = "two small dogs, (running)"
@@ -207,6 +231,7 @@ def test_the_official_layout_and_loras_on_the_wire(host, parts, folder, studio):
     tensors = load_file(Path(host.models, "loras", "official_one.safetensors"))
     assert set(tensors) == {f"weights.{i}.lora_{end}" for i in range(8) for end in ("up", "down")}
     from cascade_studio.nodes.host.training import weights
+
     plain, patched = (weights.prior_weights(one)[1] for one in (parts.prior, model))
     moved = [key for key in plain if not torch.equal(plain[key].float(), patched[key].float())]
     assert len(moved) == 16 and all(".attention.attn." in key for key in moved)
@@ -215,6 +240,7 @@ def test_the_official_layout_and_loras_on_the_wire(host, parts, folder, studio):
 @pytest.mark.parametrize("file", ["stage_c_fp8_scaled.safetensors", "stage_c_diffusers_fp16.safetensors"])
 def test_weights_of_other_formats(parts, studio, file):
     from cascade_studio.nodes.host.training import weights
+
     model = studio.load("prior", file, "auto")
     config, tensors = weights.prior_weights(model)
     wanted = weights.prior_weights(parts.prior)[1]
@@ -226,6 +252,7 @@ def test_weights_of_other_formats(parts, studio, file):
 def test_a_lora_on_quantised_weights(parts, studio):
     """Its change is that on plain weights, also while the host has put it into the quantised ones."""
     from cascade_studio.nodes.host.training import weights
+
     changes = []
     for model in (parts.prior, studio.load("prior", "stage_c_fp8_scaled.safetensors", "auto")):
         styled = studio.call("LoraLoaderModelOnly", model=model, lora_name="kohya.safetensors", strength_model=1.0)
@@ -244,6 +271,7 @@ def test_a_lora_on_quantised_weights(parts, studio):
 
 def marks(clip: Any, vae: Any) -> tuple[str, str]:
     from cascade_studio.nodes.host.training import weights
+
     ways = weights.encoders(clip, vae)
     return ways.picture_mark, ways.text_mark
 
@@ -251,6 +279,7 @@ def marks(clip: Any, vae: Any) -> tuple[str, str]:
 def test_an_encoder_is_the_same_loaded_or_not(parts):
     """Hosts that stream weights cast buffers while a model is loaded, and keep what they were."""
     import comfy.utils
+
     patcher = parts.stage_c_vae.patcher
     before = marks(parts.clip, parts.stage_c_vae)
     key, buffer = next((key, value) for key, value in patcher.model.named_buffers() if key.endswith("running_mean"))
@@ -268,14 +297,19 @@ def test_an_encoder_is_the_same_loaded_or_not(parts):
 def test_a_text_encoder_is_told_by_what_is_on_its_wire(parts, studio):
     """The same LoRA is the same after a restart, and another clone's does not count."""
     layer = "lora_prior_te_text_model_encoder_layers_1_mlp_fc1"
-    layers = studio.write("loras/t_mark", {f"{layer}.lora_up.weight": noise(256, 2),
-                                           f"{layer}.lora_down.weight": noise(2, 64)})
-    moved = studio.write("loras/t_mark_moved", {"embeddings.embeddings": noise(1, 64),
-                                                "embeddings.indices": torch.tensor([320])})
+    layers = studio.write(
+        "loras/t_mark", {f"{layer}.lora_up.weight": noise(256, 2), f"{layer}.lora_down.weight": noise(2, 64)}
+    )
+    moved = studio.write(
+        "loras/t_mark_moved", {"embeddings.embeddings": noise(1, 64), "embeddings.indices": torch.tensor([320])}
+    )
 
     def mark(lora: str = "", strength: float = 1.0) -> str:
-        clip = parts.clip if not lora else studio.call("CascadeStudio_LoadLora", 2, lora=lora, clip=parts.clip,
-                                                       strength_clip=strength)
+        clip = (
+            parts.clip
+            if not lora
+            else studio.call("CascadeStudio_LoadLora", 2, lora=lora, clip=parts.clip, strength_clip=strength)
+        )
         found = marks(clip, parts.stage_c_vae)[1]
         studio.text("a cat", clip)
         assert marks(clip, parts.stage_c_vae)[1] == found, "it is loaded now, with its LoRA in the weights"
@@ -289,9 +323,13 @@ def test_a_text_encoder_is_told_by_what_is_on_its_wire(parts, studio):
 
 def test_clip_skip_and_taught_words_make_another_text_encoder(parts, studio):
     """They change what a caption says, so that captions encoded without them are not taken for theirs."""
-    word = {seed: studio.write(f"loras/t_mark_word_{seed}", {
-        "embeddings.embeddings": noise(1, 64, seed=seed), "embeddings.indices": torch.tensor([49408])})
-        for seed in (1, 2)}
+    word = {
+        seed: studio.write(
+            f"loras/t_mark_word_{seed}",
+            {"embeddings.embeddings": noise(1, 64, seed=seed), "embeddings.indices": torch.tensor([49408])},
+        )
+        for seed in (1, 2)
+    }
 
     def taught(clip: Any, seed: int, name: str = "[it]") -> Any:
         return studio.call("CascadeStudio_LoadLora", 2, lora=word[seed], clip=clip, tokens=name)
@@ -300,8 +338,14 @@ def test_clip_skip_and_taught_words_make_another_text_encoder(parts, studio):
         return studio.call("CLIPSetLastLayer", clip=parts.clip, stop_at_clip_layer=-2)
 
     first = taught(parts.clip, 1)
-    clips = [skipped(), first, taught(parts.clip, 2), taught(parts.clip, 1, "[that]"), taught(first, 2, "[that]"),
-             parts.clip]
+    clips = [
+        skipped(),
+        first,
+        taught(parts.clip, 2),
+        taught(parts.clip, 1, "[that]"),
+        taught(first, 2, "[that]"),
+        parts.clip,
+    ]
     found = [marks(clip, parts.stage_c_vae)[1] for clip in clips]
     assert len(set(found)) == len(found)
     assert found[:2] == [marks(clip, parts.stage_c_vae)[1] for clip in (skipped(), taught(parts.clip, 1))]
@@ -324,8 +368,13 @@ def test_faults_are_told_before_training(host, parts, folder):
     data = graph.add("CascadeStudio_TrainingSet", folder="faulty", captions="a thing", resolution=64)
     assert "1 pictures with captions" in graph.run(data[1])
     (place / "silent.png").unlink()
-    for name, words in (("faulty", "holds no pictures"), ("nowhere", "no folder 'nowhere'"), ("", "No folder is named"),
-                        ("../models", "input folder"), (str(host.models), "input folder")):
+    for name, words in (
+        ("faulty", "holds no pictures"),
+        ("nowhere", "no folder 'nowhere'"),
+        ("", "No folder is named"),
+        ("../models", "input folder"),
+        (str(host.models), "input folder"),
+    ):
         graph = Graph(host)
         check_sentence(graph.error(graph.add("CascadeStudio_TrainingSet", folder=name)[0]), words)
 
@@ -350,11 +399,14 @@ def test_wrong_wires_and_settings(host, parts, folder, studio):
     graph, node = training(host, parts, folder, {"blocks": ".nothing"})
     check_sentence(graph.error(node[0]), "nothing to train", ".attn")
     graph = Graph(host)
-    check_sentence(graph.error(graph.add("CascadeStudio_TrainingSettings", layout="official", blocks=".clf")[0]), "attention")
+    check_sentence(
+        graph.error(graph.add("CascadeStudio_TrainingSettings", layout="official", blocks=".clf")[0]), "attention"
+    )
 
 
 def test_a_run_that_cannot_fit_is_refused(host, parts, folder, monkeypatch):
     import comfy.model_management
+
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *args, **kwargs: 10**8)
     graph, node = training(host, parts, folder, name="huge")
     check_sentence(graph.error(node[0]), "needs about", "Memory plan", "accumulation")

@@ -1,4 +1,5 @@
 """Our VAE objects are VAEs of this host: every attribute, every way in and out, and what reloads them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def inference() -> Iterator[None]:
 def stage_a(studio) -> tuple:
     """Stage A of the published size as our VAE and as core's: core knows no other."""
     import comfy.sd
+
     shapes = tiny_family.stage_a_shapes({"c_hidden": 384, "bottleneck_blocks": 12, "codebook_size": 8192})
     weights = {key: value.clone() for key, value in tiny_family.weights_for(shapes).items()}
     weights["out_block.0.bias"] = weights["out_block.0.bias"] + 0.5
@@ -46,8 +48,10 @@ def stage_c(studio) -> tuple:
     def weights_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
         return tiny_family.weights_for({key: tuple(value.shape) for key, value in net.state_dict().items()})
 
-    weights = tiny_family.prior_coder(weights_of(ImageEncoder(EncoderConfig(), device="meta")),
-                                      weights_of(Previewer(PreviewerConfig(), device="meta")))
+    weights = tiny_family.prior_coder(
+        weights_of(ImageEncoder(EncoderConfig(), device="meta")),
+        weights_of(Previewer(PreviewerConfig(), device="meta")),
+    )
     name = studio.write("vae/published_stage_c_vae", weights)
     ours = studio.call("CascadeStudio_LoadImageEncoder", image_encoder=name, previewer=name, vae_dtype="fp32")
     return ours, comfy.sd.VAE(sd=dict(weights), dtype=torch.float32)
@@ -70,8 +74,17 @@ def latent(vae, width: int, height: int, batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, vae.latent_channels, height, width)
 
 
-DIFFERENT = {"first_stage_model", "patcher", "size", "memory_used_encode", "memory_used_decode", "process_input",
-             "process_output", "downscale_ratio", "upscale_ratio"}
+DIFFERENT = {
+    "first_stage_model",
+    "patcher",
+    "size",
+    "memory_used_encode",
+    "memory_used_decode",
+    "process_input",
+    "process_output",
+    "downscale_ratio",
+    "upscale_ratio",
+}
 """What is compared by its effect, or of another kind on purpose."""
 
 
@@ -176,9 +189,13 @@ def test_progress_of_tiles(studio):
     assert list(values) == sorted(values) and values[-1] == totals[0]
 
 
-PATCHERS = {"prior": lambda parts: parts.prior, "decoder": lambda parts: parts.decoder,
-            "text encoder": lambda parts: parts.clip.patcher, "stage a": lambda parts: parts.stage_a.patcher,
-            "stage c vae": lambda parts: parts.stage_c_vae.patcher}
+PATCHERS = {
+    "prior": lambda parts: parts.prior,
+    "decoder": lambda parts: parts.decoder,
+    "text encoder": lambda parts: parts.clip.patcher,
+    "stage a": lambda parts: parts.stage_a.patcher,
+    "stage c vae": lambda parts: parts.stage_c_vae.patcher,
+}
 
 
 @pytest.mark.parametrize("name", PATCHERS)
@@ -205,4 +222,5 @@ def test_reloading_factories(monkeypatch, studio, name):
 def test_clip_vision_reloads_as_in_core(studio):
     """Core's own CLIP vision loader sets no factory on this host; ours need not either, but has the same patcher."""
     import comfy.model_patcher
+
     assert type(studio.parts.clip_vision.patcher) is comfy.model_patcher.CoreModelPatcher

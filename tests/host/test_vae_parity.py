@@ -1,4 +1,5 @@
 """Our Stage A, image encoder and Previewer against the host's own nets and torchvision's, on equal weights."""
+
 from __future__ import annotations
 
 from functools import partial
@@ -32,6 +33,7 @@ def shared(theirs: torch.nn.Module, ours: torch.nn.Module) -> torch.nn.Module:
 
 def test_stage_a(host):
     from comfy.ldm.cascade.stage_a import StageA as HostStageA
+
     ours = with_weights(StageA())
     theirs = shared(HostStageA(), ours)
     latent, image = torch.randn(2, 4, 15, 22), torch.rand(2, 3, 60, 88)
@@ -49,6 +51,7 @@ def test_stage_a(host):
 
 def test_image_encoder_and_previewer(host):
     from comfy.ldm.cascade.stage_c_coder import StageC_coder
+
     encoder, previewer = with_weights(ImageEncoder()), with_weights(Previewer())
     theirs = StageC_coder()
     theirs.previewer = shared(theirs.previewer, previewer)
@@ -62,6 +65,7 @@ def test_image_encoder_and_previewer(host):
 
 def test_trunk_is_torchvisions(host):
     from torchvision.models import efficientnet_v2_s
+
     ours = with_weights(ImageEncoder())
     theirs = shared(efficientnet_v2_s().features, ours.backbone)
     image = torch.randn(1, 3, 70, 97)
@@ -75,13 +79,18 @@ def test_with_the_hosts_layers(host, ops):
     import comfy.ops
 
     from stages.nets.backend import Backend
+
     layers = getattr(comfy.ops, ops)
     names = ("Linear", "Conv2d", "ConvTranspose2d", "LayerNorm", "BatchNorm2d", "Embedding")
     backend = Backend(**{name: getattr(layers, name) for name in names})
     dtype = torch.bfloat16 if ops == "manual_cast" else torch.float32
     stage_a = partial(StageA, StageAConfig(bottleneck_blocks=2, codebook_size=64))
-    for kind, shape, call in ((stage_a, (1, 4, 9, 9), "decode"), (stage_a, (1, 3, 32, 32), "encode"),
-                              (ImageEncoder, (1, 3, 64, 64), "forward"), (Previewer, (1, 16, 3, 3), "forward")):
+    for kind, shape, call in (
+        (stage_a, (1, 4, 9, 9), "decode"),
+        (stage_a, (1, 3, 32, 32), "encode"),
+        (ImageEncoder, (1, 3, 64, 64), "forward"),
+        (Previewer, (1, 16, 3, 3), "forward"),
+    ):
         plain = with_weights(kind())
         plain.load_state_dict({key: value.to(dtype).to(value.dtype) for key, value in plain.state_dict().items()})
         lent = kind(dtype=dtype, backend=backend)

@@ -1,4 +1,5 @@
 """Real ComfyUI servers over HTTP. Fixture ``server``: the main host; every pinned host for tests marked ``smoke``."""
+
 from __future__ import annotations
 
 import os
@@ -12,11 +13,12 @@ import pytest
 from harness import main_setup
 from PIL import Image
 from small_extras import write_controlnets, write_tuned_prior
+
+from tools.api_prompt import convert
 from tools.authoring.recipes.parts import ANOTHER
 from tools.client import Run
 from tools.env import Setup
 from tools.hosts import pinned_host, supported
-from tools.api_prompt import convert
 from tools.server import Base, Server
 
 MAIN = "main"
@@ -53,6 +55,7 @@ class TestServer(Server):
 def family_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with the tiny checkpoint family."""
     from family import write_family
+
     folder = tmp_path_factory.mktemp("models")
     write_family(folder)
     return folder

@@ -1,4 +1,5 @@
 """The pack inside real servers: loaded without a complaint by every pinned host it supports, refused by older ones."""
+
 from __future__ import annotations
 
 import re
@@ -8,6 +9,7 @@ import urllib.request
 import harness
 import pytest
 from harness import main_setup
+
 from tools.messages import Stop
 from tools.server import PACK, Base, Server
 
@@ -35,15 +37,19 @@ def test_the_pictures_of_the_help_are_served_as_pictures(server):
     """Where the frontend looks: relative to the page, which lies beside the extension's scripts."""
     name = "pictures/CascadeStudio_Load.svg"
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            f"{server.client.url}/extensions/{PACK}/docs/{name}") as answer:
+        f"{server.client.url}/extensions/{PACK}/docs/{name}"
+    ) as answer:
         assert answer.headers.get_content_type() == "image/svg+xml"
         assert answer.read() == (harness.REPOSITORY / "web" / "docs" / name).read_bytes()
 
 
-@pytest.mark.parametrize("change, words", (
-    ((r"^OLDEST_HOST = .*", "OLDEST_HOST = (99, 1, 0)"), r"needs ComfyUI 99\.1\.0 or newer"),
-    ((r"^WEB_DIRECTORY", "import no_such_module\nWEB_DIRECTORY"), "no_such_module"),
-))
+@pytest.mark.parametrize(
+    "change, words",
+    (
+        ((r"^OLDEST_HOST = .*", "OLDEST_HOST = (99, 1, 0)"), r"needs ComfyUI 99\.1\.0 or newer"),
+        ((r"^WEB_DIRECTORY", "import no_such_module\nWEB_DIRECTORY"), "no_such_module"),
+    ),
+)
 def test_a_pack_that_cannot_load_is_noticed_and_says_why(change, words, tmp_path):
     """ComfyUI itself starts either way: what stops is the pack, and a run on it."""
     pack = tmp_path / "pack"

@@ -1,4 +1,5 @@
 """The bundled text-to-image workflow, from the file over HTTP to a picture that carries its own recipe."""
+
 from __future__ import annotations
 
 import argparse
@@ -6,10 +7,11 @@ import copy
 import json
 
 import pytest
+
+from tools.api_prompt import convert
 from tools.demo import WORKFLOW, _edit, _save
 from tools.edit import fit_files
 from tools.png import text_chunks
-from tools.api_prompt import convert
 
 
 def run_bundled(server, tmp_path, **choices):
@@ -24,7 +26,7 @@ def run_bundled(server, tmp_path, **choices):
         if "steps" in node["inputs"]:
             converted.set(name, "steps", 2)
     run = server.run(converted.prompt, workflow)
-    path, = _save(server, run, str(tmp_path / "picture.png"), ["prompt", "workflow"])
+    (path,) = _save(server, run, str(tmp_path / "picture.png"), ["prompt", "workflow"])
     return run, text_chunks(path.read_bytes()), converted.prompt, path
 
 

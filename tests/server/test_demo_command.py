@@ -1,4 +1,5 @@
 """``dev.py demo`` as a user types it: a picture on disk, its path and the seconds of each stage on the screen."""
+
 from __future__ import annotations
 
 import json
@@ -7,8 +8,9 @@ import subprocess
 import sys
 
 from harness import REPOSITORY
-from mini import need
 from PIL import Image
+
+from mini import need
 from tools import small
 from tools.png import text_chunks
 from tools.scenes import FIRST
@@ -16,8 +18,15 @@ from tools.scenes import FIRST
 
 def demo(*arguments: str) -> subprocess.CompletedProcess:
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    return subprocess.run([sys.executable, "dev.py", "demo", *arguments], cwd=REPOSITORY, env=environment, timeout=600,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "dev.py", "demo", *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        timeout=600,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+    )
 
 
 def test_demo_writes_a_picture(tmp_path):
@@ -40,6 +49,7 @@ def test_demo_without_any_option_paints_what_its_workflow_says(tmp_path):
     """Mini by default: 256 pixels, and what is seen is what was asked for."""
     need()
     import eyes
+
     path = tmp_path / "first.png"
     result = demo("--seed", "1", "--prompt", FIRST.prompt, "--output", str(path))
     assert result.returncode == 0, result.stderr

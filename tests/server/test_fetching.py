@@ -1,4 +1,5 @@
 """Two ComfyUI servers with one empty models folder and one queue each: every byte comes once, both paint a picture."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,15 +10,21 @@ from typing import Any
 import pytest
 from faulty_server import FaultyServer, File
 from harness import main_setup
+
+from tools.api_prompt import convert
 from tools.client import Run
 from tools.demo import WORKFLOW
-from tools.api_prompt import convert
 from tools.server import Base, Server
 
-FILES = {"prior": ("diffusion_models", "stage_c"), "decoder": ("diffusion_models", "stage_b"),
-         "stage_a": ("vae", "stage_a"), "text_encoder": ("text_encoders", "clip_g"),
-         "image_encoder": ("vae", "effnet_encoder"),
-         "previewer": ("vae", "previewer"), "clip_vision": ("clip_vision", "clip_l_vision")}
+FILES = {
+    "prior": ("diffusion_models", "stage_c"),
+    "decoder": ("diffusion_models", "stage_b"),
+    "stage_a": ("vae", "stage_a"),
+    "text_encoder": ("text_encoders", "clip_g"),
+    "image_encoder": ("vae", "effnet_encoder"),
+    "previewer": ("vae", "previewer"),
+    "clip_vision": ("clip_vision", "clip_l_vision"),
+}
 KEPT = ("CASCADE_STUDIO_OFFLINE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "CASCADE_STUDIO_MIRRORS", "HF_HUB_CACHE")
 
 
@@ -28,8 +35,17 @@ def shop(family_models, tmp_path, monkeypatch):
     for role, (folder, name) in FILES.items():
         data = (family_models / folder / f"{name}.safetensors").read_bytes()
         server.files[role] = File(data)
-        entries.append({"key": f"small_{role}", "role": role, "name": f"small_{role}.safetensors", "folder": folder,
-                        "url": server.url(role), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        entries.append(
+            {
+                "key": f"small_{role}",
+                "role": role,
+                "name": f"small_{role}.safetensors",
+                "folder": folder,
+                "url": server.url(role),
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
     preset = {"title": "The small family", "inputs": {role: f"small_{role}" for role in FILES}}
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"files": entries, "presets": {"small": preset}}), encoding="utf-8")
@@ -73,8 +89,9 @@ def test_two_servers_fetch_once_and_paint_twice(shop, tmp_path):
             base.close()
     assert all(run.images() for run in runs)
     assert shop.sent == wanted and len(shop.requests) == len(FILES)
-    assert sorted(path.name for path in models.rglob("*") if path.is_file()) == sorted(f"small_{role}.safetensors"
-                                                                                      for role in FILES)
+    assert sorted(path.name for path in models.rglob("*") if path.is_file()) == sorted(
+        f"small_{role}.safetensors" for role in FILES
+    )
     for told in heard:
         assert [message["state"] for message in told if message["event"] == "cascade_studio.plan"] == ["fetches"]
         assert told[-1]["finished"] and told[-1]["done"] == wanted

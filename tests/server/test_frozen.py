@@ -2,6 +2,7 @@
 
 ``tests/frozen/<version>`` holds what was frozen at each release (``tools/authoring/freeze.py``); it is never changed.
 """
+
 from __future__ import annotations
 
 import copy
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 from small_runs import check_pictures, prepared
+
+from tools.api_prompt import convert
 from tools.authoring.freeze import FROZEN, RECORD, WORKFLOW, choices, kinds_of, switched_on, widget_names
 from tools.authoring.write import pack_version
 from tools.locales import own
-from tools.api_prompt import convert
 from tools.widgets import specs
 
 VERSIONS = sorted(path.name for path in FROZEN.iterdir())
@@ -30,8 +32,11 @@ def read(version: str, name: str) -> dict[str, Any]:
 
 def defaults(definition: dict[str, Any]) -> dict[str, Any]:
     """What an input has in a file that is older than the input."""
-    return {name: options["default"] for name, _, options in specs(definition["input"], definition["input_order"])
-            if "default" in options}
+    return {
+        name: options["default"]
+        for name, _, options in specs(definition["input"], definition["input_order"])
+        if "default" in options
+    }
 
 
 def unlike(recorded: dict[str, Any], found: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
@@ -40,21 +45,31 @@ def unlike(recorded: dict[str, Any], found: dict[str, Any], definitions: dict[st
     for key, node in recorded.items():
         kind, now = node["class_type"], found[key]["inputs"]
         usual = defaults(definitions[kind])
-        problems += [f"node {key}, {kind}.{name}: {value!r} became {now.get(name)!r}"
-                     for name, value in node["inputs"].items() if name not in now or now[name] != value]
-        problems += [f"node {key}, {kind}.{name} is new and has no default"
-                     for name in set(now) - set(node["inputs"]) if now[name] != usual.get(name)]
+        problems += [
+            f"node {key}, {kind}.{name}: {value!r} became {now.get(name)!r}"
+            for name, value in node["inputs"].items()
+            if name not in now or now[name] != value
+        ]
+        problems += [
+            f"node {key}, {kind}.{name} is new and has no default"
+            for name in set(now) - set(node["inputs"])
+            if now[name] != usual.get(name)
+        ]
     return problems
 
 
 def moved(kind: str, recorded: dict[str, Any], definition: dict[str, Any]) -> list[str]:
     """Widgets and outputs that do not keep their place, as files know both by position, and choices that are gone."""
     problems, widgets = [], widget_names(definition)
-    if widgets[:len(recorded["widgets"])] != recorded["widgets"]:
+    if widgets[: len(recorded["widgets"])] != recorded["widgets"]:
         problems.append(f"{kind}: its widgets were {recorded['widgets']} and are {widgets}; append new ones at the end")
     now = choices(definition)
-    problems += [f"{kind}.{name} no longer offers {option!r}" for name, options in recorded["choices"].items()
-                 for option in options if option not in now.get(name, ())]
+    problems += [
+        f"{kind}.{name} no longer offers {option!r}"
+        for name, options in recorded["choices"].items()
+        for option in options
+        if option not in now.get(name, ())
+    ]
     names, types = definition["output_name"], definition["output"]
     for slot, (name, output) in enumerate(recorded["outputs"]):
         if slot >= len(types) or types[slot] != output or (name in names and names[slot] != name):
@@ -80,8 +95,9 @@ def test_widgets_outputs_and_choices_are_kept(server, version):
     info = server.client.get("/object_info")
     kinds = read(version, RECORD)["kinds"]
     assert set(kinds) == kinds_of(read(version, WORKFLOW))
-    assert [problem for kind, entry in kinds.items() if kind in info
-            for problem in moved(kind, entry, info[kind])] == []
+    assert [
+        problem for kind, entry in kinds.items() if kind in info for problem in moved(kind, entry, info[kind])
+    ] == []
 
 
 @every_version
@@ -100,8 +116,13 @@ def test_it_runs(with_picture, version):
     workflow = switched_on(read(version, WORKFLOW))
     workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] not in FOR_OTHERS]
     prompt = prepared(with_picture, workflow).prompt
-    prompt.update({key: {**copy.deepcopy(node), "_meta": {"title": node["class_type"]}}
-                   for key, node in recorded.items() if node["class_type"] not in info})
+    prompt.update(
+        {
+            key: {**copy.deepcopy(node), "_meta": {"title": node["class_type"]}}
+            for key, node in recorded.items()
+            if node["class_type"] not in info
+        }
+    )
     run = with_picture.run(prompt)
     check_pictures(with_picture, run)
     saved = [node for node in prompt.values() if node["class_type"] in ("SaveImage", "CascadeStudio_SaveImage")]
@@ -112,8 +133,12 @@ def test_it_runs(with_picture, version):
 
 
 def definition(*names: str, **outputs: str) -> dict[str, Any]:
-    return {"input": {"required": {name: ["INT", {"default": 0}] for name in names}},
-            "input_order": {"required": list(names)}, "output": list(outputs.values()), "output_name": list(outputs)}
+    return {
+        "input": {"required": {name: ["INT", {"default": 0}] for name in names}},
+        "input_order": {"required": list(names)},
+        "output": list(outputs.values()),
+        "output_name": list(outputs),
+    }
 
 
 def with_choice(*options: str) -> dict[str, Any]:
@@ -126,14 +151,17 @@ def with_choice(*options: str) -> dict[str, Any]:
 OLD = {"widgets": ["steps", "cfg"], "choices": {}, "outputs": [["model", "MODEL"], ["other", "MODEL"]]}
 
 
-@pytest.mark.parametrize("now, count", [
-    (definition("steps", "cfg", "new", model="MODEL", other="MODEL", more="CLIP"), 0),
-    (definition("steps", "new", "cfg", model="MODEL", other="MODEL"), 1),
-    (definition("steps", model="MODEL", other="MODEL"), 1),
-    (definition("steps", "cfg", other="MODEL", model="MODEL"), 2),
-    (definition("steps", "cfg", model="MODEL"), 1),
-    (definition("steps", "cfg", model="MODEL", renamed="MODEL"), 0),
-])
+@pytest.mark.parametrize(
+    "now, count",
+    [
+        (definition("steps", "cfg", "new", model="MODEL", other="MODEL", more="CLIP"), 0),
+        (definition("steps", "new", "cfg", model="MODEL", other="MODEL"), 1),
+        (definition("steps", model="MODEL", other="MODEL"), 1),
+        (definition("steps", "cfg", other="MODEL", model="MODEL"), 2),
+        (definition("steps", "cfg", model="MODEL"), 1),
+        (definition("steps", "cfg", model="MODEL", renamed="MODEL"), 0),
+    ],
+)
 def test_moved_widgets_and_outputs_are_noticed(now, count):
     assert len(moved("Node", OLD, now)) == count
 
@@ -144,10 +172,16 @@ def test_choices_that_are_gone_are_noticed(options, count):
     assert len(moved("Node", old, with_choice(*options))) == count
 
 
-@pytest.mark.parametrize("inputs, count", [
-    ({"steps": 7, "cfg": 2}, 0), ({"steps": 2, "cfg": 7}, 2), ({"steps": 7}, 1),
-    ({"steps": 7, "cfg": 2, "new": 0}, 0), ({"steps": 7, "cfg": 2, "new": 1}, 1),
-])
+@pytest.mark.parametrize(
+    "inputs, count",
+    [
+        ({"steps": 7, "cfg": 2}, 0),
+        ({"steps": 2, "cfg": 7}, 2),
+        ({"steps": 7}, 1),
+        ({"steps": 7, "cfg": 2, "new": 0}, 0),
+        ({"steps": 7, "cfg": 2, "new": 1}, 1),
+    ],
+)
 def test_values_at_other_inputs_are_noticed(inputs, count):
     recorded = {"1": {"class_type": "Node", "inputs": {"steps": 7, "cfg": 2}}}
     found = {"1": {"class_type": "Node", "inputs": inputs}}

@@ -1,4 +1,5 @@
 """The translations are complete, differ from English where they should, and reach the page."""
+
 from __future__ import annotations
 
 import json
@@ -6,14 +7,40 @@ import re
 from typing import Any
 
 import pytest
+
 from tools import locales
 
 OTHERS = [language for language in locales.LANGUAGES if language != "en"]
 every_language = pytest.mark.parametrize("language", OTHERS)
 
-SAME = {"cfg", "clip", "clip_vision", "lora", "mask", "model", "prior", "seed", "vae", "image", "latent", "control",
-        "previewer", "guider", "sampler", "sigmas", "preset", "report", "batch", "text", "name", "format", "base",
-        "decoder", "images", "notes"}
+SAME = {
+    "cfg",
+    "clip",
+    "clip_vision",
+    "lora",
+    "mask",
+    "model",
+    "prior",
+    "seed",
+    "vae",
+    "image",
+    "latent",
+    "control",
+    "previewer",
+    "guider",
+    "sampler",
+    "sigmas",
+    "preset",
+    "report",
+    "batch",
+    "text",
+    "name",
+    "format",
+    "base",
+    "decoder",
+    "images",
+    "notes",
+}
 """Words that a language may share with English."""
 PLACES = re.compile(r"\{(\w+)\}")
 
@@ -54,8 +81,11 @@ def test_nothing_is_missing(language, definitions):
     """Names of nodes, inputs and outputs and descriptions everywhere, tooltips of the main nodes' inputs."""
     mine = leaves(read(language, "nodeDefs"))
     main = {f"{locales.PREFIX}{name}" for name in locales.MAIN_NODES}
-    wanted = {path for path in leaves(locales.english_nodes(definitions))
-              if path[-1] != "tooltip" or (path[0] in main and path[1] == "inputs")}
+    wanted = {
+        path
+        for path in leaves(locales.english_nodes(definitions))
+        if path[-1] != "tooltip" or (path[0] in main and path[1] == "inputs")
+    }
     assert not sorted(wanted - set(mine))
     assert set(extension_words(language)) == set(extension_words("en"))
     assert set(read(language, "main")["nodeCategories"]) == set(locales.english_categories(definitions))
@@ -65,8 +95,9 @@ def test_nothing_is_missing(language, definitions):
 def test_no_word_list_has_what_is_no_longer_there(language, definitions):
     given = locales.words(language)
     english = locales.english_nodes(definitions)
-    names = {text["name"] for node in english.values() for group in ("inputs", "outputs")
-             for text in node[group].values()}
+    names = {
+        text["name"] for node in english.values() for group in ("inputs", "outputs") for text in node[group].values()
+    }
     names |= {re.sub(r"_?\d+$", "", name) for name in names}
     inputs = {f"{node.removeprefix(locales.PREFIX)}.{key}" for node in english for key in english[node]["inputs"]}
     assert not set(given["names"]) - names

@@ -1,4 +1,5 @@
 """Everything that artists chain, on real servers: stopped, changed and run again, it gives what a fresh server gives."""
+
 from __future__ import annotations
 
 import shutil
@@ -10,6 +11,7 @@ import torch
 from harness import main_setup
 from matrix import LATENT, SAMPLE, matrix, write_files
 from safetensors.torch import load_file
+
 from tools.client import Run
 from tools.server import Base, Server
 
@@ -21,13 +23,14 @@ def specs_of(server: Server) -> Any:
 
 def latent(server: Server, run: Run) -> torch.Tensor:
     """What SaveLatent wrote."""
-    saved, = run.outputs[LATENT]["latents"]
+    (saved,) = run.outputs[LATENT]["latents"]
     return load_file(server.base.path / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
 
 
 def picture(server: Server, run: Run) -> bytes:
     from PIL import Image
-    image, = run.outputs["save picture"]["images"]
+
+    (image,) = run.outputs["save picture"]["images"]
     with Image.open(server.base.path / "output" / image["subfolder"] / image["filename"]) as opened:
         return opened.tobytes()
 

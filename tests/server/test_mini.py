@@ -1,12 +1,14 @@
 """The first picture over HTTP, on Cascade Mini: what it shows, and that it comes in less than ten seconds."""
+
 from __future__ import annotations
 
 from typing import Any
 
 import eyes
 import pytest
-from mini import need
 from mini_server import check_shows, node_of, on_mini, pictures, processor_seconds, shows
+
+from mini import need
 from tools import small
 from tools.authoring.files import preset_title
 from tools.edit import set_prompt, set_seed
@@ -52,7 +54,7 @@ def test_a_cold_picture_takes_less_than_ten_seconds(server, record_property):
     assert not set(run.cached) & {node_of(converted, "CascadeStudio_Load")}, "the models were loaded already"
     record_property("processor seconds, seconds on the clock", (taken, sum(run.seconds.values())))
     assert taken < SECONDS
-    rgb, = pictures(server, run)
+    (rgb,) = pictures(server, run)
     assert rgb.shape == (1, 3, 256, 256)
     check_shows(rgb, Scene("red apple", "blue"))
 

@@ -1,15 +1,21 @@
 """Bundled workflows on Cascade Mini: those whose every net it has show their scene, at a quarter of their size."""
+
 from __future__ import annotations
 
 import eyes
 import pytest
-from mini import need
 from mini_server import EXAMPLE, WORKFLOWS, check_shows, give_example, on_mini, pictures
+
+from mini import need
 from tools.scenes import SCENES
 
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-PARTS = {"canny": ("controlnet_canny",), "lora_control_regional": ("controlnet_canny", "lora"), "lora_stack": ("lora",),
-         "lora_schedule": ("lora",)}
+PARTS = {
+    "canny": ("controlnet_canny",),
+    "lora_control_regional": ("controlnet_canny", "lora"),
+    "lora_stack": ("lora",),
+    "lora_schedule": ("lora",),
+}
 """What a workflow needs of Mini beside the stages."""
 
 NOT_MINI = {"inpaint", "outpaint", "super_resolution"}

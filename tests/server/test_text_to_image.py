@@ -1,4 +1,5 @@
 """Text to image on a real server: what changes the picture, what does not, what goes wrong, and what is cached."""
+
 from __future__ import annotations
 
 import io
@@ -8,10 +9,11 @@ from typing import Any
 import numpy
 import pytest
 from PIL import Image
+
+from tools.api_prompt import Converted, convert
 from tools.client import Refused, Run
 from tools.demo import WORKFLOW
 from tools.edit import fit_files, set_prompt, set_seed, set_size
-from tools.api_prompt import Converted, convert
 
 STAGE_C, STAGE_B = "CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder"
 
@@ -30,13 +32,13 @@ def bundled(server: Any, prompt: str = "a red fox", seed: int = 1, size: tuple[i
 
 
 def node_of(converted: Converted, kind: str) -> str:
-    found, = [name for name, node in converted.prompt.items() if node["class_type"] == kind]
+    (found,) = [name for name, node in converted.prompt.items() if node["class_type"] == kind]
     return found
 
 
 def pixels(server: Any, run: Run) -> numpy.ndarray:
     """The run's one picture, (height, width, 3)."""
-    image, = run.images()
+    (image,) = run.images()
     with Image.open(io.BytesIO(server.client.view(image))) as picture:
         assert picture.format == "PNG" and picture.mode == "RGB"
         return numpy.array(picture).astype(float)
@@ -149,12 +151,15 @@ def test_wrong_wire_gets_a_sentence(server):
     check_works(server)
 
 
-@pytest.mark.parametrize("kind, name, value, words", [
-    ("CascadeStudio_Canvas", "width", 32, ("width", "smaller than min of 64")),
-    (STAGE_C, "steps", 0, ("steps", "smaller than min of 1")),
-    (STAGE_B, "sampler", "magic", ("sampler", "magic", "not in")),
-    ("CascadeStudio_Load", "vae_dtype", "fp4", ("vae_dtype", "fp4", "not in")),
-])
+@pytest.mark.parametrize(
+    "kind, name, value, words",
+    [
+        ("CascadeStudio_Canvas", "width", 32, ("width", "smaller than min of 64")),
+        (STAGE_C, "steps", 0, ("steps", "smaller than min of 1")),
+        (STAGE_B, "sampler", "magic", ("sampler", "magic", "not in")),
+        ("CascadeStudio_Load", "vae_dtype", "fp4", ("vae_dtype", "fp4", "not in")),
+    ],
+)
 def test_values_that_no_widget_allows_are_refused(server, kind, name, value, words):
     converted = bundled(server)
     converted.set(node_of(converted, kind), name, value)

@@ -1,4 +1,5 @@
 """Every bundled workflow and blueprint fits the nodes it is made of, down to each widget value, and runs."""
+
 from __future__ import annotations
 
 import copy
@@ -10,13 +11,14 @@ import numpy
 import pytest
 from harness import REPOSITORY
 from small_runs import check_pictures, prepared, saved_picture
+
 from tools import widgets
+from tools.api_prompt import convert
 from tools.authoring.__main__ import written
 from tools.authoring.flow import Feature, Output
 from tools.authoring.recipes import RECIPES
 from tools.edit import FILES
 from tools.graph import NEVER
-from tools.api_prompt import convert
 
 FOLDER = REPOSITORY / "workflows"
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -122,8 +124,9 @@ def test_what_is_switched_off_runs_too(with_picture, name):
 def listed(server: Any) -> dict[str, str]:
     """The pack's blueprints as the host lists them: id by name."""
     entries = server.client.get("/global_subgraphs")
-    return {entry["name"]: key for key,
-            entry in entries.items() if entry["info"]["node_pack"].endswith("cascade-studio")}
+    return {
+        entry["name"]: key for key, entry in entries.items() if entry["info"]["node_pack"].endswith("cascade-studio")
+    }
 
 
 def test_the_host_lists_the_blueprints(server):
@@ -139,8 +142,14 @@ def test_the_text_to_image_block_runs_as_one_node(server):
     block = json.loads((REPOSITORY / "subgraphs" / "Stable Cascade text to image.json").read_text(encoding="utf-8"))
     instance = block["nodes"][0]
     instance["outputs"][0]["links"] = [1]
-    save = {"id": 999, "type": "SaveImage", "mode": 0, "widgets_values": ["block"], "outputs": [],
-            "inputs": [{"name": "images", "type": "IMAGE", "link": 1}]}
+    save = {
+        "id": 999,
+        "type": "SaveImage",
+        "mode": 0,
+        "widgets_values": ["block"],
+        "outputs": [],
+        "inputs": [{"name": "images", "type": "IMAGE", "link": 1}],
+    }
     workflow = {**block, "nodes": [instance, save], "links": [[1, instance["id"], 0, 999, 0, "IMAGE"]]}
     inner = block["definitions"]["subgraphs"][0]
     prompt = next(node for node in inner["nodes"] if node.get("title") == "Prompt")
@@ -158,6 +167,8 @@ def test_the_decoder_block_opens_to_its_two_nodes(server):
     block = json.loads((REPOSITORY / "subgraphs" / "Stable Cascade decoder.json").read_text(encoding="utf-8"))
     converted = convert(block, server.client.get("/object_info"))
     assert sorted(node["class_type"] for node in converted.prompt.values()) == [
-        "CascadeStudio_DecodeStageA", "CascadeStudio_SampleDecoder"]
-    sampler, = [node["inputs"] for node in converted.prompt.values() if "steps" in node["inputs"]]
+        "CascadeStudio_DecodeStageA",
+        "CascadeStudio_SampleDecoder",
+    ]
+    (sampler,) = [node["inputs"] for node in converted.prompt.values() if "steps" in node["inputs"]]
     assert sampler["steps"] == 10 and sampler["cfg"] == 1.1

@@ -1,4 +1,5 @@
 """A short training run as a process of its own: ``lesson_process.py RESULT [FOLDER]``."""
+
 from __future__ import annotations
 
 import os
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from lessons import SHORT, rows, trainer
 
-from stages.training.distributed import ALONE, Crew, from_environment
 from stages.training.checkpoint import Store, train
+from stages.training.distributed import ALONE, Crew, from_environment
 
 SETTINGS = replace(SHORT, steps=7, batch_size=4, accumulation=2, loss_weight="adaptive", offset_noise=0.1, save_every=2)
 
@@ -28,8 +29,12 @@ def train_here(stores_in: Path | None, crew: Crew = ALONE) -> dict[str, Any]:
             run.update()
     else:
         train(run, Store(stores_in, settings.identity()), lambda _: time.sleep(0.3 if slowly else 0))
-    return {"learned": run.learned.state_dict(), "losses": run.losses, "adaptive": run.adaptive.losses,
-            "parts": len(run.parts([0, 2, 4, 0]))}
+    return {
+        "learned": run.learned.state_dict(),
+        "losses": run.losses,
+        "adaptive": run.adaptive.losses,
+        "parts": len(run.parts([0, 2, 4, 0])),
+    }
 
 
 if __name__ == "__main__":

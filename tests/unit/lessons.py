@@ -1,20 +1,31 @@
 """A tiny Stage C, four pictures to learn and short settings, for the tests of training."""
+
 from __future__ import annotations
 
 import torch
 from tiny import NETS, index, tiny_weights
 from torch import Tensor
 
-from stages.training.lora_layers import Lora
 from stages.training.distributed import ALONE, Crew
 from stages.training.frozen_net import frozen_net
+from stages.training.lora_layers import Lora
 from stages.training.objectives import StageCObjective
 from stages.training.settings import Settings
 from stages.training.trainer import Trainer
 
 WIDTH = 96
-SHORT = Settings(steps=6, batch_size=4, learning_rate=1e-2, warm_up=2, rank=2, alpha=2.0, base="fp32", seed=5,
-                 save_every=0, sample_every=0)
+SHORT = Settings(
+    steps=6,
+    batch_size=4,
+    learning_rate=1e-2,
+    warm_up=2,
+    rank=2,
+    alpha=2.0,
+    base="fp32",
+    seed=5,
+    save_every=0,
+    sample_every=0,
+)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -26,13 +37,20 @@ def config():
 
 
 def net(**options):
-    return frozen_net("stage_c", config(), tiny_weights("stage_c_tiny"), **{"base": "fp32", "checkpointing": False,
-                                                                          **options})
+    return frozen_net(
+        "stage_c", config(), tiny_weights("stage_c_tiny"), **{"base": "fp32", "checkpointing": False, **options}
+    )
 
 
 def rows(shapes: tuple[tuple[int, int], ...] = ((4, 4),) * 4) -> list[dict[str, Tensor]]:
-    return [{"latent": randn(16, *shape, seed=i), "text": randn(7, WIDTH, seed=10 + i), "pooled": randn(1, WIDTH, seed=20 + i)}
-            for i, shape in enumerate(shapes)]
+    return [
+        {
+            "latent": randn(16, *shape, seed=i),
+            "text": randn(7, WIDTH, seed=10 + i),
+            "pooled": randn(1, WIDTH, seed=20 + i),
+        }
+        for i, shape in enumerate(shapes)
+    ]
 
 
 EMPTY = {"text": randn(7, WIDTH, seed=30), "pooled": randn(1, WIDTH, seed=31)}

@@ -1,4 +1,5 @@
 """Peak memory of a piece of code, measured in a process of its own."""
+
 from __future__ import annotations
 
 import os
@@ -47,7 +48,8 @@ def measured_peak(setup: str, given: str, call: str) -> int:
     The C library returns freed memory at once here: what it would keep for later depends on chance, not on the code.
     """
     program = PROGRAM.format(root=str(ROOT), setup=setup.strip().replace("\n", "\n    "), given=given, call=call)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600,
-                          env={**os.environ, **AT_ONCE})
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, env={**os.environ, **AT_ONCE}
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)

@@ -1,11 +1,12 @@
 """The advice on number formats and presets: the whole table, as a function of the machine alone."""
+
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from cascade_studio.nodes.checkpoints.presets import FULL_ROOM, Machine, choose, suited
 from cascade_studio.nodes.checkpoints.catalogue import load
+from cascade_studio.nodes.checkpoints.presets import FULL_ROOM, Machine, choose, suited
 
 GB = 10**9
 FULL_C, LITE_C, FULL_B, LITE_B = 3_589_103_632, 1_030_785_040, 1_562_941_136, 699_471_248
@@ -21,35 +22,47 @@ def with_room(machine: Machine, gigabytes: float) -> Machine:
     return replace(machine, room=int(gigabytes * GB))
 
 
-@pytest.mark.parametrize("machine, stage, stored, parameters, storage, compute", [
-    # bf16 where the device has it, whatever the file holds
-    (AMPERE, "stage_c", "bf16", FULL_C, "bf16", "bf16"), (AMPERE, "stage_c", "fp32", FULL_C, "bf16", "bf16"),
-    (AMPERE, "stage_b", "bf16", FULL_B, "bf16", "bf16"), (AMPERE, "stage_b", "fp32", FULL_B, "bf16", "bf16"),
-    # files made for fp16 stay so
-    (AMPERE, "stage_c", "fp16", FULL_C, "fp16", "fp16"), (TURING, "stage_c", "fp16", FULL_C, "fp16", "fp16"),
-    (APPLE, "stage_c", "fp16", FULL_C, "fp16", "fp16"), (AMPERE, "stage_b", "fp16", FULL_B, "fp16", "fp16"),
-    # without bf16, and on Apple's devices: Stage C in fp32, Stage B in fp16
-    (TURING, "stage_c", "bf16", FULL_C, "fp32", "fp32"), (TURING, "stage_b", "bf16", FULL_B, "fp16", "fp16"),
-    (APPLE, "stage_c", "bf16", FULL_C, "fp32", "fp32"), (APPLE, "stage_b", "bf16", FULL_B, "fp16", "fp16"),
-    (MAXWELL, "stage_c", "bf16", FULL_C, "fp32", "fp32"), (MAXWELL, "stage_b", "bf16", FULL_B, "fp32", "fp32"),
-    # processors
-    (SAPPHIRE, "stage_c", "bf16", FULL_C, "bf16", "bf16"), (SAPPHIRE, "stage_b", "fp32", FULL_B, "bf16", "bf16"),
-    (PROCESSOR, "stage_c", "bf16", FULL_C, "fp32", "fp32"), (PROCESSOR, "stage_b", "fp16", FULL_B, "fp32", "fp32"),
-    (SAPPHIRE, "stage_c", "fp16", FULL_C, "bf16", "bf16"),
-    # short memory: kept as the file has it, then in 8 bits; computed in the same format as before
-    (with_room(TURING, 15), "stage_c", "bf16", FULL_C, "bf16", "fp32"),
-    (with_room(TURING, 15), "stage_c", "fp32", FULL_C, "bf16", "fp32"),
-    (with_room(PROCESSOR, 12), "stage_c", "fp16", FULL_C, "fp16", "fp32"),
-    (with_room(TURING, 6), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "fp32"),
-    (with_room(AMPERE, 6), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "bf16"),
-    (with_room(AMPERE, 6), "stage_c", "bf16", LITE_C, "bf16", "bf16"),
-    (with_room(AMPERE, 5), "stage_b", "bf16", FULL_B, "fp8_e4m3fn", "bf16"),
-    (with_room(AMPERE, 5), "stage_b", "bf16", LITE_B, "bf16", "bf16"),
-    (with_room(AMPERE, 1), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "bf16"),
-    # devices that cannot hold 8 bits keep what they have
-    (with_room(APPLE, 8), "stage_c", "bf16", FULL_C, "fp32", "fp32"),
-    (with_room(APPLE, 3), "stage_b", "bf16", FULL_B, "fp16", "fp16"),
-])
+@pytest.mark.parametrize(
+    "machine, stage, stored, parameters, storage, compute",
+    [
+        # bf16 where the device has it, whatever the file holds
+        (AMPERE, "stage_c", "bf16", FULL_C, "bf16", "bf16"),
+        (AMPERE, "stage_c", "fp32", FULL_C, "bf16", "bf16"),
+        (AMPERE, "stage_b", "bf16", FULL_B, "bf16", "bf16"),
+        (AMPERE, "stage_b", "fp32", FULL_B, "bf16", "bf16"),
+        # files made for fp16 stay so
+        (AMPERE, "stage_c", "fp16", FULL_C, "fp16", "fp16"),
+        (TURING, "stage_c", "fp16", FULL_C, "fp16", "fp16"),
+        (APPLE, "stage_c", "fp16", FULL_C, "fp16", "fp16"),
+        (AMPERE, "stage_b", "fp16", FULL_B, "fp16", "fp16"),
+        # without bf16, and on Apple's devices: Stage C in fp32, Stage B in fp16
+        (TURING, "stage_c", "bf16", FULL_C, "fp32", "fp32"),
+        (TURING, "stage_b", "bf16", FULL_B, "fp16", "fp16"),
+        (APPLE, "stage_c", "bf16", FULL_C, "fp32", "fp32"),
+        (APPLE, "stage_b", "bf16", FULL_B, "fp16", "fp16"),
+        (MAXWELL, "stage_c", "bf16", FULL_C, "fp32", "fp32"),
+        (MAXWELL, "stage_b", "bf16", FULL_B, "fp32", "fp32"),
+        # processors
+        (SAPPHIRE, "stage_c", "bf16", FULL_C, "bf16", "bf16"),
+        (SAPPHIRE, "stage_b", "fp32", FULL_B, "bf16", "bf16"),
+        (PROCESSOR, "stage_c", "bf16", FULL_C, "fp32", "fp32"),
+        (PROCESSOR, "stage_b", "fp16", FULL_B, "fp32", "fp32"),
+        (SAPPHIRE, "stage_c", "fp16", FULL_C, "bf16", "bf16"),
+        # short memory: kept as the file has it, then in 8 bits; computed in the same format as before
+        (with_room(TURING, 15), "stage_c", "bf16", FULL_C, "bf16", "fp32"),
+        (with_room(TURING, 15), "stage_c", "fp32", FULL_C, "bf16", "fp32"),
+        (with_room(PROCESSOR, 12), "stage_c", "fp16", FULL_C, "fp16", "fp32"),
+        (with_room(TURING, 6), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "fp32"),
+        (with_room(AMPERE, 6), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "bf16"),
+        (with_room(AMPERE, 6), "stage_c", "bf16", LITE_C, "bf16", "bf16"),
+        (with_room(AMPERE, 5), "stage_b", "bf16", FULL_B, "fp8_e4m3fn", "bf16"),
+        (with_room(AMPERE, 5), "stage_b", "bf16", LITE_B, "bf16", "bf16"),
+        (with_room(AMPERE, 1), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "bf16"),
+        # devices that cannot hold 8 bits keep what they have
+        (with_room(APPLE, 8), "stage_c", "bf16", FULL_C, "fp32", "fp32"),
+        (with_room(APPLE, 3), "stage_b", "bf16", FULL_B, "fp16", "fp16"),
+    ],
+)
 def test_formats(machine, stage, stored, parameters, storage, compute):
     choice = choose(machine, stage, stored, parameters)
     assert (choice.storage, choice.compute) == (storage, compute)
@@ -67,10 +80,20 @@ def test_the_reasons_say_what_to_do():
     assert "no instructions for bf16" in choose(PROCESSOR, "stage_c", "bf16", FULL_C).reason
 
 
-@pytest.mark.parametrize("machine, first", [
-    (AMPERE, "full-bf16"), (with_room(AMPERE, 10), "full-bf16"), (with_room(AMPERE, 9.9), "lite-bf16"),
-    (TURING, "fp16"), (with_room(TURING, 8), "lite-bf16"), (APPLE, "fp16"), (with_room(APPLE, 8), "lite-bf16"),
-    (SAPPHIRE, "lite-bf16"), (PROCESSOR, "lite-bf16")])
+@pytest.mark.parametrize(
+    "machine, first",
+    [
+        (AMPERE, "full-bf16"),
+        (with_room(AMPERE, 10), "full-bf16"),
+        (with_room(AMPERE, 9.9), "lite-bf16"),
+        (TURING, "fp16"),
+        (with_room(TURING, 8), "lite-bf16"),
+        (APPLE, "fp16"),
+        (with_room(APPLE, 8), "lite-bf16"),
+        (SAPPHIRE, "lite-bf16"),
+        (PROCESSOR, "lite-bf16"),
+    ],
+)
 def test_full_or_lite(machine, first):
     keys, reason = suited(machine)
     assert keys[0] == first and len(set(keys)) == len(keys)
@@ -81,5 +104,6 @@ def test_full_or_lite(machine, first):
 def test_full_models_fit_where_they_are_advised():
     """Where the full preset is taken, neither stage has to be squeezed into 8 bits."""
     machine = replace(AMPERE, room=FULL_ROOM)
-    assert [choose(machine, stage, "bf16", size).storage for stage, size in (("stage_c", FULL_C), ("stage_b", FULL_B))
-            ] == ["bf16", "bf16"]
+    assert [
+        choose(machine, stage, "bf16", size).storage for stage, size in (("stage_c", FULL_C), ("stage_b", FULL_B))
+    ] == ["bf16", "bf16"]

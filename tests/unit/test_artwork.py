@@ -1,4 +1,5 @@
 """The mark and the banner: as the registry takes them, drawn by tools/icon.py and tools/banner.py alone."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
+
 from tools import banner, icon
 
 COLOURS = [(20 * number, 255 - 20 * number, 7 * number) for number in range(13)]
@@ -23,8 +25,11 @@ def folder(tmp_path: Path) -> Path:
 
 def middles(picture: Image.Image) -> list[tuple[int, int, int]]:
     """The colours in the middle of every square that shows a picture."""
-    return [picture.getpixel((column * banner.TILE + banner.TILE // 2, row * banner.TILE + banner.TILE // 2))
-            for row in range(banner.ROWS) for column in range(banner.MARK, banner.COLUMNS)]
+    return [
+        picture.getpixel((column * banner.TILE + banner.TILE // 2, row * banner.TILE + banner.TILE // 2))
+        for row in range(banner.ROWS)
+        for column in range(banner.MARK, banner.COLUMNS)
+    ]
 
 
 def test_the_icon_is_the_one_that_the_script_draws():
@@ -51,7 +56,7 @@ def test_the_banner_shows_twelve_pictures_by_name(folder, tmp_path):
     with Image.open(file) as made:
         assert made.width * 9 == made.height * 21
         assert middles(made.convert("RGB")) == COLOURS[:12]
-        mark = numpy.asarray(made.convert("RGB"))[:, :banner.MARK * banner.TILE]
+        mark = numpy.asarray(made.convert("RGB"))[:, : banner.MARK * banner.TILE]
     assert {tuple(pixel) for pixel in mark.reshape(-1, 3)} >= {banner.GROUND, banner.INK, *(s[2] for s in icon.SQUARES)}
 
 

@@ -1,4 +1,5 @@
 """Recipes become workflow files: values in the order in which they are read, mistakes as sentences, tidy notes."""
+
 from __future__ import annotations
 
 import copy
@@ -6,31 +7,44 @@ from pathlib import Path
 
 import pytest
 from test_prompt_converter import INFO
+
 from tools import small
+from tools.api_prompt import Converted, convert
 from tools.authoring.flow import Flow, unwrapped
 from tools.authoring.recipes import RECIPES, parts, text_to_image
 from tools.authoring.write import workflow
 from tools.edit import fit_files
 from tools.messages import Stop
-from tools.api_prompt import Converted, convert
 from tools.scenes import FIRST, SCENES, SHEET
 from tools.widgets import read_widgets, written_values
-
 from training.mini.data import COLOURS, read_split
 from training.mini.outlines import SUBJECTS
 
 OUTPUTS = {"Load": (["MODEL", "CLIP"], ["MODEL", "CLIP"]), "Text": (["CONDITIONING"], ["CONDITIONING"])}
-DEFINITIONS = {name: {"output": OUTPUTS.get(name, ([], []))[0], "output_name": OUTPUTS.get(name, ([], []))[1],
-                      **definition} for name, definition in INFO.items()}
+DEFINITIONS = {
+    name: {"output": OUTPUTS.get(name, ([], []))[0], "output_name": OUTPUTS.get(name, ([], []))[1], **definition}
+    for name, definition in INFO.items()
+}
 
 
-@pytest.mark.parametrize("kind, given, expected", [
-    ("Sample", {"seed": 7, "cfg": 2.0, "sampler": "y"}, {"seed": 7, "steps": 20, "cfg": 2.0, "sampler": "y", "noise": 1.0}),
-    ("Plain", {"loose": 4}, {"noise_seed": 0, "count": 3, "loose": 4}),
-    ("Dynamic", {"mode": "on", "mode.deep.q": 5, "tail": 9},
-     {"mode": "on", "mode.s": 1.5, "mode.deep": "p", "mode.deep.q": 5, "tail": 9}),
-    ("Save", {}, {"prefix": "ComfyUI"}), ("Image", {"image": "i.png"}, {"image": "i.png", "after": 0}),
-])
+@pytest.mark.parametrize(
+    "kind, given, expected",
+    [
+        (
+            "Sample",
+            {"seed": 7, "cfg": 2.0, "sampler": "y"},
+            {"seed": 7, "steps": 20, "cfg": 2.0, "sampler": "y", "noise": 1.0},
+        ),
+        ("Plain", {"loose": 4}, {"noise_seed": 0, "count": 3, "loose": 4}),
+        (
+            "Dynamic",
+            {"mode": "on", "mode.deep.q": 5, "tail": 9},
+            {"mode": "on", "mode.s": 1.5, "mode.deep": "p", "mode.deep.q": 5, "tail": 9},
+        ),
+        ("Save", {}, {"prefix": "ComfyUI"}),
+        ("Image", {"image": "i.png"}, {"image": "i.png", "after": 0}),
+    ],
+)
 def test_values_are_read_as_they_were_written(kind, given, expected):
     values = written_values(INFO[kind], given)
     assert {widget.name: widget.box.value for widget in read_widgets(INFO[kind], values)} == expected
@@ -67,10 +81,9 @@ def test_a_flow_becomes_a_workflow_that_converts():
     assert prompt["2"]["inputs"] == {"text": "hello", "clip": ["1", 1]}
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"colour": 1}, "Text has no input colour"),
-    ({"clip": None}, "Text needs a wire into 'clip'"),
-])
+@pytest.mark.parametrize(
+    "change, words", [({"colour": 1}, "Text has no input colour"), ({"clip": None}, "Text needs a wire into 'clip'")]
+)
 def test_mistakes_in_a_recipe_are_sentences(change, words):
     with pytest.raises(Stop, match=words):
         workflow(simple(**change), DEFINITIONS)
@@ -112,11 +125,20 @@ def test_small_weights_are_mini_only_if_every_part_is_there(tmp_path):
     assert kit.covers({"prior", "decoder", "text_encoder"}) and not kit.covers({"prior", "stage_a"})
 
 
-@pytest.mark.parametrize("name, value, role", [
-    ("prior", "stage_c_bf16.safetensors", "prior"), ("ckpt_name", "stable_cascade_stage_b.safetensors", "decoder"),
-    ("stage_a", "from the checkpoint", "stage_a"), ("lora", "x.safetensors", "lora"), ("steps", 3, None),
-    ("controlnet", "stable_cascade_inpainting.safetensors", "controlnet_inpainting"), ("text", "a cat", None),
-    ("controlnet", "cascade_mini_canny.safetensors", "controlnet_canny"), ("prior", "none", None)])
+@pytest.mark.parametrize(
+    "name, value, role",
+    [
+        ("prior", "stage_c_bf16.safetensors", "prior"),
+        ("ckpt_name", "stable_cascade_stage_b.safetensors", "decoder"),
+        ("stage_a", "from the checkpoint", "stage_a"),
+        ("lora", "x.safetensors", "lora"),
+        ("steps", 3, None),
+        ("controlnet", "stable_cascade_inpainting.safetensors", "controlnet_inpainting"),
+        ("text", "a cat", None),
+        ("controlnet", "cascade_mini_canny.safetensors", "controlnet_canny"),
+        ("prior", "none", None),
+    ],
+)
 def test_roles_of_files(name, value, role):
     assert small.role_of(name, value) == role
 
@@ -147,12 +169,14 @@ def test_scenes_are_words_that_mini_was_trained_on():
 
 
 def test_a_workflow_is_made_fit_for_mini_as_a_whole_or_not_at_all(monkeypatch):
-    prompt = {"1": {"class_type": "CascadeStudio_Load", "inputs": {"prior": "stage_c_bf16.safetensors", "preset": "x"}},
-              "2": {"class_type": "CascadeStudio_Canvas", "inputs": {"width": 1024, "height": 640}},
-              "3": {"class_type": "SolidMask", "inputs": {"width": 512, "height": 640}},
-              "4": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
-              "5": {"class_type": "KSampler", "inputs": {"steps": 20, "positive": ["6", 0]}},
-              "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a castle"}}}
+    prompt = {
+        "1": {"class_type": "CascadeStudio_Load", "inputs": {"prior": "stage_c_bf16.safetensors", "preset": "x"}},
+        "2": {"class_type": "CascadeStudio_Canvas", "inputs": {"width": 1024, "height": 640}},
+        "3": {"class_type": "SolidMask", "inputs": {"width": 512, "height": 640}},
+        "4": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
+        "5": {"class_type": "KSampler", "inputs": {"steps": 20, "positive": ["6", 0]}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a castle"}},
+    }
     converted = Converted(copy.deepcopy(prompt))
     monkeypatch.setattr(small, "mini", lambda: small.Kit("no file", {}))
     assert not small.for_mini(converted, {}, FIRST, "apple.png") and converted.prompt == prompt
@@ -165,13 +189,21 @@ def test_a_workflow_is_made_fit_for_mini_as_a_whole_or_not_at_all(monkeypatch):
 
 
 def test_nets_that_are_not_there_are_bypassed():
-    prompt = {"1": {"class_type": "CLIPTextEncode", "inputs": {"text": "a"}},
-              "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}},
-              "3": {"class_type": "CascadeStudio_LoadControlNet", "inputs": {"controlnet": "canny.safetensors"}},
-              "4": {"class_type": "CascadeStudio_LoadControlNet", "inputs": {"controlnet": "inpainting.safetensors"}}}
+    prompt = {
+        "1": {"class_type": "CLIPTextEncode", "inputs": {"text": "a"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}},
+        "3": {"class_type": "CascadeStudio_LoadControlNet", "inputs": {"controlnet": "canny.safetensors"}},
+        "4": {"class_type": "CascadeStudio_LoadControlNet", "inputs": {"controlnet": "inpainting.safetensors"}},
+    }
     for key, net, start in (("5", "3", "1"), ("6", "4", "5"), ("7", "4", "6")):
-        prompt[key] = {"class_type": "CascadeStudio_ApplyControl", "inputs": {
-            "positive": [start, 0], "negative": ["2", 0] if start == "1" else [start, 1], "control_net": [net, 0]}}
+        prompt[key] = {
+            "class_type": "CascadeStudio_ApplyControl",
+            "inputs": {
+                "positive": [start, 0],
+                "negative": ["2", 0] if start == "1" else [start, 1],
+                "control_net": [net, 0],
+            },
+        }
     prompt["8"] = {"class_type": "Sample", "inputs": {"positive": ["7", 0], "negative": ["7", 1]}}
     converted = Converted(prompt)
     small.without_nets(converted, small.Kit("Mini", {"controlnet_canny": "mini_canny.safetensors"}))
@@ -181,8 +213,15 @@ def test_nets_that_are_not_there_are_bypassed():
 
 def test_files_of_the_pack_never_stand_in_for_those_of_another_model():
     """The nearest name may be Mini's, whose parts fit each other alone."""
-    converted = Converted({"1": {"class_type": "L", "_meta": {"title": "L"}, "inputs": {
-        "text_encoder": "stable_cascade_text_encoder.safetensors"}}})
+    converted = Converted(
+        {
+            "1": {
+                "class_type": "L",
+                "_meta": {"title": "L"},
+                "inputs": {"text_encoder": "stable_cascade_text_encoder.safetensors"},
+            }
+        }
+    )
     options = ["cascade_mini_text.safetensors", "clip_g.safetensors"]
     fit_files(converted, {"L": {"input": {"required": {"text_encoder": [options]}}}})
     assert converted.prompt["1"]["inputs"]["text_encoder"] == "clip_g.safetensors"

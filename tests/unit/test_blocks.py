@@ -12,18 +12,30 @@ from torch.nn import functional as F
 
 from stages.nets.backend import TORCH, torch_attention
 from stages.nets.blocks import (
-    HALF_PEAK, BlockHooks, GlobalResponseNorm, Place, ResBlock, channel_lengths, timestep_embedding, widely,
+    HALF_PEAK,
+    BlockHooks,
+    GlobalResponseNorm,
+    Place,
+    ResBlock,
+    channel_lengths,
+    timestep_embedding,
+    widely,
 )
 
-INPUTS = {"stage_c_tiny": ("x", "r", "clip_text", "clip_text_pooled", "clip_img", "sca", "crp"),
-          "stage_b_tiny": ("x", "r", "effnet", "clip", "pixels", "sca")}
+INPUTS = {
+    "stage_c_tiny": ("x", "r", "clip_text", "clip_text_pooled", "clip_img", "sca", "crp"),
+    "stage_b_tiny": ("x", "r", "effnet", "clip", "pixels", "sca"),
+}
 NAMES = tuple(INPUTS)
 
 
 def inputs(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     tensors = golden(name)
-    return {key: tensors[key] if key in ("r", "sca", "crp") else tensors[key].to(dtype)
-            for key in INPUTS[name] if key in tensors}
+    return {
+        key: tensors[key] if key in ("r", "sca", "crp") else tensors[key].to(dtype)
+        for key in INPUTS[name]
+        if key in tensors
+    }
 
 
 @pytest.mark.parametrize("width", [64, 33])
@@ -54,8 +66,9 @@ def test_global_response_norm(shape):
         assert relative(norm(x), expected) < 1e-5
 
 
-@pytest.mark.parametrize("shape, dtype, tolerance", [((70, 6, 6, 64), torch.float32, 1e-5),
-                                                     ((2, 3, 5, 8), torch.bfloat16, 0.02)])
+@pytest.mark.parametrize(
+    "shape, dtype, tolerance", [((70, 6, 6, 64), torch.float32, 1e-5), ((2, 3, 5, 8), torch.bfloat16, 0.02)]
+)
 def test_the_response_norm_has_the_gradients_of_its_formula(shape, dtype, tolerance, monkeypatch):
     """In pieces of few samples, the last of them smaller, with a channel that is zero."""
     monkeypatch.setattr("stages.nets.response.TRAINING_TILE", 3 * shape[1] * shape[2] * shape[3])
@@ -190,7 +203,8 @@ def test_hooks_see_every_group_in_order():
     ]
     places = [call[1][:2] for call in blocks]
     assert [call[1:] for call in hooks.calls if call[0] == "attention"] == [
-        (Place(*place, layer=0, heads=2, grid=x[2:]), *tokens) for place in places]
+        (Place(*place, layer=0, heads=2, grid=x[2:]), *tokens) for place in places
+    ]
 
 
 def test_hooks_count_the_attentions_of_a_group():
@@ -198,7 +212,8 @@ def test_hooks_count_the_attentions_of_a_group():
     denoise("stage_b_tiny", hooks, level_config=("CT", "CT", "CTA", "CTAA"))
     places = [call[1] for call in hooks.calls if call[0] == "attention"]
     assert [place for place in places if place.kind == "middle"] == [
-        Place("middle", 0, layer, heads=2, grid=(2, 1)) for layer in (0, 1)]
+        Place("middle", 0, layer, heads=2, grid=(2, 1)) for layer in (0, 1)
+    ]
     skips = [call for call in hooks.calls if call[0] == "output" and call[3] is not None]
     assert [call[2] for call in skips] == [call[3] for call in skips]
     assert [call[2][2:] for call in skips] == [(4, 3)] * 3 + [(9, 7)] * 2 + [(18, 14)] * 2
@@ -207,12 +222,15 @@ def test_hooks_count_the_attentions_of_a_group():
 def change_block(name: str) -> Callable:
     def changed(self, place, x, skip=None):
         return (x * 1.5, skip) if name == "output_block" else x * 1.5
+
     return changed
 
 
 ACTS = {
-    **{name: change_block(name) for name in ("input_block", "input_block_after_skip", "middle_block", "output_block",
-                                             "attention_output")},
+    **{
+        name: change_block(name)
+        for name in ("input_block", "input_block_after_skip", "middle_block", "output_block", "attention_output")
+    },
     "attention_tokens": lambda self, place, own, cond: (own, (own.flip(0), own), (cond, cond * 2)),
     "attention": lambda self, place, q, k, v, n_self: v[:, :n_self] if place[:2] == ("middle", 0) else None,
 }
@@ -266,18 +284,36 @@ def test_gradients_reach_every_weight_in_use(name):
 
 
 SMALL = {
-    "stage_c_tiny": dict(blocks=((1, 1), (1, 1)), c_hidden=(64, 64), nhead=(1, 1), c_cond=64),
-    "stage_b_tiny": dict(blocks=((1, 1), (1, 1)), c_hidden=(32, 64), nhead=(-1, 1), c_cond=64,
-                         level_config=("CT", "CTA"), block_repeat=((1, 1), (2, 1))),
+    "stage_c_tiny": {"blocks": ((1, 1), (1, 1)), "c_hidden": (64, 64), "nhead": (1, 1), "c_cond": 64},
+    "stage_b_tiny": {
+        "blocks": ((1, 1), (1, 1)),
+        "c_hidden": (32, 64),
+        "nhead": (-1, 1),
+        "c_cond": 64,
+        "level_config": ("CT", "CTA"),
+        "block_repeat": ((1, 1), (2, 1)),
+    },
 }
-ONE_LEVEL = dict(blocks=((1,), (1,)), block_repeat=((1,), (1,)), c_hidden=(64,), nhead=(1,), c_cond=64,
-                 level_config=("CTA",))
+ONE_LEVEL = {
+    "blocks": ((1,), (1,)),
+    "block_repeat": ((1,), (1,)),
+    "c_hidden": (64,),
+    "nhead": (1,),
+    "c_cond": 64,
+    "level_config": ("CTA",),
+}
 
 
-@pytest.mark.parametrize("name, dtype, backend, controlled", [
-    ("stage_c_tiny", torch.float32, "inductor", False), ("stage_b_tiny", torch.float32, "inductor", False),
-    ("stage_c_tiny", torch.float32, "eager", True), ("stage_c_tiny", torch.float16, "eager", False),
-    ("stage_b_tiny", torch.bfloat16, "eager", False)])
+@pytest.mark.parametrize(
+    "name, dtype, backend, controlled",
+    [
+        ("stage_c_tiny", torch.float32, "inductor", False),
+        ("stage_b_tiny", torch.float32, "inductor", False),
+        ("stage_c_tiny", torch.float32, "eager", True),
+        ("stage_c_tiny", torch.float16, "eager", False),
+        ("stage_b_tiny", torch.bfloat16, "eager", False),
+    ],
+)
 def test_compiles_without_graph_breaks(name, dtype, backend, controlled):
     torch._dynamo.reset()
     net = tiny_net(name, dtype, **(ONE_LEVEL if backend == "inductor" else SMALL[name]))

@@ -1,4 +1,5 @@
 """The edges of the canny ControlNet's hint against OpenCV's own."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,8 +8,8 @@ import torch
 from tiny import GOLDENS
 from torch.nn import functional as F
 
-from stages.inputs import canny
 from stages.errors import WrongInput
+from stages.inputs import canny
 
 STORED = np.load(GOLDENS / "canny.npz")
 PICTURES = sum(name.startswith("picture_") for name in STORED.files)
@@ -21,7 +22,7 @@ def picture(index: int) -> torch.Tensor:
 
 def opencv(index: int, number: int) -> torch.Tensor:
     height, width = STORED[f"picture_{index}"].shape[:2]
-    bits = np.unpackbits(STORED[f"edges_{index}_{number}"])[:height * width]
+    bits = np.unpackbits(STORED[f"edges_{index}_{number}"])[: height * width]
     return torch.from_numpy(bits.reshape(1, 1, height, width)).bool()
 
 

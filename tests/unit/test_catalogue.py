@@ -1,4 +1,5 @@
 """The catalogue: complete, consistent, safe to use, and what the documentation says."""
+
 from __future__ import annotations
 
 import ast
@@ -11,15 +12,20 @@ from pathlib import Path
 
 import harness
 import pytest
+from cascade_studio.nodes.checkpoints.addresses import check_name, check_url, inside, shown
 from cascade_studio.nodes.checkpoints.catalogue import FROM_CHECKPOINT, NONE, load
 from cascade_studio.nodes.checkpoints.disk import in_words
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue
 from cascade_studio.nodes.checkpoints.find import bundled_path
-from cascade_studio.nodes.checkpoints.addresses import check_name, check_url, inside, shown
 
 INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision"}
-GOOD = {"key": "mine", "role": "prior", "name": "mine.safetensors", "folder": "diffusion_models",
-        "url": "https://example.org/mine.safetensors"}
+GOOD = {
+    "key": "mine",
+    "role": "prior",
+    "name": "mine.safetensors",
+    "folder": "diffusion_models",
+    "url": "https://example.org/mine.safetensors",
+}
 
 
 def written(path: Path, *files: dict, **more) -> Path:
@@ -34,7 +40,14 @@ def test_every_published_piece_is_listed():
     entries = load().entries
     official = [e for e in entries.values() if e.url.startswith("https://huggingface.co/stabilityai/stable-cascade/")]
     assert Counter(e.role for e in official if e.layout != "diffusers") == {
-        "prior": 6, "decoder": 5, "stage_a": 1, "image_encoder": 1, "previewer": 1, "text_encoder": 1, "controlnet": 3}
+        "prior": 6,
+        "decoder": 5,
+        "stage_a": 1,
+        "image_encoder": 1,
+        "previewer": 1,
+        "text_encoder": 1,
+        "controlnet": 3,
+    }
     assert {"stage_c_fp16_fixed", "stage_a_ft_hq", "sotediffusion_v2_stage_c", "diffusers_prior_bf16"} <= set(entries)
 
 
@@ -91,8 +104,11 @@ def test_what_comes_with_the_pack_is_never_fetched():
 
 def test_the_loaders_use_the_same_words_and_folders():
     source = ast.parse((harness.REPOSITORY / "nodes" / "host" / "files" / "names.py").read_text(encoding="utf-8"))
-    constants = {node.targets[0].id: ast.literal_eval(node.value) for node in source.body
-                 if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.Dict))}
+    constants = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in source.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.Dict))
+    }
     if "NONE" in constants:
         assert (constants["NONE"], constants["FROM_CHECKPOINT"]) == (NONE, FROM_CHECKPOINT)
     for entry in load().entries.values():
@@ -112,8 +128,12 @@ def test_names_and_presets_are_found():
 def test_an_entry_tells_what_a_workflow_embeds():
     known = load().entries
     assert known["checkpoint_stage_c"].for_workflow == {
-        "name": "stable_cascade_stage_c.safetensors", "directory": "checkpoints", "hash_type": "SHA256",
-        "hash": known["checkpoint_stage_c"].sha256, "url": known["checkpoint_stage_c"].url}
+        "name": "stable_cascade_stage_c.safetensors",
+        "directory": "checkpoints",
+        "hash_type": "SHA256",
+        "hash": known["checkpoint_stage_c"].sha256,
+        "url": known["checkpoint_stage_c"].url,
+    }
     assert "hash" not in known["text_encoder"].for_workflow
 
 
@@ -123,8 +143,16 @@ def test_an_entry_tells_what_a_workflow_embeds():
 def test_the_documentation_lists_what_the_catalogue_has():
     text = (harness.REPOSITORY / "web" / "docs" / "files.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \[(.+?)\]\((.+?)\) \| (.+?) \| (.+?) \| (.+?) \|$", text, re.M)
-    expected = [(e.name, e.url, ("" if e.bytes else "about ") + in_words(e.size),
-                 "/".join(filter(None, (e.folder, e.subfolder)))) for e in load().entries.values() if e.url]
+    expected = [
+        (
+            e.name,
+            e.url,
+            ("" if e.bytes else "about ") + in_words(e.size),
+            "/".join(filter(None, (e.folder, e.subfolder))),
+        )
+        for e in load().entries.values()
+        if e.url
+    ]
     assert sorted(row[:4] for row in rows) == sorted(expected)
     bundled = re.findall(r"^\| `(.+?)` \| `(.+?)` \| (.+?) \|$", text, re.M)
     assert bundled == [(e.name, f"{e.bundled}/{e.folder}", "GPL") for e in load().entries.values() if e.bundled]
@@ -135,7 +163,14 @@ def test_the_documentation_lists_what_the_catalogue_has():
     known = load()
     sums = {key: sum(e.size or 0 for e in known.choose([key])) for key in known.presets}
     assert presets == {key: in_words(size) if size else "nothing" for key, size in sums.items()}
-    for variable in ("CASCADE_STUDIO_CATALOGUE", "CASCADE_STUDIO_OFFLINE", "CASCADE_STUDIO_MIRRORS", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE"):
+    for variable in (
+        "CASCADE_STUDIO_CATALOGUE",
+        "CASCADE_STUDIO_OFFLINE",
+        "CASCADE_STUDIO_MIRRORS",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+        "HF_HUB_CACHE",
+    ):
         assert f"`{variable}`" in text
 
 
@@ -143,8 +178,11 @@ def test_the_documentation_lists_what_the_catalogue_has():
 
 
 def test_a_user_adds_files_and_presets(tmp_path):
-    file = written(tmp_path / "own.json", {**GOOD, "licence": "mine alone", "bytes": 5, "sha256": "AB" * 32},
-                   presets={"own": {"title": "Mine", "inputs": {"prior": "mine", "decoder": "stage_b_bf16"}}})
+    file = written(
+        tmp_path / "own.json",
+        {**GOOD, "licence": "mine alone", "bytes": 5, "sha256": "AB" * 32},
+        presets={"own": {"title": "Mine", "inputs": {"prior": "mine", "decoder": "stage_b_bf16"}}},
+    )
     known = load(file)
     assert known.entries["mine"].licence.describe() == "mine alone"
     assert (known.entries["mine"].sha256, known.entries["mine"].provenance) == ("ab" * 32, "copy")
@@ -153,60 +191,69 @@ def test_a_user_adds_files_and_presets(tmp_path):
     assert "mine" not in load().entries
 
 
-@pytest.mark.parametrize("change, words", (
-    ({"name": "../mine.safetensors"}, "cannot be used: it begins with a dot"),
-    ({"name": "a/mine.safetensors"}, "leads to another folder"),
-    ({"name": "C:mine.safetensors"}, "a character that a file name cannot have"),
-    ({"name": "mine\x00.safetensors"}, "a character that a file name cannot have"),
-    ({"name": "NUL.safetensors"}, "a device on Windows"),
-    ({"name": "mine.safetensors."}, "ends with a dot"),
-    ({"name": "x" * 200 + ".safetensors"}, "more than 180 characters"),
-    ({"name": "mine.ckpt"}, "only .safetensors and .json files are fetched"),
-    ({"name": "mine.safetensors.exe"}, "only .safetensors and .json files are fetched"),
-    ({"name": 5}, "it is empty"),
-    ({"subfolder": "../.."}, "it begins with a dot"),
-    ({"subfolder": "/etc"}, "it is empty"),
-    ({"subfolder": "a\\b"}, "leads to another folder"),
-    ({"subfolder": "a/b/c/d/e"}, "nested too deeply"),
-    ({"folder": "../vae"}, "one of ComfyUI's folder keys"),
-    ({"url": "http://example.org/mine.safetensors"}, "neither https nor http on this computer"),
-    ({"url": "ftp://example.org/x"}, "neither https"),
-    ({"url": "file:///etc/passwd"}, "not a web address"),
-    ({"url": "https://user:secret@example.org/x"}, "carries a user name or password"),
-    ({"url": "https://exa mple.org/x"}, "not a web address"),
-    ({"url": "https://[::1/x"}, "not a web address"),
-    ({"url": 7}, "not a web address"),
-    ({"mirrors": ["http://example.org/x"]}, "neither https"),
-    ({"bytes": "5"}, "must be a whole number of bytes"),
-    ({"bytes": -1}, "must be a whole number of bytes"),
-    ({"sha256": "abc"}, "64 hexadecimal digits"),
-    ({"sha256": "a" * 64, "provenance": "a friend"}, "must be one of official page, official commit, copy"),
-    ({"role": "painter"}, "its role is 'painter'; it must be one of prior, decoder"),
-    ({"layout": "gguf"}, "its layout is 'gguf'"),
-    ({"other_names": ["../x.safetensors"]}, "The other name"),
-    ({"url": None}, "it lacks url"),
-    ({"bundled": "mini"}, "it is bundled and has an address, too"),
-    ({"bundled": "../mini"}, "it begins with a dot"),
-    ({"other_roles": ["painter"]}, "its other roles hold 'painter'"),
-    ({"key": "a b"}, "A key is made of letters"),
-    ({"colour": "red"}, "unknown fields: colour"),
-    ({"key": "stage_a"}, "The key 'stage_a' is taken"),
-    ({"name": "Stage_C.safetensors", "subfolder": "Stable-Cascade"}, "would both be"),
-))
+@pytest.mark.parametrize(
+    "change, words",
+    (
+        ({"name": "../mine.safetensors"}, "cannot be used: it begins with a dot"),
+        ({"name": "a/mine.safetensors"}, "leads to another folder"),
+        ({"name": "C:mine.safetensors"}, "a character that a file name cannot have"),
+        ({"name": "mine\x00.safetensors"}, "a character that a file name cannot have"),
+        ({"name": "NUL.safetensors"}, "a device on Windows"),
+        ({"name": "mine.safetensors."}, "ends with a dot"),
+        ({"name": "x" * 200 + ".safetensors"}, "more than 180 characters"),
+        ({"name": "mine.ckpt"}, "only .safetensors and .json files are fetched"),
+        ({"name": "mine.safetensors.exe"}, "only .safetensors and .json files are fetched"),
+        ({"name": 5}, "it is empty"),
+        ({"subfolder": "../.."}, "it begins with a dot"),
+        ({"subfolder": "/etc"}, "it is empty"),
+        ({"subfolder": "a\\b"}, "leads to another folder"),
+        ({"subfolder": "a/b/c/d/e"}, "nested too deeply"),
+        ({"folder": "../vae"}, "one of ComfyUI's folder keys"),
+        ({"url": "http://example.org/mine.safetensors"}, "neither https nor http on this computer"),
+        ({"url": "ftp://example.org/x"}, "neither https"),
+        ({"url": "file:///etc/passwd"}, "not a web address"),
+        ({"url": "https://user:secret@example.org/x"}, "carries a user name or password"),
+        ({"url": "https://exa mple.org/x"}, "not a web address"),
+        ({"url": "https://[::1/x"}, "not a web address"),
+        ({"url": 7}, "not a web address"),
+        ({"mirrors": ["http://example.org/x"]}, "neither https"),
+        ({"bytes": "5"}, "must be a whole number of bytes"),
+        ({"bytes": -1}, "must be a whole number of bytes"),
+        ({"sha256": "abc"}, "64 hexadecimal digits"),
+        ({"sha256": "a" * 64, "provenance": "a friend"}, "must be one of official page, official commit, copy"),
+        ({"role": "painter"}, "its role is 'painter'; it must be one of prior, decoder"),
+        ({"layout": "gguf"}, "its layout is 'gguf'"),
+        ({"other_names": ["../x.safetensors"]}, "The other name"),
+        ({"url": None}, "it lacks url"),
+        ({"bundled": "mini"}, "it is bundled and has an address, too"),
+        ({"bundled": "../mini"}, "it begins with a dot"),
+        ({"other_roles": ["painter"]}, "its other roles hold 'painter'"),
+        ({"key": "a b"}, "A key is made of letters"),
+        ({"colour": "red"}, "unknown fields: colour"),
+        ({"key": "stage_a"}, "The key 'stage_a' is taken"),
+        ({"name": "Stage_C.safetensors", "subfolder": "Stable-Cascade"}, "would both be"),
+    ),
+)
 def test_what_cannot_be_used_is_named(tmp_path, change, words):
     with pytest.raises(BadCatalogue, match=re.escape(words)) as error:
         load(written(tmp_path / "own.json", {**GOOD, **change}))
     assert str(error.value).startswith("own.json: ") and "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("text, words", (
-    ("", "not valid JSON"), ("[]", "must be an object"), ('{"files": {}}', "'files' must be a list of objects"),
-    ('{"presets": []}', "'presets' must be an object of objects"), ('{"presets": {"x": {}}}', "needs 'inputs'"),
-    ('{"presets": {"x": {"inputs": {"prior": "no"}}}}', "names the file 'no' for 'prior'"),
-    ('{"presets": {"x": {"inputs": {"prior": "stage_a"}}}}', "but it is for 'stage_a'"),
-    ('{"presets": {"fp16": {"inputs": {"prior": "stage_c"}}}}', "The preset key 'fp16' is taken"),
-    ('{"licences": {"x": {"nom": "y"}}}', "unknown or missing field"),
-))
+@pytest.mark.parametrize(
+    "text, words",
+    (
+        ("", "not valid JSON"),
+        ("[]", "must be an object"),
+        ('{"files": {}}', "'files' must be a list of objects"),
+        ('{"presets": []}', "'presets' must be an object of objects"),
+        ('{"presets": {"x": {}}}', "needs 'inputs'"),
+        ('{"presets": {"x": {"inputs": {"prior": "no"}}}}', "names the file 'no' for 'prior'"),
+        ('{"presets": {"x": {"inputs": {"prior": "stage_a"}}}}', "but it is for 'stage_a'"),
+        ('{"presets": {"fp16": {"inputs": {"prior": "stage_c"}}}}', "The preset key 'fp16' is taken"),
+        ('{"licences": {"x": {"nom": "y"}}}', "unknown or missing field"),
+    ),
+)
 def test_a_broken_file_is_a_sentence(tmp_path, text, words):
     (tmp_path / "own.json").write_text(text)
     with pytest.raises(BadCatalogue, match=words):
@@ -248,6 +295,11 @@ def test_a_path_never_leaves_its_folder(tmp_path, parts):
 def test_the_catalogue_needs_the_standard_library_only():
     """`dev.py models list` reads it without any environment."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); from commands import models; sys.exit(models.main(['list']))"
-    listed = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(harness.REPOSITORY)], check=True, timeout=60,
-                            stdout=subprocess.PIPE, text=True).stdout
+    listed = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(harness.REPOSITORY)],
+        check=True,
+        timeout=60,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
     assert "stage_a.safetensors" in listed

@@ -1,4 +1,5 @@
 """ControlNets against the official outputs."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,13 +7,14 @@ import torch
 from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
 
+from stages.errors import WrongInput
 from stages.nets.controlnet import ControlNet, ControlNetConfig
 from stages.nets.encoder import EncoderConfig
-from stages.errors import WrongInput
 
 GOLDENS = ["controlnet_canny", "controlnet_inpainting", "controlnet_simple_tiny", "controlnet_super_resolution"]
-SMALL = EncoderConfig(c_stem=8, widths=(8, 12), repeats=(1, 2), expansions=(1, 2), strides=(2, 2), fused=(True, False),
-                      c_features=24)
+SMALL = EncoderConfig(
+    c_stem=8, widths=(8, 12), repeats=(1, 2), expansions=(1, 2), strides=(2, 2), fused=(True, False), c_features=24
+)
 
 
 def config_of(name: str) -> ControlNetConfig:
@@ -33,9 +35,14 @@ def test_golden(name):
         assert relative(given, tensors[f"out_{block}"]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("changes, count", [
-    ({}, 796), (dict(c_in=16, bottleneck_mode="large"), 86),
-    (dict(c_in=512, bottleneck_mode="simple", proj_blocks=tuple(range(64))), 132)])
+@pytest.mark.parametrize(
+    "changes, count",
+    [
+        ({}, 796),
+        ({"c_in": 16, "bottleneck_mode": "large"}, 86),
+        ({"c_in": 512, "bottleneck_mode": "simple", "proj_blocks": tuple(range(64))}, 132),
+    ],
+)
 def test_published_key_counts(changes, count):
     assert len(ControlNet(ControlNetConfig(**changes), device="meta").state_dict()) == count
 
@@ -53,8 +60,18 @@ def test_only_an_rgb_stem_is_padded(c_in, size):
 
 @pytest.mark.parametrize("mode", ["effnet", "simple", "large"])
 def test_gradients_with_frozen_statistics(mode):
-    net = ControlNet(ControlNetConfig(c_in=6, c_proj=8, proj_blocks=(1,), bottleneck_mode=mode, trunk=SMALL,
-                                      c_large=(32, 16), blocks_large=2, c_embed=24)).train()
+    net = ControlNet(
+        ControlNetConfig(
+            c_in=6,
+            c_proj=8,
+            proj_blocks=(1,),
+            bottleneck_mode=mode,
+            trunk=SMALL,
+            c_large=(32, 16),
+            blocks_large=2,
+            c_embed=24,
+        )
+    ).train()
     net.load_state_dict(weights_for({key: value.shape for key, value in net.state_dict().items()}))
     statistics = {key: value.clone() for key, value in net.named_buffers()}
     net(torch.rand(2, 6, 32, 32))[1].square().mean().backward()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import recipe
 import torch
 
-import recipe
-from stages.files.convert import dequantise, normalise, to_comfyui, to_diffusers, to_official
 from stages.errors import WrongFile
+from stages.files.convert import dequantise, normalise, to_comfyui, to_diffusers, to_official
 from stages.files.identify import identify
 from stages.files.marker import MARKER, marker_tensor
 from stages.nets.stage_a import StageA, StageAConfig

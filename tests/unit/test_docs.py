@@ -1,4 +1,5 @@
 """The documents name what exists: every workflow, every node, and no dead link."""
+
 from __future__ import annotations
 
 import re
@@ -13,8 +14,12 @@ WORKFLOWS = {path.stem for path in (REPOSITORY / "workflows").glob("*.json")}
 
 
 def test_features_name_every_workflow_and_no_other():
-    named = {word for line in FEATURES.splitlines() if line.startswith("|")
-             for word in re.findall(r"`([a-z_0-9]+)`", line.rpartition("|")[0].rpartition("|")[2])}
+    named = {
+        word
+        for line in FEATURES.splitlines()
+        if line.startswith("|")
+        for word in re.findall(r"`([a-z_0-9]+)`", line.rpartition("|")[0].rpartition("|")[2])
+    }
     assert named == WORKFLOWS
 
 
@@ -34,6 +39,7 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_workflows_in_the_text_exist(path):
-    for name in re.findall(r"`((?:text_to_image|high_resolution|lora|image|draft|first)_[a-z_0-9]+)`",
-                           path.read_text(encoding="utf-8")):
+    for name in re.findall(
+        r"`((?:text_to_image|high_resolution|lora|image|draft|first)_[a-z_0-9]+)`", path.read_text(encoding="utf-8")
+    ):
         assert name in WORKFLOWS, name

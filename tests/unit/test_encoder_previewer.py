@@ -1,4 +1,5 @@
 """The image encoder and the Previewer against the official outputs."""
+
 from __future__ import annotations
 
 import pytest
@@ -15,9 +16,17 @@ from stages.nets.stage_c import StageC
 
 NETS = {"encoder": (ImageEncoder, "image"), "previewer": (Previewer, "latent")}
 NARROW = {
-    "encoder": ImageEncoder(EncoderConfig(
-        c_stem=8, widths=(8, 12, 16), repeats=(1, 2, 2), expansions=(1, 2, 4), strides=(1, 4, 4),
-        fused=(True, True, False), c_features=32)),
+    "encoder": ImageEncoder(
+        EncoderConfig(
+            c_stem=8,
+            widths=(8, 12, 16),
+            repeats=(1, 2, 2),
+            expansions=(1, 2, 4),
+            strides=(1, 4, 4),
+            fused=(True, True, False),
+            c_features=32,
+        )
+    ),
     "previewer": Previewer(PreviewerConfig(c_hidden=32)),
 }
 
@@ -53,8 +62,9 @@ def test_bfloat16(name):
     assert given.dtype == torch.bfloat16 and relative(given, tensors["out"]) <= 0.15
 
 
-@pytest.mark.parametrize("name, shape, expected", [
-    ("encoder", (2, 3, 64, 96), (2, 16, 2, 3)), ("previewer", (2, 16, 3, 5), (2, 3, 24, 40))])
+@pytest.mark.parametrize(
+    "name, shape, expected", [("encoder", (2, 3, 64, 96), (2, 16, 2, 3)), ("previewer", (2, 16, 3, 5), (2, 3, 24, 40))]
+)
 def test_narrow_networks_learn_with_frozen_encoder_statistics(name, shape, expected):
     net = NARROW[name].train()
     net.load_state_dict(weights_for({key: value.shape for key, value in net.state_dict().items()}))

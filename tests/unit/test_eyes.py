@@ -1,19 +1,21 @@
 """The tests' eyes see what is there: outlines, backgrounds and layout, on pictures made of known parts."""
+
 from __future__ import annotations
 
 import eyes
-import mini
 import pytest
 import torch
 from eyes import outlines
-from tools import small
 from torch.nn import functional as F
 
+import mini
+from tools import small
 from training.mini.data import COLOURS
 
 
-def drawn(name: str, ground: str, size: int = 150, place: tuple[int, int] = (60, 40),
-          mirrored: bool = False) -> torch.Tensor:
+def drawn(
+    name: str, ground: str, size: int = 150, place: tuple[int, int] = (60, 40), mirrored: bool = False
+) -> torch.Tensor:
     """A known subject on a colour, larger or smaller, somewhere; RGB (1, 3, 256, 256)."""
     known = outlines()
     rgba = F.interpolate(known.rgba[known.names.index(name)][None], size=(size, size), mode="bilinear")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 
+import family as maker
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
-import family as maker
 import stages
 from stages import Backend, WrongFile, from_file, from_state_dict, identify, load_file, read_header
 from stages.diffusion import sampling
@@ -169,9 +169,9 @@ def test_pictures_are_not_flat(family):
             return net(x, r, **conditions), None
 
         streams = sampling.NoiseStreams([5, 5], 1)
-        return [
-            *sampling.sample(predict, noise, timesteps=sampling.timesteps(steps), shift=shift, noise=streams.next)
-        ][-1].x0
+        return [*sampling.sample(predict, noise, timesteps=sampling.timesteps(steps), shift=shift, noise=streams.next)][
+            -1
+        ].x0
 
     noise = torch.randn(1, 16, 3, 3, generator=generator).expand(2, -1, -1, -1)
     prior = sample(c, noise, 12, 2.0, clip_text=text, clip_text_pooled=pooled)

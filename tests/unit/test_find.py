@@ -1,4 +1,5 @@
 """Finding: every root, any sub-folder, known names and unknown ones, hub caches; nothing is changed by looking."""
+
 from __future__ import annotations
 
 import hashlib
@@ -8,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import stages
 from cascade_studio.nodes.checkpoints import hashes
 from cascade_studio.nodes.checkpoints.catalogue import Entry
 from cascade_studio.nodes.checkpoints.find import Finder, hub_folders, layout_fits, models_roots
 from cascade_studio.nodes.checkpoints.hashes import HashCache, InOrderHash, sha256_of
 from safetensors.torch import save
 from tiny import tiny_weights
+
+import stages
 
 HUB = "https://huggingface.co/org/repo/resolve/main/folder/x.safetensors"
 
@@ -27,8 +29,18 @@ def stage_a() -> bytes:
 
 @pytest.fixture
 def entry(stage_a) -> Entry:
-    return Entry("x", "stage_a", "x.safetensors", "vae", HUB, subfolder="Stable-Cascade", bytes=len(stage_a),
-                 sha256=hashlib.sha256(stage_a).hexdigest(), provenance="copy", other_names=("Other.safetensors",))
+    return Entry(
+        "x",
+        "stage_a",
+        "x.safetensors",
+        "vae",
+        HUB,
+        subfolder="Stable-Cascade",
+        bytes=len(stage_a),
+        sha256=hashlib.sha256(stage_a).hexdigest(),
+        provenance="copy",
+        other_names=("Other.safetensors",),
+    )
 
 
 @pytest.fixture
@@ -44,10 +56,16 @@ def put(path: Path, data: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("place, how", (
-    ("models/vae/x.safetensors", "name"), ("models/vae/Stable-Cascade/deep/er/X.SafeTensors", "name"),
-    ("elsewhere/other.safetensors", "other name"), ("models/checkpoints/x.safetensors", "name"),
-    ("models/vae/renamed.safetensors", "contents")))
+@pytest.mark.parametrize(
+    "place, how",
+    (
+        ("models/vae/x.safetensors", "name"),
+        ("models/vae/Stable-Cascade/deep/er/X.SafeTensors", "name"),
+        ("elsewhere/other.safetensors", "other name"),
+        ("models/checkpoints/x.safetensors", "name"),
+        ("models/vae/renamed.safetensors", "contents"),
+    ),
+)
 def test_a_file_is_found_wherever_it_is(tmp_path, roots, entry, stage_a, place, how):
     path = put(tmp_path / place, stage_a)
     found = Finder(roots).find(entry)
@@ -69,8 +87,16 @@ def test_looking_changes_nothing(tmp_path, roots, entry, stage_a):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize("spoil", (lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"\xff" * len(data),
-                                   lambda data: b"version https://git-lfs.github.com/spec/v1\n", lambda data: b""))
+@pytest.mark.parametrize(
+    "spoil",
+    (
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: b"\xff" * len(data),
+        lambda data: b"version https://git-lfs.github.com/spec/v1\n",
+        lambda data: b"",
+    ),
+)
 def test_a_broken_file_does_not_count(tmp_path, roots, entry, stage_a, spoil):
     put(tmp_path / "models/vae/x.safetensors", spoil(stage_a))
     assert Finder(roots).find(entry) is None
@@ -157,6 +183,7 @@ def test_an_interrupt_stops_the_search(tmp_path, roots, entry, stage_a):
 
     def tick():
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         Finder(roots, tick=tick).find(entry)
 

@@ -1,4 +1,5 @@
 """Freezing a release: few workflows with every node, merged into one file whose wires still fit; never twice."""
+
 from __future__ import annotations
 
 import json
@@ -6,6 +7,7 @@ import json
 import pytest
 from harness import REPOSITORY
 from sources import node_names
+
 from tools.authoring import freeze
 from tools.messages import Stop
 
@@ -22,8 +24,11 @@ def test_merged_workflows_keep_their_wires():
     whole = freeze.merged(parts, "1.2.3")
     nodes = {node["id"]: node for node in whole["nodes"]}
     links = {link[0]: link for link in whole["links"]}
-    assert len(nodes) == len(whole["nodes"]) == sum(node["type"] != "MarkdownNote" for part in parts
-                                                    for node in part["nodes"])
+    assert (
+        len(nodes)
+        == len(whole["nodes"])
+        == sum(node["type"] != "MarkdownNote" for part in parts for node in part["nodes"])
+    )
     assert len(links) == len(whole["links"]) == sum(len(part["links"]) for part in parts)
     for number, origin, slot, target, entry, _ in links.values():
         assert number in nodes[origin]["outputs"][slot]["links"] and nodes[target]["inputs"][entry]["link"] == number
@@ -55,7 +60,15 @@ def test_a_node_that_no_workflow_shows_is_named():
 
 
 def test_choices_of_files_are_not_recorded():
-    definition = {"input": {"required": {"a": ["COMBO", {"options": ["x", "y"]}], "b": [["f.safetensors", "none"], {}],
-                                         "c": ["COMBO", {"options": []}], "n": ["INT", {"default": 1}]}},
-                  "input_order": {"required": ["a", "b", "c", "n"]}}
+    definition = {
+        "input": {
+            "required": {
+                "a": ["COMBO", {"options": ["x", "y"]}],
+                "b": [["f.safetensors", "none"], {}],
+                "c": ["COMBO", {"options": []}],
+                "n": ["INT", {"default": 1}],
+            }
+        },
+        "input_order": {"required": ["a", "b", "c", "n"]},
+    }
     assert freeze.choices(definition) == {"a": ["x", "y"]}

@@ -1,4 +1,5 @@
 """Picture sizes to grids and back: the published sizes, the promises over the whole range, and the refusals."""
+
 from __future__ import annotations
 
 import itertools
@@ -9,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from stages.inputs import canvas as geometry
 from stages.errors import WrongInput
+from stages.inputs import canvas as geometry
 from stages.inputs.canvas import Canvas, compression_of, decoder_grid_for, encoder_size, from_prior, plan
 
 WORST = [(593, 657), (545, 609), (521, 537), (2217, 2529), (2241, 4129), (512, 8185), (8185, 8185)]
@@ -34,15 +35,33 @@ def check(canvas: Canvas, width: int, height: int) -> None:
     assert canvas.padding == pytest.approx(canvas.padded_width * canvas.padded_height / (width * height) - 1)
 
 
-@pytest.mark.parametrize("side, cells", [(512, 12), (704, 17), (768, 18), (832, 20), (896, 21), (960, 23), (1024, 24),
-                                         (1088, 26), (1152, 27), (1280, 30), (1536, 36), (2048, 48), (8192, 192)])
+@pytest.mark.parametrize(
+    "side, cells",
+    [
+        (512, 12),
+        (704, 17),
+        (768, 18),
+        (832, 20),
+        (896, 21),
+        (960, 23),
+        (1024, 24),
+        (1088, 26),
+        (1152, 27),
+        (1280, 30),
+        (1536, 36),
+        (2048, 48),
+        (8192, 192),
+    ],
+)
 def test_official_squares(side, cells):
     assert plan(side, side) == Canvas(side, side, side, side, cells, cells)
     assert cells == math.ceil(side / 42.67), "the official rule"
 
 
-@pytest.mark.parametrize("width, height, across, down", [(1536, 1024, 36, 24), (1152, 896, 27, 21), (768, 1280, 18, 30),
-                                                         (2048, 1024, 48, 24), (128, 256, 3, 6)])
+@pytest.mark.parametrize(
+    "width, height, across, down",
+    [(1536, 1024, 36, 24), (1152, 896, 27, 21), (768, 1280, 18, 30), (2048, 1024, 48, 24), (128, 256, 3, 6)],
+)
 def test_multiples_of_128_px_need_neither_padding_nor_stretch(width, height, across, down):
     canvas = plan(width, height)
     assert (canvas.prior_width, canvas.prior_height, canvas.padding) == (across, down, 0)
@@ -144,8 +163,9 @@ def test_encoder_size_gives_the_stage_c_grid():
 
 
 def test_descriptions_are_one_plain_sentence():
-    assert plan(1024, 1024).describe() == ("1024 x 1024 px on 24 x 24 Stage C cells and 256 x 256 Stage B latents, "
-                                           "compression 42.7.")
+    assert plan(1024, 1024).describe() == (
+        "1024 x 1024 px on 24 x 24 Stage C cells and 256 x 256 Stage B latents, compression 42.7."
+    )
     assert "padded to 520 x 520 px (2.7% more area)" in plan(513, 513).describe()
     assert "outside the 32 to 64" in from_prior(40, 40, 1024, 1024).describe()
     assert "outside" not in plan(64, 64).describe()
@@ -177,16 +197,22 @@ def test_impossible_compressions_are_refused_in_a_sentence(bad):
         from_prior(24, 24, compression=bad)
 
 
-@pytest.mark.parametrize("call, message", [
-    (dict(prior_height=0, prior_width=24), "Stage C latent's height is 0"),
-    (dict(prior_height=24, prior_width=2.5), "Stage C latent's width is 2.5"),
-    (dict(prior_height=300, prior_width=24), "would become a picture of 1024 x 12800 px"),
-    (dict(prior_height=24, prior_width=24, width=1024), "Only one of width and height"),
-    (dict(prior_height=24, prior_width=24, width=1024, height=1024, compression=42), "already settle it"),
-    (dict(prior_height=2, prior_width=2, width=64, height=8192), "a compression of 4096.0"),
-    (dict(prior_height=256, prior_width=256, width=1024, height=1024), "a compression of 4.0"),
-    (dict(prior_height=100, prior_width=300, width=4096, height=8192), "aspect of the picture"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ({"prior_height": 0, "prior_width": 24}, "Stage C latent's height is 0"),
+        ({"prior_height": 24, "prior_width": 2.5}, "Stage C latent's width is 2.5"),
+        ({"prior_height": 300, "prior_width": 24}, "would become a picture of 1024 x 12800 px"),
+        ({"prior_height": 24, "prior_width": 24, "width": 1024}, "Only one of width and height"),
+        (
+            {"prior_height": 24, "prior_width": 24, "width": 1024, "height": 1024, "compression": 42},
+            "already settle it",
+        ),
+        ({"prior_height": 2, "prior_width": 2, "width": 64, "height": 8192}, "a compression of 4096.0"),
+        ({"prior_height": 256, "prior_width": 256, "width": 1024, "height": 1024}, "a compression of 4.0"),
+        ({"prior_height": 100, "prior_width": 300, "width": 4096, "height": 8192}, "aspect of the picture"),
+    ],
+)
 def test_grids_that_cannot_work_are_refused(call, message):
     with pytest.raises(WrongInput, match=message):
         from_prior(**call)

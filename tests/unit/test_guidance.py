@@ -1,11 +1,17 @@
 """The mathematics of the further kinds of guidance."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
 from stages.diffusion.guidance import (
-    attended, blurred, blurred_where_attended, matched_contrast, optimised_scale, standing_still,
+    attended,
+    blurred,
+    blurred_where_attended,
+    matched_contrast,
+    optimised_scale,
+    standing_still,
 )
 
 

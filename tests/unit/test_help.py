@@ -1,4 +1,5 @@
 """Every node has a help page with a picture of its wiring, drawn from the workflows as they are now."""
+
 from __future__ import annotations
 
 import re
@@ -7,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from harness import REPOSITORY
 from sources import node_names
+
 from tools.authoring import pictures
 from tools.authoring.recipes import RECIPES
 
@@ -39,7 +41,9 @@ def test_the_page_shows_its_picture(node):
     found = re.findall(r"!\[([^]]+)\]\(([^)]+)\)", text)
     assert (f"Wiring of {NODES[node]}", f"pictures/{node}.svg") in found
     assert all((PAGES / target).is_file() for _, target in found)
-    assert text.startswith("# ") and re.search("^## .*[Rr]ecipe", text, re.M) and re.search("^## .*[Ee]rror", text, re.M)
+    assert (
+        text.startswith("# ") and re.search("^## .*[Rr]ecipe", text, re.M) and re.search("^## .*[Ee]rror", text, re.M)
+    )
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -59,12 +63,22 @@ def test_the_picture_is_whole(node, drawn):
 
 def test_a_node_is_drawn_with_its_neighbours():
     names = {"Ours": {"display_name": "Our node"}}
-    nodes = [{"id": 1, "type": "LoadImage", "inputs": [], "outputs": [{"name": "IMAGE", "links": [1]}]},
-             {"id": 2, "type": "Ours", "inputs": [{"name": "image", "type": "IMAGE", "link": 1},
-                                                  {"name": "mask", "type": "MASK", "link": None}],
-              "outputs": [{"name": "out", "type": "LATENT", "links": [2, 3]}]},
-             {"id": 3, "type": "Save", "title": "Kept", "outputs": [],
-              "inputs": [{"name": "a", "link": 2}, {"name": "b", "link": 3}]}]
+    nodes = [
+        {"id": 1, "type": "LoadImage", "inputs": [], "outputs": [{"name": "IMAGE", "links": [1]}]},
+        {
+            "id": 2,
+            "type": "Ours",
+            "inputs": [{"name": "image", "type": "IMAGE", "link": 1}, {"name": "mask", "type": "MASK", "link": None}],
+            "outputs": [{"name": "out", "type": "LATENT", "links": [2, 3]}],
+        },
+        {
+            "id": 3,
+            "type": "Save",
+            "title": "Kept",
+            "outputs": [],
+            "inputs": [{"name": "a", "link": 2}, {"name": "b", "link": 3}],
+        },
+    ]
     links = [[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 3, 0, "LATENT"], [3, 2, 0, 3, 1, "LATENT"]]
     found = pictures.drawing({"nodes": nodes, "links": links}, nodes[1], names)
     assert [box.title for box in (*found.before, found.middle, *found.after)] == ["Load Image", "Our node", "Kept"]

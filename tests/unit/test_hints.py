@@ -1,4 +1,5 @@
 """Hints: pictures on their canvas, inpaint packing, borders, identity maps; and how control maps are weighted."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,11 +7,11 @@ import torch
 from measured import measured_peak
 from torch.nn import functional as F
 
+from stages.errors import WrongInput
 from stages.inputs import canvas as geometry, hints
 from stages.inputs.control_rules import BlockWeights, check_hint, check_model, parse_curve
 from stages.nets.controlnet import ControlNet, ControlNetConfig
 from stages.nets.encoder import EncoderConfig  # noqa: F401 - named in MODES
-from stages.errors import WrongInput
 
 
 def ramp(height: int, width: int) -> torch.Tensor:
@@ -172,10 +173,16 @@ def test_identity_picture():
 # Weights and checks
 
 
-@pytest.mark.parametrize("weights, expected", [
-    (BlockWeights(), [1, 1, 1, 1, 1]), (BlockWeights(2.0, 0.0), [2, 2, 2, 0, 0]),
-    (BlockWeights(curve=(1, 0)), [1, 0.75, 0.5, 0.25, 0]), (BlockWeights(curve=(0, 1, 0)), [0, 0.5, 1, 0.5, 0]),
-    (BlockWeights(2.0, 1.0, (0.5,)), [1, 1, 1, 0.5, 0.5])])
+@pytest.mark.parametrize(
+    "weights, expected",
+    [
+        (BlockWeights(), [1, 1, 1, 1, 1]),
+        (BlockWeights(2.0, 0.0), [2, 2, 2, 0, 0]),
+        (BlockWeights(curve=(1, 0)), [1, 0.75, 0.5, 0.25, 0]),
+        (BlockWeights(curve=(0, 1, 0)), [0, 0.5, 1, 0.5, 0]),
+        (BlockWeights(2.0, 1.0, (0.5,)), [1, 1, 1, 0.5, 0.5]),
+    ],
+)
 def test_block_weights(weights, expected):
     assert [weights.at(block, 5) for block in range(5)] == pytest.approx(expected)
     assert weights.neutral == (expected == [1] * 5)
@@ -205,8 +212,10 @@ def test_models_of_other_sizes():
         check_model(ControlNetConfig(), 2048, 32)
 
 
-MODES = {"effnet": "c_proj=64, trunk=EncoderConfig(repeats=(1, 1, 1, 1, 1, 1), c_features=64)",
-         "large": "c_in=16, c_proj=64, bottleneck_mode='large', c_large=(4096, 16), blocks_large=1, c_embed=16"}
+MODES = {
+    "effnet": "c_proj=64, trunk=EncoderConfig(repeats=(1, 1, 1, 1, 1, 1), c_features=64)",
+    "large": "c_in=16, c_proj=64, bottleneck_mode='large', c_large=(4096, 16), blocks_large=1, c_embed=16",
+}
 
 
 @pytest.mark.parametrize("mode, side", [("effnet", 512), ("large", 48)])

@@ -1,12 +1,13 @@
 """How pictures are prepared for CLIP, and prompts faded."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from stages.inputs import image_prompts
 from stages.errors import WrongInput
+from stages.inputs import image_prompts
 
 
 def official(image: torch.Tensor) -> torch.Tensor:
@@ -15,7 +16,7 @@ def official(image: torch.Tensor) -> torch.Tensor:
     image = F.interpolate(image, (768, int(768 * width / height)), mode="bilinear", antialias=True)
     image = F.interpolate(image, (224, int(224 * image.shape[-1] / 768)), mode="bicubic")
     left = round((image.shape[-1] - 224) / 2)
-    return image[..., left:left + 224]
+    return image[..., left : left + 224]
 
 
 def test_official_preparation():
@@ -29,7 +30,7 @@ def test_crops():
     """Left, middle and right of a wide picture are red, green and blue."""
     image = torch.zeros(1, 3, 100, 300)
     for channel in range(3):
-        image[:, channel, :, 100 * channel:100 * (channel + 1)] = 1
+        image[:, channel, :, 100 * channel : 100 * (channel + 1)] = 1
     centre, whole, squash = (image_prompts.clip_picture(image, 60, crop)[0] for crop in image_prompts.CROPS)
     assert all(found.shape == (3, 60, 60) for found in (centre, whole, squash))
     assert centre[1, :, 5:-5].min() > 0.95 and centre[0, :, 5:-5].abs().max() < 0.05

@@ -1,11 +1,12 @@
 """Cutting a part out and pasting it back: what is kept, what fades, and where the part lies."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
-from stages.inputs import canvas as geometry, inpaint
 from stages.errors import WrongInput
+from stages.inputs import canvas as geometry, inpaint
 from stages.inputs.inpaint import CropSettings
 
 
@@ -19,8 +20,15 @@ def spot(width: int, height: int, left: int, top: int, right: int, bottom: int) 
     return mask
 
 
-PLACES = {"middle": (200, 150, 260, 230), "corner": (0, 0, 40, 30), "edge": (350, 100, 400, 180),
-          "long": (20, 140, 380, 150), "tall": (190, 5, 200, 295), "all": (0, 0, 400, 300), "one pixel": (77, 88, 78, 89)}
+PLACES = {
+    "middle": (200, 150, 260, 230),
+    "corner": (0, 0, 40, 30),
+    "edge": (350, 100, 400, 180),
+    "long": (20, 140, 380, 150),
+    "tall": (190, 5, 200, 295),
+    "all": (0, 0, 400, 300),
+    "one pixel": (77, 88, 78, 89),
+}
 
 
 @pytest.mark.parametrize("target", [0, 256])
@@ -70,7 +78,10 @@ def test_target_and_default_multiple_need_no_padding():
     crop = part.stitch.crop
     assert abs(crop.width * crop.height / 1024**2 - 1) < 0.15
     canvas = geometry.plan(crop.width, crop.height)
-    assert canvas.padding == 0 and (canvas.prior_width, canvas.prior_height) == (crop.width * 3 // 128, crop.height * 3 // 128)
+    assert canvas.padding == 0 and (canvas.prior_width, canvas.prior_height) == (
+        crop.width * 3 // 128,
+        crop.height * 3 // 128,
+    )
     stretch = (crop.right - crop.left) / crop.width * crop.height / (crop.bottom - crop.top)
     assert abs(stretch - 1) < 0.01
 
@@ -103,12 +114,15 @@ def test_soft_masks_and_no_feather():
 
 
 def test_batches():
-    image, masks = picture(200, 160, batch=2), torch.cat([spot(200, 160, 20, 20, 60, 60), spot(200, 160, 120, 90, 160, 130)])
+    image, masks = (
+        picture(200, 160, batch=2),
+        torch.cat([spot(200, 160, 20, 20, 60, 60), spot(200, 160, 120, 90, 160, 130)]),
+    )
     part = inpaint.crop(image, masks, CropSettings(grow=0, feather=4, target=0, multiple=8))
     assert part.image.shape[0] == 2 and part.stitch.blend.shape[0] == 2
     result = inpaint.paste(part.stitch, torch.zeros_like(part.image))
     for index in range(2):
-        own = inpaint.widened(masks[index:index + 1], 4)[0] > 0
+        own = inpaint.widened(masks[index : index + 1], 4)[0] > 0
         assert torch.equal(result[index][~own], image[index][~own])
     one = inpaint.crop(image[:1], masks[:1], CropSettings(target=0, multiple=8))
     tries = inpaint.paste(one.stitch, torch.rand(3, *one.image.shape[1:]))

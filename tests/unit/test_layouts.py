@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.nets.controlnet import ControlNetConfig
-from stages.files.convert import to_comfyui, to_diffusers, to_official
-from stages.nets.encoder import EncoderConfig
 from stages.errors import WrongFile
+from stages.files.convert import to_comfyui, to_diffusers, to_official
 from stages.files.header import TensorInfo, describe_tensors
 from stages.files.identify import PriorCoderConfig, identify
 from stages.files.load import CLASSES, require
 from stages.files.marker import MARKER, decode_marker, marker_tensor, marker_text, read_marker
+from stages.nets.controlnet import ControlNetConfig
+from stages.nets.encoder import EncoderConfig
 from stages.nets.previewer import PreviewerConfig
 from stages.nets.sizes import PUBLISHED, is_published
 from stages.nets.stage_a import StageAConfig

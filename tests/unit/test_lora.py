@@ -1,4 +1,5 @@
 """LoRA files: every layout is read as the same change, every key is accounted for, and nothing wrong is applied."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,17 +8,20 @@ from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative, split_qkv, tiny_net, tiny_weights
 from torch import Tensor
 
-from stages.lora import names as lora_names, parts as lora_parts
 from stages.errors import WrongFile
-from stages.lora.match import TOKENS_KEY, match
+from stages.lora import names as lora_names, parts as lora_parts
 from stages.lora.convert import COMFYUI, KOHYA, OFFICIAL, to_layout
+from stages.lora.match import TOKENS_KEY, match
 
 INPUTS = ("x", "r", "clip_text", "clip_text_pooled", "clip_img")
 BLOCK = "down_blocks.0.2.attention.attn"
 PARTS = ("to_q", "to_k", "to_v", "out_proj")
 TEXT_LAYER = "text_model.encoder.layers.0.mlp.fc1"
-TEXT = {f"{TEXT_LAYER}.weight": (384, 96), "text_projection.weight": (96, 96),
-        "text_model.embeddings.token_embedding.weight": (49408, 96)}
+TEXT = {
+    f"{TEXT_LAYER}.weight": (384, 96),
+    "text_projection.weight": (96, 96),
+    "text_model.embeddings.token_embedding.weight": (49408, 96),
+}
 
 
 def shapes(name: str = "stage_c_tiny") -> dict[str, tuple[int, ...]]:
@@ -37,8 +41,10 @@ def delta(parts: dict[str, Tensor]) -> Tensor:
 
 def pairs() -> dict[str, tuple[Tensor, Tensor]]:
     """One low-rank change for each projection of the first attention; q, k and v share their second factor."""
-    return {part: (noise(128, 4, seed=i), noise(4, 128, seed=9 if part != "out_proj" else 10))
-            for i, part in enumerate(PARTS)}
+    return {
+        part: (noise(128, 4, seed=i), noise(4, 128, seed=9 if part != "out_proj" else 10))
+        for i, part in enumerate(PARTS)
+    }
 
 
 def written(style: str) -> dict[str, Tensor]:
@@ -55,10 +61,14 @@ def written(style: str) -> dict[str, Tensor]:
             "peft named": (f"base_model.model.{BLOCK}.{part}", ("lora_B.default.weight", "lora_A.default.weight")),
             "diffusers": (f"prior.down_blocks.0.2.attention.{plain}", ("lora_B.weight", "lora_A.weight")),
             "diffusers up": (f"unet.down_blocks.0.2.attention.{plain}", ("lora.up.weight", "lora.down.weight")),
-            "processors": (f"unet.down_blocks.0.2.attention.processor.{plain.removesuffix('.0')}_lora",
-                           ("up.weight", "down.weight")),
-            "linear layers": (f"unet.down_blocks.0.2.attention.{plain}",
-                              ("lora_linear_layer.up.weight", "lora_linear_layer.down.weight")),
+            "processors": (
+                f"unet.down_blocks.0.2.attention.processor.{plain.removesuffix('.0')}_lora",
+                ("up.weight", "down.weight"),
+            ),
+            "linear layers": (
+                f"unet.down_blocks.0.2.attention.{plain}",
+                ("lora_linear_layer.up.weight", "lora_linear_layer.down.weight"),
+            ),
         }[style]
         found[f"{module}.{ends[0]}"], found[f"{module}.{ends[1]}"] = up, down
     return found
@@ -67,15 +77,31 @@ def written(style: str) -> dict[str, Tensor]:
 def fused(module: str, out: str) -> dict[str, Tensor]:
     """The same change with q, k and v in one."""
     changes = pairs()
-    return {f"{module}.lora_up.weight": torch.cat([changes[part][0] for part in PARTS[:3]]),
-            f"{module}.lora_down.weight": changes["to_q"][1],
-            f"{out}.lora_up.weight": changes["out_proj"][0], f"{out}.lora_down.weight": changes["out_proj"][1]}
+    return {
+        f"{module}.lora_up.weight": torch.cat([changes[part][0] for part in PARTS[:3]]),
+        f"{module}.lora_down.weight": changes["to_q"][1],
+        f"{out}.lora_up.weight": changes["out_proj"][0],
+        f"{out}.lora_down.weight": changes["out_proj"][1],
+    }
 
 
-FILES = {style: written(style) for style in (
-    "comfyui", "kohya", "generic", "peft", "peft named", "diffusers", "diffusers up", "processors", "linear layers")}
-FILES["fused kohya"] = fused("lora_prior_unet_down_blocks_0_2_attention_attn_in_proj",
-                             "lora_prior_unet_down_blocks_0_2_attention_attn_out_proj")
+FILES = {
+    style: written(style)
+    for style in (
+        "comfyui",
+        "kohya",
+        "generic",
+        "peft",
+        "peft named",
+        "diffusers",
+        "diffusers up",
+        "processors",
+        "linear layers",
+    )
+}
+FILES["fused kohya"] = fused(
+    "lora_prior_unet_down_blocks_0_2_attention_attn_in_proj", "lora_prior_unet_down_blocks_0_2_attention_attn_out_proj"
+)
 FILES["fused weight"] = fused(f"diffusion_model.{BLOCK}.in_proj_weight", f"diffusion_model.{BLOCK}.out_proj")
 FILES["fused peft"] = fused(f"base_model.model.{BLOCK}", f"base_model.model.{BLOCK}.base_layer.out_proj")
 
@@ -121,11 +147,16 @@ def test_positions_are_those_of_the_official_code():
     """Output projection before q, k and v; down before up, by level and place, tenth after second."""
     config = {**index()["stage_c_tiny"]["config"], "blocks": ((4, 1), (1, 4))}
     from stages import StageC, StageCConfig
+
     names = StageC(StageCConfig(**config), device="meta").state_dict()
     order = lora_names.positions(lora_names.modules_of({key: tuple(value.shape) for key, value in names.items()}))
     blocks = [places[0].removesuffix(".attention.attn.out_proj") for places in order[::2]]
-    assert blocks == [*(f"down_blocks.0.{i}" for i in (2, 5, 8, 11)), "down_blocks.1.2", "up_blocks.0.2",
-                      *(f"up_blocks.1.{i}" for i in (2, 5, 8, 11))]
+    assert blocks == [
+        *(f"down_blocks.0.{i}" for i in (2, 5, 8, 11)),
+        "down_blocks.1.2",
+        "up_blocks.0.2",
+        *(f"up_blocks.1.{i}" for i in (2, 5, 8, 11)),
+    ]
     assert all(len(places) == 3 for places in order[1::2])
 
 
@@ -172,21 +203,35 @@ def test_different_factors_become_blocks_of_one():
 
 def test_official_layout_refuses_what_it_cannot_hold():
     nets = {"stage_c": shapes(), "text_encoder": TEXT}
-    other = {"diffusion_model.clf.1.lora_up.weight": noise(16, 2, 1, 1), "diffusion_model.clf.1.lora_down.weight": noise(2, 128, 1, 1)}
+    other = {
+        "diffusion_model.clf.1.lora_up.weight": noise(16, 2, 1, 1),
+        "diffusion_model.clf.1.lora_down.weight": noise(2, 128, 1, 1),
+    }
     whole = {f"diffusion_model.{BLOCK}.to_q.diff": noise(128, 128)}
-    text = {f"lora_prior_te_{TEXT_LAYER.replace('.', '_')}.lora_up.weight": noise(384, 2),
-            f"lora_prior_te_{TEXT_LAYER.replace('.', '_')}.lora_down.weight": noise(2, 96)}
-    for file, words in (({**FILES["kohya"], **other}, "clf.1"), (whole, "more than that"),
-                        ({**FILES["kohya"], **text}, "text encoder"), (text, "has none")):
+    text = {
+        f"lora_prior_te_{TEXT_LAYER.replace('.', '_')}.lora_up.weight": noise(384, 2),
+        f"lora_prior_te_{TEXT_LAYER.replace('.', '_')}.lora_down.weight": noise(2, 96),
+    }
+    for file, words in (
+        ({**FILES["kohya"], **other}, "clf.1"),
+        (whole, "more than that"),
+        ({**FILES["kohya"], **text}, "text encoder"),
+        (text, "has none"),
+    ):
         with pytest.raises(WrongFile, match=words):
             to_layout(match(file, nets), OFFICIAL, shapes())
 
 
 def test_every_key_is_accounted_for():
-    file = {**FILES["kohya"], "lora_prior_unet_nowhere.lora_up.weight": noise(4, 4), "counter": noise(1),
-            "lora_prior_unet_clf_1.lora_up.weight": noise(99, 2), "lora_prior_unet_clf_1.lora_down.weight": noise(2, 128),
-            "lora_prior_te_text_projection.lora_up.weight": noise(96, 2),
-            "lora_prior_te_text_projection.lora_down.weight": noise(2, 96)}
+    file = {
+        **FILES["kohya"],
+        "lora_prior_unet_nowhere.lora_up.weight": noise(4, 4),
+        "counter": noise(1),
+        "lora_prior_unet_clf_1.lora_up.weight": noise(99, 2),
+        "lora_prior_unet_clf_1.lora_down.weight": noise(2, 128),
+        "lora_prior_te_text_projection.lora_up.weight": noise(96, 2),
+        "lora_prior_te_text_projection.lora_down.weight": noise(2, 96),
+    }
     report = match(file, {"stage_c": shapes()}).report
     assert report.total == len(file)
     assert set(report.unmatched) == {"counter", "lora_prior_unet_nowhere.lora_up.weight"}
@@ -209,7 +254,8 @@ def test_nothing_that_fits_is_an_error():
     wrong_size = {key: noise(7, *value.shape[1:]) if "up" in key else value for key, value in FILES["kohya"].items()}
     foreign = {"lora_unet_input_blocks_1_1_proj_in.lora_up.weight": noise(320, 4)}
     for file, nets, words in (
-        (wrong_size, {"stage_c": shapes()}, "another shape"), (foreign, {"stage_c": shapes()}, "another model"),
+        (wrong_size, {"stage_c": shapes()}, "another shape"),
+        (foreign, {"stage_c": shapes()}, "another model"),
         (FILES["kohya"], {"text_encoder": TEXT}, "Stage C or Stage B model, which is not wired"),
     ):
         with pytest.raises(WrongFile, match=words) as caught:
@@ -222,11 +268,17 @@ def test_a_file_goes_to_the_stage_that_it_fits():
     assert match(FILES["diffusers"], nets).stage == "stage_c"
     module = next(key for key in nets["stage_b"] if key.endswith("attn.to_q.weight"))
     rows, columns = nets["stage_b"][module]
-    file = {f"lora_unet_{module.removesuffix('.weight').replace('.', '_')}.lora_{end}.weight": noise(*size)
-            for end, size in (("up", (rows, 2)), ("down", (2, columns)))}
+    file = {
+        f"lora_unet_{module.removesuffix('.weight').replace('.', '_')}.lora_{end}.weight": noise(*size)
+        for end, size in (("up", (rows, 2)), ("down", (2, columns)))
+    }
     pooled = nets["stage_b"]["clip_mapper.weight"]
-    file.update({"decoder.clip_txt_pooled_mapper.lora_B.weight": noise(pooled[0], 2),
-                 "decoder.clip_txt_pooled_mapper.lora_A.weight": noise(2, pooled[1])})
+    file.update(
+        {
+            "decoder.clip_txt_pooled_mapper.lora_B.weight": noise(pooled[0], 2),
+            "decoder.clip_txt_pooled_mapper.lora_A.weight": noise(2, pooled[1]),
+        }
+    )
     lora = match(file, nets)
     assert lora.stage == "stage_b" and set(lora.unet) == {module.removesuffix(".weight"), "clip_mapper"}
 
@@ -244,8 +296,16 @@ def rotations(parts: dict[str, Tensor]) -> Tensor:
 
 
 OTHERS = {
-    "LoHa": ({"hada_w1_a": noise(384, 3), "hada_w1_b": noise(3, 128), "hada_w2_a": noise(384, 3, seed=1),
-              "hada_w2_b": noise(3, 128, seed=1), "alpha": torch.tensor(2.0)}, hadamard),
+    "LoHa": (
+        {
+            "hada_w1_a": noise(384, 3),
+            "hada_w1_b": noise(3, 128),
+            "hada_w2_a": noise(384, 3, seed=1),
+            "hada_w2_b": noise(3, 128, seed=1),
+            "alpha": torch.tensor(2.0),
+        },
+        hadamard,
+    ),
     "LoKr": ({"lokr_w1": noise(6, 8), "lokr_w2": noise(64, 16)}, kron),
     "OFT": ({"oft_blocks": noise(12, 32, 32)}, rotations),
     "difference": ({"diff": noise(384, 128), "diff_b": noise(384)}, lambda parts: parts["diff"]),
@@ -266,9 +326,15 @@ def test_other_methods_on_fused_layers(name):
         assert all(torch.equal(lora.unet[f"{BLOCK}.{part}"]["alpha"], parts["alpha"]) for part in PARTS[:3])
 
 
-@pytest.mark.parametrize("parts", [
-    {"lokr_w1": noise(8, 8), "lokr_w2": noise(48, 16)}, {"oft_blocks": noise(4, 96, 96)},
-    {"oft_blocks": noise(12, 32, 32), "alpha": torch.tensor(0.1)}], ids=["LoKr", "OFT", "constrained OFT"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"lokr_w1": noise(8, 8), "lokr_w2": noise(48, 16)},
+        {"oft_blocks": noise(4, 96, 96)},
+        {"oft_blocks": noise(12, 32, 32), "alpha": torch.tensor(0.1)},
+    ],
+    ids=["LoKr", "OFT", "constrained OFT"],
+)
 def test_what_mixes_rows_is_left_out(parts):
     file = {f"diffusion_model.{BLOCK}.in_proj.{part}": value for part, value in parts.items()}
     report = match({**file, **FILES["kohya"]}, {"stage_c": shapes()}).report
@@ -276,12 +342,26 @@ def test_what_mixes_rows_is_left_out(parts):
 
 
 def test_sizes_of_adapters():
-    cases = [({"lora_up.weight": noise(8, 2, 1, 1), "lora_down.weight": noise(2, 4, 3, 3)}, (8, 36)),
-             ({"lora_up.weight": noise(8, 2), "lora_down.weight": noise(2, 4), "lora_mid.weight": noise(2, 2, 3, 3)}, (8, 36)),
-             ({"hada_t1": noise(2, 2, 3, 3), "hada_w1_a": noise(2, 8), "hada_w1_b": noise(2, 4), "hada_w2_a": noise(2, 8),
-               "hada_w2_b": noise(2, 4)}, (8, 36)),
-             ({"lokr_w1_a": noise(2, 1), "lokr_w1_b": noise(1, 3), "lokr_w2": noise(4, 5)}, (8, 15)),
-             ({"oft_blocks": noise(2, 4, 4)}, (8, None)), ({"diff_b": noise(8)}, None)]
+    cases = [
+        ({"lora_up.weight": noise(8, 2, 1, 1), "lora_down.weight": noise(2, 4, 3, 3)}, (8, 36)),
+        (
+            {"lora_up.weight": noise(8, 2), "lora_down.weight": noise(2, 4), "lora_mid.weight": noise(2, 2, 3, 3)},
+            (8, 36),
+        ),
+        (
+            {
+                "hada_t1": noise(2, 2, 3, 3),
+                "hada_w1_a": noise(2, 8),
+                "hada_w1_b": noise(2, 4),
+                "hada_w2_a": noise(2, 8),
+                "hada_w2_b": noise(2, 4),
+            },
+            (8, 36),
+        ),
+        ({"lokr_w1_a": noise(2, 1), "lokr_w1_b": noise(1, 3), "lokr_w2": noise(4, 5)}, (8, 15)),
+        ({"oft_blocks": noise(2, 4, 4)}, (8, None)),
+        ({"diff_b": noise(8)}, None),
+    ]
     for parts, expected in cases:
         assert lora_parts.delta_shape(parts) == expected
         assert lora_parts.fits(parts, (8, expected[1] or 5) if expected else (8, 5))
@@ -291,14 +371,23 @@ def test_sizes_of_adapters():
 
 def test_transposed_convolutions_have_a_bias_of_another_length():
     nets = {"stage_b": {"up_upscalers.0.1.weight": (8, 4, 2, 2), "up_upscalers.0.1.bias": (4,)}}
-    file = {"diffusion_model.up_upscalers.0.1.diff": noise(8, 4, 2, 2), "diffusion_model.up_upscalers.0.1.diff_b": noise(4)}
+    file = {
+        "diffusion_model.up_upscalers.0.1.diff": noise(8, 4, 2, 2),
+        "diffusion_model.up_upscalers.0.1.diff_b": noise(4),
+    }
     assert set(match(file, nets).unet["up_upscalers.0.1"]) == {"diff", "diff_b"}
 
 
 def test_tokens_and_bundled_embeddings():
-    file = {**official(), "embeddings.embeddings": noise(3, 96), "embeddings.indices": torch.tensor([320, 49408, 49409]),
-            "bundle_emb.<cat>.clip_g": noise(2, 96), "bundle_emb.<cat>.clip_g_out": noise(2, 96),
-            "bundle_emb.<dog>.string_to_param.*": noise(1, 96), "bundle_emb.<old>.clip_l": noise(2, 7)}
+    file = {
+        **official(),
+        "embeddings.embeddings": noise(3, 96),
+        "embeddings.indices": torch.tensor([320, 49408, 49409]),
+        "bundle_emb.<cat>.clip_g": noise(2, 96),
+        "bundle_emb.<cat>.clip_g_out": noise(2, 96),
+        "bundle_emb.<dog>.string_to_param.*": noise(1, 96),
+        "bundle_emb.<old>.clip_l": noise(2, 7),
+    }
     nets = {"stage_c": shapes(), "text_encoder": TEXT}
     lora = match(file, nets, {TOKENS_KEY: '{"[fernando]": "^dog</w>"}'})
     assert lora.new_tokens == [49408, 49409] and list(lora.offsets) == [320, 49408, 49409]
@@ -309,7 +398,11 @@ def test_tokens_and_bundled_embeddings():
     text = lora.report.text()
     assert "Adds 2 tokens" in text and "Moves 1 token " in text and "<cat>" in text
     back = match(*reversed_arguments(to_layout(lora, COMFYUI, shapes()), nets))
-    assert back.words == lora.words and list(back.offsets) == list(lora.offsets) and back.bundled.keys() == lora.bundled.keys()
+    assert (
+        back.words == lora.words
+        and list(back.offsets) == list(lora.offsets)
+        and back.bundled.keys() == lora.bundled.keys()
+    )
     assert not match(file, {"stage_c": shapes()}).offsets
 
 
@@ -319,9 +412,14 @@ def reversed_arguments(file: tuple[dict, dict], nets: dict) -> tuple[dict, dict,
 
 
 def test_metadata_is_told():
-    metadata = {"ss_base_model_version": "stable_cascade", "ss_network_dim": "8", "ss_network_alpha": "4",
-                "modelspec.trigger_phrase": "a drawing", "ss_sd_model_name": "None",
-                "ss_tag_frequency": '{"a": {"cat": 3, "dog": 9}, "b": {"cat": 7}}'}
+    metadata = {
+        "ss_base_model_version": "stable_cascade",
+        "ss_network_dim": "8",
+        "ss_network_alpha": "4",
+        "modelspec.trigger_phrase": "a drawing",
+        "ss_sd_model_name": "None",
+        "ss_tag_frequency": '{"a": {"cat": 3, "dog": 9}, "b": {"cat": 7}}',
+    }
     text = match(FILES["kohya"], {"stage_c": shapes()}, metadata).report.text()
     for words in ("base model stable_cascade", "rank and alpha 8 and 4", "trigger words a drawing", "tags cat, dog"):
         assert words in text

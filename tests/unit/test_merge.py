@@ -1,4 +1,5 @@
 """Extraction of LoRAs from differences, and the parts of a network that merges weigh."""
+
 from __future__ import annotations
 
 import pytest
@@ -55,8 +56,12 @@ def test_parts_of_each_kind_of_parameter():
     parts, _ = extract("down_downscalers.1.1.weight", noise(64, 32, 2, 2), 4, dtype=torch.float16)
     assert parts["lora_up.weight"].shape == (64, 4, 1, 1) and parts["lora_down.weight"].shape == (4, 32, 2, 2)
     assert parts["lora_up.weight"].dtype == torch.float16
-    for name, shape, part in (("a.bias", (64,), "diff_b"), ("a.channelwise.2.gamma", (1, 1, 1, 64), "diff"),
-                              ("a.depthwise.weight", (64, 1, 3, 3), "diff"), ("a.weight", (8, 8), "diff")):
+    for name, shape, part in (
+        ("a.bias", (64,), "diff_b"),
+        ("a.channelwise.2.gamma", (1, 1, 1, 64), "diff"),
+        ("a.depthwise.weight", (64, 1, 3, 3), "diff"),
+        ("a.weight", (8, 8), "diff"),
+    ):
         parts, layer = extract(name, noise(*shape), 16)
         assert set(parts) == {part} and torch.equal(parts[part], noise(*shape)) and layer.rank == 0
     assert extract("a.weight", torch.zeros(64, 32), 4) is None
@@ -65,10 +70,16 @@ def test_parts_of_each_kind_of_parameter():
 
 
 def test_scopes():
-    names = {"down_blocks.0.2.attention.attn.to_q.weight": (8, 8), "down_blocks.0.0.channelwise.0.weight": (8, 8),
-             "down_blocks.0.2.attention.attn.to_q.bias": (8,), "down_blocks.0.0.channelwise.2.gamma": (1, 1, 1, 8)}
-    counts = {scope: sum(in_scope(name, shape, scope) for name, shape in names.items())
-              for scope in (ATTENTION_ONLY, MATRICES, EVERYTHING)}
+    names = {
+        "down_blocks.0.2.attention.attn.to_q.weight": (8, 8),
+        "down_blocks.0.0.channelwise.0.weight": (8, 8),
+        "down_blocks.0.2.attention.attn.to_q.bias": (8,),
+        "down_blocks.0.0.channelwise.2.gamma": (1, 1, 1, 8),
+    }
+    counts = {
+        scope: sum(in_scope(name, shape, scope) for name, shape in names.items())
+        for scope in (ATTENTION_ONLY, MATRICES, EVERYTHING)
+    }
     assert counts == {ATTENTION_ONLY: 1, MATRICES: 2, EVERYTHING: 4}
 
 
@@ -81,20 +92,37 @@ def test_extraction_reports_what_loses_most():
 
 
 EXPECTED = {
-    "stage_c": {"embedding.1.weight": "input", "down_blocks.0.2.attention.attn.to_q.weight": "input",
-                "down_downscalers.1.1.blocks.0.weight": "deep_down", "down_blocks.1.0.depthwise.weight": "deep_down",
-                "up_blocks.0.0.depthwise.weight": "deep_up", "up_upscalers.0.1.blocks.1.weight": "deep_up",
-                "up_blocks.1.0.channelwise.2.gamma": "output", "clf.1.bias": "output",
-                "clip_txt_mapper.weight": "conditioning", "clip_img_mapper.bias": "conditioning",
-                "up_blocks.0.2.kv_mapper.1.weight": "conditioning", "up_blocks.0.1.mapper.weight": "time",
-                "down_blocks.0.1.mapper_crp.bias": "time"},
-    "stage_b": {"embedding.1.weight": "input", "down_blocks.1.0.depthwise.weight": "input",
-                "down_downscalers.2.1.weight": "deep_down", "down_blocks.3.2.attention.attn.out_proj.weight": "deep_down",
-                "up_blocks.0.0.channelwise.4.weight": "deep_up", "up_blocks.1.0.depthwise.weight": "deep_up",
-                "up_upscalers.1.1.weight": "deep_up", "up_repeat_mappers.0.0.weight": "deep_up",
-                "up_blocks.2.0.depthwise.weight": "output", "up_repeat_mappers.3.0.weight": "output",
-                "effnet_mapper.0.weight": "conditioning", "pixels_mapper.2.bias": "conditioning",
-                "clip_mapper.weight": "conditioning", "up_blocks.3.1.mapper_sca.weight": "time"},
+    "stage_c": {
+        "embedding.1.weight": "input",
+        "down_blocks.0.2.attention.attn.to_q.weight": "input",
+        "down_downscalers.1.1.blocks.0.weight": "deep_down",
+        "down_blocks.1.0.depthwise.weight": "deep_down",
+        "up_blocks.0.0.depthwise.weight": "deep_up",
+        "up_upscalers.0.1.blocks.1.weight": "deep_up",
+        "up_blocks.1.0.channelwise.2.gamma": "output",
+        "clf.1.bias": "output",
+        "clip_txt_mapper.weight": "conditioning",
+        "clip_img_mapper.bias": "conditioning",
+        "up_blocks.0.2.kv_mapper.1.weight": "conditioning",
+        "up_blocks.0.1.mapper.weight": "time",
+        "down_blocks.0.1.mapper_crp.bias": "time",
+    },
+    "stage_b": {
+        "embedding.1.weight": "input",
+        "down_blocks.1.0.depthwise.weight": "input",
+        "down_downscalers.2.1.weight": "deep_down",
+        "down_blocks.3.2.attention.attn.out_proj.weight": "deep_down",
+        "up_blocks.0.0.channelwise.4.weight": "deep_up",
+        "up_blocks.1.0.depthwise.weight": "deep_up",
+        "up_upscalers.1.1.weight": "deep_up",
+        "up_repeat_mappers.0.0.weight": "deep_up",
+        "up_blocks.2.0.depthwise.weight": "output",
+        "up_repeat_mappers.3.0.weight": "output",
+        "effnet_mapper.0.weight": "conditioning",
+        "pixels_mapper.2.bias": "conditioning",
+        "clip_mapper.weight": "conditioning",
+        "up_blocks.3.1.mapper_sca.weight": "time",
+    },
 }
 
 

@@ -1,4 +1,5 @@
 """The recipes of Mini's LoRA and ControlNet: what they start from and the sizes of what they write."""
+
 from __future__ import annotations
 
 import json
@@ -13,11 +14,10 @@ from stages.nets.encoder import ImageEncoder
 from stages.nets.initial import initialise_unet
 from stages.nets.stage_c import StageC
 from stages.training import export
-from stages.training.lora_layers import Lora
 from stages.training.frozen_net import frozen_net
+from stages.training.lora_layers import Lora
 from stages.training.objectives import ControlObjective
-from training.mini import canny_controlnet as canny
-from training.mini import style_lora, style_measure
+from training.mini import canny_controlnet as canny, style_lora, style_measure
 from training.mini.export import _save
 from training.mini.sizes import ENCODER, STAGE_C
 
@@ -81,8 +81,12 @@ def test_the_trunk_learns_to_tell_latents_from_edges():
     rows = []
     for i in range(4):
         cells = (torch.rand(1, 6, 6, generator=torch.Generator().manual_seed(i)) > 0.5).float()
-        rows.append({"latent": cells.expand(16, -1, -1).half(),
-                     "hint": cells.repeat_interleave(32, 1).repeat_interleave(32, 2).half()})
+        rows.append(
+            {
+                "latent": cells.expand(16, -1, -1).half(),
+                "hint": cells.repeat_interleave(32, 1).repeat_interleave(32, 2).half(),
+            }
+        )
     before = [value.clone() for value in net.backbone.parameters()]
     losses = canny.sharpen(net, rows, 40)
     spread = torch.stack([row["latent"] for row in rows]).float().var()

@@ -1,4 +1,5 @@
 """The Mini recipe's machinery: interruption, composition and loading the files it writes. No training data needed."""
+
 from __future__ import annotations
 
 import json
@@ -128,6 +129,7 @@ def test_grid_places_pictures_in_rows():
 
 def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_path, monkeypatch):
     """Untrained nets of Mini's sizes, through the files that would ship and the pack's own loader."""
+
     def fresh(_: Place, name: str) -> nn.Module:
         torch.manual_seed(0)
         kind, config = export.NETS[name]
@@ -136,6 +138,7 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_pat
             for parameter in net.parameters():
                 parameter.uniform_(-1, 1)
         return net
+
     monkeypatch.setattr(export, "trained", fresh)
     files = export.export(place, tmp_path)
     assert sum(files.values()) <= 43_500_000, "a LoRA and a ControlNet have to fit into the 48 MB as well"
@@ -143,8 +146,11 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_pat
         net = from_file(tmp_path / f"{export.FILES[part][1]}.safetensors")
         assert net.config == getattr(sizes, part.upper())
         wanted = fresh(place, part).state_dict()
-        assert all(torch.equal(value, wanted[key].half() if value.is_floating_point() else wanted[key])
-                   for key, value in net.state_dict().items() if key in wanted)
+        assert all(
+            torch.equal(value, wanted[key].half() if value.is_floating_point() else wanted[key])
+            for key, value in net.state_dict().items()
+            if key in wanted
+        )
     coder = from_file(tmp_path / f"{export.PRIOR_CODER}.safetensors")
     assert (coder.config.encoder, coder.config.previewer) == (sizes.ENCODER, sizes.PREVIEWER)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
@@ -200,11 +206,15 @@ def test_exported_files_are_put_on_record(tmp_path):
     before = export.CATALOGUE.read_text(encoding="utf-8")
     catalogue.write_text(before, encoding="utf-8")
     export.put_on_record(tmp_path, catalogue)
-    old, new = ({file["key"]: file for file in json.loads(text)["files"]}
-                for text in (before, catalogue.read_text(encoding="utf-8")))
+    old, new = (
+        {file["key"]: file for file in json.loads(text)["files"]}
+        for text in (before, catalogue.read_text(encoding="utf-8"))
+    )
     changed = [key for key in old if old[key] != new[key]]
     assert changed == [name.name] and (new[name.name]["bytes"], new[name.name]["sha256"]) == (
-        7, sha256(b"weights").hexdigest())
+        7,
+        sha256(b"weights").hexdigest(),
+    )
     (tmp_path / "stranger.safetensors").write_bytes(b"")
     with pytest.raises(SystemExit, match="0 entries"):
         export.put_on_record(tmp_path, catalogue)

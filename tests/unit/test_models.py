@@ -1,14 +1,16 @@
 """`dev.py models`: the same engine without a graph, its exit codes and its JSON."""
+
 from __future__ import annotations
 
 import hashlib
 import json
 
-import dev
 import pytest
-import stages
 from faulty_server import Fault, FaultyServer, File
 from safetensors.torch import save
+
+import dev
+import stages
 from commands import models
 
 
@@ -17,19 +19,39 @@ def shop(tmp_path, monkeypatch):
     """A server as endpoint, a catalogue of one's own for it, and an empty models folder."""
     monkeypatch.setenv("CASCADE_STUDIO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "CASCADE_STUDIO_OFFLINE",
-                 "CASCADE_STUDIO_MIRRORS", "COMFYUI_PATH"):
+    for name in (
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+        "HF_HUB_CACHE",
+        "HF_HUB_OFFLINE",
+        "CASCADE_STUDIO_OFFLINE",
+        "CASCADE_STUDIO_MIRRORS",
+        "COMFYUI_PATH",
+    ):
         monkeypatch.delenv(name, raising=False)
     net = stages.StageA(stages.StageAConfig(bottleneck_blocks=1, c_hidden=16, codebook_size=32))
     data = save({key: value.contiguous() for key, value in net.state_dict().items()})
     server = FaultyServer()
     server.files["org/repo/resolve/main/a.safetensors"] = File(data)
     own = tmp_path / "own.json"
-    own.write_text(json.dumps({"files": [{
-        "key": "tiny", "role": "stage_a", "name": "a.safetensors", "folder": "vae", "bytes": len(data),
-        "url": "https://huggingface.co/org/repo/resolve/main/a.safetensors",
-        "sha256": hashlib.sha256(data).hexdigest()}],
-        "presets": {"own": {"inputs": {"stage_a": "tiny"}}}}))
+    own.write_text(
+        json.dumps(
+            {
+                "files": [
+                    {
+                        "key": "tiny",
+                        "role": "stage_a",
+                        "name": "a.safetensors",
+                        "folder": "vae",
+                        "bytes": len(data),
+                        "url": "https://huggingface.co/org/repo/resolve/main/a.safetensors",
+                        "sha256": hashlib.sha256(data).hexdigest(),
+                    }
+                ],
+                "presets": {"own": {"inputs": {"stage_a": "tiny"}}},
+            }
+        )
+    )
     yield server, ["--catalogue", str(own)], tmp_path / "models"
     server.close()
 

@@ -1,4 +1,5 @@
 """Plans: what is missing, where it goes, what it takes, and how the sentences read."""
+
 from __future__ import annotations
 
 import json
@@ -6,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import stages
 from cascade_studio.nodes.checkpoints import disk, find, partial
 from cascade_studio.nodes.checkpoints.catalogue import Licence, load
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue, CheckpointError, DiskFull
@@ -15,6 +15,8 @@ from cascade_studio.nodes.checkpoints.partial import Partial, beside, gaps, merg
 from cascade_studio.nodes.checkpoints.plan import make_plan, target_root
 from cascade_studio.nodes.checkpoints.progress import Meter, duration
 from safetensors.torch import save
+
+import stages
 
 
 def plan_for(tmp_path: Path, *keys: str):
@@ -25,11 +27,14 @@ def test_a_plan_says_file_size_target_licence_and_space(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "free_bytes", lambda path: 20 * 10**9)
     plan = plan_for(tmp_path, "all-in-one")
     checkpoints = tmp_path / "models" / "checkpoints"
-    assert plan.describe() == f"""2 files are missing, 13.8 GB to fetch:
-  stable_cascade_stage_c.safetensors, 9.22 GB, to {checkpoints / 'stable_cascade_stage_c.safetensors'}
-  stable_cascade_stage_b.safetensors, 4.55 GB, to {checkpoints / 'stable_cascade_stage_b.safetensors'}
+    assert (
+        plan.describe()
+        == f"""2 files are missing, 13.8 GB to fetch:
+  stable_cascade_stage_c.safetensors, 9.22 GB, to {checkpoints / "stable_cascade_stage_c.safetensors"}
+  stable_cascade_stage_b.safetensors, 4.55 GB, to {checkpoints / "stable_cascade_stage_b.safetensors"}
 Licence: Stability AI Non-Commercial Research Community License (28 November 2023): non-commercial and research use only
 Free on the disk of {tmp_path}: 20.0 GB."""
+    )
     assert plan.to_come == 9224575566 + 4552331265
     assert json.loads(json.dumps(plan.as_json()))["missing"][0]["provenance"] == "official commit"
     assert "By hand: download https://huggingface.co/" in plan.by_hand()
@@ -160,9 +165,20 @@ def test_an_emptied_file_takes_no_late_writes(tmp_path):
 # Words
 
 
-@pytest.mark.parametrize("count, words", ((0, "0 bytes"), (999, "999 bytes"), (1000, "1.00 kB"), (73654345, "73.7 MB"),
-                                          (217739268, "218 MB"), (999_600_000, "1.00 GB"), (9224575566, "9.22 GB"),
-                                          (14356582818, "14.4 GB"), (2e12, "2.00 TB")))
+@pytest.mark.parametrize(
+    "count, words",
+    (
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.00 kB"),
+        (73654345, "73.7 MB"),
+        (217739268, "218 MB"),
+        (999_600_000, "1.00 GB"),
+        (9224575566, "9.22 GB"),
+        (14356582818, "14.4 GB"),
+        (2e12, "2.00 TB"),
+    ),
+)
 def test_sizes_read_as_on_the_models_pages(count, words):
     assert disk.in_words(count) == words
 

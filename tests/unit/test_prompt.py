@@ -1,4 +1,5 @@
 """The prompt language: BREAK and AVG, and nothing else."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,8 +8,10 @@ from stages.errors import WrongInput
 from stages.inputs.prompt import Prompt, parse, spans
 
 
-@pytest.mark.parametrize("text", [
-    "", " a cat ", "a (red:1.3) cat, [blue]", "breakfast BREAKING AVGAS", "Rock AND Roll", "at 12:30", "a\nb: 0.5"])
+@pytest.mark.parametrize(
+    "text",
+    ["", " a cat ", "a (red:1.3) cat, [blue]", "breakfast BREAKING AVGAS", "Rock AND Roll", "at 12:30", "a\nb: 0.5"],
+)
 def test_plain_text_comes_back_as_it_is(text):
     assert parse(text) == (Prompt((text,)),)
 

@@ -1,4 +1,5 @@
 """Regional prompts and windows: who hears what, and that saying nothing changes nothing."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,11 +7,11 @@ import torch
 from tiny import relative, tiny_net
 from torch import Tensor
 
-from stages.nets.backend import torch_attention
-from stages.errors import WrongInput
 from stages.attention.layers import Changes, LayeredHooks, own_share
 from stages.attention.regions import EVERYONE, Layout, RegionLayer, weights_of
 from stages.attention.windows import WindowLayer, cuts
+from stages.errors import WrongInput
+from stages.nets.backend import torch_attention
 
 LEFT = torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], dim=2)
 
@@ -18,9 +19,16 @@ LEFT = torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], dim=2)
 def inputs() -> dict[str, Tensor]:
     torch.manual_seed(1)
     net = tiny_net("stage_c_tiny").config
-    return {"x": torch.randn(1, 16, 8, 8), "r": torch.tensor([0.6]), "clip_text": torch.randn(1, 12, net.c_clip_text),
-            "clip_text_pooled": torch.randn(1, 2, net.c_clip_text_pooled), "clip_img": None, "sca": None, "crp": None,
-            "control": None}
+    return {
+        "x": torch.randn(1, 16, 8, 8),
+        "r": torch.tensor([0.6]),
+        "clip_text": torch.randn(1, 12, net.c_clip_text),
+        "clip_text_pooled": torch.randn(1, 2, net.c_clip_text_pooled),
+        "clip_img": None,
+        "sca": None,
+        "crp": None,
+        "control": None,
+    }
 
 
 def denoised(given: dict, *layers, **changes) -> Tensor:
@@ -115,10 +123,12 @@ def test_own_cells_only_in_one_attention():
     q, k = torch.randn(1, 64, 128), torch.randn(1, 64 + 24, 128)
     v = k.clone()
     changed = v.clone()
-    changed[:, 64 + 7:64 + 12] += 1  # the region's text tokens
+    changed[:, 64 + 7 : 64 + 12] += 1  # the region's text tokens
 
     def attend(values: Tensor) -> Tensor:
-        return layer.attend(place, q, k, values, 64, None, lambda q, k, v, n, mask: torch_attention(q, k, v, 2, mask=mask))
+        return layer.attend(
+            place, q, k, values, 64, None, lambda q, k, v, n, mask: torch_attention(q, k, v, 2, mask=mask)
+        )
 
     difference = (attend(changed) - attend(v)).abs().amax(dim=2).view(8, 8)
     assert difference[:, :4].min() > 0 and difference[:, 4:].max() == 0
@@ -169,8 +179,9 @@ def test_cells_see_their_window_and_the_prompt_alone():
     layer = WindowLayer(4, shift=False)
 
     def attend(values: Tensor) -> Tensor:
-        return layer.attend(Spot((8, 8)), q, k, values, 64, None,
-                            lambda q, k, v, n, mask: torch_attention(q, k, v, 2, mask=mask))
+        return layer.attend(
+            Spot((8, 8)), q, k, values, 64, None, lambda q, k, v, n, mask: torch_attention(q, k, v, 2, mask=mask)
+        )
 
     cell, prompt = k.clone(), k.clone()
     cell[:, 0] += 1

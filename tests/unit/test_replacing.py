@@ -1,4 +1,5 @@
 """A file in the place of another, while somebody else holds it for a moment as virus scanners on Windows do."""
+
 from __future__ import annotations
 
 import os

@@ -1,7 +1,8 @@
 """The official sampler's recorded trajectories, on our networks with the same weights."""
+
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from torch import Tensor
 from stages.diffusion import sampling as d
 
 STEPS = {"ddpm": d.ddpm_step, "ddim": d.ddim_step, "lcm": d.lcm_step}
-RUNS = ["sample_stage_c", "sample_stage_c_image_ddpm", "sample_stage_c_image_ddim", "sample_stage_c_image_lcm",
-        "sample_stage_b"]
+RUNS = [
+    "sample_stage_c",
+    "sample_stage_c_image_ddpm",
+    "sample_stage_c_image_ddim",
+    "sample_stage_c_image_lcm",
+    "sample_stage_b",
+]
 MODELS = {"sample_stage_b": "stage_b_tiny"}
 
 
@@ -50,12 +56,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@lru_cache(maxsize=None)
+@cache
 def network(name: str) -> torch.nn.Module:
     return tiny_net(name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def recorded(name: str) -> Run:
     return Run(name)
 
@@ -80,8 +86,17 @@ def test_every_step_from_the_recorded_x(name):
 def test_the_whole_trajectory(name):
     run = recorded(name)
     noise = iter(run.record["noise"])
-    steps = list(d.sample(run.predictor(), run.record["x_init"], timesteps=run.timesteps, shift=run.shift,
-                          step=run.step, guidance=run.guidance, noise=lambda shape: next(noise)))
+    steps = list(
+        d.sample(
+            run.predictor(),
+            run.record["x_init"],
+            timesteps=run.timesteps,
+            shift=run.shift,
+            step=run.step,
+            guidance=run.guidance,
+            noise=lambda shape: next(noise),
+        )
+    )
     assert len(steps) == run.count == len(run.record["out_x0"])
     for i, step in enumerate(steps):
         assert relative(step.x0, run.record["out_x0"][i]) <= 1e-3, i

@@ -1,4 +1,5 @@
 """Stage A against the official outputs, its radius, its codebook, its gradients and its memory."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,9 +8,9 @@ from measured import measured_peak
 from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
 
+from stages.errors import WrongInput
 from stages.nets import stage_a
 from stages.nets.backend import Backend
-from stages.errors import WrongInput
 from stages.nets.stage_a import StageA, StageAConfig
 
 NARROW = StageAConfig(c_hidden=16, codebook_size=64)
@@ -81,8 +82,10 @@ def test_low_precision(dtype, tolerance):
     net, low = narrow(), narrow(dtype=dtype)
     latent, image = torch.randn(1, 4, 16, 12), torch.rand(1, 3, 64, 48)
     with torch.inference_mode():
-        for given, expected in ((low.decode(latent.to(dtype)), net.decode(latent)),
-                                (low.encode(image.to(dtype)), net.encode(image))):
+        for given, expected in (
+            (low.decode(latent.to(dtype)), net.decode(latent)),
+            (low.encode(image.to(dtype)), net.encode(image)),
+        ):
             assert given.dtype == dtype and relative(given, expected) <= tolerance
 
 
@@ -102,8 +105,10 @@ def test_codebook(published):
     latent = published.vquantizer.lookup(wanted) / 0.43
     assert torch.equal(latent * 0.43, codes[wanted].permute(0, 3, 1, 2) / 0.43 * 0.43)
     found = published.quantize(latent + 1e-4)
-    assert torch.equal(found.indices, torch.cdist(latent.permute(0, 2, 3, 1).reshape(-1, 4) * 0.43 + 0.43e-4, codes)
-                       .argmin(1).view(2, 5, 7))
+    assert torch.equal(
+        found.indices,
+        torch.cdist(latent.permute(0, 2, 3, 1).reshape(-1, 4) * 0.43 + 0.43e-4, codes).argmin(1).view(2, 5, 7),
+    )
     torch.testing.assert_close(found.vectors, published.vquantizer.lookup(found.indices) / 0.43, atol=1e-5, rtol=0)
     far = published.quantize(latent + 3)
     distance = (far.vectors - latent - 3).square().mean() * 0.43**2
@@ -135,9 +140,15 @@ def test_weights_are_read_through_layers_and_cast_alone():
     assert cast == [(6,)] * 3
 
 
-@pytest.mark.parametrize("call, shape, words", [
-    ("decode", (1, 16, 24, 24), "Stage B"), ("decode", (4, 24, 24), "batch"), ("encode", (1, 4, 64, 64), "alpha"),
-    ("encode", (1, 3, 66, 64), "multiples of 4")])
+@pytest.mark.parametrize(
+    "call, shape, words",
+    [
+        ("decode", (1, 16, 24, 24), "Stage B"),
+        ("decode", (4, 24, 24), "batch"),
+        ("encode", (1, 4, 64, 64), "alpha"),
+        ("encode", (1, 3, 66, 64), "multiples of 4"),
+    ],
+)
 def test_wrong_input(call, shape, words):
     with pytest.raises(WrongInput, match=words):
         getattr(narrow(), call)(torch.zeros(shape))
@@ -151,9 +162,16 @@ def warm(): net.decode(torch.zeros(1, 4, 4, 4)), net.encode(torch.zeros(1, 3, 16
 """
 
 
-@pytest.mark.parametrize("call, shape, tile", [
-    ("decode", (1, 4, 128, 128), None), ("decode", (1, 4, 200, 256), None), ("encode", (1, 3, 384, 512), None),
-    ("encode", (1, 3, 768, 640), None), ("decode_tiled", (1, 4, 200, 200), 128)])
+@pytest.mark.parametrize(
+    "call, shape, tile",
+    [
+        ("decode", (1, 4, 128, 128), None),
+        ("decode", (1, 4, 200, 256), None),
+        ("encode", (1, 3, 384, 512), None),
+        ("encode", (1, 3, 768, 640), None),
+        ("decode_tiled", (1, 4, 200, 200), 128),
+    ],
+)
 def test_memory_estimate(call, shape, tile):
     net = StageA(StageAConfig(bottleneck_blocks=1), device="meta")
     tiled = {} if tile is None else {"tile": tile}

@@ -7,8 +7,12 @@ from tiny import TOLERANCE, fused_keys, golden, index, relative, tiny_net, tiny_
 from stages.errors import WrongInput
 from stages.nets.stage_b import StageB, StageBConfig
 
-LITE = dict(c_hidden=(320, 576, 1152, 1152), nhead=(-1, 9, 18, 18), blocks=((2, 4, 14, 4), (4, 14, 4, 2)),
-            block_repeat=((1, 1, 1, 1), (2, 2, 2, 2)))
+LITE = {
+    "c_hidden": (320, 576, 1152, 1152),
+    "nhead": (-1, 9, 18, 18),
+    "blocks": ((2, 4, 14, 4), (4, 14, 4, 2)),
+    "block_repeat": ((1, 1, 1, 1), (2, 2, 2, 2)),
+}
 INPUTS = ("x", "r", "effnet", "clip")
 
 
@@ -46,33 +50,42 @@ def test_official_keys(net):
 
 
 def test_conditions_broadcast(net, tensors):
-    x, r, effnet, clip = (tensor if name == "x" else tensor[:1].expand(2, *tensor.shape[1:])
-                          for name, tensor in zip(INPUTS, inputs(tensors)))
+    x, r, effnet, clip = (
+        tensor if name == "x" else tensor[:1].expand(2, *tensor.shape[1:])
+        for name, tensor in zip(INPUTS, inputs(tensors))
+    )
     pixels = torch.zeros(2, 3, 8, 8)
     expected = net(x, r, effnet, clip, pixels, torch.zeros(2))
     assert relative(net(x, r, effnet[:1], clip[:1, 0]), expected) < 1e-5
     assert relative(net(x, r, effnet[:1], clip, pixels[:1]), expected) < 1e-5
 
 
-@pytest.mark.parametrize("changes", [
-    dict(block_repeat=((2, 1, 1, 3), (1, 2, 1, 2)), c_r=33),
-    dict(level_config=("CF", "T", "CTA", "ACT"), self_attn=(True, True, False, True), t_conds=()),
-], ids=lambda changes: ",".join(changes))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"block_repeat": ((2, 1, 1, 3), (1, 2, 1, 2)), "c_r": 33},
+        {"level_config": ("CF", "T", "CTA", "ACT"), "self_attn": (True, True, False, True), "t_conds": ()},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
 def test_other_configurations_run(tensors, changes):
     net = tiny_net("stage_b_tiny", **changes)
     out = net(*inputs(tensors))
     assert out.shape == tensors["x"].shape and out.isfinite().all()
-    apart = [net(*(tensor[i:i + 1] for tensor in inputs(tensors))) for i in range(2)]
+    apart = [net(*(tensor[i : i + 1] for tensor in inputs(tensors))) for i in range(2)]
     assert relative(torch.cat(apart), out) < 1e-5
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(x=torch.zeros(2, 16, 24, 24)), ("Stage C", "4 channels", "Stage B")),
-    (dict(x=torch.zeros(2, 4, 35, 28)), ("28 x 35", "multiples of 2")),
-    (dict(effnet=torch.zeros(2, 4, 36, 28)), ("effnet", "16 channels", "Stage C latent")),
-    (dict(clip=torch.zeros(2, 1, 64)), ("clip", "64", "96")),
-    (dict(pixels=torch.zeros(2, 4, 8, 8)), ("pixels", "3 channels")),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"x": torch.zeros(2, 16, 24, 24)}, ("Stage C", "4 channels", "Stage B")),
+        ({"x": torch.zeros(2, 4, 35, 28)}, ("28 x 35", "multiples of 2")),
+        ({"effnet": torch.zeros(2, 4, 36, 28)}, ("effnet", "16 channels", "Stage C latent")),
+        ({"clip": torch.zeros(2, 1, 64)}, ("clip", "64", "96")),
+        ({"pixels": torch.zeros(2, 4, 8, 8)}, ("pixels", "3 channels")),
+    ],
+)
 def test_wrong_inputs_are_sentences(net, tensors, change, words):
     with pytest.raises(WrongInput) as caught:
         net(**{**{name: tensors[name] for name in INPUTS}, **change})

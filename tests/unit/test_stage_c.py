@@ -8,7 +8,7 @@ from tiny import TOLERANCE, fused_keys, golden, index, relative, split_qkv, tiny
 from stages.errors import WrongInput
 from stages.nets.stage_c import StageC, StageCConfig
 
-LITE = dict(c_cond=1536, c_hidden=(1536, 1536), nhead=(24, 24), blocks=((4, 12), (12, 4)))
+LITE = {"c_cond": 1536, "c_hidden": (1536, 1536), "nhead": (24, 24), "blocks": ((4, 12), (12, 4))}
 INPUTS = ("x", "r", "clip_text", "clip_text_pooled")
 
 
@@ -26,8 +26,10 @@ def inputs(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return [tensors[name] for name in INPUTS]
 
 
-@pytest.mark.parametrize("out, images, conds", [
-    ("out", "clip_img", ()), ("out_three_images", "clip_img_three", ()), ("out_sca_crp", "clip_img", ("sca", "crp"))])
+@pytest.mark.parametrize(
+    "out, images, conds",
+    [("out", "clip_img", ()), ("out_three_images", "clip_img_three", ()), ("out_sca_crp", "clip_img", ("sca", "crp"))],
+)
 def test_golden(net, tensors, out, images, conds):
     given = net(*inputs(tensors), tensors[images], **{name: tensors[name] for name in conds})
     assert relative(given, tensors[out]) <= TOLERANCE
@@ -82,32 +84,54 @@ def test_conditions_broadcast(net, tensors):
     assert relative(net(x, r, text[:1], pooled, image[:1]), expected) < 1e-5
 
 
-@pytest.mark.parametrize("changes", [
-    dict(switch_level=(True,)),
-    dict(block_repeat=((2, 1), (3, 2))),
-    dict(level_config=("CFT", "TCAA"), c_r=33),
-    dict(self_attn=False, kernel_size=5, patch_size=2, t_conds=()),
-    dict(c_hidden=(64, 128, 192), nhead=(1, 2, 3), blocks=((1, 1, 1), (1, 2, 1)), block_repeat=((1, 1, 1), (1, 2, 1)),
-         level_config=("CT", "CTA", "CTA"), switch_level=(False, True), self_attn=(True, True, False)),
-], ids=lambda changes: ",".join(changes))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"switch_level": (True,)},
+        {"block_repeat": ((2, 1), (3, 2))},
+        {"level_config": ("CFT", "TCAA"), "c_r": 33},
+        {"self_attn": False, "kernel_size": 5, "patch_size": 2, "t_conds": ()},
+        {
+            "c_hidden": (64, 128, 192),
+            "nhead": (1, 2, 3),
+            "blocks": ((1, 1, 1), (1, 2, 1)),
+            "block_repeat": ((1, 1, 1), (1, 2, 1)),
+            "level_config": ("CT", "CTA", "CTA"),
+            "switch_level": (False, True),
+            "self_attn": (True, True, False),
+        },
+    ],
+    ids=lambda changes: ",".join(changes),
+)
 def test_other_configurations_run(tensors, changes):
     net = tiny_net("stage_c_tiny", **changes)
     x, r, text, pooled = inputs(tensors)
     control = [tensors["control_0"]] + [None] * net.config.res_blocks if net.config.c_hidden[0] == 128 else None
     out = net(x[..., :8], r, text, pooled, control=control)
     assert out.shape == x[..., :8].shape and out.isfinite().all()
-    apart = [net(x[i:i + 1, :, :, :8], r[i:i + 1], text[i:i + 1], pooled[i:i + 1],
-                 control=control and [control[0][i:i + 1]]) for i in range(2)]
+    apart = [
+        net(
+            x[i : i + 1, :, :, :8],
+            r[i : i + 1],
+            text[i : i + 1],
+            pooled[i : i + 1],
+            control=control and [control[0][i : i + 1]],
+        )
+        for i in range(2)
+    ]
     assert relative(torch.cat(apart), out) < 1e-5
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(x=torch.zeros(2, 4, 32, 32)), ("Stage B", "16 channels", "Stage C")),
-    (dict(clip_text=torch.zeros(2, 77, 64)), ("clip_text", "64", "96")),
-    (dict(clip_text_pooled=torch.zeros(3, 96)), ("clip_text_pooled", "batch")),
-    (dict(clip_img=torch.zeros(2, 1, 32)), ("clip_img", "32", "64")),
-    (dict(control=[None, torch.zeros(2, 2048, 12, 10)]), ("ResBlock 1", "2048", "128 channels", "3.6B")),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"x": torch.zeros(2, 4, 32, 32)}, ("Stage B", "16 channels", "Stage C")),
+        ({"clip_text": torch.zeros(2, 77, 64)}, ("clip_text", "64", "96")),
+        ({"clip_text_pooled": torch.zeros(3, 96)}, ("clip_text_pooled", "batch")),
+        ({"clip_img": torch.zeros(2, 1, 32)}, ("clip_img", "32", "64")),
+        ({"control": [None, torch.zeros(2, 2048, 12, 10)]}, ("ResBlock 1", "2048", "128 channels", "3.6B")),
+    ],
+)
 def test_wrong_inputs_are_sentences(net, tensors, change, words):
     with pytest.raises(WrongInput) as caught:
         net(**{**{name: tensors[name] for name in (*INPUTS, "clip_img")}, **change})

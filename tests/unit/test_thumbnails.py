@@ -1,4 +1,5 @@
 """The pictures beside the workflows and the README's sheet: named and sized as they are shown, and all there."""
+
 from __future__ import annotations
 
 import io
@@ -6,8 +7,8 @@ import io
 import pytest
 from harness import REPOSITORY
 from PIL import Image
-from tools import sheet
-from tools import workflow_thumbnails as tool
+
+from tools import sheet, workflow_thumbnails as tool
 from tools.authoring.recipes import parts
 from tools.messages import Stop
 from tools.scenes import SHEET

@@ -1,4 +1,5 @@
 """Stage B in pieces is Stage B; in tiles it comes close, closer with the whole picture's norms, and shows no border."""
+
 from __future__ import annotations
 
 import math
@@ -8,20 +9,20 @@ from functools import cache
 import pytest
 import torch
 from measured import measured_peak
-from mini import Mini, need
 from tiny import relative, tiny_net
-from tools.scenes import SHEET
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.diffusion import sampling
-from stages.nets.backend import torch_attention
-from stages.inputs.resize import crop_prior
-from stages.errors import WrongInput
+from mini import Mini, need
 from stages.attention.layers import Changes, LayeredHooks, TokenLayer
+from stages.attention.tiles import OWN, PIECES, SHARED, PieceHooks, Tile, Tiling, feather, run_in_tiles, starts, thin
+from stages.diffusion import sampling
+from stages.errors import WrongInput
+from stages.inputs.resize import crop_prior
+from stages.nets.backend import torch_attention
 from stages.nets.memory import activation_memory, pieces_memory
 from stages.nets.stage_b import StageB, StageBConfig
-from stages.attention.tiles import OWN, PIECES, SHARED, PieceHooks, Tile, Tiling, feather, run_in_tiles, starts, thin
+from tools.scenes import SHEET
 from training.mini.generators import paint
 
 STEP = 16
@@ -35,8 +36,12 @@ def net() -> StageB:
 @pytest.fixture(scope="module")
 def given(net) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return {"x": torch.randn(2, 4, 98, 128), "r": torch.tensor([0.3, 0.6]), "effnet": torch.randn(2, 16, 9, 12),
-            "clip": torch.randn(2, 1, net.config.c_clip)}
+    return {
+        "x": torch.randn(2, 4, 98, 128),
+        "r": torch.tensor([0.3, 0.6]),
+        "effnet": torch.randn(2, 16, 9, 12),
+        "clip": torch.randn(2, 1, net.config.c_clip),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,7 @@ def whole(net, given) -> Tensor:
 
 def caller(net: StageB, r: Tensor, clip: Tensor):
     """The network as :func:`run_in_tiles` calls it."""
+
     def call(x: Tensor, prior: Tensor, count: int, changes: Changes) -> Tensor:
         r_each, clip_each = (value.repeat_interleave(count, 0) for value in (r, clip))
         return net.denoise(x, r_each, prior, clip_each, None, None, LayeredHooks(changes, torch_attention))
@@ -92,7 +98,7 @@ def test_tiles_cover_everything_and_their_weights_sum_to_one():
         weights = feather(length, size, begins)
         total = torch.zeros(length)
         for begin, row in zip(begins, weights):
-            total[begin:begin + size] += row
+            total[begin : begin + size] += row
         torch.testing.assert_close(total, torch.ones(length), rtol=0, atol=1e-6)
         assert weights.min() >= 0 and (len(begins) > 1 or weights.min() == 1)
 
@@ -147,8 +153,9 @@ def test_every_wide_layer_is_cut(net, given, monkeypatch):
     seen, allowed = [], 30_000
     for module in net.modules():
         if type(module).__name__ == "GlobalResponseNorm":
-            monkeypatch.setattr(module, "forward", lambda x, lengths, m=module: seen.append(x) or type(m).forward(
-                m, x, lengths))
+            monkeypatch.setattr(
+                module, "forward", lambda x, lengths, m=module: seen.append(x) or type(m).forward(m, x, lengths)
+            )
     call = caller(net, given["r"], given["clip"])
     with torch.inference_mode():
         call(given["x"], given["effnet"], 1, Changes(blocks=PieceHooks(allowed)))
@@ -222,8 +229,15 @@ def test_tokens_that_stand_for_several_count_so(net):
     weights = torch.tensor([[1.0, 1.0, 1.0, 2.0]])
 
     def with_weights(weights: Tensor, k: Tensor) -> Tensor:
-        return TokenLayer(weights).attend(None, q, k, k, k.shape[1] - weights.shape[1], None,
-                                          lambda q, k, v, n, mask: torch_attention(q, k, v, 2, mask=mask))
+        return TokenLayer(weights).attend(
+            None,
+            q,
+            k,
+            k,
+            k.shape[1] - weights.shape[1],
+            None,
+            lambda q, k, v, n, mask: torch_attention(q, k, v, 2, mask=mask),
+        )
 
     torch.testing.assert_close(with_weights(weights, k), torch_attention(q, twice, twice, 2), rtol=0, atol=1e-5)
     weights = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
@@ -233,8 +247,14 @@ def test_tokens_that_stand_for_several_count_so(net):
 # Memory
 
 
-WIDE = dict(c_hidden=(64, 96, 128, 128), nhead=(-1, -1, 2, 2), blocks=((1, 1, 1, 1), (1, 1, 1, 1)),
-            block_repeat=((1, 1, 1, 1), (2, 1, 1, 1)), c_cond=64, c_clip=64)
+WIDE = {
+    "c_hidden": (64, 96, 128, 128),
+    "nhead": (-1, -1, 2, 2),
+    "blocks": ((1, 1, 1, 1), (1, 1, 1, 1)),
+    "block_repeat": ((1, 1, 1, 1), (2, 1, 1, 1)),
+    "c_cond": 64,
+    "c_clip": 64,
+}
 SETUP = f"""
 from stages.nets.stage_b import StageB, StageBConfig
 from stages.attention.tiles import *
@@ -262,8 +282,10 @@ def peak_of(call: str) -> int:
 def test_at_most_half_the_memory(method):
     """Measured on this network, and estimated for the published one at 2048 and 4096 pixels."""
     tiling = Tiling(method, 96, 32)
-    call = {PIECES: f"run(x, prior, 1, Changes(blocks=PieceHooks(piece_elements({tiling}, 64))))",
-            SHARED: f"run_in_tiles(run, x, prior, {tiling}, 16)"}[method]
+    call = {
+        PIECES: f"run(x, prior, 1, Changes(blocks=PieceHooks(piece_elements({tiling}, 64))))",
+        SHARED: f"run_in_tiles(run, x, prior, {tiling}, 16)",
+    }[method]
     used, plain = peak_of(call), peak_of("run(x, prior, 1, Changes())")
     assert used <= plain / 2, f"{used / plain:.2f} of {plain / 2**20:.0f} MiB"
     if method == PIECES:
@@ -291,8 +313,10 @@ def test_mini_pictures(record_property):
     need("prior", "text_encoder", "decoder", "stage_a")
     mini, prior = Mini(), four_pictures()
     with torch.inference_mode():
-        pictures = {method: mini.stage_a.decode(painted(mini.stage_b, prior, method)).clamp(0, 1)
-                    for method in (None, PIECES, SHARED, OWN)}
+        pictures = {
+            method: mini.stage_a.decode(painted(mini.stage_b, prior, method)).clamp(0, 1)
+            for method in (None, PIECES, SHARED, OWN)
+        }
     found = {method: psnr(pictures[method], pictures[None], 1.0) for method in (PIECES, SHARED, OWN)}
     for method, value in found.items():
         record_property(f"psnr of {method}", value)
@@ -300,8 +324,10 @@ def test_mini_pictures(record_property):
     assert found[SHARED] >= 30 and found[SHARED] > found[OWN], found
     size, begins = starts(128, *MINI_TILES, STEP)
     lines = sorted({4 * edge for begin in begins for edge in (begin, begin + size)} - {0, 512})
-    steep = {method: border_contrast(pictures[method], lines) + border_contrast(pictures[method].mT, lines)
-             for method in (SHARED, None)}
+    steep = {
+        method: border_contrast(pictures[method], lines) + border_contrast(pictures[method].mT, lines)
+        for method in (SHARED, None)
+    }
     assert steep[SHARED] <= 1.05 * steep[None], "borders of tiles are seen"
 
 
@@ -320,6 +346,12 @@ def painted(net: StageB, prior: Tensor, method: str | None) -> Tensor:
         return run_in_tiles(call, x, prior, Tiling(method, *MINI_TILES), STEP), None
 
     noise = sampling.NoiseStreams([1], stream=1).next
-    *_, last = sampling.sample(predict, sampling.NoiseStreams([1]).next((1, 4, 128, 128)),
-                                timesteps=sampling.timesteps(10, 1.0), shift=1.0, step=sampling.ddpm_step, noise=noise)
+    *_, last = sampling.sample(
+        predict,
+        sampling.NoiseStreams([1]).next((1, 4, 128, 128)),
+        timesteps=sampling.timesteps(10, 1.0),
+        shift=1.0,
+        step=sampling.ddpm_step,
+        noise=noise,
+    )
     return last.x0

@@ -1,4 +1,5 @@
 """Tiles cover everything once, and equal the whole picture."""
+
 from __future__ import annotations
 
 import random
@@ -9,8 +10,8 @@ from recipe import weights_for
 from tiny import relative
 
 from stages.errors import WrongInput
-from stages.nets.stage_a import StageA, StageAConfig
 from stages.nets.exact_tiles import Grid, largest_window, run_tiled, spans
+from stages.nets.stage_a import StageA, StageAConfig
 
 
 @pytest.fixture(scope="module")

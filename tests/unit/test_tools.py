@@ -1,4 +1,5 @@
 """What `dev.py` does around a server: linking the pack, stopping processes, websockets, choices, pictures."""
+
 from __future__ import annotations
 
 import os
@@ -12,11 +13,12 @@ import zlib
 from pathlib import Path
 
 import pytest
+
 from tools import server
+from tools.api_prompt import Converted
 from tools.edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from tools.messages import Stop
 from tools.png import text_chunks
-from tools.api_prompt import Converted
 from tools.websocket import Closed, WebSocket
 
 
@@ -26,8 +28,10 @@ def test_the_pack_is_linked_or_copied_and_never_lost(tmp_path, monkeypatch, righ
     (pack / ".git").mkdir(parents=True)
     (pack / "__init__.py").write_text("1")
     if not rights:
+
         def refuse(*_, **__):
             raise OSError("no right to make links")
+
         monkeypatch.setattr(Path, "symlink_to", refuse)
     target = server.link_pack(tmp_path / "custom_nodes", pack, "mine")
     assert (target / "__init__.py").read_text() == "1" and target.is_symlink() == rights
@@ -42,9 +46,11 @@ def test_the_pack_is_linked_or_copied_and_never_lost(tmp_path, monkeypatch, righ
 
 
 def test_a_server_is_stopped_with_everything_that_it_started():
-    code = ("import subprocess, sys, time;"
-            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
-            "print(child.pid, flush=True); time.sleep(60)")
+    code = (
+        "import subprocess, sys, time;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
     group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, **group)
     child = int(process.stdout.readline())
@@ -61,9 +67,11 @@ def test_a_server_ends_with_its_starter(tmp_path):
     script = tmp_path / "main.py"
     script.write_text("import os, sys, time; print(os.getpid(), sys.argv, sys.path[0], flush=True); time.sleep(60)")
     guard = str(Path(server.__file__).with_name("guard.py"))
-    starter = ("import subprocess, sys, time;"
-               "started = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True);"
-               "time.sleep(60)")
+    starter = (
+        "import subprocess, sys, time;"
+        "started = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True);"
+        "time.sleep(60)"
+    )
     command = [sys.executable, "-c", starter, sys.executable, guard, str(script), "--flag"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
     number, rest = process.stdout.readline().strip().split(" ", 1)
@@ -90,8 +98,11 @@ def _alive(number: int) -> bool:
 
 def frame(kind: int, payload: bytes, last: bool = True) -> bytes:
     size = len(payload)
-    length = bytes([size]) if size < 126 else (
-        b"\x7e" + struct.pack(">H", size) if size < 1 << 16 else b"\x7f" + struct.pack(">Q", size))
+    length = (
+        bytes([size])
+        if size < 126
+        else (b"\x7e" + struct.pack(">H", size) if size < 1 << 16 else b"\x7f" + struct.pack(">Q", size))
+    )
     return bytes([kind | (0x80 if last else 0)]) + length + payload
 
 
@@ -135,16 +146,21 @@ def test_websocket_messages_arrive_whole():
 
 
 def sampling() -> Converted:
-    return Converted({
-        "1": {"class_type": "Text", "inputs": {"text": "old", "clip": ["9", 0]}, "_meta": {"title": "Text"}},
-        "2": {"class_type": "Text", "inputs": {"text": "bad", "clip": ["9", 0]}, "_meta": {"title": "Text"}},
-        "3": {"class_type": "Pass", "inputs": {"conditioning": ["1", 0]}, "_meta": {"title": "Pass"}},
-        "4": {"class_type": "Sample", "inputs": {"positive": ["3", 0], "negative": ["2", 0], "seed": 1},
-              "_meta": {"title": "Sample"}},
-        "5": {"class_type": "Canvas", "inputs": {"width": 8, "height": 8}, "_meta": {"title": "Canvas"}},
-        "6": {"class_type": "Scale", "inputs": {"width": 3, "height": ["5", 1]}, "_meta": {"title": "Scale"}},
-        "9": {"class_type": "Load", "inputs": {"file": "stage_c_bf16.safetensors"}, "_meta": {"title": "Load"}},
-    })
+    return Converted(
+        {
+            "1": {"class_type": "Text", "inputs": {"text": "old", "clip": ["9", 0]}, "_meta": {"title": "Text"}},
+            "2": {"class_type": "Text", "inputs": {"text": "bad", "clip": ["9", 0]}, "_meta": {"title": "Text"}},
+            "3": {"class_type": "Pass", "inputs": {"conditioning": ["1", 0]}, "_meta": {"title": "Pass"}},
+            "4": {
+                "class_type": "Sample",
+                "inputs": {"positive": ["3", 0], "negative": ["2", 0], "seed": 1},
+                "_meta": {"title": "Sample"},
+            },
+            "5": {"class_type": "Canvas", "inputs": {"width": 8, "height": 8}, "_meta": {"title": "Canvas"}},
+            "6": {"class_type": "Scale", "inputs": {"width": 3, "height": ["5", 1]}, "_meta": {"title": "Scale"}},
+            "9": {"class_type": "Load", "inputs": {"file": "stage_c_bf16.safetensors"}, "_meta": {"title": "Load"}},
+        }
+    )
 
 
 def test_choices_reach_the_right_inputs():
@@ -158,8 +174,11 @@ def test_choices_reach_the_right_inputs():
     assert prompt["5"]["inputs"] == {"width": 640, "height": 480} and prompt["6"]["inputs"]["width"] == 3
     with pytest.raises(Stop, match="--size big is not a size"):
         parse_size("big")
-    for change in (lambda empty: set_prompt(empty, "x"), lambda empty: set_seed(empty, 1),
-                   lambda empty: set_size(empty, 1, 1)):
+    for change in (
+        lambda empty: set_prompt(empty, "x"),
+        lambda empty: set_seed(empty, 1),
+        lambda empty: set_size(empty, 1, 1),
+    ):
         with pytest.raises(Stop, match="has no effect"):
             change(Converted({}))
 

@@ -1,4 +1,5 @@
 """The training objectives against their equations and the schedule golden, and the statistics of initial weights."""
+
 from __future__ import annotations
 
 import copy
@@ -10,19 +11,30 @@ from tiny import golden
 from torch import nn
 
 from stages.diffusion import sampling
-from stages.training import losses as t
-from stages.nets.blocks import GlobalResponseNorm, Projections, TimestepBlock
-from stages.nets.blocks import ResBlock as UNetResBlock
+from stages.nets.blocks import GlobalResponseNorm, Projections, ResBlock as UNetResBlock, TimestepBlock
 from stages.nets.initial import initialise_stage_a, initialise_unet
-from stages.nets.stage_a import ResBlock as StageAResBlock
-from stages.nets.stage_a import StageA, StageAConfig
+from stages.nets.stage_a import ResBlock as StageAResBlock, StageA, StageAConfig
 from stages.nets.stage_b import StageB, StageBConfig
 from stages.nets.stage_c import StageC, StageCConfig
+from stages.training import losses as t
 
-C = StageCConfig(c_cond=128, c_hidden=(128, 128), nhead=(2, 2), blocks=((2, 2), (2, 2)), c_clip_text=64,
-                 c_clip_text_pooled=64, c_clip_img=64)
-B = StageBConfig(c_cond=64, c_hidden=(32, 32, 64, 64), nhead=(-1, -1, 1, 1), blocks=((1, 1, 1, 1), (1, 1, 1, 1)),
-                 block_repeat=((1, 1, 1, 1), (2, 1, 1, 1)), c_clip=64)
+C = StageCConfig(
+    c_cond=128,
+    c_hidden=(128, 128),
+    nhead=(2, 2),
+    blocks=((2, 2), (2, 2)),
+    c_clip_text=64,
+    c_clip_text_pooled=64,
+    c_clip_img=64,
+)
+B = StageBConfig(
+    c_cond=64,
+    c_hidden=(32, 32, 64, 64),
+    nhead=(-1, -1, 1, 1),
+    blocks=((1, 1, 1, 1), (1, 1, 1, 1)),
+    block_repeat=((1, 1, 1, 1), (2, 1, 1, 1)),
+    c_clip=64,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:

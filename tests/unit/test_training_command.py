@@ -1,4 +1,5 @@
 """The command line: the file, the run from files on disk, going on, and both launchers' way to start processes."""
+
 from __future__ import annotations
 
 import json
@@ -16,10 +17,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from commands import train
 from stages.errors import WrongInput
 from stages.training.export import TOKENS
 from stages.training.settings import Settings
-from commands import train
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,18 @@ def config(models, tmp_path, monkeypatch) -> Path:
         (tmp_path / "pictures" / f"{number}.txt").write_text(f"a [thing] {number}")
     settings = {"name": "small", "steps": 4, "batch_size": 2, "learning_rate": 1e-2, "resolution": 64, "save_every": 2}
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({
-        "stage_c": str(models / "diffusion_models" / "stage_c.safetensors"),
-        "text_encoder": str(models / "text_encoders" / "clip_g.safetensors"),
-        "image_encoder": str(models / "vae" / "effnet_encoder.safetensors"),
-        "pictures": "pictures", "output": "run", "settings": settings}))
+    file.write_text(
+        json.dumps(
+            {
+                "stage_c": str(models / "diffusion_models" / "stage_c.safetensors"),
+                "text_encoder": str(models / "text_encoders" / "clip_g.safetensors"),
+                "image_encoder": str(models / "vae" / "effnet_encoder.safetensors"),
+                "pictures": "pictures",
+                "output": "run",
+                "settings": settings,
+            }
+        )
+    )
     return file
 
 
@@ -52,7 +60,9 @@ def test_a_run_from_files(config, tmp_path, caplog):
     assert path == tmp_path / "run" / "small.safetensors" and len(load_file(path)) == 3 * 16
     assert "Memory plan" in caplog.text and "3 pictures with captions" in caplog.text
     assert {p.name for p in (tmp_path / "run" / "state" / "checkpoints").iterdir()} == {
-        "small-step000002.safetensors", "small-step000004.safetensors"}
+        "small-step000002.safetensors",
+        "small-step000004.safetensors",
+    }
     assert Image.open(tmp_path / "run" / "small.loss.png").size == (768, 384)
     longer = replace(read, settings=replace(read.settings, steps=6))
     before = load_file(path)
@@ -81,9 +91,28 @@ def test_two_processes_by_torchrun(config, tmp_path):
     (tmp_path / "run").rename(tmp_path / "alone")
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "commands.train",
-         "--config", str(config), "--device", "cpu", "--threads", "1"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}, cwd=root, timeout=400, capture_output=True, text=True)
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--standalone",
+            "-m",
+            "commands.train",
+            "--config",
+            str(config),
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
+        cwd=root,
+        timeout=400,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "2 processes." in done.stderr
     together = load_file(tmp_path / "run" / "small.safetensors")
@@ -92,8 +121,10 @@ def test_two_processes_by_torchrun(config, tmp_path):
         assert (value.float() - alone[key].float()).abs().max() <= 2e-3 * alone[key].float().abs().max() + 1e-7, key
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"pictures": None}, "lacks pictures"), ({"colour": "red"}, "colour"), ({"settings": {"rnak": 1}}, "rnak")])
+@pytest.mark.parametrize(
+    "change, words",
+    [({"pictures": None}, "lacks pictures"), ({"colour": "red"}, "colour"), ({"settings": {"rnak": 1}}, "rnak")],
+)
 def test_wrong_files_are_told(config, change, words):
     values = {**json.loads(config.read_text()), **change}
     config.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
@@ -107,4 +138,5 @@ def test_wrong_files_are_told(config, change, words):
 def test_paths_are_relative_to_the_file(config, tmp_path):
     read = train.read_config(config)
     assert read.output == str(tmp_path / "run") and read.settings == Settings(
-        name="small", steps=4, batch_size=2, learning_rate=1e-2, resolution=64, save_every=2)
+        name="small", steps=4, batch_size=2, learning_rate=1e-2, resolution=64, save_every=2
+    )

@@ -1,4 +1,5 @@
 """Training sets: what is refused by name, the buckets, the cache, and the settings that a file or a node gives."""
+
 from __future__ import annotations
 
 import json
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from stages.errors import BadValues, WrongInput
-from stages.training import seeding, cache as encode, dataset, settings
+from stages.training import cache as encode, dataset, seeding, settings
 from stages.training.settings import Settings, from_dict
 
 
@@ -39,7 +40,9 @@ def test_a_folder_with_captions(tmp_path):
     (folder / "notes.md").write_text("no picture")
     found = dataset.from_folder(folder, read, resolution=64)
     assert [(p.name, p.caption, p.width, p.height) for p in found.pictures] == [
-        ("first.png", "a red apple", 32, 64), ("second.png", "a robot", 64, 64)]
+        ("first.png", "a red apple", 32, 64),
+        ("second.png", "a robot", 64, 64),
+    ]
     assert found.pictures[1].read().unique().tolist() == [2]
     text = found.report()
     assert "set: 2 pictures" in text and "64x64: 1" in text and "32x64: 1" in text
@@ -158,8 +161,15 @@ def test_bad_latents_are_told_by_name(tmp_path):
 
 def test_fingerprints_tell_networks_apart():
     one = {"a": torch.arange(100.0), "b": torch.zeros(3, 2)}
-    marks = {encode.fingerprint(t) for t in (one, {**one, "b": torch.zeros(2, 3)}, {**one, "a": one["a"] + 1},
-                                             {key: value.clone() for key, value in one.items()})}
+    marks = {
+        encode.fingerprint(t)
+        for t in (
+            one,
+            {**one, "b": torch.zeros(2, 3)},
+            {**one, "a": one["a"] + 1},
+            {key: value.clone() for key, value in one.items()},
+        )
+    }
     assert len(marks) == 3
 
 
@@ -168,15 +178,18 @@ def test_fingerprints_tell_networks_apart():
 
 def test_every_epoch_sees_every_picture_once():
     seen = [index for step in range(6) for index in seeding.chosen(3, step, 5, 10)]
-    epochs = [seen[i:i + 10] for i in (0, 10, 20)]
+    epochs = [seen[i : i + 10] for i in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
     assert seeding.chosen(4, 0, 5, 10) != seeding.chosen(3, 0, 5, 10)
     assert sorted(seeding.chosen(0, 1, 7, 2))[:3] == [0, 0, 0], "a batch may hold a picture several times"
 
 
 def test_places_have_generators_of_their_own():
-    numbers = {float(torch.rand(1, generator=seeding.generator(0, "sample", step, place), dtype=torch.float64))
-               for step in range(30) for place in range(30)}
+    numbers = {
+        float(torch.rand(1, generator=seeding.generator(0, "sample", step, place), dtype=torch.float64))
+        for step in range(30)
+        for place in range(30)
+    }
     assert len(numbers) == 900
     values = torch.tensor(sorted(numbers))
     assert values.mean() == pytest.approx(0.5, abs=0.04)
@@ -196,16 +209,28 @@ def test_a_continuation_may_change_what_is_not_learned(change):
     assert Settings(**change).identity() == Settings().identity()
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"learning_rate": 2e-4}, {"rank": 8}, {"drop_text": 0.1}, {"base": "fp8"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 5}, {"learning_rate": 2e-4}, {"rank": 8}, {"drop_text": 0.1}, {"base": "fp8"}]
+)
 def test_other_settings_are_another_run(change):
     assert Settings(**change).identity() != Settings().identity()
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"learnig_rate": 1}, "learnig_rate"), ({"rank": 0}, "'rank' is 0"), ({"steps": "many"}, "'steps' is 'many'"),
-    ({"base": "int4"}, "auto, bf16, fp8, fp32"), ({"name": "../x"}, "letters"), ({"blocks": []}, "No blocks"),
-    ({"layout": "official", "blocks": [".clf"]}, "attention alone"), ({"blocks": 3}, "wrong kind"),
-    ({"tokens": [["a"]]}, "no pairs"), ({"learning_rate": math.nan}, "learning_rate")])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"learnig_rate": 1}, "learnig_rate"),
+        ({"rank": 0}, "'rank' is 0"),
+        ({"steps": "many"}, "'steps' is 'many'"),
+        ({"base": "int4"}, "auto, bf16, fp8, fp32"),
+        ({"name": "../x"}, "letters"),
+        ({"blocks": []}, "No blocks"),
+        ({"layout": "official", "blocks": [".clf"]}, "attention alone"),
+        ({"blocks": 3}, "wrong kind"),
+        ({"tokens": [["a"]]}, "no pairs"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+    ],
+)
 def test_wrong_settings_are_told(values, words):
     with pytest.raises(WrongInput, match=words) as caught:
         from_dict(values)

@@ -1,4 +1,5 @@
 """Frozen networks, the adapters beside their layers, and the files that hold what was learned."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,8 @@ from tiny import relative, tiny_net, tiny_weights
 
 from stages.errors import WrongInput
 from stages.training import export
-from stages.training.lora_layers import Adapter, Lora, trainable
 from stages.training.frozen_net import FLOAT8, FrozenLinear
+from stages.training.lora_layers import Adapter, Lora, trainable
 from stages.training.settings import ATTENTION
 
 INPUTS = randn(2, 16, 4, 5, seed=1), torch.tensor([0.3, 0.8]), randn(2, 7, 96, seed=2), randn(2, 1, 96, seed=3)
@@ -52,13 +53,15 @@ def test_frozen_net_is_the_net(checkpointing):
 def test_eight_bits_are_a_quarter_of_the_room_and_near():
     net, wanted = lessons.net(base="fp8"), tiny_net("stage_c_tiny")
     layers = [module for module in net.modules() if isinstance(module, FrozenLinear)]
-    assert layers and all(layer.weight.dtype == FLOAT8 and layer.scale.shape == (len(layer.weight),) for layer in layers)
+    assert layers and all(
+        layer.weight.dtype == FLOAT8 and layer.scale.shape == (len(layer.weight),) for layer in layers
+    )
     assert net.clf[1].weight.dtype == torch.bfloat16
     error = net(*INPUTS) - wanted(*INPUTS)
     assert error.std() <= 0.06 * wanted(*INPUTS).std()
     x = randn(3, 128, seed=4).requires_grad_()
     layer = next(layer for layer in layers if layer.in_features == 128)
-    grad, = torch.autograd.grad(layer(x).sum(), x)
+    (grad,) = torch.autograd.grad(layer(x).sum(), x)
     stored = layer.weight.float() * layer.scale[:, None]
     assert torch.allclose(grad, stored.sum(0).expand_as(x), atol=1e-4 * float(stored.abs().sum(0).max()))
 
@@ -90,8 +93,10 @@ def test_nothing_is_changed_before_training_and_seeds_matter():
     one = Lora(net, 2, 2.0, (ATTENTION,), seed=1)
     assert torch.equal(net(*INPUTS), before)
     same, other = (Lora(lessons.net(), 2, 2.0, (ATTENTION,), seed=seed) for seed in (1, 2))
-    assert all(torch.equal(one.down[key], same.down[key]) and not torch.equal(one.down[key], other.down[key])
-               for key in one.down)
+    assert all(
+        torch.equal(one.down[key], same.down[key]) and not torch.equal(one.down[key], other.down[key])
+        for key in one.down
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -114,7 +119,13 @@ def test_checkpointing_changes_no_gradient():
     for checkpointing in (False, True):
         net = lessons.net(checkpointing=checkpointing)
         lora = lora_of(net)
-        control = [None, randn(1, 128, 4, 5, seed=8).requires_grad_(), None, None, randn(1, 128, 2, 2, seed=9).requires_grad_()]
+        control = [
+            None,
+            randn(1, 128, 4, 5, seed=8).requires_grad_(),
+            None,
+            None,
+            randn(1, 128, 2, 2, seed=9).requires_grad_(),
+        ]
         net(*INPUTS, control=control).square().mean().backward()
         results.append([*(p.grad for p in lora.parameters()), control[1].grad, control[4].grad])
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) and a.abs().max() > 0 for a, b in zip(*results))
@@ -164,8 +175,16 @@ def test_official_file_is_the_same_change():
     assert set(tensors) == {f"weights.{i}.lora_{end}" for i in range(12) for end in ("up", "down")}
     assert tensors["weights.0.lora_up"].shape == (128, 2) and tensors["weights.1.lora_up"].shape == (384, 2)
     weights, changed = tiny_weights("stage_c_tiny"), merged(lora)
-    places = [f"{way}.{level}.{3 * group + 2}.attention.attn" for way, level, groups in (
-        ("down_blocks", 0, 1), ("down_blocks", 1, 2), ("up_blocks", 0, 2), ("up_blocks", 1, 1)) for group in range(groups)]
+    places = [
+        f"{way}.{level}.{3 * group + 2}.attention.attn"
+        for way, level, groups in (
+            ("down_blocks", 0, 1),
+            ("down_blocks", 1, 2),
+            ("up_blocks", 0, 2),
+            ("up_blocks", 1, 1),
+        )
+        for group in range(groups)
+    ]
     assert len(places) == 6
     for number, place in enumerate(places):
         for index, names in ((2 * number, ["out_proj"]), (2 * number + 1, ["to_q", "to_k", "to_v"])):

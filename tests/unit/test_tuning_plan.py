@@ -1,4 +1,5 @@
 """The memory plan: its arithmetic against what a network really keeps, and the promises for the published sizes."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -10,13 +11,20 @@ from lessons import randn
 from stages.nets.sizes import PUBLISHED
 from stages.nets.stage_c import StageCConfig
 from stages.training import memory as plans
-from stages.training.lora_layers import Lora
 from stages.training.frozen_net import CLASSES, FROZEN, frozen_net
+from stages.training.lora_layers import Lora
 from stages.training.settings import Settings
 
 FULL, LITE = PUBLISHED["stage_c"]["3.6B"], PUBLISHED["stage_c"]["1B"]
-MIDDLE = StageCConfig(c_cond=256, c_hidden=(256, 256), nhead=(4, 4), blocks=((1, 2), (2, 1)), c_clip_text=96,
-                      c_clip_text_pooled=96, c_clip_img=64)
+MIDDLE = StageCConfig(
+    c_cond=256,
+    c_hidden=(256, 256),
+    nhead=(4, 4),
+    blocks=((1, 2), (2, 1)),
+    c_clip_text=96,
+    c_clip_text_pooled=96,
+    c_clip_img=64,
+)
 
 
 @pytest.mark.parametrize("config, most", [(FULL, 12e9), (LITE, 8e9)])
@@ -50,8 +58,12 @@ def test_the_weights_are_what_is_stored():
 
 def test_parts_and_processes_lower_it():
     one = plans.plan("stage_c", LITE, Settings(batch_size=8)).parts["activations"]
-    assert plans.plan("stage_c", LITE, Settings(batch_size=8, accumulation=4)).parts["activations"] == pytest.approx(one / 4)
-    assert plans.plan("stage_c", LITE, Settings(batch_size=8), processes=2).parts["activations"] == pytest.approx(one / 2)
+    assert plans.plan("stage_c", LITE, Settings(batch_size=8, accumulation=4)).parts["activations"] == pytest.approx(
+        one / 4
+    )
+    assert plans.plan("stage_c", LITE, Settings(batch_size=8), processes=2).parts["activations"] == pytest.approx(
+        one / 2
+    )
     kept = plans.plan("stage_c", LITE, replace(Settings(batch_size=8), checkpointing=False)).parts["activations"]
     assert kept > 4 * one
 
@@ -72,8 +84,10 @@ def kept_bytes(checkpointing: bool, bfloat16: bool, side: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes(), tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast(
-            "cpu", torch.bfloat16, enabled=bfloat16):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+    ):
         out = net(randn(2, 16, side, side), torch.rand(2), randn(2, 7, 96), randn(2, 1, 96))
     assert out.requires_grad
     return sum(size for size, _ in kept.values())

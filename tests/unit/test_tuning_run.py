@@ -1,4 +1,5 @@
 """Training as a whole: it learns, however its batch is split, and goes on after whatever stopped it."""
+
 from __future__ import annotations
 
 import math
@@ -16,16 +17,16 @@ import pytest
 import torch
 from lessons import SHORT, distance, randn, rows, trainer
 
+from stages.errors import BadValues, WrongInput
 from stages.nets.controlnet import ControlNet, ControlNetConfig
 from stages.nets.encoder import EncoderConfig
-from stages.errors import BadValues, WrongInput
 from stages.nets.initial import initialise_stage_a, initialise_unet
 from stages.nets.stage_a import StageA, StageAConfig
 from stages.nets.stage_b import StageB, StageBConfig
 from stages.training import checkpoint as stores
+from stages.training.checkpoint import Store, train
 from stages.training.objectives import ControlObjective, StageAObjective, StageBObjective, StageCObjective
 from stages.training.settings import LOSS_WEIGHTS
-from stages.training.checkpoint import Store, train
 from stages.training.trainer import GROWTH, WINDOW, Diverged, Trainer, trouble
 
 UNIT = Path(__file__).parent
@@ -44,11 +45,14 @@ def finished(settings, tmp_path: Path | None = None, **options) -> Trainer:
 @pytest.mark.parametrize("loss_weight", LOSS_WEIGHTS)
 def test_the_loss_falls_on_four_pictures(loss_weight):
     """Measured on the same draws before and after, so that chance has no part in it."""
-    settings = replace(SHORT, steps=20, loss_weight=loss_weight, blocks=(".attn", ".clf"), drop_text=0.0, rank=8, alpha=8.0)
+    settings = replace(
+        SHORT, steps=20, loss_weight=loss_weight, blocks=(".attn", ".clf"), drop_text=0.0, rank=8, alpha=8.0
+    )
     run = trainer(settings)
 
     def judged() -> float:
         from stages.training.seeding import generator
+
         with torch.no_grad():
             return float(run.objective.losses(rows() * 4, [generator(0, i) for i in range(16)]).raw.mean())
 
@@ -62,6 +66,7 @@ def test_noise_time_and_dropout_follow_the_official_objective():
     """The reconstruction of what the network was shown, from the generators alone."""
     from stages.diffusion.sampling import add_noise, logsnr
     from stages.training.losses import sample_times
+
     shown = {}
 
     def net(x, r, **told):
@@ -96,13 +101,21 @@ def test_a_long_prompt_is_dropped_for_as_long_an_empty_one():
 
 
 def small_b() -> tuple[StageB, list[dict[str, torch.Tensor]]]:
-    config = StageBConfig(c_cond=64, c_hidden=(32, 32, 64, 64), nhead=(-1, -1, 1, 1), c_clip=64,
-                          blocks=((1, 1, 1, 1), (1, 1, 1, 1)), block_repeat=((1, 1, 1, 1), (1, 1, 1, 1)))
+    config = StageBConfig(
+        c_cond=64,
+        c_hidden=(32, 32, 64, 64),
+        nhead=(-1, -1, 1, 1),
+        c_clip=64,
+        blocks=((1, 1, 1, 1), (1, 1, 1, 1)),
+        block_repeat=((1, 1, 1, 1), (1, 1, 1, 1)),
+    )
     torch.manual_seed(0)
     net = StageB(config)
     initialise_unet(net)
-    return net, [{"latent": randn(4, 16, 16, seed=i), "effnet": randn(16, 3, 3, seed=i), "pooled": randn(1, 64, seed=i)}
-                 for i in range(4)]
+    return net, [
+        {"latent": randn(4, 16, 16, seed=i), "effnet": randn(16, 3, 3, seed=i), "pooled": randn(1, 64, seed=i)}
+        for i in range(4)
+    ]
 
 
 def test_the_loop_trains_stage_b_and_stage_a():
@@ -116,7 +129,9 @@ def test_the_loop_trains_stage_b_and_stage_a():
     vae = StageA(StageAConfig(c_hidden=32, bottleneck_blocks=1, codebook_size=16))
     initialise_stage_a(vae)
     vae.down_blocks[-1][1].requires_grad_(False)
-    pictures = [{"picture": torch.rand(3, 1, 1, generator=torch.Generator().manual_seed(i)).expand(3, 40, 48)} for i in range(4)]
+    pictures = [
+        {"picture": torch.rand(3, 1, 1, generator=torch.Generator().manual_seed(i)).expand(3, 40, 48)} for i in range(4)
+    ]
     run = Trainer(StageAObjective(vae, window=16), vae, pictures, replace(SHORT, steps=40, learning_rate=4e-3))
     losses = [run.update() for _ in range(40)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
@@ -124,15 +139,18 @@ def test_the_loop_trains_stage_b_and_stage_a():
 
 
 def test_a_controlnet_learns_alone():
-    trunk = EncoderConfig(c_stem=8, widths=(8, 8), repeats=(1, 1), expansions=(1, 2), strides=(2, 8), fused=(True, True),
-                          c_features=16)
+    trunk = EncoderConfig(
+        c_stem=8, widths=(8, 8), repeats=(1, 1), expansions=(1, 2), strides=(2, 8), fused=(True, True), c_features=16
+    )
     torch.manual_seed(0)
     control = ControlNet(ControlNetConfig(c_proj=128, proj_blocks=(0, 3), trunk=trunk))
     for projection in control.projections:
         torch.nn.init.zeros_(projection[2].weight)
     net = lessons.net(checkpointing=True)
-    data = [{**row, "hint": torch.rand(1, 128, 128, generator=torch.Generator().manual_seed(i))}
-            for i, row in enumerate(rows())]
+    data = [
+        {**row, "hint": torch.rand(1, 128, 128, generator=torch.Generator().manual_seed(i))}
+        for i, row in enumerate(rows())
+    ]
     objective = ControlObjective(net, lessons.EMPTY, offset=0.1, controlnet=control)
     generators = [torch.Generator().manual_seed(i) for i in range(4)]
     plain = StageCObjective(net, lessons.EMPTY, offset=0.1).losses(rows(), generators).raw
@@ -151,7 +169,7 @@ def test_a_controlnet_learns_alone():
 # Splitting
 
 
-MIXED = dict(data=rows(((4, 4), (2, 6), (4, 4), (6, 2), (4, 4))))
+MIXED = {"data": rows(((4, 4), (2, 6), (4, 4), (6, 2), (4, 4)))}
 
 
 @pytest.mark.parametrize("loss_weight", ["p2", "adaptive"])
@@ -162,7 +180,9 @@ def test_the_result_does_not_depend_on_how_a_batch_is_split(loss_weight):
     assert len(parts.parts([0, 2, 4, 0])) == 4 and len(whole.parts([0, 2, 4, 0])) == 1
     assert parts.losses == pytest.approx(whole.losses, rel=1e-5)
     assert distance(parts.learned.state_dict(), whole.learned.state_dict()) <= 1e-5
-    assert distance(parts.result(), whole.result()) <= 1e-5 < 1e-3 < distance(whole.result(), whole.learned.state_dict())
+    assert (
+        distance(parts.result(), whole.result()) <= 1e-5 < 1e-3 < distance(whole.result(), whole.learned.state_dict())
+    )
     if loss_weight == "adaptive":
         assert torch.allclose(parts.adaptive.losses, whole.adaptive.losses, rtol=1e-5)
         assert (whole.adaptive.losses != 1).sum() > 10
@@ -176,13 +196,25 @@ def free_port() -> int:
 
 def test_two_processes_equal_one(tmp_path):
     """As torchrun and accelerate launch start them: by environment variables."""
-    variables = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
-                 "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(UNIT.parents[1]), str(UNIT)))}
-    running = [subprocess.Popen([sys.executable, str(UNIT / "lesson_process.py"), str(tmp_path / f"{rank}.pt")],
-                                env={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    variables = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join((str(UNIT.parents[1]), str(UNIT))),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(UNIT / "lesson_process.py"), str(tmp_path / f"{rank}.pt")],
+            env={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
     assert [process.wait(300) for process in running] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     import lesson_process
+
     alone = lesson_process.train_here(stores_in=None)
     assert distance(first["learned"], second["learned"]) == 0, "both end with the same weights"
     assert distance(first["learned"], alone["learned"]) <= 1e-5
@@ -234,8 +266,12 @@ def test_an_interrupted_run_goes_on_with_nothing_lost(tmp_path, stop):
 def test_a_killed_run_goes_on(tmp_path):
     """The process dies at once, in the middle of a step; what was saved last is whole."""
     command = [sys.executable, str(UNIT / "lesson_process.py"), str(tmp_path / "out.pt"), str(tmp_path / "run")]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "LESSON_SLOWLY": "1",
-                 "PYTHONPATH": os.pathsep.join((str(UNIT.parents[1]), str(UNIT)))}
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "LESSON_SLOWLY": "1",
+        "PYTHONPATH": os.pathsep.join((str(UNIT.parents[1]), str(UNIT))),
+    }
     process = subprocess.Popen(command, env=variables)
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "state.before.pt").exists() and time.monotonic() < deadline:
@@ -243,6 +279,7 @@ def test_a_killed_run_goes_on(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     import lesson_process
+
     settings = lesson_process.SETTINGS
     assert len(Store(tmp_path / "run", settings.identity()).states()["losses"]) < settings.steps
     run = lesson_process.train_here(stores_in=tmp_path / "run")
@@ -301,7 +338,9 @@ def test_nan_stops_and_keeps_the_last_good_state(tmp_path, at, good):
     """Good is what was saved before the ten steps in which it may have gone wrong already."""
     settings = replace(SHORT, steps=60, save_every=8)
     run, store, saved = poisoned(at, settings), Store(tmp_path, settings.identity()), []
-    with pytest.raises(BadValues, match=f"the loss of step {at + 1} is not a number.*weights of step {good}, the last good"):
+    with pytest.raises(
+        BadValues, match=f"the loss of step {at + 1} is not a number.*weights of step {good}, the last good"
+    ):
         train(run, store, on_save=lambda trainer: saved.append(trainer.step))
     assert run.step == good == saved[-1]
     clean = finished(replace(settings, steps=good)) if good else trainer(settings)

@@ -1,4 +1,5 @@
 """Learned words: the encoder that they are trained through, and what is trained."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -8,14 +9,16 @@ import pytest
 import torch
 from lessons import SHORT, randn
 
-from stages.files.clip import TextConfig
 from stages.errors import WrongInput
+from stages.files.clip import TextConfig
 from stages.training import words as text
 from stages.training.lora_layers import Lora
 from stages.training.trainer import Trainer
 from training.mini.towers import TextTower as Twin
 
-CONFIG = TextConfig(hidden_size=96, intermediate_size=128, num_hidden_layers=2, num_attention_heads=3, projection_dim=96)
+CONFIG = TextConfig(
+    hidden_size=96, intermediate_size=128, num_hidden_layers=2, num_attention_heads=3, projection_dim=96
+)
 
 
 class OneATokenAWord:
@@ -83,8 +86,10 @@ def test_offsets_learn_together_with_the_lora(twin):
     net, learned, words = tower(twin)
     stage_c = lessons.net()
     lora = Lora(stage_c, 2, 2.0, (".attn",))
-    rows = [{"latent": randn(16, 4, 4, seed=i), "ids": text.token_ids("the [x]" if i else "the", words, WORDS)}
-            for i in range(4)]
+    rows = [
+        {"latent": randn(16, 4, 4, seed=i), "ids": text.token_ids("the [x]" if i else "the", words, WORDS)}
+        for i in range(4)
+    ]
     objective = text.WordsObjective(stage_c, {"ids": text.token_ids("", words, WORDS)})
     objective.tower = net
     both = torch.nn.ModuleDict({"lora": lora, "words": learned})

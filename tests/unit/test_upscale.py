@@ -1,4 +1,5 @@
 """A Stage C latent on a larger grid shows the same picture in the same place."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,15 +13,18 @@ def ramp(canvas: Canvas) -> torch.Tensor:
     """The place of every cell in the picture, (1, 2, h, w): y and x from 0 to 1 between the picture's borders."""
     axes = []
     for cells, padded, first, last in (
-            (canvas.prior_height, canvas.padded_height, canvas.crop[1], canvas.crop[3]),
-            (canvas.prior_width, canvas.padded_width, canvas.crop[0], canvas.crop[2])):
+        (canvas.prior_height, canvas.padded_height, canvas.crop[1], canvas.crop[3]),
+        (canvas.prior_width, canvas.padded_width, canvas.crop[0], canvas.crop[2]),
+    ):
         axes.append(((torch.arange(cells) + 0.5) * padded / cells - first) / (last - first))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
 @pytest.mark.parametrize("mode", MODES[:2])
-@pytest.mark.parametrize("size, factor, compression", [
-    ((1000, 1000), 2.0, None), ((1024, 600), 1.5, None), ((777, 1301), 2.2, 64.0), ((1024, 1024), 1.0, 32.0)])
+@pytest.mark.parametrize(
+    "size, factor, compression",
+    [((1000, 1000), 2.0, None), ((1024, 600), 1.5, None), ((777, 1301), 2.2, 64.0), ((1024, 1024), 1.0, 32.0)],
+)
 def test_every_cell_stays_at_its_place(size, factor, compression, mode):
     source = plan(*size)
     target = enlarged_canvas(source, factor, compression)

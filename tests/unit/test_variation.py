@@ -1,12 +1,13 @@
 """Variations: noise turned from one seed's towards another's."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
 from stages.diffusion.sampling import NoiseStreams
-from stages.errors import WrongInput
 from stages.diffusion.seeds import Seeds, slerp
+from stages.errors import WrongInput
 
 SHAPE = (2, 16, 24, 24)
 

@@ -1,4 +1,5 @@
 """The page's side: plain modules without a build step, that change nothing of the host's and stay small."""
+
 from __future__ import annotations
 
 import json
@@ -57,8 +58,11 @@ def test_every_text_is_used_and_every_used_text_is_there():
     texts = english()
     code = "".join(path.read_text(encoding="utf-8") for path in MODULES if path.stem != "text")
     used = set(re.findall(r""""((?:canvas|stages|download|board|compare|text)\.\w+)\"""", code))
-    made = {"stages.stopped", "stages.failed", *(f"download.{kind}{one}" for kind in ("missing", "running")
-                                                 for one in ("", "_one"))}
+    made = {
+        "stages.stopped",
+        "stages.failed",
+        *(f"download.{kind}{one}" for kind in ("missing", "running") for one in ("", "_one")),
+    }
     assert used | made == set(texts)
 
 

@@ -1,4 +1,5 @@
 """The workflow files as files: links, layout, colours, notes, and that every node of the pack is shown somewhere."""
+
 from __future__ import annotations
 
 import json
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from harness import REPOSITORY
 from sources import node_names
+
 from tools.authoring import flow as colours
 from tools.authoring.recipes import BLOCKS, RECIPES
 from tools.edit import FILES
@@ -87,16 +89,17 @@ def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 def test_nothing_lies_on_anything_else(path):
     workflow = read(path)
     boxes = [box(node) for node in workflow["nodes"]]
-    assert not [pair for i, one in enumerate(boxes) for pair in boxes[i + 1:] if overlap(one, pair)]
-    frames = [(x, y, x + width, y + height) for x, y, width, height in
-              (group["bounding"] for group in workflow["groups"])]
-    assert not [pair for i, one in enumerate(frames) for pair in frames[i + 1:] if overlap(one, pair)]
+    assert not [pair for i, one in enumerate(boxes) for pair in boxes[i + 1 :] if overlap(one, pair)]
+    frames = [
+        (x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in workflow["groups"])
+    ]
+    assert not [pair for i, one in enumerate(frames) for pair in frames[i + 1 :] if overlap(one, pair)]
     for node in workflow["nodes"]:
         inside = [frame for frame in frames if overlap(frame, box(node))]
         if node["type"] == NOTE:
             assert not inside, node["title"]
         else:
-            frame, = inside
+            (frame,) = inside
             left, top, right, bottom = box(node)
             assert frame[0] <= left and frame[1] <= top and right <= frame[2] and bottom <= frame[3], node["type"]
 

@@ -1,4 +1,5 @@
 """Workflows and catalogue agree: whatever file a bundled workflow names is embedded as the catalogue has it."""
+
 from __future__ import annotations
 
 import json
@@ -31,14 +32,18 @@ def texts(values: Any) -> list[str]:
 def test_files_are_embedded_as_the_catalogue_has_them(path):
     for node in nodes_of(path):
         embedded = node.get("properties", {}).get("models", [])
-        assert embedded == [PUBLISHED.get(item["name"]) for item in embedded], f"{node['type']} differs from the catalogue"
+        assert embedded == [PUBLISHED.get(item["name"]) for item in embedded], (
+            f"{node['type']} differs from the catalogue"
+        )
         named = {value for value in texts(node.get("widgets_values")) if value in PUBLISHED}
         assert {item["name"] for item in embedded} == named, f"{node['type']} does not embed what its widgets name"
 
 
 def test_there_is_something_to_compare():
     assert {"text_to_image", "text_to_image_core_loaders"} <= {path.stem for path in WORKFLOWS}
-    items = [item for path in WORKFLOWS for node in nodes_of(path) for item in node.get("properties", {}).get("models", [])]
+    items = [
+        item for path in WORKFLOWS for node in nodes_of(path) for item in node.get("properties", {}).get("models", [])
+    ]
     assert len(items) >= 4 and all(set(item) >= {"name", "url", "directory"} for item in items)
 
 

@@ -1,4 +1,5 @@
 """Networks with the recipe's weights, and the recorded outputs of the official code for them."""
+
 from __future__ import annotations
 
 import json

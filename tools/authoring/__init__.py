@@ -4,4 +4,5 @@ A recipe (:mod:`recipes`) says which nodes there are, in which step, with which 
 them, :mod:`write` checks them against the node definitions of a running server and makes the frontend's JSON of them.
 ``python3 dev.py run -m tools.authoring`` rewrites every file.
 """
+
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """``python3 dev.py run -m tools.authoring``: rewrites workflows/, subgraphs/, locales/ and the help's pictures."""
+
 from __future__ import annotations
 
 import json

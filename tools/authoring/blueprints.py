@@ -1,4 +1,5 @@
 """Subgraph blueprints: a flow as one block, with chosen inputs and outputs on its outside."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -53,8 +54,10 @@ class BlockWriter:
         self.wires = list(self.writer.wires)
         self.kinds: dict[str, str] = {}
         self.widgets: dict[str, bool] = {}
-        self.from_inputs = {port.name: [self._feed(slot, port, *target) for target in port.targets]
-                            for slot, port in enumerate(block.inputs)}
+        self.from_inputs = {
+            port.name: [self._feed(slot, port, *target) for target in port.targets]
+            for slot, port in enumerate(block.inputs)
+        }
         self.to_outputs = {name: [self._give(slot, output)] for slot, (name, output) in enumerate(block.outputs)}
 
     def _entry(self, node: Node) -> dict[str, Any]:
@@ -81,15 +84,29 @@ class BlockWriter:
     def content(self) -> dict[str, Any]:
         """The whole file."""
         last = max(entry["id"] for entry in self.entries)
-        return {"id": identity(f"file {self.block.name}"), "revision": 0, "last_node_id": last + 1, "last_link_id": 0,
-                "nodes": [self._instance(last + 1)], "links": [], "version": 0.4,
-                "definitions": {"subgraphs": [self._subgraph(last + 1)]}, "extra": {}}
+        return {
+            "id": identity(f"file {self.block.name}"),
+            "revision": 0,
+            "last_node_id": last + 1,
+            "last_link_id": 0,
+            "nodes": [self._instance(last + 1)],
+            "links": [],
+            "version": 0.4,
+            "definitions": {"subgraphs": [self._subgraph(last + 1)]},
+            "extra": {},
+        }
 
     def _instance(self, number: int) -> dict[str, Any]:
-        inputs = [{"name": port.name, "type": self.kinds[port.name], "link": None,
-                   **({"label": port.label} if port.label else {}),
-                   **({"widget": {"name": port.name}} if self.widgets[port.name] else {})}
-                  for port in self.block.inputs]
+        inputs = [
+            {
+                "name": port.name,
+                "type": self.kinds[port.name],
+                "link": None,
+                **({"label": port.label} if port.label else {}),
+                **({"widget": {"name": port.name}} if self.widgets[port.name] else {}),
+            }
+            for port in self.block.inputs
+        ]
         outputs = [{"name": name, "type": self._kind_of(output), "links": []} for name, output in self.block.outputs]
         promoted = []
         for port in self.block.inputs:
@@ -97,10 +114,20 @@ class BlockWriter:
                 node, name = port.targets[0]
                 promoted.append([str(node.number), name])
                 promoted += [[str(node.number), "control_after_generate"]] if name in ("seed", "noise_seed") else []
-        return {"id": number, "type": identity(self.block.name), "pos": [100, 100],
-                "size": [400, 60 + SLOT * len(inputs) + 100], "flags": {}, "order": 0, "mode": 0, "inputs": inputs,
-                "outputs": outputs, "title": self.block.name,
-                "properties": {"proxyWidgets": promoted, "cnr_id": PACK, "ver": pack_version()}, "widgets_values": []}
+        return {
+            "id": number,
+            "type": identity(self.block.name),
+            "pos": [100, 100],
+            "size": [400, 60 + SLOT * len(inputs) + 100],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": inputs,
+            "outputs": outputs,
+            "title": self.block.name,
+            "properties": {"proxyWidgets": promoted, "cnr_id": PACK, "ver": pack_version()},
+            "widgets_values": [],
+        }
 
     def _kind_of(self, output: Output) -> str:
         return self._entry(output.node)["outputs"][self.writer.slot(output)]["type"]
@@ -110,23 +137,62 @@ class BlockWriter:
         left, top = min(frame[0] for frame in frames), min(frame[1] for frame in frames)
         right = max(frame[0] + frame[2] for frame in frames)
         block = self.block
-        inputs = [{"id": identity(f"{block.name} in {port.name}"), "name": port.name, "type": self.kinds[port.name],
-                   "linkIds": self.from_inputs[port.name], **({"label": port.label} if port.label else {}),
-                   "pos": [left - GAP - 40, top + SLOT * (slot + 1)]} for slot, port in enumerate(block.inputs)]
-        outputs = [{"id": identity(f"{block.name} out {name}"), "name": name, "type": self._kind_of(output),
-                    "linkIds": self.to_outputs[name], "pos": [right + GAP + 20, top + SLOT * (slot + 1)]}
-                   for slot, (name, output) in enumerate(block.outputs)]
-        groups = [{"id": number, "title": frame.title, "bounding": list(frame.bounding), "color": GROUP_COLOUR,
-                   "font_size": 24, "flags": {}} for number, frame in enumerate(self.writer.frames, 1)]
+        inputs = [
+            {
+                "id": identity(f"{block.name} in {port.name}"),
+                "name": port.name,
+                "type": self.kinds[port.name],
+                "linkIds": self.from_inputs[port.name],
+                **({"label": port.label} if port.label else {}),
+                "pos": [left - GAP - 40, top + SLOT * (slot + 1)],
+            }
+            for slot, port in enumerate(block.inputs)
+        ]
+        outputs = [
+            {
+                "id": identity(f"{block.name} out {name}"),
+                "name": name,
+                "type": self._kind_of(output),
+                "linkIds": self.to_outputs[name],
+                "pos": [right + GAP + 20, top + SLOT * (slot + 1)],
+            }
+            for slot, (name, output) in enumerate(block.outputs)
+        ]
+        groups = [
+            {
+                "id": number,
+                "title": frame.title,
+                "bounding": list(frame.bounding),
+                "color": GROUP_COLOUR,
+                "font_size": 24,
+                "flags": {},
+            }
+            for number, frame in enumerate(self.writer.frames, 1)
+        ]
         return {
-            "id": identity(block.name), "version": 1, "revision": 0, "config": {}, "name": block.name,
-            "state": {"lastGroupId": len(groups), "lastNodeId": last, "lastLinkId": len(self.wires),
-                      "lastRerouteId": 0},
+            "id": identity(block.name),
+            "version": 1,
+            "revision": 0,
+            "config": {},
+            "name": block.name,
+            "state": {
+                "lastGroupId": len(groups),
+                "lastNodeId": last,
+                "lastLinkId": len(self.wires),
+                "lastRerouteId": 0,
+            },
             "inputNode": {"id": INSIDE, "bounding": [left - WIDTH // 2 - GAP, top, 140, 40 + SLOT * len(inputs)]},
             "outputNode": {"id": OUTSIDE, "bounding": [right + GAP, top, 120, 40 + SLOT * len(outputs)]},
-            "inputs": inputs, "outputs": outputs, "widgets": [], "nodes": self.entries, "groups": groups,
-            "links": [wire.as_dict() for wire in self.wires], "extra": {}, "category": block.category,
-            "description": block.description}
+            "inputs": inputs,
+            "outputs": outputs,
+            "widgets": [],
+            "nodes": self.entries,
+            "groups": groups,
+            "links": [wire.as_dict() for wire in self.wires],
+            "extra": {},
+            "category": block.category,
+            "description": block.description,
+        }
 
 
 def blueprint(block: Block, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """Facts about the published files for recipes and notes, all read from the catalogue."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """A workflow as its author thinks of it: steps, nodes in them, wires by output name, and notes."""
+
 from __future__ import annotations
 
 import re
@@ -77,8 +78,17 @@ class Flow:
         self.steps.append(Step(title, below))
         return self
 
-    def add(self, kind: str, title: str = "", colours: tuple[str, str] | None = None, *, then: str = "fixed",
-            muted: bool = False, wide: int = 0, **inputs: Any) -> Node:
+    def add(
+        self,
+        kind: str,
+        title: str = "",
+        colours: tuple[str, str] | None = None,
+        *,
+        then: str = "fixed",
+        muted: bool = False,
+        wide: int = 0,
+        **inputs: Any,
+    ) -> Node:
         """A node in the current step; inputs that are not named keep their defaults, muted nodes may lack wires."""
         node = Node(self._number(), kind, inputs, title, colours, then, muted, wide)
         self.steps[-1].nodes.append(node)

@@ -4,6 +4,7 @@ Writes ``tests/frozen/<version>/everything.json``, one workflow as a user of thi
 the pack in it, and ``record.json``: what each of its values meant. Neither is ever written again; the tests open and
 run the files of all versions with the nodes of today.
 """
+
 from __future__ import annotations
 
 import copy
@@ -13,11 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..api_prompt import convert
 from ..edit import FILES
 from ..env import REPOSITORY
 from ..locales import PREFIX, own
 from ..messages import Stop, say, speak_plainly
-from ..api_prompt import convert
 from ..server import Base, Server
 from ..widgets import is_widget, specs
 from .__main__ import WORKFLOWS, as_text, current_setup
@@ -47,8 +48,18 @@ def fewest(workflows: Iterable[Content]) -> list[Content]:
 
 def merged(workflows: Iterable[Content], version: str) -> Content:
     """All of them in one file, one below the other, without their notes."""
-    whole: Content = {"id": identity(f"frozen {version}"), "revision": 0, "last_node_id": 0, "last_link_id": 0,
-                      "nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
+    whole: Content = {
+        "id": identity(f"frozen {version}"),
+        "revision": 0,
+        "last_node_id": 0,
+        "last_link_id": 0,
+        "nodes": [],
+        "links": [],
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
     down = 0
     for part in map(copy.deepcopy, workflows):
         part["nodes"] = [node for node in part["nodes"] if node["type"] != "MarkdownNote"]
@@ -88,28 +99,44 @@ def widget_names(definition: Content) -> list[str]:
 
 def choices(definition: Content) -> dict[str, list[Any]]:
     """The options of each list that names no files."""
-    found = {name: options.get("options") or [] for name, kind, options in
-             specs(definition["input"], definition["input_order"]) if kind == "COMBO"}
-    return {name: options for name, options in found.items()
-            if options and not any(str(option).endswith(FILES) for option in options)}
+    found = {
+        name: options.get("options") or []
+        for name, kind, options in specs(definition["input"], definition["input_order"])
+        if kind == "COMBO"
+    }
+    return {
+        name: options
+        for name, options in found.items()
+        if options and not any(str(option).endswith(FILES) for option in options)
+    }
 
 
 def record(workflow: Content, definitions: Content) -> Content:
     """What the file means: the value of every input by name; each node's widgets and outputs in order; its choices."""
-    kinds = {kind: {"widgets": widget_names(definition), "choices": choices(definition),
-                    "outputs": [list(pair) for pair in zip(definition["output_name"], definition["output"])]}
-             for kind, definition in own(definitions).items() if kind in kinds_of(workflow)}
+    kinds = {
+        kind: {
+            "widgets": widget_names(definition),
+            "choices": choices(definition),
+            "outputs": [list(pair) for pair in zip(definition["output_name"], definition["output"])],
+        }
+        for kind, definition in own(definitions).items()
+        if kind in kinds_of(workflow)
+    }
     prompt = convert(switched_on(workflow), definitions).prompt
-    return {"kinds": kinds, "prompt": {key: {"class_type": node["class_type"], "inputs": node["inputs"]}
-                                       for key, node in prompt.items()}}
+    return {
+        "kinds": kinds,
+        "prompt": {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()},
+    }
 
 
 def written(definitions: Content, version: str) -> dict[Path, Content]:
     """The content of both files. Raises ``Stop`` if they are there, or if no workflow shows some node."""
     folder = FROZEN / version
     if folder.exists():
-        raise Stop(f"{folder.relative_to(REPOSITORY)} is there: what is frozen stays as it is. Raise the version in "
-                   "pyproject.toml first; while this version is unpublished, its folder may be deleted by hand.")
+        raise Stop(
+            f"{folder.relative_to(REPOSITORY)} is there: what is frozen stays as it is. Raise the version in "
+            "pyproject.toml first; while this version is unpublished, its folder may be deleted by hand."
+        )
     bundled = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(WORKFLOWS.glob("*.json"))]
     whole = merged(fewest(bundled), version)
     missing = set(own(definitions)) - kinds_of(whole)

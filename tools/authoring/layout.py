@@ -1,4 +1,5 @@
 """Places nodes: each step is a frame, steps stand side by side from left to right, notes in a column before them."""
+
 from __future__ import annotations
 
 import re
@@ -10,17 +11,40 @@ from .flow import Flow, Node, Step
 
 WIDTH, NOTE_WIDTH, TOP, LEFT = 340, 420, 120, 40
 LETTER, TITLE, SLOT, WIDGET, TEXT, GAP, FRAME, PICTURE = 10.2, 34, 20, 25, 130, 46, 30, 320
-PICTURES = {"SaveImage", "PreviewImage", "LoadImage", "CascadeStudio_SaveImage", "CascadeStudio_Compare",
-            "CascadeStudio_DraftBoard", "CascadeStudio_TrainLora"}
+PICTURES = {
+    "SaveImage",
+    "PreviewImage",
+    "LoadImage",
+    "CascadeStudio_SaveImage",
+    "CascadeStudio_Compare",
+    "CascadeStudio_DraftBoard",
+    "CascadeStudio_TrainLora",
+}
 """Nodes that show a picture below their widgets."""
 
-PANELS = {"Canvas": 222, "Compare": 20, "SamplePrior": 28, "SampleDecoder": 28, "DecodeStageA": 42, "Load": 100,
-          "LoadLora": 160, "ApplyLoraStack": 160, "LoadHookLora": 160, "ReportCard": 260}
+PANELS = {
+    "Canvas": 222,
+    "Compare": 20,
+    "SamplePrior": 28,
+    "SampleDecoder": 28,
+    "DecodeStageA": 42,
+    "Load": 100,
+    "LoadLora": 160,
+    "ApplyLoraStack": 160,
+    "LoadHookLora": 160,
+    "ReportCard": 260,
+}
 """What the web extension adds below some of our nodes: drawings, the strip of the stages, text."""
 
 PREVIEW = 240
-PREVIEWED = {"CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder", "KSampler", "KSamplerAdvanced", "SamplerCustom",
-             "SamplerCustomAdvanced"}
+PREVIEWED = {
+    "CascadeStudio_SamplePrior",
+    "CascadeStudio_SampleDecoder",
+    "KSampler",
+    "KSamplerAdvanced",
+    "SamplerCustom",
+    "SamplerCustomAdvanced",
+}
 """Nodes that grow by a preview while they run: the room for it stays free below them."""
 
 Size = tuple[int, int]

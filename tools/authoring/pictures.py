@@ -2,6 +2,7 @@
 
 ``python3 dev.py run -m tools.authoring`` writes ``web/docs/pictures/<NodeId>.svg`` together with the workflows.
 """
+
 from __future__ import annotations
 
 import json
@@ -19,8 +20,17 @@ NAMES = REPOSITORY / "locales" / "en" / "nodeDefs.json"
 PREFIX = "CascadeStudio_"
 ROW, TITLE, PAD, GAP, BETWEEN, LETTER = 20, 26, 10, 16, 90, 6.4
 """Pixels: a socket's row, a title bar, the space in a box, between boxes, between columns, and for a letter."""
-COLOURS = {"MODEL": "#b39ddb", "CLIP": "#ffd500", "VAE": "#ff6e6e", "CONDITIONING": "#ffa931", "LATENT": "#ff9cf9",
-           "IMAGE": "#64b5f6", "MASK": "#81c784", "CONTROL_NET": "#6ee7b7", "CLIP_VISION": "#a8dadc"}
+COLOURS = {
+    "MODEL": "#b39ddb",
+    "CLIP": "#ffd500",
+    "VAE": "#ff6e6e",
+    "CONDITIONING": "#ffa931",
+    "LATENT": "#ff9cf9",
+    "IMAGE": "#64b5f6",
+    "MASK": "#81c784",
+    "CONTROL_NET": "#6ee7b7",
+    "CLIP_VISION": "#a8dadc",
+}
 OTHER, PAPER, BODY, HEAD, OWN, INK = "#9aa0a6", "#202124", "#353639", "#45474c", "#2f5d8a", "#e8eaed"
 STYLE = f"text{{font:12px sans-serif;fill:{INK}}}.t{{font-weight:bold}}.c{{fill:{OTHER}}}"
 
@@ -134,9 +144,11 @@ def _text(x: float, y: float, words: str, more: str = "") -> str:
 
 def _box(box: Box) -> list[str]:
     place = f'x="{box.left:.0f}" y="{box.top:.0f}" width="{box.width:.0f}"'
-    lines = [f'<rect {place} height="{box.height:.0f}" rx="6" fill="{BODY}"/>',
-             f'<rect {place} height="{TITLE}" rx="6" fill="{OWN if box.own else HEAD}"/>',
-             _text(box.left + PAD, box.top + 17, box.title, ' class="t"')]
+    lines = [
+        f'<rect {place} height="{box.height:.0f}" rx="6" fill="{BODY}"/>',
+        f'<rect {place} height="{TITLE}" rx="6" fill="{OWN if box.own else HEAD}"/>',
+        _text(box.left + PAD, box.top + 17, box.title, ' class="t"'),
+    ]
     for output, sockets in ((False, box.inputs), (True, box.outputs)):
         for row, socket in enumerate(sockets):
             x, y = box.point(output, row)
@@ -150,8 +162,10 @@ def _box(box: Box) -> list[str]:
 def _wire(start: tuple[float, float], end: tuple[float, float], colour: str) -> str:
     (x, y), (to_x, to_y) = start, end
     bend = (to_x - x) / 2
-    return (f'<path d="M{x:.0f} {y:.0f}C{x + bend:.0f} {y:.0f} {to_x - bend:.0f} {to_y:.0f} {to_x:.0f} {to_y:.0f}" '
-            f'fill="none" stroke="{colour}" stroke-width="2"/>')
+    return (
+        f'<path d="M{x:.0f} {y:.0f}C{x + bend:.0f} {y:.0f} {to_x - bend:.0f} {to_y:.0f} {to_x:.0f} {to_y:.0f}" '
+        f'fill="none" stroke="{colour}" stroke-width="2"/>'
+    )
 
 
 def svg(drawn: Drawing, caption: str) -> str:
@@ -159,11 +173,15 @@ def svg(drawn: Drawing, caption: str) -> str:
     width, height = drawn.place()
     width, height = max(width, LETTER * len(caption) + 2 * GAP), height + GAP
     title = f"Wiring of {drawn.middle.title}"
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-             f'height="{height:.0f}" role="img"><title>{escape(title)}</title><style>{STYLE}</style>',
-             f'<rect width="100%" height="100%" rx="8" fill="{PAPER}"/>']
-    lines += [_wire(start.point(True, out), end.point(False, into), start.outputs[out].colour)
-              for start, out, end, into in drawn.wires]
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'height="{height:.0f}" role="img"><title>{escape(title)}</title><style>{STYLE}</style>',
+        f'<rect width="100%" height="100%" rx="8" fill="{PAPER}"/>',
+    ]
+    lines += [
+        _wire(start.point(True, out), end.point(False, into), start.outputs[out].colour)
+        for start, out, end, into in drawn.wires
+    ]
     for box in (*drawn.before, drawn.middle, *drawn.after):
         lines += _box(box)
     lines.append(_text(GAP, height - 10, caption, ' class="c"'))
@@ -172,8 +190,12 @@ def svg(drawn: Drawing, caption: str) -> str:
 
 def shown_in(workflows: dict[str, Content], kind: str) -> tuple[str, Content]:
     """The first workflow in which this node works, else the first that has it switched off; and the node in it."""
-    found = [(node["mode"] == NEVER, place, name, node) for place, (name, workflow) in enumerate(workflows.items())
-             for node in workflow["nodes"] if node["type"] == kind]
+    found = [
+        (node["mode"] == NEVER, place, name, node)
+        for place, (name, workflow) in enumerate(workflows.items())
+        for node in workflow["nodes"]
+        if node["type"] == kind
+    ]
     _, _, name, node = min(found, key=lambda entry: entry[:2])
     return name, node
 
@@ -190,6 +212,7 @@ def written(workflows: dict[str, Content], names: Content) -> dict[Path, str]:
 
 def of_files(order: list[str]) -> dict[Path, str]:
     """Every picture, from the files of the pack; ``order`` is that of the workflows."""
-    workflows = {name: json.loads(Path(REPOSITORY, "workflows", f"{name}.json").read_text(encoding="utf-8"))
-                 for name in order}
+    workflows = {
+        name: json.loads(Path(REPOSITORY, "workflows", f"{name}.json").read_text(encoding="utf-8")) for name in order
+    }
     return written(workflows, json.loads(NAMES.read_text(encoding="utf-8")))

@@ -1,4 +1,5 @@
 """Makes the frontend's JSON (version 0.4) of a flow, with the node definitions of a running server."""
+
 from __future__ import annotations
 
 import re
@@ -57,8 +58,14 @@ class Wire:
         return [self.number, *self.start, *self.end, self.kind]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"id": self.number, "origin_id": self.start[0], "origin_slot": self.start[1], "target_id": self.end[0],
-                "target_slot": self.end[1], "type": self.kind}
+        return {
+            "id": self.number,
+            "origin_id": self.start[0],
+            "origin_slot": self.start[1],
+            "target_id": self.end[0],
+            "target_slot": self.end[1],
+            "type": self.kind,
+        }
 
 
 class Writer:
@@ -92,8 +99,11 @@ class Writer:
         for spec in defined:
             name, kind, options = spec
             if kind == AUTOGROW:
-                found += [Socket(entry, _kind_of_grown(options), False, False) for entry in node.inputs
-                          if entry.startswith(f"{name}.")]
+                found += [
+                    Socket(entry, _kind_of_grown(options), False, False)
+                    for entry in node.inputs
+                    if entry.startswith(f"{name}.")
+                ]
             elif not is_widget(spec):
                 open_end = node.muted or (node.number, name) in self.opened
                 if name in required and name not in linked and not open_end:
@@ -138,11 +148,20 @@ class Writer:
     def _entry(self, node: Node, order: int) -> dict[str, Any]:
         definition = self.definition(node)
         found: dict[str, Any] = {
-            "id": node.number, "type": node.kind, "pos": list(self.places[node.number]),
-            "size": list(self.sizes[node.number]), "flags": {}, "order": order, "mode": NEVER if node.muted else 0,
-            "inputs": [self._input(node, position, socket)
-                       for position, socket in enumerate(self.sockets[node.number])],
-            "outputs": self._outputs(node, definition), "properties": {}, "widgets_values": list(node.inputs.values())}
+            "id": node.number,
+            "type": node.kind,
+            "pos": list(self.places[node.number]),
+            "size": list(self.sizes[node.number]),
+            "flags": {},
+            "order": order,
+            "mode": NEVER if node.muted else 0,
+            "inputs": [
+                self._input(node, position, socket) for position, socket in enumerate(self.sockets[node.number])
+            ],
+            "outputs": self._outputs(node, definition),
+            "properties": {},
+            "widgets_values": list(node.inputs.values()),
+        }
         if definition is not None:
             given = {name: value for name, value in node.inputs.items() if not isinstance(value, Output)}
             try:
@@ -167,16 +186,20 @@ class Writer:
 
     def _outputs(self, node: Node, definition: dict[str, Any] | None) -> list[dict[str, Any]]:
         found = []
-        for slot, (kind, name) in enumerate(zip(*((definition or {}).get(key) or [] for key in
-                                                  ("output", "output_name")))):
+        for slot, (kind, name) in enumerate(
+            zip(*((definition or {}).get(key) or [] for key in ("output", "output_name")))
+        ):
             links = [wire.number for wire in self.wires if wire.start == (node.number, slot)]
             found.append({"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "links": links or None})
         return found
 
     def _properties(self, node: Node, values: list[Any]) -> dict[str, Any]:
         ours = node.kind.startswith("CascadeStudio_")
-        found: dict[str, Any] = {"Node name for S&R": node.kind, "cnr_id": PACK if ours else "comfy-core",
-                                 "ver": pack_version() if ours else DEFAULT_VERSION}
+        found: dict[str, Any] = {
+            "Node name for S&R": node.kind,
+            "cnr_id": PACK if ours else "comfy-core",
+            "ver": pack_version() if ours else DEFAULT_VERSION,
+        }
         names = [value for value in values if isinstance(value, str) and value.endswith(FILES)]
         models = [entry for entry in map(files.for_workflow, dict.fromkeys(names)) if entry]
         if models:
@@ -193,14 +216,31 @@ def _kind_of_grown(options: dict[str, Any]) -> str:
 def workflow(flow: Flow, definitions: dict[str, Any]) -> dict[str, Any]:
     """The content of a workflow file. Raises ``Stop`` for a recipe that does not say what it shows."""
     if not flow.features:
-        raise Stop(f"The recipe {flow.name} does not say what it shows. Add flow.feature(node, input=value) with the "
-                   "input that matters most and a value at which it is not felt.")
+        raise Stop(
+            f"The recipe {flow.name} does not say what it shows. Add flow.feature(node, input=value) with the "
+            "input that matters most and a value at which it is not felt."
+        )
     writer = Writer(flow, definitions)
-    groups = [{"id": number, "title": frame.title, "bounding": list(frame.bounding), "color": GROUP_COLOUR,
-               "font_size": 24, "flags": {}} for number, frame in enumerate(writer.frames, 1)]
+    groups = [
+        {
+            "id": number,
+            "title": frame.title,
+            "bounding": list(frame.bounding),
+            "color": GROUP_COLOUR,
+            "font_size": 24,
+            "flags": {},
+        }
+        for number, frame in enumerate(writer.frames, 1)
+    ]
     return {
-        "id": identity(flow.name), "revision": 0, "last_node_id": max(node.number for node in flow.nodes),
-        "last_link_id": len(writer.wires), "nodes": writer.entries(),
-            "links": [wire.as_list() for wire in writer.wires],
-        "groups": groups, "config": {}, "extra": {}, "version": 0.4,
+        "id": identity(flow.name),
+        "revision": 0,
+        "last_node_id": max(node.number for node in flow.nodes),
+        "last_link_id": len(writer.wires),
+        "nodes": writer.entries(),
+        "links": [wire.as_list() for wire in writer.wires],
+        "groups": groups,
+        "config": {},
+        "extra": {},
+        "version": 0.4,
     }

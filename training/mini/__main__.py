@@ -1,4 +1,5 @@
 """python3 dev.py run -m training.mini STEP: see README.md beside this file."""
+
 from __future__ import annotations
 
 import argparse
@@ -23,15 +24,17 @@ MINUTES = {"stage_a": 10.0, "encoder": 11.0, "language": 9.0, "stage_b": 62.0, "
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.mini", description=__doc__)
     parser.add_argument("step", choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "evaluate"])
-    parser.add_argument("--work", type=Path, default=cache_root() / "mini-work",
-                        help="where states and sheets are kept")
+    parser.add_argument(
+        "--work", type=Path, default=cache_root() / "mini-work", help="where states and sheets are kept"
+    )
     parser.add_argument("--minutes", type=float, help="training time of this part (for all: of the whole, shared out)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--float32", action="store_true", help="compute products in float32 instead of bfloat16")
     parser.add_argument("--seed", type=int, default=data.SEED)
-    parser.add_argument("--warm", action="store_true",
-                        help="start Stage B or Stage C from its result in the work folder (see restore)")
+    parser.add_argument(
+        "--warm", action="store_true", help="start Stage B or Stage C from its result in the work folder (see restore)"
+    )
     return parser.parse_args()
 
 
@@ -58,16 +61,20 @@ def main() -> None:
             data.pictures(style)
     elif options.step == "export":
         from .export import export, put_on_record
+
         export(place)
         put_on_record()
     elif options.step == "restore":
         from .export import restore
+
         restore(place)
     elif options.step == "judge":
         from .evaluate import train_judge
+
         train_judge(place, options.minutes)
     elif options.step == "evaluate":
         from .evaluate import evaluate
+
         evaluate(place)
     else:
         _train(list(PARTS) if options.step == "all" else [options.step], options, place)

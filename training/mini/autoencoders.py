@@ -1,4 +1,5 @@
 """Parts 1 and 2: Stage A with its codebook and a discriminator, and the image encoder together with the Previewer."""
+
 from __future__ import annotations
 
 import torch
@@ -111,9 +112,14 @@ class StageAPart(Part):
         self.judge = Discriminator().to(place.device)
         self.ema = EMA(self.net, 0.995)
         self.steps, self.usage = 0, torch.zeros(STAGE_A.codebook_size)
-        self.state = {"net": self.net, "following": self.following, "judge": self.judge, "ema": self.ema,
-                      "optimiser": Optimiser(self.net.parameters(), self.LR, betas=(0.9, 0.98), clip=1.0),
-                      "judge_optimiser": Optimiser(self.judge.parameters(), 4e-4, betas=(0.5, 0.9))}
+        self.state = {
+            "net": self.net,
+            "following": self.following,
+            "judge": self.judge,
+            "ema": self.ema,
+            "optimiser": Optimiser(self.net.parameters(), self.LR, betas=(0.9, 0.98), clip=1.0),
+            "judge_optimiser": Optimiser(self.judge.parameters(), 4e-4, betas=(0.5, 0.9)),
+        }
 
     def crops(self) -> tuple[Tensor, Tensor]:
         """Two windows of each composed picture, and their alpha."""
@@ -123,7 +129,7 @@ class StageAPart(Part):
         for picture in both:
             for _ in range(2):
                 y, x = (4 * self.rng.randrange(last // 4 + 1) for _ in range(2))
-                cut.append(picture[:, y:y + self.CROP, x:x + self.CROP])
+                cut.append(picture[:, y : y + self.CROP, x : x + self.CROP])
         stacked = torch.stack(cut).to(self.place.device)
         return stacked[:, :3].contiguous(), stacked[:, 3:]
 
@@ -179,11 +185,19 @@ class Sketch(nn.Sequential):
     """A decoder that is thrown away: Stage C latents → RGB at 16 pixels a cell, so that latents learn detail."""
 
     def __init__(self, c_in: int = 16, widths: tuple[int, ...] = (192, 160, 96, 64)) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(c_in, widths[0], 3, padding=1), nn.GELU(),
-                                   nn.Conv2d(widths[0], widths[0], 3, padding=1)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(c_in, widths[0], 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(widths[0], widths[0], 3, padding=1),
+        ]
         for c, c_next in zip(widths, widths[1:]):
-            layers += [nn.GELU(), nn.Conv2d(c, 4 * c_next, 1), nn.PixelShuffle(2), nn.GELU(),
-                       nn.Conv2d(c_next, c_next, 3, padding=1)]
+            layers += [
+                nn.GELU(),
+                nn.Conv2d(c, 4 * c_next, 1),
+                nn.PixelShuffle(2),
+                nn.GELU(),
+                nn.Conv2d(c_next, c_next, 3, padding=1),
+            ]
         super().__init__(*layers, nn.GELU(), nn.Conv2d(widths[-1], 12, 1), nn.PixelShuffle(2))
 
 
@@ -210,8 +224,12 @@ class EncoderPart(Part):
         nets = nn.ModuleList([self.encoder, self.previewer, self.sketch])
         self.ema = EMA(nets, 0.995)
         self.nets = nets
-        self.state = {"nets": nets, "following": self.following, "ema": self.ema,
-                      "optimiser": Optimiser(nets.parameters(), self.LR, weight_decay=1e-3)}
+        self.state = {
+            "nets": nets,
+            "following": self.following,
+            "ema": self.ema,
+            "optimiser": Optimiser(nets.parameters(), self.LR, weight_decay=1e-3),
+        }
 
     def step(self, factor: float) -> dict[str, float]:
         self.following.active = self.progress < FINISH

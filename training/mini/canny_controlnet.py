@@ -4,6 +4,7 @@ Its trunk starts from Mini's image encoder and first learns to tell the latent o
 (stages/inputs/canny.py) alone; then the whole is trained by the loop of the nodes. Pictures are mirrored half the time, which
 no caption says. The result goes into mini/controlnet. Stopped, the same command goes on.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from commands.train import Progress
 from stages.nets.controlnet import ControlNet, ControlNetConfig
-from stages.training.losses import Optimiser
-from stages.training.seeding import generator
-from stages.training.frozen_net import frozen_net
-from stages.training.objectives import ControlObjective, Row, StageCObjective, stacked
-from stages.training.settings import Settings
 from stages.training.checkpoint import Store, train
+from stages.training.frozen_net import frozen_net
+from stages.training.losses import Optimiser
+from stages.training.objectives import ControlObjective, Row, StageCObjective, stacked
+from stages.training.seeding import generator
+from stages.training.settings import Settings
 from stages.training.trainer import Trainer
 from tools.cache import cache_root
 from tools.small import MINI_FILES
-from commands.train import Progress
 
 from .captions import batch_tokens
 from .compose import LARGE
@@ -45,8 +46,20 @@ log = logging.getLogger(__name__)
 
 NAME, MOST = MINI_FILES["controlnet_canny"], 4_000_000
 CONFIG = ControlNetConfig(c_in=1, c_proj=STAGE_C.c_hidden[0], proj_blocks=(0, 2, 4, 6), trunk=replace(ENCODER, c_in=1))
-SETTINGS = Settings(name="cascade_mini_canny", steps=3000, batch_size=32, learning_rate=1e-3, warm_up=50, ema=0.995,
-                    resolution=192, base="fp32", save_every=0, loss_weight="velocity", sample_every=0, seed=SEED)
+SETTINGS = Settings(
+    name="cascade_mini_canny",
+    steps=3000,
+    batch_size=32,
+    learning_rate=1e-3,
+    warm_up=50,
+    ema=0.995,
+    resolution=192,
+    base="fp32",
+    save_every=0,
+    loss_weight="velocity",
+    sample_every=0,
+    seed=SEED,
+)
 HELD, TRUNK_STEPS = 64, 500
 
 
@@ -89,7 +102,7 @@ def sharpen(control: ControlNet, rows: list[Row], steps: int, batch: int = 32, l
 def silent(gradient: Tensor) -> Tensor:
     """Maps stay out of the channels that carry the noise itself (precondition.py): they do not know the time."""
     gradient = gradient.clone()
-    gradient[:carrying(STAGE_C.c_in)] = 0
+    gradient[: carrying(STAGE_C.c_in)] = 0
     return gradient
 
 
@@ -104,9 +117,15 @@ def make_rows(place: Place, count: int, hint: Callable[[Tensor], Tensor]) -> tup
         batch = scenes.batch(min(32, count - len(rows)))
         text, pooled = nets["text"](scenes.captions(batch.subjects, batch.colours).to(place.device))
         seen = F.interpolate(batch.rgb, size=size, mode="bilinear", antialias=True).clamp(0, 1)
-        found = {"latent": nets["encoder"](for_encoder(batch.rgb.to(place.device))), "text": text,
-                 "pooled": pooled[:, None], "hint": hint(seen)}
-        rows += [{name: value[i].half().cpu().clone() for name, value in found.items()} for i in range(len(batch.subjects))]
+        found = {
+            "latent": nets["encoder"](for_encoder(batch.rgb.to(place.device))),
+            "text": text,
+            "pooled": pooled[:, None],
+            "hint": hint(seen),
+        }
+        rows += [
+            {name: value[i].half().cpu().clone() for name, value in found.items()} for i in range(len(batch.subjects))
+        ]
     text, pooled = nets["text"](batch_tokens([[]], SHORT).to(place.device))
     return rows, {"text": text[0].cpu(), "pooled": pooled[:1].cpu()}
 
@@ -118,15 +137,20 @@ def held_loss(objective: ControlObjective, rows: list[Row]) -> tuple[float, floa
     bare = [{name: value for name, value in row.items() if name != "hint"} for row in rows]
 
     def mean(judged: StageCObjective, given: list[Row]) -> float:
-        parts = [judged.losses(given[i:i + 16], [generator(SEED, "held", j) for j in range(i, min(i + 16, len(given)))]).raw
-                 for i in range(0, len(given), 16)]
+        parts = [
+            judged.losses(
+                given[i : i + 16], [generator(SEED, "held", j) for j in range(i, min(i + 16, len(given)))]
+            ).raw
+            for i in range(0, len(given), 16)
+        ]
         return float(torch.cat(parts).mean())
 
     return mean(objective, rows), mean(plain, bare)
 
 
-def learn(place: Place, work: Path, settings: Settings, minutes: float | None, pictures: int,
-          hint: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], tuple[float, float]]:
+def learn(
+    place: Place, work: Path, settings: Settings, minutes: float | None, pictures: int, hint: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, Tensor], tuple[float, float]]:
     """Train; returns the tensors and the held-out losses with and without them."""
     work.mkdir(parents=True, exist_ok=True)
     pool = work / f"pool_{pictures}.pt"
@@ -139,12 +163,20 @@ def learn(place: Place, work: Path, settings: Settings, minutes: float | None, p
         sharpen(control, rows[HELD:], TRUNK_STEPS)
         write_atomically(control.backbone.state_dict(), trunk)
     control.backbone.load_state_dict(torch.load(trunk))
-    net = frozen_net("stage_c", STAGE_C, trained(place, "stage_c").state_dict(), base="fp32", checkpointing=False,
-                     device=place.device)
+    net = frozen_net(
+        "stage_c",
+        STAGE_C,
+        trained(place, "stage_c").state_dict(),
+        base="fp32",
+        checkpointing=False,
+        device=place.device,
+    )
     objective = ControlObjective(net, empty, device=place.device, drop_text=0.2, controlnet=control)
     trainer = Trainer(objective, control, rows[HELD:], settings)
     try:
-        train(trainer, Store(work / "state", settings.identity(str(pictures))), limited(minutes, Progress(settings.steps)))
+        train(
+            trainer, Store(work / "state", settings.identity(str(pictures))), limited(minutes, Progress(settings.steps))
+        )
     except OutOfTime:
         pass
     control.load_state_dict(trainer.result())
@@ -164,8 +196,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     hint = importlib.import_module("stages.inputs.canny").hint
     place = Place(options.mini, torch.device(options.device), False)
-    tensors, losses = learn(place, options.work, replace(SETTINGS, steps=options.steps), options.minutes,
-                            options.pictures, hint)
+    tensors, losses = learn(
+        place, options.work, replace(SETTINGS, steps=options.steps), options.minutes, options.pictures, hint
+    )
     log.info("held-out loss %.4f with the ControlNet, %.4f without", *losses)
     size = _save(FOLDER, NAME, "controlnet", CONFIG, tensors)
     if size > MOST:

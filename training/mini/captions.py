@@ -3,11 +3,12 @@
 A template is a list of fragments. CLIP's tokenizer splits at spaces and punctuation, so the tokens of a caption are
 those of its fragments one after the other, and fragments are tokenised once. A fragment may also be a tuple of tokens.
 """
+
 from __future__ import annotations
 
 import os
 import random
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -22,14 +23,24 @@ Fragment = str | tuple[int, ...]
 
 PLAIN_TEMPLATES = ([S], ["a", S], ["a picture of", S], ["a", S, "emoji"], [S, "icon"], ["the", S], ["an image of a", S])
 COLOUR_TEMPLATES = (
-    [S, "on a", C, "background"], ["a", S, "on a", C, "background"], [S, ",", C, "background"], [S, "on", C],
-    ["a picture of", S, "on a", C, "background"], [C, "background", ",", S], ["a", S, "with a", C, "background"],
-    ["an image of a", S, "on", C], [S, "in front of a", C, "background"], ["the", S, ",", "on a", C, "background"],
+    [S, "on a", C, "background"],
+    ["a", S, "on a", C, "background"],
+    [S, ",", C, "background"],
+    [S, "on", C],
+    ["a picture of", S, "on a", C, "background"],
+    [C, "background", ",", S],
+    ["a", S, "with a", C, "background"],
+    ["an image of a", S, "on", C],
+    [S, "in front of a", C, "background"],
+    ["the", S, ",", "on a", C, "background"],
 )
 HELD_TEMPLATES = (
-    ["an emoji of a", S, "against a", C, "backdrop"], ["a drawing of", S, "over a", C, "background"],
-    ["show me a", S, "with a", C, "backdrop"], ["one", S, "standing on a plain", C, "background"],
-    ["a nice", S, ",", C, "background color"], ["a", C, "background with a", S, "in the middle"],
+    ["an emoji of a", S, "against a", C, "backdrop"],
+    ["a drawing of", S, "over a", C, "background"],
+    ["show me a", S, "with a", C, "backdrop"],
+    ["one", S, "standing on a plain", C, "background"],
+    ["a nice", S, ",", C, "background color"],
+    ["a", C, "background with a", S, "in the middle"],
 )
 """Only for the held-out prompts."""
 
@@ -43,13 +54,14 @@ def spoken(template: list[str], subject: str, colour: str = "") -> str:
 def tokenizer():
     """The tokenizer files of the host, read by transformers."""
     from transformers import CLIPTokenizer
+
     root = os.environ.get("CASCADE_STUDIO_HOST_PATH")
     if not root:
         raise SystemExit("The host's tokenizer is needed: run the recipe as 'python3 dev.py run -m training.mini'.")
     return CLIPTokenizer.from_pretrained(Path(root) / "comfy" / "sd1_tokenizer")
 
 
-@lru_cache(maxsize=None)
+@cache
 def word_tokens(text: str) -> tuple[int, ...]:
     """Token ids of ``text`` without start and end."""
     return tuple(tokenizer()(text)["input_ids"][1:-1])

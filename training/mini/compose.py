@@ -1,4 +1,5 @@
 """Pictures over named backgrounds, their place, size and direction varied."""
+
 from __future__ import annotations
 
 import random
@@ -28,8 +29,16 @@ def random_colour(subject: Subject, rng: random.Random, held: bool = False) -> s
     return rng.choice([colour for colour in COLOURS if colour != PLAIN and colour not in subject.held])
 
 
-def compose(pictures: np.ndarray, colours: list[str], rng: random.Random, side: int = SIDE, centred: bool = False,
-            sizes: tuple[float, float] = SIZES, mirrored: float = MIRRORED, room: float = ROOM) -> tuple[Tensor, Tensor]:
+def compose(
+    pictures: np.ndarray,
+    colours: list[str],
+    rng: random.Random,
+    side: int = SIDE,
+    centred: bool = False,
+    sizes: tuple[float, float] = SIZES,
+    mirrored: float = MIRRORED,
+    room: float = ROOM,
+) -> tuple[Tensor, Tensor]:
     """``pictures`` (B, 256, 256, 4) uint8 premultiplied → RGB (B, 3, side, side) in [0, 1], alpha (B, 1, side, side).
 
     Scaled, moved (within the share ``room`` of what is free) and (the share ``mirrored``) mirrored at random, or upright

@@ -3,6 +3,7 @@
 One style (Fluent 3D) is what Stage C paints; the others only broaden the encoder, Stage B and Stage A. Every style
 becomes one array of 256 x 256 RGBA pictures with premultiplied alpha, in the order of ``split.json``.
 """
+
 from __future__ import annotations
 
 import json
@@ -47,9 +48,18 @@ EXCLUDED_SUBGROUPS = {"family"}
 CLOCKS = range(0x1F550, 0x1F568)
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "white": (250, 250, 250), "black": (18, 18, 20), "gray": (128, 128, 130), "red": (214, 40, 40),
-    "orange": (245, 130, 32), "yellow": (250, 215, 50), "green": (50, 160, 70), "teal": (30, 170, 170),
-    "blue": (40, 90, 215), "purple": (130, 60, 180), "pink": (245, 150, 190), "brown": (125, 80, 45),
+    "white": (250, 250, 250),
+    "black": (18, 18, 20),
+    "gray": (128, 128, 130),
+    "red": (214, 40, 40),
+    "orange": (245, 130, 32),
+    "yellow": (250, 215, 50),
+    "green": (50, 160, 70),
+    "teal": (30, 170, 170),
+    "blue": (40, 90, 215),
+    "purple": (130, 60, 180),
+    "pink": (245, 150, 190),
+    "brown": (125, 80, 45),
 }
 """Background colours by the name that captions use, in sRGB."""
 PLAIN = "white"
@@ -120,9 +130,13 @@ def _candidates() -> list[dict[str, Any]]:
     kept = []
     for entry in sorted(_read(words / "en" / "data.json"), key=lambda e: e.get("order", 0)):
         code = _bare(entry["hexcode"])
-        if (entry.get("group", -1) in EXCLUDED_GROUPS or code not in pictures
-                or subgroups[str(entry["subgroup"])] in EXCLUDED_SUBGROUPS
-                or int(code.split("-")[0], 16) in CLOCKS or "facing right" in entry["label"]):
+        if (
+            entry.get("group", -1) in EXCLUDED_GROUPS
+            or code not in pictures
+            or subgroups[str(entry["subgroup"])] in EXCLUDED_SUBGROUPS
+            or int(code.split("-")[0], 16) in CLOCKS
+            or "facing right" in entry["label"]
+        ):
             continue
         kept.append({"code": code, "tags": entry.get("tags", [])})
     return kept
@@ -149,22 +163,43 @@ def _without_duplicates(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def make_split() -> dict[str, Any]:
     """Subjects, held-out pairs and held-out prompts, all from ``SEED``; written to ``split.json`` before training."""
     from .captions import HELD_TEMPLATES, spoken
+
     entries = _without_duplicates(_candidates())
-    labels = {language: {_bare(e["hexcode"]): e["label"].lower() for e in
-                         _read(package("emojibase-data") / language / "data.json")} for language in LANGUAGES}
+    labels = {
+        language: {
+            _bare(e["hexcode"]): e["label"].lower() for e in _read(package("emojibase-data") / language / "data.json")
+        }
+        for language in LANGUAGES
+    }
     rng = random.Random(SEED)
     named = [colour for colour in COLOURS if colour != PLAIN]
-    subjects = [{"code": e["code"], "labels": {lang: labels[lang][e["code"]] for lang in LANGUAGES},
-                 "tags": [str(tag).lower() for tag in e["tags"]], "held": sorted(rng.sample(named, HELD_PAIRS))}
-                for e in entries]
+    subjects = [
+        {
+            "code": e["code"],
+            "labels": {lang: labels[lang][e["code"]] for lang in LANGUAGES},
+            "tags": [str(tag).lower() for tag in e["tags"]],
+            "held": sorted(rng.sample(named, HELD_PAIRS)),
+        }
+        for e in entries
+    ]
     prompts = []
     for index in sorted(rng.sample(range(len(subjects)), HELD_PROMPTS)):
         colour = rng.choice(subjects[index]["held"])
         fragments = rng.choice(HELD_TEMPLATES)
-        prompts.append({"prompt": spoken(fragments, subjects[index]["labels"]["en"], colour), "subject": index,
-                        "background": colour, "seed": rng.randrange(2**32)})
-    return {"seed": SEED, "packages": {name: list(pin) for name, pin in PACKAGES.items()}, "subjects": subjects,
-            "prompts": prompts}
+        prompts.append(
+            {
+                "prompt": spoken(fragments, subjects[index]["labels"]["en"], colour),
+                "subject": index,
+                "background": colour,
+                "seed": rng.randrange(2**32),
+            }
+        )
+    return {
+        "seed": SEED,
+        "packages": {name: list(pin) for name, pin in PACKAGES.items()},
+        "subjects": subjects,
+        "prompts": prompts,
+    }
 
 
 def write_split() -> None:
@@ -224,9 +259,11 @@ def _raster(style: str) -> dict[str, Path]:
             icon = icons["icons"].get(name)
             if icon is not None:
                 width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
-                jobs[_bare(code)] = ('<svg xmlns="http://www.w3.org/2000/svg" '
-                                     'xmlns:xlink="http://www.w3.org/1999/xlink" '
-                                     f'viewBox="0 0 {width} {height}">{icon["body"]}</svg>')
+                jobs[_bare(code)] = (
+                    '<svg xmlns="http://www.w3.org/2000/svg" '
+                    'xmlns:xlink="http://www.w3.org/1999/xlink" '
+                    f'viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+                )
         target.mkdir(exist_ok=True)
         wanted = {subject.code for subject in read_split()[0]}
         _draw(tool, target, {code: svg for code, svg in jobs.items() if code in wanted})

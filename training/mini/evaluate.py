@@ -2,6 +2,7 @@
 
 ``judge`` trains the judge (its state in the work folder), ``evaluate`` writes ``results.md`` beside this file.
 """
+
 from __future__ import annotations
 
 import logging
@@ -91,8 +92,10 @@ def train_judge(place: Place, minutes: float | None = None) -> None:
     Loop(part, minutes or JUDGE_MINUTES).run()
     judge = frozen(part.ema.copy_of(part.net))
     with torch.no_grad():
-        right = [float((judge(image).argmax(1) == subject).float().mean()) for image, subject in
-                 (part.batch() for _ in range(20))]
+        right = [
+            float((judge(image).argmax(1) == subject).float().mean())
+            for image, subject in (part.batch() for _ in range(20))
+        ]
     share = 100 * sum(right) / len(right)
     log.info("judge: right on %.1f %% of held-out renders (needs %.0f %%)", share, 100 * JUDGE_NEEDS)
 
@@ -139,7 +142,7 @@ def silhouettes(image: Tensor, side: int = 24) -> Tensor:
     for picture, shape in zip(torch.cat([(image - ground) * mask, mask], 1), mask[:, 0]):
         rows, columns = (torch.nonzero(shape.mean(axis) > 0.01).flatten() for axis in (1, 0))
         if len(rows) and len(columns):
-            picture = picture[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+            picture = picture[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         cut.append(F.interpolate(picture[None], size=(side, side), mode="area")[0])
     return torch.stack(cut)
 
@@ -151,8 +154,9 @@ def feature_ranks(image: Tensor, subjects: list[int], colours: list[str], scenes
     galleries: dict[str, Tensor] = {}
     for picture, subject, colour in zip(silhouettes(image), subjects, colours):
         if colour not in galleries:
-            galleries[colour] = torch.cat([silhouettes(_real(scenes, everything[i:i + 128], colour)) for i in
-                                           range(0, len(everything), 128)])
+            galleries[colour] = torch.cat(
+                [silhouettes(_real(scenes, everything[i : i + 128], colour)) for i in range(0, len(everything), 128)]
+            )
         both = picture, picture.flip(-1)
         distances = torch.minimum(*((galleries[colour] - way).square().flatten(1).mean(1) for way in both))
         ranks.append(int((distances < distances[subject]).sum()))
@@ -185,10 +189,10 @@ def evaluate(place: Place) -> None:
 
     painted, ceiling = [], []
     for start in range(0, len(scenes.prompts), BATCH):
-        part = scenes.prompts[start:start + BATCH]
+        part = scenes.prompts[start : start + BATCH]
         prompts, seeds = [p["prompt"] for p in part], [p["seed"] for p in part]
         painted.append(through_b(paint(nets["stage_c"], nets["text"], prompts, seeds), prompts, seeds))
-        real = _at_full_size(scenes, subjects[start:start + BATCH], colours[start:start + BATCH])
+        real = _at_full_size(scenes, subjects[start : start + BATCH], colours[start : start + BATCH])
         ceiling.append(through_b(nets["encoder"](for_encoder(real.to(place.device))), prompts, seeds))
         log.info("evaluate: %d of %d prompts", start + len(part), len(scenes.prompts))
     rows = {"prompts": torch.cat(painted), "ceiling: real pictures through encoder, B and A": torch.cat(ceiling)}
@@ -201,16 +205,19 @@ def _at_full_size(scenes: Scenes, subjects: list[int], colours: list[str]) -> Te
     return compose(np.stack([scenes.picture(i) for i in subjects]), colours, scenes.rng, SIDE)[0]
 
 
-def _measure(judge: nn.Module, image: Tensor, subjects: list[int], colours: list[str], scenes: Scenes,
-             place: Place) -> dict[str, float]:
+def _measure(
+    judge: nn.Module, image: Tensor, subjects: list[int], colours: list[str], scenes: Scenes, place: Place
+) -> dict[str, float]:
     seen = at_sight(image)
     order = first_five(judge, seen, place.device)
     ranks = feature_ranks(seen, subjects, colours, scenes)
     count = len(subjects)
-    return {"top-1": sum(top[0] == s for top, s in zip(order, subjects)) / count,
-            "top-5": sum(s in top for top, s in zip(order, subjects)) / count,
-            "feature top-5": sum(rank < 5 for rank in ranks) / count,
-            "background": sum(a == b for a, b in zip(colour_names(seen), colours)) / count}
+    return {
+        "top-1": sum(top[0] == s for top, s in zip(order, subjects)) / count,
+        "top-5": sum(s in top for top, s in zip(order, subjects)) / count,
+        "feature top-5": sum(rank < 5 for rank in ranks) / count,
+        "background": sum(a == b for a, b in zip(colour_names(seen), colours)) / count,
+    }
 
 
 def _stage_a_psnr(net: nn.Module, place: Place) -> dict[str, float]:
@@ -226,8 +233,14 @@ def _stage_a_psnr(net: nn.Module, place: Place) -> dict[str, float]:
 def _write(measured: dict[str, dict[str, float]], quality: dict[str, float], classes: int) -> None:
     names = list(next(iter(measured.values())))
     chance = {"top-1": 1 / classes, "top-5": 5 / classes, "feature top-5": 5 / classes, "background": 1 / len(COLOURS)}
-    lines = ["# Cascade Mini, measured", "", "Written by `python3 dev.py run -m training.mini evaluate`.", "",
-             "| 200 held-out prompts | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+    lines = [
+        "# Cascade Mini, measured",
+        "",
+        "Written by `python3 dev.py run -m training.mini evaluate`.",
+        "",
+        "| 200 held-out prompts | " + " | ".join(names) + " |",
+        "| --- " * (len(names) + 1) + "|",
+    ]
     for name, values in {**measured, "chance": chance}.items():
         lines.append(f"| {name} | " + " | ".join(f"{100 * values[key]:.1f} %" for key in names) + " |")
     lines += ["", "| Stage A, PSNR inside the subject | dB |", "| --- | --- |"]

@@ -1,4 +1,5 @@
 """Writes the finished nets as the files that ship: float16, the token table in float8, configs in the metadata."""
+
 from __future__ import annotations
 
 import logging
@@ -15,8 +16,7 @@ from stages.files.identify import PriorCoderConfig
 from stages.files.marker import MARKER, marker_text
 from tools.cache import sha256
 from tools.edit import CATALOGUE
-from tools.small import MINI_FILES
-from tools.small import MINI_FOLDER as FOLDER
+from tools.small import MINI_FILES, MINI_FOLDER as FOLDER
 
 from .generators import NETS, RESULTS, trained
 from .language import FLOAT8, TABLE
@@ -26,8 +26,10 @@ from .sizes import ENCODER, PREVIEWER
 log = logging.getLogger(__name__)
 
 FILES = {  # part: (kind of its marker, file below the folder, laid out as ComfyUI's models folder)
-    "stage_c": ("stage_c", MINI_FILES["prior"]), "stage_b": ("stage_b", MINI_FILES["decoder"]),
-    "text": ("text_encoder", MINI_FILES["text_encoder"]), "vision": ("clip_vision", MINI_FILES["clip_vision"]),
+    "stage_c": ("stage_c", MINI_FILES["prior"]),
+    "stage_b": ("stage_b", MINI_FILES["decoder"]),
+    "text": ("text_encoder", MINI_FILES["text_encoder"]),
+    "vision": ("clip_vision", MINI_FILES["clip_vision"]),
     "stage_a": ("stage_a", MINI_FILES["stage_a"]),
 }
 PRIOR_CODER = MINI_FILES["image_encoder"]
@@ -45,8 +47,10 @@ def export(place: Place, folder: Path = FOLDER) -> dict[str, int]:
     total = sum(sizes.values())
     log.info("%d files, %.1f MB in all", len(sizes), total / 1e6)
     if total > MOST or max(sizes.values()) > MOST_OF_ONE:
-        raise SystemExit(f"The files take {total / 1e6:.1f} MB, the largest {max(sizes.values()) / 1e6:.1f} MB: more "
-                         "than the repository takes. Make the nets in sizes.py narrower.")
+        raise SystemExit(
+            f"The files take {total / 1e6:.1f} MB, the largest {max(sizes.values()) / 1e6:.1f} MB: more "
+            "than the repository takes. Make the nets in sizes.py narrower."
+        )
     return sizes
 
 
@@ -69,8 +73,10 @@ def put_on_record(folder: Path = FOLDER, catalogue: Path = CATALOGUE) -> None:
     text = catalogue.read_text(encoding="utf-8")
     for path in sorted(folder.rglob("*.safetensors")):
         facts = f'"bytes": {path.stat().st_size}, "sha256": "{sha256(path)}", "provenance": "official commit"'
-        entry = re.compile(rf'("name": "{re.escape(path.name)}"[^}}]*?)"bytes": \w+,\s+"sha256": [^,}}]+,\s+'
-                           r'"provenance": (?:null|"[^"]*")')
+        entry = re.compile(
+            rf'("name": "{re.escape(path.name)}"[^}}]*?)"bytes": \w+,\s+"sha256": [^,}}]+,\s+'
+            r'"provenance": (?:null|"[^"]*")'
+        )
         text, found = entry.subn(lambda match: match[1] + facts, text)
         if found != 1:
             raise SystemExit(f"{path.name} has {found} entries in {catalogue.name}. It needs one.")
@@ -86,14 +92,20 @@ def _says(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> b
     if not path.is_file():
         return False
     with safe_open(path, "pt") as file:
-        return file.metadata() == metadata and set(file.keys()) == set(tensors) and all(
-            _same(file.get_tensor(key), value) for key, value in tensors.items())
+        return (
+            file.metadata() == metadata
+            and set(file.keys()) == set(tensors)
+            and all(_same(file.get_tensor(key), value) for key, value in tensors.items())
+        )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are equal byte for byte; float8 has no comparison of its own."""
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(
-        *(each.flatten().view(torch.uint8) for each in (one, other)))
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and torch.equal(*(each.flatten().view(torch.uint8) for each in (one, other)))
+    )
 
 
 def _save(folder: Path, name: str, kind: str, config: Any, tensors: dict[str, Tensor]) -> int:

@@ -1,4 +1,5 @@
 """Parts 4 and 5: Stage B and Stage C, on pictures encoded once."""
+
 from __future__ import annotations
 
 import math
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.nets.backend import Backend
 from stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
+from stages.nets.backend import Backend
 from stages.nets.encoder import ImageEncoder
 from stages.nets.initial import initialise_unet
 from stages.nets.previewer import Previewer
@@ -17,7 +18,14 @@ from stages.nets.stage_a import StageA
 from stages.nets.stage_b import StageB
 from stages.nets.stage_c import StageC
 from stages.training.losses import (
-    EMA, Optimiser, epsilon_losses, keep_mask, noised, replace_dropped, sample_times, velocity_weight,
+    EMA,
+    Optimiser,
+    epsilon_losses,
+    keep_mask,
+    noised,
+    replace_dropped,
+    sample_times,
+    velocity_weight,
 )
 
 from .captions import LENGTH, Fragment, batch_tokens
@@ -30,10 +38,22 @@ from .scenes import CANVAS, SHORT, Scenes, make_pool
 from .sizes import ENCODER, PREVIEWER, STAGE_A, STAGE_B, STAGE_C, TEXT, VISION
 from .towers import TextTower, VisionTower
 
-NETS = {"stage_a": (StageA, STAGE_A), "encoder": (ImageEncoder, ENCODER), "previewer": (Previewer, PREVIEWER),
-        "text": (TextTower, TEXT), "vision": (VisionTower, VISION), "stage_b": (StageB, STAGE_B), "stage_c": (StageC, STAGE_C)}
-RESULTS = {"stage_a": ("stage_a",), "encoder": ("encoder", "previewer"), "language": ("text", "vision"),
-           "stage_b": ("stage_b",), "stage_c": ("stage_c", "text")}
+NETS = {
+    "stage_a": (StageA, STAGE_A),
+    "encoder": (ImageEncoder, ENCODER),
+    "previewer": (Previewer, PREVIEWER),
+    "text": (TextTower, TEXT),
+    "vision": (VisionTower, VISION),
+    "stage_b": (StageB, STAGE_B),
+    "stage_c": (StageC, STAGE_C),
+}
+RESULTS = {
+    "stage_a": ("stage_a",),
+    "encoder": ("encoder", "previewer"),
+    "language": ("text", "vision"),
+    "stage_b": ("stage_b",),
+    "stage_c": ("stage_c", "text"),
+}
 """The nets in the result of each part; Stage C tunes the text encoder of the language part."""
 
 
@@ -64,8 +84,9 @@ class MatrixOptimiser:
 
     def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
         self.lr = lr
-        self.muon = torch.optim.Muon(parameters, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw",
-                                     ns_steps=self.ITERATIONS)
+        self.muon = torch.optim.Muon(
+            parameters, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw", ns_steps=self.ITERATIONS
+        )
 
     def update(self, factor: float) -> None:
         """One step at ``factor`` of the learning rate; clears the gradients."""
@@ -102,20 +123,28 @@ class DiffusionPart(Part):
             self.start.hold()
         self.text = trained(place, "text", "language")
         self.ema = EMA(net, self.EMA_DECAY)
-        matrices = [parameter for name, parameter in net.named_parameters()
-                    if parameter.dim() == 2 and (".channelwise." in name or ".attention." in name)]
+        matrices = [
+            parameter
+            for name, parameter in net.named_parameters()
+            if parameter.dim() == 2 and (".channelwise." in name or ".attention." in name)
+        ]
         chosen = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in net.parameters() if id(parameter) not in chosen]
-        self.state = {"net": net, "ema": self.ema, "matrices": MatrixOptimiser(matrices, self.LR),
-                      "optimiser": Optimiser(others, self.LR, betas=(0.9, 0.98), weight_decay=0.01)}
+        self.state = {
+            "net": net,
+            "ema": self.ema,
+            "matrices": MatrixOptimiser(matrices, self.LR),
+            "optimiser": Optimiser(others, self.LR, betas=(0.9, 0.98), weight_decay=0.01),
+        }
 
     @torch.no_grad()
     def said(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states and pooled text of token ids."""
         return self.text(ids.to(self.place.device))
 
-    def learn(self, x0: Tensor, conditions: dict[str, Tensor], factor: float,
-              beside: Tensor | float = 0.0) -> dict[str, float]:
+    def learn(
+        self, x0: Tensor, conditions: dict[str, Tensor], factor: float, beside: Tensor | float = 0.0
+    ) -> dict[str, float]:
         """One update on ``x0`` (B, C, H, W), and on the loss ``beside``."""
         t = sample_times(len(x0), device=x0.device)
         chosen = torch.rand_like(t) < self.NOISY
@@ -205,8 +234,11 @@ class StageCPart(DiffusionPart):
         known = known_tokens(self.scenes.subjects).to(place.device)
         self.tuned = TunedText(trained(place, "text") if place.warm else self.text, known)
         self.text_ema = EMA(self.tuned, self.EMA_DECAY)
-        self.state.update(text=self.tuned, text_ema=self.text_ema,
-                          text_optimiser=Optimiser(self.tuned.parameters(), self.TEXT_LR, betas=(0.9, 0.98)))
+        self.state.update(
+            text=self.tuned,
+            text_ema=self.text_ema,
+            text_optimiser=Optimiser(self.tuned.parameters(), self.TEXT_LR, betas=(0.9, 0.98)),
+        )
         subjects = [i for _ in range(self.VARIANTS) for i in range(len(self.scenes.subjects))]
         nets = {"encoder": trained(place, "encoder"), "vision": trained(place, "vision")}
         self.pool = make_pool(place.work / "pool_c.pt", self.scenes, subjects, nets, place.device)
@@ -216,8 +248,10 @@ class StageCPart(DiffusionPart):
         index = self.rng.sample(range(len(self.pool)), self.BATCH)
         rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
         subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
-        said = [fragments if self.rng.random() >= self.DROP_TEXT else []
-                for fragments in self.scenes.fragments(subjects, colours)]
+        said = [
+            fragments if self.rng.random() >= self.DROP_TEXT else []
+            for fragments in self.scenes.fragments(subjects, colours)
+        ]
         meant = self.said(batch_tokens(said, length))[1]
         ids = batch_tokens([self._strewn(fragments) for fragments in said], length)
         with self.place.autocast():
@@ -261,8 +295,18 @@ def told(text: nn.Module, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def paint(net: StageC, text: nn.Module, prompts: list[str], seeds: list[int], *, steps: int = 20, cfg: float = 4.0,
-          shift: float = 2.0, image: Tensor | None = None, grid_size: tuple[int, int] | None = None) -> Tensor:
+def paint(
+    net: StageC,
+    text: nn.Module,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    steps: int = 20,
+    cfg: float = 4.0,
+    shift: float = 2.0,
+    image: Tensor | None = None,
+    grid_size: tuple[int, int] | None = None,
+) -> Tensor:
     """Stage C latents of ``prompts``, one seed each."""
     (said, pooled), (said_empty, pooled_empty) = told(text, prompts), told(text, [""] * len(prompts))
     image = pooled.new_zeros(len(prompts), STAGE_C.c_clip_img) if image is None else image
@@ -273,8 +317,17 @@ def paint(net: StageC, text: nn.Module, prompts: list[str], seeds: list[int], *,
 
 
 @torch.no_grad()
-def decode(net: StageB, effnet: Tensor, pooled: Tensor, empty: Tensor, seeds: list[int], *, steps: int = 10,
-           cfg: float = 1.1, shift: float = 1.0) -> Tensor:
+def decode(
+    net: StageB,
+    effnet: Tensor,
+    pooled: Tensor,
+    empty: Tensor,
+    seeds: list[int],
+    *,
+    steps: int = 10,
+    cfg: float = 1.1,
+    shift: float = 1.0,
+) -> Tensor:
     """Stage A latents for Stage C latents (B, 16, h, w) and pooled text (B, width)."""
     cond = {"effnet": effnet, "clip": pooled}
     uncond = {"effnet": torch.zeros_like(effnet), "clip": empty.expand_as(pooled)}
@@ -282,10 +335,25 @@ def decode(net: StageB, effnet: Tensor, pooled: Tensor, empty: Tensor, seeds: li
     return _sampled(net, cond, uncond, seeds, shape, steps, cfg, shift, effnet.device)
 
 
-def _sampled(net: nn.Module, cond: dict[str, Any], uncond: dict[str, Any], seeds: list[int], shape: tuple[int, ...],
-             steps: int, cfg: float, shift: float, device: torch.device) -> Tensor:
+def _sampled(
+    net: nn.Module,
+    cond: dict[str, Any],
+    uncond: dict[str, Any],
+    seeds: list[int],
+    shape: tuple[int, ...],
+    steps: int,
+    cfg: float,
+    shift: float,
+    device: torch.device,
+) -> Tensor:
     start = NoiseStreams(seeds).next((len(seeds), *shape)).to(device)
-    for step in sample(paired(net, cond, uncond), start, timesteps=timesteps(steps), shift=shift,
-                       guidance=Guidance(cfg), noise=NoiseStreams(seeds, 1).next):
+    for step in sample(
+        paired(net, cond, uncond),
+        start,
+        timesteps=timesteps(steps),
+        shift=shift,
+        guidance=Guidance(cfg),
+        noise=NoiseStreams(seeds, 1).next,
+    ):
         last = step.x0
     return last

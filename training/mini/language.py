@@ -1,4 +1,5 @@
 """Part 3: the text encoder and the vision tower, in one space."""
+
 from __future__ import annotations
 
 import copy
@@ -86,8 +87,13 @@ class LanguagePart(Part):
         self.nets = nn.ModuleList([self.text, self.vision])
         self.ema = EMA(self.nets, 0.995)
         parameters = [*self.nets.parameters(), *self.heads.parameters(), *self.scale.parameters()]
-        self.state = {"nets": self.nets, "heads": self.heads, "scale": self.scale, "ema": self.ema,
-                      "optimiser": Optimiser(parameters, self.LR, weight_decay=0.01)}
+        self.state = {
+            "nets": self.nets,
+            "heads": self.heads,
+            "scale": self.scale,
+            "ema": self.ema,
+            "optimiser": Optimiser(parameters, self.LR, weight_decay=0.01),
+        }
 
     def step(self, factor: float) -> dict[str, float]:
         batch = self.scenes.batch(self.BATCH)
@@ -104,8 +110,13 @@ class LanguagePart(Part):
         self.state["optimiser"].step(pairs + naming[0] + naming[1], factor)
         self.ema.update(self.nets)
         right = [float((s.argmax(1) == subject).float().mean()) for s, _ in scores]
-        return {"pairs": pairs.item(), "text": naming[0].item(), "vision": naming[1].item(), "text_right": right[0],
-                "vision_right": right[1]}
+        return {
+            "pairs": pairs.item(),
+            "text": naming[0].item(),
+            "vision": naming[1].item(),
+            "text_right": right[0],
+            "vision_right": right[1],
+        }
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         text, vision = self.ema.copy_of(self.nets)

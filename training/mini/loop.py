@@ -1,4 +1,5 @@
 """The loop that every part of the recipe runs in: a budget of minutes, a state that survives, losses and sheets."""
+
 from __future__ import annotations
 
 import csv
@@ -127,8 +128,16 @@ class Loop:
     def save(self) -> None:
         """Everything that :meth:`load` needs, and the result so far."""
         state = {name: value.state_dict() for name, value in self.part.state.items()}
-        write_atomically({"state": state, "used": self.used, "steps": self.steps, "random": self.part.rng.getstate(),
-                          "torch": torch.get_rng_state()}, self.path)
+        write_atomically(
+            {
+                "state": state,
+                "used": self.used,
+                "steps": self.steps,
+                "random": self.part.rng.getstate(),
+                "torch": torch.get_rng_state(),
+            },
+            self.path,
+        )
         write_atomically(self.part.result(), self.part.place.weights(self.part.name))
 
     def run(self) -> None:
@@ -172,8 +181,10 @@ class Loop:
             writer = csv.writer(file)
             if fresh:
                 writer.writerow(["part", "step", "minutes", "name", "value"])
-            writer.writerows([self.part.name, self.steps, f"{self.used / 60:.2f}", name, f"{value:.6f}"]
-                             for name, value in means.items())
+            writer.writerows(
+                [self.part.name, self.steps, f"{self.used / 60:.2f}", name, f"{value:.6f}"]
+                for name, value in means.items()
+            )
         text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
         log.info("%s: step %d, %.1f min, %s", self.part.name, self.steps, self.used / 60, text)
 

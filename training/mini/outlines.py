@@ -3,6 +3,7 @@
 The tests tell what a picture shows without any of Mini's nets by comparing it with these: 32 x 32 RGBA with
 premultiplied alpha of the pictures that Stage C learned from (Fluent 3D, MIT), one for each of :data:`SUBJECTS`.
 """
+
 from __future__ import annotations
 
 import logging
@@ -19,9 +20,31 @@ log = logging.getLogger(__name__)
 TARGET = REPOSITORY / "tests" / "mini_outlines.npz"
 SMALL = 32
 SUBJECTS = (
-    "red apple", "robot", "pizza", "tiger", "hot dog", "sunflower", "rocket", "snowman", "octopus", "guitar", "bicycle",
-    "cactus", "crown", "ghost", "bus", "evergreen tree", "umbrella", "watermelon", "soccer ball", "house", "frog",
-    "key", "mushroom", "airplane")
+    "red apple",
+    "robot",
+    "pizza",
+    "tiger",
+    "hot dog",
+    "sunflower",
+    "rocket",
+    "snowman",
+    "octopus",
+    "guitar",
+    "bicycle",
+    "cactus",
+    "crown",
+    "ghost",
+    "bus",
+    "evergreen tree",
+    "umbrella",
+    "watermelon",
+    "soccer ball",
+    "house",
+    "frog",
+    "key",
+    "mushroom",
+    "airplane",
+)
 """Labels of the training data that look unlike each other."""
 
 

@@ -11,13 +11,14 @@ The rest is free for what is learned. The time block of the last group multiplie
 All that this rests on is pinned: it gets no gradient (:meth:`Preconditioning.still`), and after every update
 :meth:`Preconditioning.hold` puts it back, because weight decay and Muon move more than gradients do.
 """
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from stages.nets.blocks import AttnBlock, ResBlock, TimestepBlock, timestep_embedding
 from stages.diffusion.sampling import alpha_sigma, logsnr, noise_condition
+from stages.nets.blocks import AttnBlock, ResBlock, TimestepBlock, timestep_embedding
 from stages.nets.stage_b import StageB
 from stages.nets.stage_c import StageC
 
@@ -59,11 +60,17 @@ class Preconditioning:
         self.net, self._places = net, []
         width, n = net.embedding[1].weight.shape[:2]
         if width < carrying(n) + 2:
-            raise ValueError(f"The first level is {width} wide, but it takes {2 * n} channels for the signal, 2 for the "
-                             "constant and some that are free.")
+            raise ValueError(
+                f"The first level is {width} wide, but it takes {2 * n} channels for the signal, 2 for the "
+                "constant and some that are free."
+            )
         self.n, self.plus, self.minus = n, slice(0, n), slice(n, 2 * n)
-        self.signal, self.constant, self.fixed, self.free = (slice(0, 2 * n), slice(2 * n, carrying(n)),
-                                                             slice(0, carrying(n)), slice(carrying(n), width))
+        self.signal, self.constant, self.fixed, self.free = (
+            slice(0, 2 * n),
+            slice(2 * n, carrying(n)),
+            slice(0, carrying(n)),
+            slice(carrying(n), width),
+        )
         self.size = (width / 2) ** 0.5 / LARGE  # of the signal behind a norm
         with torch.no_grad():
             self._embedding()
@@ -160,7 +167,7 @@ class Preconditioning:
     def _last_time(self, blocks: nn.ModuleList) -> None:
         """The last time block: b on the signal, a on the free channels. Attention behind it stays silent."""
         last = max(i for i, block in enumerate(blocks) if isinstance(block, TimestepBlock))
-        for block in blocks[last + 1:]:
+        for block in blocks[last + 1 :]:
             if isinstance(block, AttnBlock):
                 for parameter in block.attention["attn"].out_proj.parameters():
                     parameter.zero_()
@@ -177,8 +184,9 @@ class Preconditioning:
         for where, factor in ((self.signal, b), (self.free, a)):
             weigh = (1 / a)[:, None]
             ridge = 0.02 * torch.eye(chosen.shape[1], dtype=torch.float64)
-            found = torch.linalg.lstsq(torch.cat([chosen * weigh, ridge]),
-                                       torch.cat([(factor - 1) * weigh[:, 0], ridge.new_zeros(len(ridge))])).solution
+            found = torch.linalg.lstsq(
+                torch.cat([chosen * weigh, ridge]), torch.cat([(factor - 1) * weigh[:, 0], ridge.new_zeros(len(ridge))])
+            ).solution
             mapper.weight[:width][where] = 0
             for column, value in zip(columns, found[:-1]):
                 mapper.weight[where, column] = float(value)

@@ -1,4 +1,5 @@
 """Batches of composed pictures, and pools of encoded ones that the diffusion stages learn from."""
+
 from __future__ import annotations
 
 import logging
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.nets.encoder import normalise
 from stages.inputs.canvas import plan
+from stages.nets.encoder import normalise
 
 from .captions import batch_tokens, caption, fragment_tokens
 from .compose import MIRRORED, ROOM, SIZES, compose, random_colour
@@ -44,8 +45,15 @@ class Scenes:
     ``sizes``, ``mirrored`` and ``room``: see :func:`.compose.compose`.
     """
 
-    def __init__(self, rng: random.Random, others: float = 0.0, side: int = SIDE,
-                 sizes: tuple[float, float] = SIZES, mirrored: float = MIRRORED, room: float = ROOM) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        others: float = 0.0,
+        side: int = SIDE,
+        sizes: tuple[float, float] = SIZES,
+        mirrored: float = MIRRORED,
+        room: float = ROOM,
+    ) -> None:
         self.rng, self.others, self.side = rng, others, side
         self.placed = {"sizes": sizes, "mirrored": mirrored, "room": room}
         self.subjects, self.prompts = read_split()
@@ -66,8 +74,7 @@ class Scenes:
         """``count`` pictures of different subjects, or of the given ones."""
         chosen = self.rng.sample(range(len(self.subjects)), count) if subjects is None else subjects
         colours = [random_colour(self.subjects[i], self.rng, held) for i in chosen]
-        rgb, alpha = compose(np.stack([self.picture(i) for i in chosen]), colours, self.rng, self.side,
-                             **self.placed)
+        rgb, alpha = compose(np.stack([self.picture(i) for i in chosen]), colours, self.rng, self.side, **self.placed)
         return Batch(rgb, alpha, chosen, colours)
 
     def captions(self, subjects: list[int], colours: list[str], length: int = SHORT) -> Tensor:
@@ -123,8 +130,9 @@ class Pool:
 
 
 @torch.no_grad()
-def make_pool(path: Path, scenes: Scenes, subjects: list[int], nets: dict[str, nn.Module],
-              device: torch.device) -> Pool:
+def make_pool(
+    path: Path, scenes: Scenes, subjects: list[int], nets: dict[str, nn.Module], device: torch.device
+) -> Pool:
     """Compose and encode one picture for each entry of ``subjects``; read from ``path`` if it is there.
 
     ``nets``: "encoder" gives ``effnet``, "stage_a" gives ``latent``, "vision" gives ``image``; kept in float16.
@@ -134,7 +142,7 @@ def make_pool(path: Path, scenes: Scenes, subjects: list[int], nets: dict[str, n
     kept: dict[str, list[Tensor]] = {}
     colours: list[str] = []
     for start in range(0, len(subjects), 32):
-        batch = scenes.batch(0, subjects[start:start + 32])
+        batch = scenes.batch(0, subjects[start : start + 32])
         rgb = batch.rgb.to(device)
         found = {}
         if "encoder" in nets:

@@ -3,6 +3,7 @@
 Writes the folder with pictures and captions, trains on it with the trainer of the nodes and puts the result into
 mini/loras. Subjects of the held-out prompts are left out. Stopped, the same command goes on.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -16,12 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from commands.train import Config, Progress, prepared
 from stages.training.distributed import ALONE
 from stages.training.run import Run
 from stages.training.settings import Settings
 from stages.training.trainer import Trainer
 from tools.cache import cache_root
-from commands.train import Config, Progress, prepared
 
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
 from .compose import LARGE, compose, random_colour
@@ -31,9 +32,23 @@ from .export import FILES, FOLDER, PRIOR_CODER, put_on_record
 log = logging.getLogger(__name__)
 
 COUNT, MOST = 60, 1_000_000
-SETTINGS = Settings(steps=400, batch_size=16, accumulation=1, learning_rate=2e-4, warm_up=20, rank=12, alpha=12.0,
-                    blocks=(".attn", ".channelwise"), resolution=192, ema=0.99, checkpointing=False, loss_weight="velocity",
-                    save_every=0, sample_every=0, seed=SEED)
+SETTINGS = Settings(
+    steps=400,
+    batch_size=16,
+    accumulation=1,
+    learning_rate=2e-4,
+    warm_up=20,
+    rank=12,
+    alpha=12.0,
+    blocks=(".attn", ".channelwise"),
+    resolution=192,
+    ema=0.99,
+    checkpointing=False,
+    loss_weight="velocity",
+    save_every=0,
+    sample_every=0,
+    seed=SEED,
+)
 
 
 class OutOfTime(Exception):
@@ -74,10 +89,17 @@ def train(models: Path, work: Path, style: str, settings: Settings, minutes: flo
     if not folder.is_dir():
         write_set(style, work / "pictures.new")
         (work / "pictures.new").rename(folder)
-    files = {name: str(models / f"{path}.safetensors") for name, path in (
-        ("stage_c", FILES["stage_c"][1]), ("text_encoder", FILES["text"][1]), ("image_encoder", PRIOR_CODER))}
-    lesson = prepared(Config(**files, pictures=str(folder), output=str(work), settings=settings), ALONE,
-                      torch.device(device))
+    files = {
+        name: str(models / f"{path}.safetensors")
+        for name, path in (
+            ("stage_c", FILES["stage_c"][1]),
+            ("text_encoder", FILES["text"][1]),
+            ("image_encoder", PRIOR_CODER),
+        )
+    }
+    lesson = prepared(
+        Config(**files, pictures=str(folder), output=str(work), settings=settings), ALONE, torch.device(device)
+    )
     log.info("%s", lesson.plan().describe())
     run, path = Run(lesson), work / f"{settings.name}.safetensors"
     try:

@@ -4,6 +4,7 @@ A linear judge of the style is fitted to latents of real renders in both styles,
 Then the held-out prompts are painted with and without the LoRA: how often the judge says the new style, and how often
 the judge of subjects (``training.mini judge``) still finds the asked one. Writes results_lora.md beside this file.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -69,7 +70,7 @@ def renders(style: str, chosen: list[int], encoder: torch.nn.Module) -> Tensor:
     array, rng = pictures(style), random.Random(SEED)
     found = []
     for start in range(0, len(chosen), 32):
-        part = chosen[start:start + 32]
+        part = chosen[start : start + 32]
         colours = [random_colour(subjects[i], rng) for i in part]
         rgb, _ = compose(np.stack([array[i] for i in part]), colours, rng, SIDE, sizes=LARGE)
         found.append(encoder(for_encoder(rgb)))
@@ -100,11 +101,10 @@ def measure(place: Place, path: Path, style: str) -> list[str]:
     random.Random(SEED).shuffle(there)
     latents = {name: renders(name, there[:RENDERS], nets["encoder"]) for name in (MAIN, style)}
     fit = RENDERS * 3 // 4
-    judge = StyleJudge.fitted(torch.cat([latents[MAIN][:fit], latents[style][:fit]]),
-                              torch.arange(2 * fit) >= fit)
+    judge = StyleJudge.fitted(torch.cat([latents[MAIN][:fit], latents[style][:fit]]), torch.arange(2 * fit) >= fit)
     right = [1 - judge.share(latents[MAIN][fit:]), judge.share(latents[style][fit:])]
     eyes = trained_judge(place, len(subjects))
-    asked = prompts[::max(1, len(prompts) // PROMPTS)][:PROMPTS]
+    asked = prompts[:: max(1, len(prompts) // PROMPTS)][:PROMPTS]
     words, seeds = [prompt["prompt"] for prompt in asked], [prompt["seed"] for prompt in asked]
     said, empty = told(nets["text"], words)[1], told(nets["text"], [""])[1]
     rows, shown = [], []
@@ -116,10 +116,18 @@ def measure(place: Place, path: Path, style: str) -> list[str]:
         rows.append(f"| {name} | {100 * judge.share(latent):.1f} % | {100 * kept:.1f} % |")
         shown.append(image[:12])
     save_sheet(grid(torch.cat(shown), 12), place.work / "sheets" / "style_lora.png")
-    return [f"# {path.stem}, measured", "", "Written by `python3 dev.py run -m training.mini.style_measure`.", "",
-            f"The judge of styles is right on {100 * sum(right) / 2:.1f} % of {2 * (RENDERS - fit)} renders of other "
-            "subjects than it was fitted to.", "", f"| {len(asked)} held-out prompts | {style} style | subject in the top 5 |",
-            "| --- | --- | --- |", *rows]
+    return [
+        f"# {path.stem}, measured",
+        "",
+        "Written by `python3 dev.py run -m training.mini.style_measure`.",
+        "",
+        f"The judge of styles is right on {100 * sum(right) / 2:.1f} % of {2 * (RENDERS - fit)} renders of other "
+        "subjects than it was fitted to.",
+        "",
+        f"| {len(asked)} held-out prompts | {style} style | subject in the top 5 |",
+        "| --- | --- | --- |",
+        *rows,
+    ]
 
 
 def main() -> None:

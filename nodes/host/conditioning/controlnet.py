@@ -3,6 +3,7 @@
 The host hands control maps over as a list that begins with the last ResBlock, and adds the lists of chained nets by
 index. A list that does not hold an entry for every ResBlock would land on the wrong ones, so ours always do.
 """
+
 from __future__ import annotations
 
 import logging
@@ -20,16 +21,16 @@ from comfy.ldm.cascade.common import ResBlock
 from torch import Tensor
 from torch.nn import functional as F
 
-from ....stages.inputs import control_rules as rules
+from ....stages.errors import WrongInput
 from ....stages.files import convert, load
+from ....stages.inputs import control_rules as rules
 from ....stages.inputs.control_rules import BlockWeights
 from ....stages.nets.controlnet import ControlNet, ControlNetConfig
-from ....stages.errors import WrongInput
 from ....stages.nets.unet import UNetConfig
 from ..models.backend import backend_for
 from ..models.load import AUTO, read
-from ..models.model import check_finite
 from ..models.load_vae import vae_dtype
+from ..models.model import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -99,15 +100,18 @@ class CascadeControl(comfy.controlnet.ControlBase):
             rules.check_model(self.config, width, count)
             self.run = ControlRun(count)
         elif not isinstance(model, comfy.model_base.StableCascade_B):  # which ControlNets do not touch
-            raise WrongInput(f"The {rules.title(self.config)} of Stable Cascade was given to a {type(model).__name__} "
-                             "model. It works on Stage C of Stable Cascade: use a ControlNet of this model's own kind.")
+            raise WrongInput(
+                f"The {rules.title(self.config)} of Stable Cascade was given to a {type(model).__name__} "
+                "model. It works on Stage C of Stable Cascade: use a ControlNet of this model's own kind."
+            )
 
     def cleanup(self) -> None:
         super().cleanup()
         self.run = None
 
-    def get_control(self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: Any
-                    ) -> dict[str, list[Tensor | None]] | None:
+    def get_control(
+        self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: Any
+    ) -> dict[str, list[Tensor | None]] | None:
         """The host's control maps for one call of the model, those of the nets before this one included."""
         previous = None
         if self.previous_controlnet is not None:
@@ -186,8 +190,9 @@ class MaskedControl(comfy.controlnet.ControlBase):
         super().cleanup()
         self.inner.cleanup()
 
-    def get_control(self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: Any
-                    ) -> dict[str, list[Tensor | None]] | None:
+    def get_control(
+        self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: Any
+    ) -> dict[str, list[Tensor | None]] | None:
         """The masked maps of ``inner`` and those of the nets before, for one call of the model."""
         given = (x_noisy, t, cond, batched_number, transformer_options)
         previous = None if self.previous_controlnet is None else self.previous_controlnet.get_control(*given)
@@ -208,8 +213,10 @@ def checked_mask(mask: Tensor, where: str) -> Tensor:
     """A MASK as (B, h, w)."""
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or 0 in mask.shape:
-        raise WrongInput(f"{where} got a mask of shape {tuple(mask.shape)}. It needs a MASK, (batch, height, width): "
-                         "draw one in the mask editor, or use a node that makes masks.")
+        raise WrongInput(
+            f"{where} got a mask of shape {tuple(mask.shape)}. It needs a MASK, (batch, height, width): "
+            "draw one in the mask editor, or use a node that makes masks."
+        )
     return mask
 
 
@@ -237,7 +244,7 @@ def aligned(control: dict[str, list[Tensor | None]] | None, count: int) -> dict[
     if control is None:
         return None
     maps = control.get("input") or []
-    maps = [None] * (count - len(maps)) + maps[max(0, len(maps) - count):]
+    maps = [None] * (count - len(maps)) + maps[max(0, len(maps) - count) :]
     return {key: maps if key == "input" else control.get(key) or [] for key in KEYS}
 
 
@@ -277,8 +284,16 @@ def load_control_patcher(path: str, dtype: str = AUTO, disable_dynamic: bool = F
     return load_control(path, dtype, disable_dynamic).patcher
 
 
-def applied(positive: Any, negative: Any, net: Any, hint: Tensor, strength: float, percents: tuple[float, float],
-            weights: BlockWeights, mask: Tensor | None = None) -> tuple[Any, Any]:
+def applied(
+    positive: Any,
+    negative: Any,
+    net: Any,
+    hint: Tensor,
+    strength: float,
+    percents: tuple[float, float],
+    weights: BlockWeights,
+    mask: Tensor | None = None,
+) -> tuple[Any, Any]:
     """Both conditionings with ``net`` and its ``hint`` (B, H, W, C), behind whatever nets they have already.
 
     mask: (B, h, w), where it acts; everywhere without one.
@@ -286,11 +301,15 @@ def applied(positive: Any, negative: Any, net: Any, hint: Tensor, strength: floa
     if strength == 0:
         return positive, negative
     if percents[1] < percents[0]:
-        raise WrongInput(f"Apply Cascade ControlNet starts at {percents[0]:g} and ends at {percents[1]:g}, so it would "
-                         "never act. The end has to come after the start: 0 is the beginning of sampling, 1 its end.")
+        raise WrongInput(
+            f"Apply Cascade ControlNet starts at {percents[0]:g} and ends at {percents[1]:g}, so it would "
+            "never act. The end has to come after the start: 0 is the beginning of sampling, 1 its end."
+        )
     if not isinstance(net, CascadeControl) and not weights.neutral:
-        raise WrongInput("Block weights were set for a ControlNet of another loader, which has none. Load it with Load "
-                         "Cascade ControlNet, or set early and late to 1 and leave the block weights empty.")
+        raise WrongInput(
+            "Block weights were set for a ControlNet of another loader, which has none. Load it with Load "
+            "Cascade ControlNet, or set early and late to 1 and leave the block weights empty."
+        )
     copies: dict[Any, Any] = {}
 
     def behind(previous: Any) -> Any:
@@ -304,8 +323,13 @@ def applied(positive: Any, negative: Any, net: Any, hint: Tensor, strength: floa
         return copies[previous]
 
     # Prompt and negative prompt share a copy, so that the host runs them in one batch and the maps are made once.
-    return tuple([[text, {**extra, "control": behind(extra.get("control")), "control_apply_to_uncond": False}]
-                  for text, extra in conditioning] for conditioning in (positive, negative))
+    return tuple(
+        [
+            [text, {**extra, "control": behind(extra.get("control")), "control_apply_to_uncond": False}]
+            for text, extra in conditioning
+        ]
+        for conditioning in (positive, negative)
+    )
 
 
 def release(*conditionings: Any) -> None:
@@ -330,5 +354,5 @@ def for_picture(control: Any, index: int) -> Any:
         copied.inner = within
     if many:
         place = index % given.shape[0]
-        setattr(copied, name, given[place:place + 1])
+        setattr(copied, name, given[place : place + 1])
     return copied

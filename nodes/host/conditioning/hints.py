@@ -1,4 +1,5 @@
 """The hints of the published ControlNets as IMAGE values of the host, and pictures of what the nets will see."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ....stages.inputs import canny, hints
 from ....stages.errors import WrongInput
+from ....stages.inputs import canny, hints
 from ....stages.inputs.canvas import Canvas
 from .. import latents
 from ..models import vae as vaes
@@ -35,8 +36,9 @@ def mask_for(mask: Tensor, image: Tensor, where: str) -> Tensor:
     """A MASK (B, H, W) or (H, W) as (1 or B, 1, H, W) at the size of ``image`` (B, H, W, C)."""
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if mask.shape[0] not in (1, image.shape[0]):
-        raise WrongInput(f"{where} got {mask.shape[0]} masks for {image.shape[0]} pictures. Give one mask, or one for "
-                         "each picture.")
+        raise WrongInput(
+            f"{where} got {mask.shape[0]} masks for {image.shape[0]} pictures. Give one mask, or one for each picture."
+        )
     size = tuple(image.shape[1:3])
     return mask if tuple(mask.shape[-2:]) == size else F.interpolate(mask, size, mode="nearest-exact")
 
@@ -58,8 +60,9 @@ def inpaint_hint(image: Tensor, mask: Tensor, grow: int, latent: Any, where: str
     return hint, hint[..., :3]
 
 
-def outpaint_canvas(image: Tensor, mask: Tensor | None, sides: hints.Sides, width: int, height: int, where: str
-                    ) -> tuple[Tensor, Tensor]:
+def outpaint_canvas(
+    image: Tensor, mask: Tensor | None, sides: hints.Sides, width: int, height: int, where: str
+) -> tuple[Tensor, Tensor]:
     """The picture (B, H, W, 3) with white borders, and its mask (1 or B, H, W)."""
     rows, columns = int(image.shape[1]), int(image.shape[2])
     old = torch.zeros(1, 1, rows, columns) if mask is None else mask_for(mask, image, where)
@@ -85,8 +88,10 @@ def identity_hint(image: Tensor, boxes: Any, embeddings: Any, latent: Any, where
     kept = hints.chosen_faces(corners, width, height)
     cells = hints.face_cells(corners[kept], width, height, canvas)
     picture = hints.on_canvas(rgb(image[:1]).float(), canvas).clamp(0.0, 1.0)
-    return (as_image(hints.identity_map(cells, identities[kept], canvas)),
-            as_image(hints.identity_picture(picture, cells)))
+    return (
+        as_image(hints.identity_map(cells, identities[kept], canvas)),
+        as_image(hints.identity_picture(picture, cells)),
+    )
 
 
 def faces(boxes: Any, embeddings: Any, where: str) -> tuple[Tensor, Tensor]:
@@ -94,10 +99,12 @@ def faces(boxes: Any, embeddings: Any, where: str) -> tuple[Tensor, Tensor]:
     corners = numbers([box_of(each) for each in listed(boxes)], 4, scored=True)
     vectors = numbers([vector_of(each) for each in listed(embeddings)], IDENTITY_WIDTH)
     if corners is None or vectors is None or len(corners) != len(vectors):
-        raise WrongInput(f"{where} could not read the faces: it needs one box (left, top, right, bottom in pixels) "
-                         f"and one ArcFace embedding ({IDENTITY_WIDTH} numbers) for each face. Wire a face detector's "
-                         "boxes into 'boxes' and a face recogniser's embeddings into 'embeddings'; a list of "
-                         "insightface faces can go into both.")
+        raise WrongInput(
+            f"{where} could not read the faces: it needs one box (left, top, right, bottom in pixels) "
+            f"and one ArcFace embedding ({IDENTITY_WIDTH} numbers) for each face. Wire a face detector's "
+            "boxes into 'boxes' and a face recogniser's embeddings into 'embeddings'; a list of "
+            "insightface faces can go into both."
+        )
     return corners, vectors
 
 

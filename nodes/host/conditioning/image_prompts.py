@@ -1,4 +1,5 @@
 """Image prompts in the host's ``unclip_conditioning``, which core nodes read and write as well."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -9,17 +10,18 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ....stages.inputs import image_prompts as rules
 from ....stages.errors import WrongInput
-from .hints import as_image, rgb
+from ....stages.inputs import image_prompts as rules
 from ..models.regions import PICTURES_KEY
 from ..models.times import in_time, time_of
+from .hints import as_image, rgb
 
 Entries = list[dict[str, Any]]
 
 
-def pictures(vision: Any, images: Iterable[Tensor | None], weights: Iterable[float], crop: str, where: str
-             ) -> tuple[Tensor, list[float]]:
+def pictures(
+    vision: Any, images: Iterable[Tensor | None], weights: Iterable[float], crop: str, where: str
+) -> tuple[Tensor, list[float]]:
     """What CLIP sees of every picture with a weight: (n, 3, size, size), and the n weights.
 
     A batch of pictures counts as so many image prompts of the same weight. Raises WrongInput for more than eight.
@@ -30,16 +32,19 @@ def pictures(vision: Any, images: Iterable[Tensor | None], weights: Iterable[flo
             found.append(rules.clip_picture(rgb(image).float(), image_size(vision, where), crop))
             kept += [weight] * image.shape[0]
     if len(kept) > rules.MOST:
-        raise WrongInput(f"{where} got {len(kept)} pictures, but {rules.MOST} are the most. Give fewer, or "
-                         "smaller batches.")
+        raise WrongInput(
+            f"{where} got {len(kept)} pictures, but {rules.MOST} are the most. Give fewer, or smaller batches."
+        )
     return torch.cat(found) if found else torch.zeros(0, 3, 1, 1), kept
 
 
 def image_size(vision: Any, where: str) -> int:
     """Pixels a side that a CLIP vision tower reads; refuses towers of another kind."""
     if getattr(vision, "model_type", "") != "clip_vision_model":
-        raise WrongInput(f"{where} got a vision model of the kind {getattr(vision, 'model_type', 'unknown')}. Stable "
-                         "Cascade needs CLIP ViT-L/14: wire the 'clip_vision' output of Load Stable Cascade into it.")
+        raise WrongInput(
+            f"{where} got a vision model of the kind {getattr(vision, 'model_type', 'unknown')}. Stable "
+            "Cascade needs CLIP ViT-L/14: wire the 'clip_vision' output of Load Stable Cascade into it."
+        )
     return vision.image_size
 
 
@@ -57,22 +62,35 @@ def embedded(vision: Any, picture: Tensor) -> comfy.clip_vision.Output:
     return output
 
 
-def prompted(positive: Any, negative: Any, vision: Any, found: Tensor, weights: Sequence[float],
-             percents: tuple[float, float], text: tuple[float, Any], where: str) -> tuple[Any, Any]:
+def prompted(
+    positive: Any,
+    negative: Any,
+    vision: Any,
+    found: Tensor,
+    weights: Sequence[float],
+    percents: tuple[float, float],
+    text: tuple[float, Any],
+    where: str,
+) -> tuple[Any, Any]:
     """Both conditionings with the image prompts: those of a negative weight go, at its size, into the negative one.
 
     text: the weight of the prompt's text, and the CLIP that the empty prompt comes from where that is not 1.
     """
     start, end = percents
     if end <= start:
-        raise WrongInput(f"{where} starts at {start:g} and ends at {end:g}, so the pictures would never be heard. The "
-                         "end has to come after the start: 0 is the beginning of sampling, 1 its end.")
+        raise WrongInput(
+            f"{where} starts at {start:g} and ends at {end:g}, so the pictures would never be heard. The "
+            "end has to come after the start: 0 is the beginning of sampling, 1 its end."
+        )
     entries: dict[bool, Entries] = {True: [], False: []}
     for picture, weight in zip(found, weights):
-        entries[weight > 0].append({"clip_vision_output": embedded(vision, picture[None]), "strength": abs(weight),
-                                    "noise_augmentation": 0.0})
-    return (during(positive, entries[True], percents, empty_prompt(text, where)),
-            during(negative, entries[False], percents))
+        entries[weight > 0].append(
+            {"clip_vision_output": embedded(vision, picture[None]), "strength": abs(weight), "noise_augmentation": 0.0}
+        )
+    return (
+        during(positive, entries[True], percents, empty_prompt(text, where)),
+        during(negative, entries[False], percents),
+    )
 
 
 def during(conditioning: Any, entries: Entries, percents: tuple[float, float], fade: Any = None) -> Any:
@@ -97,8 +115,10 @@ def empty_prompt(text: tuple[float, Any], where: str) -> tuple[float, Tensor, Te
     if weight == 1.0:
         return None
     if clip is None:
-        raise WrongInput(f"The text weight of {where} is {weight:g}, but there is no text encoder to fade the prompt "
-                         "with. Wire the 'clip' output of Load Stable Cascade into it, or set the text weight to 1.")
+        raise WrongInput(
+            f"The text weight of {where} is {weight:g}, but there is no text encoder to fade the prompt "
+            "with. Wire the 'clip' output of Load Stable Cascade into it, or set the text weight to 1."
+        )
     [[tokens, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     return weight, tokens, extra["pooled_output"]
 
@@ -107,8 +127,10 @@ def faded(text: Tensor, extra: dict[str, Any], weight: float, tokens: Tensor, po
     """One entry of a conditioning with its text and pooled text at ``weight``."""
     for given, empty in ((text, tokens), (extra.get("pooled_output"), pooled)):
         if given is not None and given.shape[-1] != empty.shape[-1]:
-            raise WrongInput(f"The prompt is {given.shape[-1]} wide, but the empty prompt of the 'clip' input "
-                             f"{empty.shape[-1]}. Use the text encoder that made the prompt.")
+            raise WrongInput(
+                f"The prompt is {given.shape[-1]} wide, but the empty prompt of the 'clip' input "
+                f"{empty.shape[-1]}. Use the text encoder that made the prompt."
+            )
     if extra.get("pooled_output") is not None:
         extra = {**extra, "pooled_output": rules.faded(extra["pooled_output"], pooled, weight)}
     return [rules.faded(text, tokens, weight), extra]

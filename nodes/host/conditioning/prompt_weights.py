@@ -7,6 +7,7 @@ E- that of the prompt with the words replaced by a neutral token, it gives E + (
 the pooled text. Weight 1 is the prompt, weight 0 the prompt without the words. ``ATTENTION`` leaves the embedding alone
 and lets Stage C count the words w times in its attention.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....stages.inputs import prompt as language
 from ....stages.errors import WrongInput
+from ....stages.inputs import prompt as language
 from ..models.regions import WEIGHTS_KEY
 
 CONTRAST, ATTENTION, HOST = "contrast", "attention", "comfyui"
@@ -31,8 +32,9 @@ Entries = list[list[Any]]
 
 def encode(clip: Any, text: str, method: str = CONTRAST, pooled: str = FIRST, where: str = "This node") -> Entries:
     """The conditioning of ``text``; exactly the host's own for a prompt without weights and without our words."""
-    prompts = [(prompt.weight, encode_prompt(clip, prompt.parts, method, pooled, where))
-               for prompt in language.parse(text)]
+    prompts = [
+        (prompt.weight, encode_prompt(clip, prompt.parts, method, pooled, where)) for prompt in language.parse(text)
+    ]
     if len(prompts) == 1:
         return prompts[0][1]
     return averaged(prompts, lambda: encode_rows(clip, rows_of(clip, "", where)))
@@ -42,8 +44,10 @@ def rows_of(clip: Any, text: str, where: str) -> list[Row]:
     """``text`` in rows of 77 tokens with their weights."""
     tokens = clip.tokenize(text)
     if list(tokens) != ["g"]:
-        raise WrongInput(f"{where} got a text encoder of another kind of model. It needs the Stable Cascade text encoder: "
-                         "wire the 'clip' output of Load Stable Cascade into it.")
+        raise WrongInput(
+            f"{where} got a text encoder of another kind of model. It needs the Stable Cascade text encoder: "
+            "wire the 'clip' output of Load Stable Cascade into it."
+        )
     return tokens["g"]
 
 
@@ -62,13 +66,17 @@ def encode_prompt(clip: Any, parts: tuple[str, ...], method: str, pooled: str, w
         entries = encode_rows(clip, rows if plain else [unweighted(row) for row in rows])
         if pooled == ALL and len(rows) > 1:
             alone = [encode_rows(clip, [unweighted(row)]) for row in rows]
-            entries = [[text, {**extra, "pooled_output": mean_pooled([row[step] for row in alone])}]
-                       for step, (text, extra) in enumerate(entries)]
+            entries = [
+                [text, {**extra, "pooled_output": mean_pooled([row[step] for row in alone])}]
+                for step, (text, extra) in enumerate(entries)
+            ]
     if method == ATTENTION and weighted:
         weights = torch.tensor([[weight for row in rows for _, weight in row]])
         if weights.min() < 0:
-            raise WrongInput(f"{where} got a negative weight, which the method '{ATTENTION}' cannot count. Put the words "
-                             f"into the negative prompt, or choose '{CONTRAST}'.")
+            raise WrongInput(
+                f"{where} got a negative weight, which the method '{ATTENTION}' cannot count. Put the words "
+                f"into the negative prompt, or choose '{CONTRAST}'."
+            )
         entries = [[text, {**extra, WEIGHTS_KEY: weights}] for text, extra in entries]
     return entries
 
@@ -122,7 +130,8 @@ def averaged(prompts: list[tuple[float, Entries]], empty: Any) -> Entries:
             text = text + weight / total * own
             pooled = pooled + weight / total * its["pooled_output"]
             weights = weights + weight / total * own_weights
-        marked = {WEIGHTS_KEY: weights.clamp(min=0)} if any(
-            WEIGHTS_KEY in entries[0][1] for _, entries in prompts) else {}
+        marked = (
+            {WEIGHTS_KEY: weights.clamp(min=0)} if any(WEIGHTS_KEY in entries[0][1] for _, entries in prompts) else {}
+        )
         out.append([text, {**extra, "pooled_output": pooled, **marked}])
     return out

@@ -1,4 +1,5 @@
 """Regional prompts as a node puts them together: what a region carries, when it is heard, and its ControlNets."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -6,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from ....stages.errors import WrongInput
-from .controlnet import MaskedControl, checked_mask
 from ..models.regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, Region, Regions
 from ..models.times import in_time, time_of
+from .controlnet import MaskedControl, checked_mask
 
 REFUSED = {"area": "an area", "mask": "a mask of its own", "hooks": "a hook", REGIONS_KEY: "regions of its own"}
 """Keys of a conditioning that a region cannot have."""
@@ -38,17 +39,27 @@ def with_region(base: Any, prompt: Any, mask: Tensor, strength: float, keep_base
             made.update(control=controls[key], control_apply_to_uncond=extra.get("control_apply_to_uncond", False))
         return made
 
-    return [[text, inside if span is None else placed(inside, span)]
-            for text, extra in base for inside, span in in_time(extra, spans)]
+    return [
+        [text, inside if span is None else placed(inside, span)]
+        for text, extra in base
+        for inside, span in in_time(extra, spans)
+    ]
 
 
 def spans_of(prompt: Any, mask: Tensor, strength: float, where: str) -> list[Span]:
     """The region of a prompt by parts of the run; refuses prompts that are heard at the same time."""
-    spans = sorted(((*time_of(extra), region_of(text, extra, mask, strength, where), extra.get("control"))
-                    for text, extra in prompt), key=lambda span: span[0])
+    spans = sorted(
+        (
+            (*time_of(extra), region_of(text, extra, mask, strength, where), extra.get("control"))
+            for text, extra in prompt
+        ),
+        key=lambda span: span[0],
+    )
     if not spans or any(after[0] < before[1] for before, after in zip(spans, spans[1:])):
-        raise WrongInput(f"{where} got {len(prompt)} prompts combined for one region. It needs exactly one: give each "
-                         "its own region.")
+        raise WrongInput(
+            f"{where} got {len(prompt)} prompts combined for one region. It needs exactly one: give each "
+            "its own region."
+        )
     return spans
 
 
@@ -57,11 +68,15 @@ def region_of(text: Tensor, extra: dict[str, Any], mask: Tensor, strength: float
     carried = [words for key, words in REFUSED.items() if extra.get(key) is not None]
     carried += ["a strength of its own"] if extra.get("strength", 1.0) != 1.0 else []
     if carried:
-        raise WrongInput(f"{where} got a region's prompt that carries {' and '.join(carried)}. A region is words, image "
-                         "prompts and ControlNets: put the rest on the base prompt, and the region's place into the "
-                         "mask.")
+        raise WrongInput(
+            f"{where} got a region's prompt that carries {' and '.join(carried)}. A region is words, image "
+            "prompts and ControlNets: put the rest on the base prompt, and the region's place into the "
+            "mask."
+        )
     pooled = extra.get("pooled_output")
     if pooled is None:
-        raise WrongInput(f"{where} got a region's prompt without pooled output. Wire it straight from a text encoder "
-                         "node that uses the Stable Cascade text encoder.")
+        raise WrongInput(
+            f"{where} got a region's prompt without pooled output. Wire it straight from a text encoder "
+            "node that uses the Stable Cascade text encoder."
+        )
     return Region(text, pooled, mask, strength, extra.get(WEIGHTS_KEY), tuple(extra.get(PICTURES_KEY) or ()))

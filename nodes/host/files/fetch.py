@@ -24,6 +24,7 @@ Both texts also go to the host's own text under a node, so that they are seen wi
 tells when it is done, which is its ``ui`` output ``{"text": [lines]}``. Which choices of a file input would be fetched is
 told by the list ``published`` in the input's definition (``/object_info``).
 """
+
 from __future__ import annotations
 
 import logging
@@ -38,11 +39,11 @@ from server import PromptServer
 
 from ....stages.errors import WrongFile
 from ...checkpoints import plan as planning
-from ...checkpoints.presets import suited
 from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE, Entry, Preset
 from ...checkpoints.errors import CheckpointError
 from ...checkpoints.fetch import Result, fetch_plan
 from ...checkpoints.find import bundled_path, layout_fits
+from ...checkpoints.presets import suited
 from ...checkpoints.progress import Progress
 from ...checkpoints.settings import Settings
 from .. import machine
@@ -69,8 +70,11 @@ class Ready:
 def presets() -> list[str]:
     """Choices of the preset input; those whose bundled files are not in the pack are left out."""
     known = names.known()
-    whole = [preset for preset in known.presets.values()
-             if all(bundled_path(known.entries[key]).is_file() for key in preset.entries if known.entries[key].bundled)]
+    whole = [
+        preset
+        for preset in known.presets.values()
+        if all(bundled_path(known.entries[key]).is_file() for key in preset.entries if known.entries[key].bundled)
+    ]
     return [OWN, AUTOMATIC, *(preset.title for preset in whole)]
 
 
@@ -102,10 +106,14 @@ def stamps(preset: str, chosen: Mapping[str, str | None]) -> str:
     known = names.known()
     if preset == OWN:
         return names.stamps(chosen)
-    found = [known.presets[key] for key in suited(machine.machine())[0]] if preset == AUTOMATIC else [
-        one for one in known.presets.values() if preset in (one.title, one.key)]
-    used = [{role: known.entries.get(value, value) for role, value in one.inputs.items() if role in chosen}
-            for one in found]
+    found = (
+        [known.presets[key] for key in suited(machine.machine())[0]]
+        if preset == AUTOMATIC
+        else [one for one in known.presets.values() if preset in (one.title, one.key)]
+    )
+    used = [
+        {role: known.entries.get(value, value) for role, value in one.inputs.items() if role in chosen} for one in found
+    ]
     return "|".join([preset, *map(names.stamps, used)])
 
 
@@ -158,16 +166,22 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, lines: l
             places[result.entry.key] = str(result.path)
             names.note_fetched(result.entry, result.path)
         lines.append(f"All of this was fetched:\n{plan.describe()}")
-        lines += [f"{result.path.name} is unverified: neither the catalogue nor the official host has told its hash."
-                  for result in results if not result.verified]
+        lines += [
+            f"{result.path.name} is unverified: neither the catalogue nor the official host has told its hash."
+            for result in results
+            if not result.verified
+        ]
     return places
 
 
 def refuse(node: str | None, plan: planning.Plan, missing_files: str) -> None:
     """Stop with the plan and what can be done."""
     asks = missing_files == ASK
-    advised = (f"'missing_files' is set to '{ASK}': set it to '{DOWNLOAD}' and queue again to fetch them." if asks else
-               f"'missing_files' is set to '{NEVER}', so nothing is fetched.")
+    advised = (
+        f"'missing_files' is set to '{ASK}': set it to '{DOWNLOAD}' and queue again to fetch them."
+        if asks
+        else f"'missing_files' is set to '{NEVER}', so nothing is fetched."
+    )
     text = f"{plan.describe()}\n{advised}\n{plan.by_hand()}"
     send(node, PLAN, {"state": "asks" if asks else "refuses", "text": text, "plan": plan.as_json()})
     raise WrongFile(text)

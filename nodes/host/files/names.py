@@ -3,6 +3,7 @@
 A loader's value is a file name. It means the file of that name in the host's folders; else the bundled one; else the
 published one, wherever it lies and whatever it is called here (see :mod:`..checkpoints.find`).
 """
+
 from __future__ import annotations
 
 import logging
@@ -86,8 +87,11 @@ def bundled(role: str) -> dict[str, Path]:
     others = {entry.name for entry in entries if role not in entry.roles}
     for models in dict.fromkeys(entry.bundled for entry in entries):
         for folder in FOLDERS[role]:
-            found.update((path.name, path) for path in sorted((finding.PACK / models / folder).glob("*.safetensors"))
-                         if path.name not in others)
+            found.update(
+                (path.name, path)
+                for path in sorted((finding.PACK / models / folder).glob("*.safetensors"))
+                if path.name not in others
+            )
     return found
 
 
@@ -103,8 +107,11 @@ def local_names(role: str) -> list[str]:
 def published(role: str) -> list[str]:
     """Names in the catalogue of files for ``role`` that no file here has: choosing one has it fetched."""
     here = {os.path.basename(name.replace("\\", "/")).lower() for name in local_names(role)}
-    return [entry.name for entry in known().for_role(role)
-            if entry.url and not here & {entry.name.lower(), entry.own_name.lower()}]
+    return [
+        entry.name
+        for entry in known().for_role(role)
+        if entry.url and not here & {entry.name.lower(), entry.own_name.lower()}
+    ]
 
 
 def names(role: str, extra: Iterable[str] = ()) -> list[str]:
@@ -142,15 +149,20 @@ def missing(role: str, name: str) -> str:
     label = LABELS.get(role, role.replace("_", " "))
     if not name:
         return f"No file is chosen for '{label}'. Put the Stable Cascade {label} file into {folders} and choose it."
-    return (f"The {label} file '{name}' is not on this computer, and the catalogue does not know it. Put it into "
-            f"{folders}, press R to refresh the lists, or choose another file.")
+    return (
+        f"The {label} file '{name}' is not on this computer, and the catalogue does not know it. Put it into "
+        f"{folders}, press R to refresh the lists, or choose another file."
+    )
 
 
 def roots() -> dict[str, list[str]]:
     """The host's folders, extra model paths included, by key."""
     keys = [*(key for keys in FOLDERS.values() for key in keys), *(entry.folder for entry in known().entries.values())]
-    return {key: list(folder_paths.get_folder_paths(key)) for key in dict.fromkeys(keys)
-            if key in folder_paths.folder_names_and_paths}
+    return {
+        key: list(folder_paths.get_folder_paths(key))
+        for key in dict.fromkeys(keys)
+        if key in folder_paths.folder_names_and_paths
+    }
 
 
 def hashes() -> HashCache:

@@ -1,4 +1,5 @@
 """Text that a node shows in itself."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """Writing safetensors files into the output folder: nothing is overwritten, and nothing half written stays."""
+
 from __future__ import annotations
 
 import os
@@ -33,16 +34,20 @@ def next_path(prefix: str) -> Path:
 
 def size_of(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
     """Bytes of ``tensors``, the floating ones in ``dtype`` if one is given."""
-    return sum(tensor.numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
-               for tensor in tensors.values())
+    return sum(
+        tensor.numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
+        for tensor in tensors.values()
+    )
 
 
 def check_room(path: Path, size: int) -> None:
     """Raises :class:`WrongInput` where the disk has no room for ``size`` bytes at ``path``."""
     free = disk.free_bytes(path.parent)
     if free < size + ROOM:
-        raise WrongInput(f"{path.name} needs {disk.in_words(size)}, but only {disk.in_words(free)} are free in "
-                         f"{path.parent}. Make room, or choose a smaller number format.")
+        raise WrongInput(
+            f"{path.name} needs {disk.in_words(size)}, but only {disk.in_words(free)} are free in "
+            f"{path.parent}. Make room, or choose a smaller number format."
+        )
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,8 +78,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         publish(part, path)
     except OSError as error:
         reason = "the disk is full" if disk.is_full(error) else error.strerror or str(error)
-        raise WrongInput(f"{path.name} could not be written into {path.parent}: {reason}. "
-                         "Make room there, or check that the folder can be written to.") from error
+        raise WrongInput(
+            f"{path.name} could not be written into {path.parent}: {reason}. "
+            "Make room there, or check that the folder can be written to."
+        ) from error
     finally:
         disk.remove(part)
 

@@ -1,4 +1,5 @@
 """LoRA files on the host's models: finding and reading them, and patching through the host's own adapters."""
+
 from __future__ import annotations
 
 import logging
@@ -13,9 +14,9 @@ import comfy.model_base
 import comfy.utils
 from torch import Tensor
 
-from ....stages.lora import match as stage_lora
 from ....stages.errors import WrongInput
 from ....stages.files.header import read_header
+from ....stages.lora import match as stage_lora
 from ....stages.lora.match import Lora
 from ..files import names
 from . import words
@@ -45,25 +46,37 @@ class Targets:
     def check(self, where: str) -> None:
         """Refuse nothing at all, and models on the wrong input."""
         if self.prior is None and self.decoder is None and self.clip is None:
-            raise WrongInput(f"{where} has no model to change. Wire the prior, the decoder or the CLIP of Load Stable "
-                             "Cascade into it.")
+            raise WrongInput(
+                f"{where} has no model to change. Wire the prior, the decoder or the CLIP of Load Stable "
+                "Cascade into it."
+            )
         for model, wanted, title in ((self.prior, "stage_c", "prior"), (self.decoder, "stage_b", "decoder")):
             if model is not None and kind_of(model, where) != wanted:
-                raise WrongInput(f"{where} got a Stable Cascade {TITLES[kind_of(model, where)]} model on its '{title}' "
-                                 f"input. It needs {TITLES[wanted]} there: the '{title}' output of Load Stable "
-                                 f"Cascade.")
+                raise WrongInput(
+                    f"{where} got a Stable Cascade {TITLES[kind_of(model, where)]} model on its '{title}' "
+                    f"input. It needs {TITLES[wanted]} there: the '{title}' output of Load Stable "
+                    f"Cascade."
+                )
         if self.clip is not None and not hasattr(self.clip.cond_stage_model, "clip_g"):
-            raise WrongInput(f"{where} got another model's text encoder on its 'clip' input. It needs the CLIP output "
-                             f"of "
-                             "Load Stable Cascade.")
+            raise WrongInput(
+                f"{where} got another model's text encoder on its 'clip' input. It needs the CLIP output "
+                f"of "
+                "Load Stable Cascade."
+            )
 
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Shapes of all parameters by canonical name, for each network that is there."""
-        found = {kind: shapes_of(model.model.diffusion_model) for kind, model in
-                 (("stage_c", self.prior), ("stage_b", self.decoder)) if model is not None}
+        found = {
+            kind: shapes_of(model.model.diffusion_model)
+            for kind, model in (("stage_c", self.prior), ("stage_b", self.decoder))
+            if model is not None
+        }
         if self.clip is not None:
-            found["text_encoder"] = {name[len(TEXT_ROOT):]: shape for name, shape in
-                                     shapes_of(self.clip.cond_stage_model).items() if name.startswith(TEXT_ROOT)}
+            found["text_encoder"] = {
+                name[len(TEXT_ROOT) :]: shape
+                for name, shape in shapes_of(self.clip.cond_stage_model).items()
+                if name.startswith(TEXT_ROOT)
+            }
         return found
 
     @classmethod
@@ -74,12 +87,14 @@ class Targets:
 
 
 def kind_of(model: Any, where: str) -> str:
-    """"stage_c" or "stage_b"; raises :class:`WrongInput` for a model of another architecture."""
+    """ "stage_c" or "stage_b"; raises :class:`WrongInput` for a model of another architecture."""
     found = next((kind for kind, base in KINDS.items() if isinstance(model.model, base)), None)
     if found is None:
-        raise WrongInput(f"{where} got a {type(model.model).__name__} model. It needs Stage C or Stage B of Stable "
-                         f"Cascade: "
-                         "the 'prior' or 'decoder' output of Load Stable Cascade.")
+        raise WrongInput(
+            f"{where} got a {type(model.model).__name__} model. It needs Stage C or Stage B of Stable "
+            f"Cascade: "
+            "the 'prior' or 'decoder' output of Load Stable Cascade."
+        )
     return found
 
 
@@ -110,8 +125,9 @@ def text_patches(lora: Lora, clip: Any) -> dict[Any, Any]:
     return patches
 
 
-def apply(lora: Lora, targets: Targets, strength_model: float, strength_clip: float, typed: Mapping[str, str]
-          ) -> tuple[Targets, list[str]]:
+def apply(
+    lora: Lora, targets: Targets, strength_model: float, strength_clip: float, typed: Mapping[str, str]
+) -> tuple[Targets, list[str]]:
     """New models with ``lora`` on them, and lines for the report. A strength of 0 leaves a model the same object.
 
     typed: words for added tokens, each with the pattern of the words that it starts from.
@@ -166,15 +182,17 @@ def off_notes(lora: Lora, strength_model: float, strength_clip: float) -> list[s
     return notes
 
 
-def patched(owner: Any, patches: Mapping[Any, Any], strength: float, root: str, modules: Mapping[str, Any],
-            notes: list[str]) -> Any:
+def patched(
+    owner: Any, patches: Mapping[Any, Any], strength: float, root: str, modules: Mapping[str, Any], notes: list[str]
+) -> Any:
     """A clone of a MODEL or CLIP with ``patches``; ``owner`` itself where there are none."""
     keys = {key if isinstance(key, str) else key[0] for key in patches}
     known = {key.removesuffix(".weight").removesuffix(".bias") for key in keys}
     lost = [module for module in modules if root + module not in known]
     if lost:
-        notes.append(f"This ComfyUI does not know the method of {len(lost)} layers (for example {lost[0]}); they are "
-                     f"left out")
+        notes.append(
+            f"This ComfyUI does not know the method of {len(lost)} layers (for example {lost[0]}); they are left out"
+        )
         log.warning("%d LoRA layers have a method that the host does not know, for example %s", len(lost), lost[0])
     if not patches:
         return owner

@@ -1,4 +1,5 @@
 """Mixing, comparing and saving diffusion models, LoRAs and earlier merges on the wire included."""
+
 from __future__ import annotations
 
 import json
@@ -11,10 +12,10 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ....stages.files import convert, identify
-from ....stages.lora import extract as lora_extract
 from ....stages.errors import BadValues, WrongInput
+from ....stages.files import convert, identify
 from ....stages.files.marker import MARKER, marker_text
+from ....stages.lora import extract as lora_extract
 from ....stages.lora.merge import group_of
 from ....stages.nets.sizes import is_published, published_name
 from ..files import write as model_files
@@ -35,13 +36,17 @@ def check_same(first: Any, others: Mapping[str, Any], where: str) -> None:
     for name, model in others.items():
         other = kind_of(model, where)
         if other != kind:
-            raise WrongInput(f"{where} got {TITLES[kind]} and, on '{name}', {TITLES[other]}. Both have to be the same "
-                             f"stage: "
-                             "two priors or two decoders.")
+            raise WrongInput(
+                f"{where} got {TITLES[kind]} and, on '{name}', {TITLES[other]}. Both have to be the same "
+                f"stage: "
+                "two priors or two decoders."
+            )
         if trained_shapes(model) != shapes:
-            raise WrongInput(f"{where} got two sizes of {TITLES[kind]}; '{name}' does not match the first one. Models "
-                             f"can "
-                             "only be mixed with others of their size: full with full, lite with lite.")
+            raise WrongInput(
+                f"{where} got two sizes of {TITLES[kind]}; '{name}' does not match the first one. Models "
+                f"can "
+                "only be mixed with others of their size: full with full, lite with lite."
+            )
 
 
 def trained_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -56,7 +61,7 @@ def blend(first: Any, second: Any, weights: Mapping[str, float], where: str) -> 
     patches = second.get_key_patches(ROOT)
     merged = first.clone()
     for key, patch in patches.items():
-        share = weights[group_of(key[len(ROOT):], levels)]
+        share = weights[group_of(key[len(ROOT) :], levels)]
         if share != 0:
             merged.add_patches({key: patch}, share, 1.0 - share)
     return merged
@@ -82,20 +87,26 @@ def baked(entry: list[Any], key: str, device: torch.device) -> Tensor:
     return comfy.lora.calculate_weight(patches, convert_weight(weight, inplace=True), key)
 
 
-def extract(tuned: Any, base: Any, rank: int, energy: float, scope: str, dtype: torch.dtype, where: str
-            ) -> tuple[dict[str, Tensor], lora_extract.Extraction]:
+def extract(
+    tuned: Any, base: Any, rank: int, energy: float, scope: str, dtype: torch.dtype, where: str
+) -> tuple[dict[str, Tensor], lora_extract.Extraction]:
     """The LoRA, under ComfyUI's names, that turns ``base`` into ``tuned``, and how much of the change it keeps."""
     check_same(base, {"tuned": tuned}, where)
     device = comfy.model_management.get_torch_device()
     after, before = tuned.get_key_patches(ROOT), base.get_key_patches(ROOT)
-    keys = [key for key, entry in before.items() if key in after and entry[0][0].is_floating_point()
-            and lora_extract.in_scope(key[len(ROOT):], tuple(entry[0][0].shape), scope)]
+    keys = [
+        key
+        for key, entry in before.items()
+        if key in after
+        and entry[0][0].is_floating_point()
+        and lora_extract.in_scope(key[len(ROOT) :], tuple(entry[0][0].shape), scope)
+    ]
     bar, tensors, layers = comfy.utils.ProgressBar(len(keys)), {}, []
     for key in keys:
         comfy.model_management.throw_exception_if_processing_interrupted()
         delta = baked(after[key], key, device) - baked(before[key], key, device)
         check_finite(delta, key)
-        found = lora_extract.extract(key[len(ROOT):], delta, rank, energy, dtype)
+        found = lora_extract.extract(key[len(ROOT) :], delta, rank, energy, dtype)
         if found is not None:
             parts, layer = found
             module = key.removesuffix(".weight").removesuffix(".bias")
@@ -103,21 +114,26 @@ def extract(tuned: Any, base: Any, rank: int, energy: float, scope: str, dtype: 
             layers.append(layer)
         bar.update(1)
     if not tensors:
-        raise WrongInput(f"{where} found no difference between the two models in '{scope}'. Wire the trained model "
-                         f"into "
-                         "'tuned' and the one that it was trained from into 'base', or choose more layers.")
+        raise WrongInput(
+            f"{where} found no difference between the two models in '{scope}'. Wire the trained model "
+            f"into "
+            "'tuned' and the one that it was trained from into 'base', or choose more layers."
+        )
     return tensors, lora_extract.Extraction(tuple(layers), len(keys) - len(layers))
 
 
 def check_finite(values: Tensor, key: str) -> None:
     if not torch.isfinite(values).all():
-        raise BadValues(f"The layer {key[len(ROOT):]} holds NaN or infinite values. One of the models, or a LoRA on "
-                        f"it, is "
-                        "damaged: load it again without LoRAs.")
+        raise BadValues(
+            f"The layer {key[len(ROOT) :]} holds NaN or infinite values. One of the models, or a LoRA on "
+            f"it, is "
+            "damaged: load it again without LoRAs."
+        )
 
 
-def save_model(model: Any, layout: str, dtype: str, prefix: str, hidden: Mapping[str, str], notes: Mapping[str, str],
-               where: str) -> tuple[str, str]:
+def save_model(
+    model: Any, layout: str, dtype: str, prefix: str, hidden: Mapping[str, str], notes: Mapping[str, str], where: str
+) -> tuple[str, str]:
     """Write a diffusion model with everything on its wire; returns its name in the output folder and a report.
 
     Raises :class:`WrongInput` where the disk is too full or a number does not fit into the format.
@@ -148,18 +164,24 @@ def cast(tensor: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
     if dtype is None or not tensor.is_floating_point() or tensor.dtype.itemsize == 1 or key.endswith("_scale"):
         return tensor
     if dtype == torch.float16 and tensor.numel() and tensor.abs().max() > HALF_MAX:
-        raise WrongInput(f"The layer {key} has values up to {float(tensor.abs().max()):.3g}, which fp16 cannot hold. "
-                         "Save in bf16 or fp32.")
+        raise WrongInput(
+            f"The layer {key} has values up to {float(tensor.abs().max()):.3g}, which fp16 cannot hold. "
+            "Save in bf16 or fp32."
+        )
     return tensor.to(dtype)
 
 
 def metadata_for(kind: str, config: Any, layout: str, notes: Mapping[str, str]) -> dict[str, str]:
     """What the file says about itself; sizes that were never published carry their configuration."""
     size = published_name(kind, config)
-    metadata = {"format": "pt", "modelspec.sai_model_spec": "1.0.0", "modelspec.implementation":
-                "https://github.com/Stability-AI/StableCascade",
-                "modelspec.architecture": f"stable-cascade-v1-{kind.replace('_', '-')}" + (f"-{size}" if size else ""),
-                "cascade_studio.layout": layout, **{key: value for key, value in notes.items() if value}}
+    metadata = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.implementation": "https://github.com/Stability-AI/StableCascade",
+        "modelspec.architecture": f"stable-cascade-v1-{kind.replace('_', '-')}" + (f"-{size}" if size else ""),
+        "cascade_studio.layout": layout,
+        **{key: value for key, value in notes.items() if value},
+    }
     if not is_published(kind, config):
         metadata[MARKER] = marker_text(kind, config)
     return metadata

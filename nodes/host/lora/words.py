@@ -1,4 +1,5 @@
 """New words for the host's tokenizer: tokens that a LoRA trained, and embeddings that it brings."""
+
 from __future__ import annotations
 
 import copy
@@ -23,14 +24,17 @@ def parse(text: str) -> dict[str, str]:
         if not word:
             continue
         if " " in word:
-            raise WrongInput(f"The token '{word}' has a space in it. Write one token a line, such as [fernando] = "
-                             f"^dog</w>.")
+            raise WrongInput(
+                f"The token '{word}' has a space in it. Write one token a line, such as [fernando] = ^dog</w>."
+            )
         try:
             re.compile(pattern)
         except re.error as error:
-            raise WrongInput(f"The start '{pattern}' of the token {word} is no valid pattern ({error}). Write a part "
-                             f"of a "
-                             "word, such as dog, or a whole one, such as ^dog</w>.") from None
+            raise WrongInput(
+                f"The start '{pattern}' of the token {word} is no valid pattern ({error}). Write a part "
+                f"of a "
+                "word, such as dog, or a whole one, such as ^dog</w>."
+            ) from None
         found[word] = pattern
     return found
 
@@ -44,16 +48,23 @@ def vectors(lora: Lora, clip: Any, strength: float, typed: Mapping[str, str]) ->
     ids = lora.new_tokens
     given = dict(typed or lora.words)
     if len(given) > len(ids):
-        raise WrongInput(f"'tokens' names {len(given)} words, but {lora.report.name} adds {len(ids)} tokens. Write "
-                         f"one line "
-                         "for each added token, or none.")
+        raise WrongInput(
+            f"'tokens' names {len(given)} words, but {lora.report.name} adds {len(ids)} tokens. Write "
+            f"one line "
+            "for each added token, or none."
+        )
     fresh, lines = {}, []
     for number, index in enumerate(ids):
         word, pattern = list(given.items())[number] if number < len(given) else (f"[token{number + 1}]", "")
         offset = lora.offsets[index].float()
         fresh[word] = (start(clip, word, pattern, len(offset)) + strength * offset)[None]
-        note = f"starting from {pattern}" if pattern else (
-            "starting from zero: write it in 'tokens' with the word that its training started from, if there was one")
+        note = (
+            f"starting from {pattern}"
+            if pattern
+            else (
+                "starting from zero: write it in 'tokens' with the word that its training started from, if there was one"
+            )
+        )
         lines.append(f"Write {word} in the prompt for new token {number + 1} ({note})")
     for word, rows in lora.bundled.items():
         fresh[word] = strength * rows.float()
@@ -70,9 +81,11 @@ def start(clip: Any, word: str, pattern: str, width: int) -> Tensor:
     weight, convert = clip.patcher.get_key_patches(TABLE)[TABLE][0]
     rows = [index for index in rows if index < len(weight)]
     if not rows:
-        raise WrongInput(f"No token of the text encoder matches the start '{pattern}' of {word}. Write a part of a "
-                         f"common "
-                         "word, such as dog, or a whole one, such as ^dog</w>.")
+        raise WrongInput(
+            f"No token of the text encoder matches the start '{pattern}' of {word}. Write a part of a "
+            f"common "
+            "word, such as dog, or a whole one, such as ^dog</w>."
+        )
     return convert(weight, inplace=False)[rows].float().mean(0).cpu()
 
 
@@ -111,7 +124,7 @@ class Vocabulary:
         begin, *_, end = self.inner("")["input_ids"]
         ids, place = [begin], 0
         for found in self.pattern.finditer(text):
-            ids += self.plain(text[place:found.start()])
+            ids += self.plain(text[place : found.start()])
             ids += list(self.fresh[found[0].lower()])
             place = found.end()
         return {"input_ids": [*ids, *self.plain(text[place:]), end]}

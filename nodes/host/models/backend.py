@@ -1,4 +1,5 @@
 """ComfyUI's layer classes, attention and casting, as the networks' :class:`Backend`."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """The text encoder and the CLIP vision tower, in any width, inside the host's own classes."""
+
 from __future__ import annotations
 
 import json
@@ -16,12 +17,20 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ....stages.files.clip import TextConfig, VisionConfig
 from ....stages.errors import WrongFile
+from ....stages.files.clip import TextConfig, VisionConfig
 from .load import AUTO, DTYPES, Loaded, lacking, misfit, read
 
-CONFIG_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
-                 "layer_norm_eps", "max_position_embeddings", "vocab_size")
+CONFIG_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "vocab_size",
+)
 TOKENS = 49408
 
 
@@ -37,12 +46,18 @@ def load_text_encoder(path: str, dtype: str = AUTO, disable_dynamic: bool = Fals
     if quantised:
         options["quantization_metadata"] = quantised
     target = comfy.supported_models_base.ClipTarget(
-        comfy.sdxl_clip.StableCascadeTokenizer, comfy.sdxl_clip.StableCascadeClipModel)
+        comfy.sdxl_clip.StableCascadeTokenizer, comfy.sdxl_clip.StableCascadeClipModel
+    )
     try:
         clip = comfy.sd.CLIP(
-            target, embedding_directory=folder_paths.get_folder_paths("embeddings"), tokenizer_data={},
-            parameters=comfy.utils.calculate_parameters(loaded.tensors), state_dict=[loaded.tensors],
-            model_options=options, disable_dynamic=disable_dynamic)
+            target,
+            embedding_directory=folder_paths.get_folder_paths("embeddings"),
+            tokenizer_data={},
+            parameters=comfy.utils.calculate_parameters(loaded.tensors),
+            state_dict=[loaded.tensors],
+            model_options=options,
+            disable_dynamic=disable_dynamic,
+        )
     except RuntimeError as error:
         raise misfit(loaded, error) from error
     check_complete(loaded, clip.cond_stage_model.clip_g.transformer)
@@ -58,12 +73,16 @@ def load_text_encoder_patcher(path: str, dtype: str = AUTO, disable_dynamic: boo
 def check_text(loaded: Loaded, config: TextConfig) -> None:
     """Refuse text encoders that cannot be Stable Cascade's, before the host fails on their tensors."""
     if config.vocab_size != TOKENS:
-        raise WrongFile(f"{loaded.name} has a table of {config.vocab_size} tokens; the tokenizer of Stable Cascade has "
-                        f"{TOKENS}. Choose the text encoder that comes with Stable Cascade (CLIP ViT-bigG).")
+        raise WrongFile(
+            f"{loaded.name} has a table of {config.vocab_size} tokens; the tokenizer of Stable Cascade has "
+            f"{TOKENS}. Choose the text encoder that comes with Stable Cascade (CLIP ViT-bigG)."
+        )
     if config.projection_dim != config.hidden_size:
-        raise WrongFile(f"{loaded.name} has {'no' if not config.projection_dim else 'an unfitting'} text projection, which "
-                        "Stable Cascade needs for its pooled text. Choose the text encoder that comes with Stable Cascade "
-                        "(CLIP ViT-bigG with projection).")
+        raise WrongFile(
+            f"{loaded.name} has {'no' if not config.projection_dim else 'an unfitting'} text projection, which "
+            "Stable Cascade needs for its pooled text. Choose the text encoder that comes with Stable Cascade "
+            "(CLIP ViT-bigG with projection)."
+        )
 
 
 def check_complete(loaded: Loaded, net: torch.nn.Module) -> None:

@@ -11,15 +11,16 @@ as ``attn2`` gets it with those of the conditions; the two results are then weig
 What the pack's own features change comes under two keys of the options: ``LAYERS_KEY``, a list of attention layers that
 a node put on the model, and ``CHANGES_KEY``, the :class:`~.stages.attention.layers.Changes` of one pass.
 """
+
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
 
-from ....stages.nets.blocks import NO_HOOKS, BlockHooks, Place
-from ....stages.errors import WrongInput
 from ....stages.attention.layers import NO_CHANGES, Attend, AttentionLayer, Changes, LayeredHooks, own_share
+from ....stages.errors import WrongInput
+from ....stages.nets.blocks import NO_HOOKS, BlockHooks, Place
 from .backend import attention
 
 HEAD_WIDTH_KEY = "dim_head"
@@ -53,8 +54,16 @@ class TransformerHooks(LayeredHooks):
 
     def extra(self, place: Place, width: int, n_self: int | None = None) -> dict[str, Any]:
         """The host's ``extra_options`` for an attention patch at ``place``."""
-        return {**self.plain, "block": (place.kind, place.number), "block_index": place.layer, "n_heads": place.heads,
-                HEAD_WIDTH_KEY: width // place.heads, "attn_precision": None, "n_self": n_self, "grid": place.grid}
+        return {
+            **self.plain,
+            "block": (place.kind, place.number),
+            "block_index": place.layer,
+            "n_heads": place.heads,
+            HEAD_WIDTH_KEY: width // place.heads,
+            "attn_precision": None,
+            "n_self": n_self,
+            "grid": place.grid,
+        }
 
     def input_block(self, place: Place, x: Tensor) -> Tensor:
         return self.through("input_block_patch", place, x)
@@ -77,8 +86,9 @@ class TransformerHooks(LayeredHooks):
             x, skip = patch(x, skip, self.at(place))
         return x, skip
 
-    def attention_tokens(self, place: Place, own: Tensor, cond: Tensor
-                         ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def attention_tokens(
+        self, place: Place, own: Tensor, cond: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         query, own_pair, cond_pair = own, (own, own), (cond, cond)
         if self.patches.get("attn1_patch") or self.patches.get("attn2_patch"):
             extra = self.extra(place, own.shape[-1], own.shape[1])
@@ -102,14 +112,17 @@ class TransformerHooks(LayeredHooks):
 
     def replaced(self, place: Place, own_patch: Any, cond_patch: Any) -> Attend:
         """The joint attention, put together again from its two halves."""
+
         def half(patch: Any, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None) -> Tensor:
             if patch is None:
                 return self.plainly(place)(q, k, v, n_self, mask)
             out = patch(q, k, v, self.extra(place, q.shape[-1], n_self))
             if out.shape != q.shape:
-                raise WrongInput(f"A node replaced the attention of the block {place.kind} {place.number} by something "
-                                 f"of shape {tuple(out.shape)}; it has to be {tuple(q.shape)}. That node was made for "
-                                 "another kind of model: take it off the model's wire.")
+                raise WrongInput(
+                    f"A node replaced the attention of the block {place.kind} {place.number} by something "
+                    f"of shape {tuple(out.shape)}; it has to be {tuple(q.shape)}. That node was made for "
+                    "another kind of model: take it off the model's wire."
+                )
             return out
 
         def attend(q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,5 @@
 """From files to the host's MODEL objects: reading, recognising, choosing a dtype, wrapping in a patcher."""
+
 from __future__ import annotations
 
 import logging
@@ -14,8 +15,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ....stages.files import convert, identify, load
 from ....stages.errors import WrongFile
+from ....stages.files import convert, identify, load
 from ....stages.files.header import read_header
 from ....stages.files.identify import FileKind
 from ...checkpoints.presets import Choice
@@ -27,11 +28,17 @@ from .nets import network_arguments
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
-          "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
 DEVICES = (AUTO, "gpu", "cpu")
 MISFIT = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)")
 """Key, shape in the file and shape in the network, in the error of ``load_state_dict``."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -69,7 +76,9 @@ def read(path: str, *kinds: str) -> Loaded:
     tensors, metadata = comfy.utils.convert_old_quants(tensors, part.prefix, metadata=metadata or {})
     part = load.require(identify.identify(tensors, metadata), kinds, name)
     if part.config is None:
-        raise WrongFile(f"{name} looks like {part.describe()}, but {part.problem or 'it is incomplete'}. Download it again.")
+        raise WrongFile(
+            f"{name} looks like {part.describe()}, but {part.problem or 'it is incomplete'}. Download it again."
+        )
     return Loaded(path, part, convert.normalise(tensors, part))
 
 
@@ -108,8 +117,9 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic:
     patcher = kind(model, load_device=device, offload_device=offload)
     if not comfy.model_management.is_device_cpu(offload):
         model.to(offload)
-    load.fill(model.diffusion_model, loaded.tensors, loaded.kind, loaded.name, assign=patcher.is_dynamic(),
-              strict=False)
+    load.fill(
+        model.diffusion_model, loaded.tensors, loaded.kind, loaded.name, assign=patcher.is_dynamic(), strict=False
+    )
     machine.keep(patcher, choice)
     log.info("%s: %s; weights %s", loaded.name, loaded.kind.describe(), choice.describe())
     return patcher
@@ -125,7 +135,8 @@ def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) 
     device, supported = comfy.model_management.get_torch_device(), list(config.supported_inference_dtypes)
     if dtype == AUTO:
         storage = comfy.model_management.unet_dtype(
-            model_params=parameters, supported_dtypes=supported, weight_dtype=None if config.quant_config else stored)
+            model_params=parameters, supported_dtypes=supported, weight_dtype=None if config.quant_config else stored
+        )
         reason = "as the host's flags say" if machine.flagged() else "as the file is stored, and the host advises"
     else:
         storage, reason = DTYPES[dtype], "chosen in the node"
@@ -152,8 +163,10 @@ def lacking(loaded: Loaded, missing: Sequence[str]) -> WrongFile:
 
 def misfit(loaded: Loaded, error: RuntimeError) -> Exception:
     """The sentence for torch's ``error`` about tensors of other shapes; any other error itself."""
-    found = [f"{key} is {given.replace(', ', '×')} instead of {needed.replace(', ', '×')}"
-             for key, given, needed in MISFIT.findall(str(error))]
+    found = [
+        f"{key} is {given.replace(', ', '×')} instead of {needed.replace(', ', '×')}"
+        for key, given, needed in MISFIT.findall(str(error))
+    ]
     if not found:
         return error
     return WrongFile(load.fault(loaded.name, loaded.kind, "has tensors of the wrong shape", found))
@@ -190,5 +203,7 @@ class Parts:
             if any(found.part(kind) for kind in kinds):
                 return path
         label, (first, second) = role.replace("_", " "), map(os.path.basename, checkpoints)
-        raise WrongFile(f"'{role}' is set to '{names.FROM_CHECKPOINT}', but neither {first} nor {second} holds a "
-                        f"{label}. Choose the {label}'s own file.")
+        raise WrongFile(
+            f"'{role}' is set to '{names.FROM_CHECKPOINT}', but neither {first} nor {second} holds a "
+            f"{label}. Choose the {label}'s own file."
+        )

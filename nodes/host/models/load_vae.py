@@ -1,4 +1,5 @@
 """From files to VAE objects: Stage A, and the image encoder with the Previewer."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -33,15 +34,24 @@ def load_stage_a_patcher(path: str, dtype: str = AUTO, device: str = AUTO, disab
     return load_stage_a(path, dtype, device, disable_dynamic=disable_dynamic).patcher
 
 
-def load_stage_c_vae(encoder_path: str | None, previewer_path: str | None, dtype: str = AUTO,
-                     device: str = AUTO, **patcher: Any) -> StageCVAE:
+def load_stage_c_vae(
+    encoder_path: str | None, previewer_path: str | None, dtype: str = AUTO, device: str = AUTO, **patcher: Any
+) -> StageCVAE:
     """Image encoder and Previewer as one VAE; either may be absent (None), or both be in one file."""
-    halves = {name: None if path is None else half(path, name) for name, path in
-              (("encoder", encoder_path), ("previewer", previewer_path))}
+    halves = {
+        name: None if path is None else half(path, name)
+        for name, path in (("encoder", encoder_path), ("previewer", previewer_path))
+    }
     target = device_for(device)
     configs = {name: found[0] if found else None for name, found in halves.items()}
-    vae = StageCVAE(configs["encoder"], configs["previewer"], vae_dtype(dtype, target), target,
-                    comfy.ops.disable_weight_init, **patcher)
+    vae = StageCVAE(
+        configs["encoder"],
+        configs["previewer"],
+        vae_dtype(dtype, target),
+        target,
+        comfy.ops.disable_weight_init,
+        **patcher,
+    )
     tensors = {f"{name}.{key}": value for name, found in halves.items() if found for key, value in found[1].items()}
     any_loaded = next(found[2] for found in halves.values() if found)
     vae.load_weights(Loaded(any_loaded.path, any_loaded.kind, tensors))
@@ -49,8 +59,13 @@ def load_stage_c_vae(encoder_path: str | None, previewer_path: str | None, dtype
     return vae
 
 
-def load_stage_c_patcher(encoder_path: str | None, previewer_path: str | None, dtype: str = AUTO, device: str = AUTO,
-                         disable_dynamic: bool = False) -> Any:
+def load_stage_c_patcher(
+    encoder_path: str | None,
+    previewer_path: str | None,
+    dtype: str = AUTO,
+    device: str = AUTO,
+    disable_dynamic: bool = False,
+) -> Any:
     """The patcher alone, for hosts that load a model a second time."""
     return load_stage_c_vae(encoder_path, previewer_path, dtype, device, disable_dynamic=disable_dynamic).patcher
 
@@ -64,11 +79,13 @@ def half(path: str, name: str) -> tuple[Any, dict[str, Tensor], Loaded] | None:
     if config is None:
         raise WrongFile(f"{loaded.name} holds no {name}. Choose the file that does.")
     start = f"{name}."
-    return config, {key[len(start):]: value for key, value in loaded.tensors.items() if key.startswith(start)}, loaded
+    return config, {key[len(start) :]: value for key, value in loaded.tensors.items() if key.startswith(start)}, loaded
 
 
 def vae_dtype(choice: str, device: torch.device | None) -> torch.dtype:
     """The node's choice, else the host's flags, else its advice for this machine."""
     if choice != AUTO:
         return DTYPES[choice]
-    return comfy.model_management.vae_dtype(device or comfy.model_management.vae_device(), [torch.bfloat16, torch.float32])
+    return comfy.model_management.vae_dtype(
+        device or comfy.model_management.vae_device(), [torch.bfloat16, torch.float32]
+    )

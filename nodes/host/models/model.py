@@ -1,4 +1,5 @@
 """Stage C and Stage B as ComfyUI models: configurations, conditions, memory estimates and checks."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,9 +11,9 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ....stages.inputs.resize import crop_prior
 from ....stages.errors import BadValues, WrongInput
 from ....stages.files.marker import MARKER, marker_tensor
+from ....stages.inputs.resize import crop_prior
 from ....stages.nets.sizes import is_published
 from ....stages.nets.stage_c import StageCConfig
 from .nets import HostStageB, HostStageC
@@ -50,8 +51,10 @@ def check_finite(output: Tensor, stage: str, dtype: torch.dtype, given: Tensor |
     if is_finite(output):
         return output
     if given is not None and not is_finite(given):
-        raise BadValues(f"{stage} was given NaN or infinite values. They come from the node before it: load the model "
-                        "that made them with dtype bf16 or fp32.")
+        raise BadValues(
+            f"{stage} was given NaN or infinite values. They come from the node before it: load the model "
+            "that made them with dtype bf16 or fp32."
+        )
     advice = {torch.float16: "Load it with dtype bf16 or fp32", torch.float32: "Lower the strength of LoRAs on it"}
     raise BadValues(
         f"{stage} produced NaN or infinite values while computing in {str(dtype).replace('torch.', '')}. "
@@ -130,8 +133,9 @@ class CascadePrior(CascadeModel, comfy.model_base.StableCascade_C):
         return out
 
 
-def regional(text: Tensor, pooled: Tensor, kwargs: dict[str, Any], config: StageCConfig
-             ) -> dict[str, comfy.conds.CONDRegular]:
+def regional(
+    text: Tensor, pooled: Tensor, kwargs: dict[str, Any], config: StageCConfig
+) -> dict[str, comfy.conds.CONDRegular]:
     """The conditions of regional prompts and of token weights, where the conditioning has them."""
     regions, out = kwargs.get(REGIONS_KEY), {}
     weights = token_weights(text, kwargs.get(WEIGHTS_KEY), regions)

@@ -1,4 +1,5 @@
 """Stage C and Stage B under the host's calling conventions: keyword conditions, patches and reversed control lists."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, fields
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ....stages.nets import memory
 from ....stages.attention.layers import AttentionLayer, TokenLayer
 from ....stages.attention.regions import Layout, RegionLayer
+from ....stages.nets import memory
 from ....stages.nets.stage_b import StageB, StageBConfig
 from ....stages.nets.stage_c import StageC, StageCConfig
 from ....stages.nets.unet import UNetConfig
@@ -50,37 +51,74 @@ class HostNet:
     def wrapped(self, call: Any, options: dict[str, Any] | None, *args: Any, **kwargs: Any) -> Tensor:
         """Run ``call`` inside the host's DIFFUSION_MODEL wrappers."""
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(
-            call, self, comfy.patcher_extension.get_all_wrappers(
-                comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options or {}),
+            call,
+            self,
+            comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options or {}),
         ).execute(*args, **kwargs)
 
 
 class HostStageC(StageC, HostNet):
     """Stage C as the host calls it; ``forward(x, r, context=, control=, transformer_options=, **conditions)``."""
 
-    def __init__(self, dtype: torch.dtype | None = None, device: torch.device | None = None, operations: Any = None,
-                 **arguments: Any):
-        super().__init__(config_from(StageCConfig, arguments), dtype=dtype, device=device, backend=backend_for(operations))
+    def __init__(
+        self,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        operations: Any = None,
+        **arguments: Any,
+    ):
+        super().__init__(
+            config_from(StageCConfig, arguments), dtype=dtype, device=device, backend=backend_for(operations)
+        )
 
-    def forward(self, x: Tensor, r: Tensor, context: Tensor | None = None, control: dict[str, Any] | None = None,
-                transformer_options: dict[str, Any] | None = None, **conditions: Any) -> Tensor:
-        return self.wrapped(self.denoise_for_host, transformer_options, x, r, context, control,
-                            transformer_options, **conditions)
+    def forward(
+        self,
+        x: Tensor,
+        r: Tensor,
+        context: Tensor | None = None,
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        return self.wrapped(
+            self.denoise_for_host, transformer_options, x, r, context, control, transformer_options, **conditions
+        )
 
-    def denoise_for_host(self, x: Tensor, r: Tensor, context: Tensor | None, control: dict[str, Any] | None,
-                         transformer_options: dict[str, Any] | None, clip_text: Tensor | None = None,
-                         clip_text_pooled: Tensor | None = None, clip_img: Tensor | None = None,
-                         sca: Tensor | None = None, crp: Tensor | None = None, text_weights: Tensor | None = None,
-                         region_weights: Tensor | None = None, region_layout: Layout | None = None,
-                         **unused: Any) -> Tensor:
+    def denoise_for_host(
+        self,
+        x: Tensor,
+        r: Tensor,
+        context: Tensor | None,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any] | None,
+        clip_text: Tensor | None = None,
+        clip_text_pooled: Tensor | None = None,
+        clip_img: Tensor | None = None,
+        sca: Tensor | None = None,
+        crp: Tensor | None = None,
+        text_weights: Tensor | None = None,
+        region_weights: Tensor | None = None,
+        region_layout: Layout | None = None,
+        **unused: Any,
+    ) -> Tensor:
         text = context if clip_text is None else clip_text
         layers: tuple[AttentionLayer, ...] = ()
         if text_weights is not None:
             layers += (TokenLayer(text_weights),)
         if region_weights is not None:
             layers += (RegionLayer(region_weights, region_layout),)
-        return self.denoise(x, r, text, clip_text_pooled, clip_img, sca, crp, control_by_block(control),
-                            hooks_for(transformer_options, layers), transformer_options)
+        return self.denoise(
+            x,
+            r,
+            text,
+            clip_text_pooled,
+            clip_img,
+            sca,
+            crp,
+            control_by_block(control),
+            hooks_for(transformer_options, layers),
+            transformer_options,
+        )
 
     @property
     def level_strides(self) -> tuple[int, ...]:
@@ -94,24 +132,48 @@ class HostStageC(StageC, HostNet):
 class HostStageB(StageB, HostNet):
     """Stage B as the host calls it. Areas with odd or very short sides are padded for the pass and cut again."""
 
-    def __init__(self, dtype: torch.dtype | None = None, device: torch.device | None = None, operations: Any = None,
-                 **arguments: Any):
-        super().__init__(config_from(StageBConfig, arguments), dtype=dtype, device=device, backend=backend_for(operations))
+    def __init__(
+        self,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        operations: Any = None,
+        **arguments: Any,
+    ):
+        super().__init__(
+            config_from(StageBConfig, arguments), dtype=dtype, device=device, backend=backend_for(operations)
+        )
 
     @property
     def least_cells(self) -> int:
         """Cells a side that every level needs to have one left."""
         return 2 ** (len(self.config.c_hidden) - 1)
 
-    def forward(self, x: Tensor, r: Tensor, context: Tensor | None = None, control: dict[str, Any] | None = None,
-                transformer_options: dict[str, Any] | None = None, **conditions: Any) -> Tensor:
-        return self.wrapped(self.denoise_for_host, transformer_options, x, r, context, control,
-                            transformer_options, **conditions)
+    def forward(
+        self,
+        x: Tensor,
+        r: Tensor,
+        context: Tensor | None = None,
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        return self.wrapped(
+            self.denoise_for_host, transformer_options, x, r, context, control, transformer_options, **conditions
+        )
 
-    def denoise_for_host(self, x: Tensor, r: Tensor, context: Tensor | None, control: dict[str, Any] | None,
-                         transformer_options: dict[str, Any] | None, effnet: Tensor | None = None,
-                         clip: Tensor | None = None, pixels: Tensor | None = None, sca: Tensor | None = None,
-                         **unused: Any) -> Tensor:
+    def denoise_for_host(
+        self,
+        x: Tensor,
+        r: Tensor,
+        context: Tensor | None,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any] | None,
+        effnet: Tensor | None = None,
+        clip: Tensor | None = None,
+        pixels: Tensor | None = None,
+        sca: Tensor | None = None,
+        **unused: Any,
+    ) -> Tensor:
         height, width = x.shape[-2:]
         patch, least = self.config.patch_size, self.config.patch_size * self.least_cells
         extra = (0, max(-width % patch, least - width), 0, max(-height % patch, least - height))

@@ -4,6 +4,7 @@ The host asks a latent format for ``latent_rgb_factors_reshape`` once a run, cal
 multiplies what comes back by ``latent_rgb_factors``. Ours hands out a painter that belongs to that run, and factors
 that change nothing, so that core's samplers show the picture as ours do.
 """
+
 from __future__ import annotations
 
 import logging
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ....stages.nets import previewer
-from .load import load_diffusion
 from ..out_of_memory import is_out_of_memory
+from .load import load_diffusion
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +91,13 @@ class Painter:
         """The Previewer on ``device``, in the VAE's own dtype there and in float32 on the CPU."""
         dtype = torch.float32 if comfy.model_management.is_device_cpu(device) else self.vae.vae_dtype
         net = previewer.Previewer(self.source.config, dtype=dtype, device="meta").requires_grad_(False)
-        net.load_state_dict({
-            key: value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
-            for key, value in self.source.state_dict().items()}, assign=True)
+        net.load_state_dict(
+            {
+                key: value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
+                for key, value in self.source.state_dict().items()
+            },
+            assign=True,
+        )
         return net
 
     def paint(self, latent: Tensor) -> Tensor:

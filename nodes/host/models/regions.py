@@ -1,4 +1,5 @@
 """Regional prompts and token weights inside a conditioning, as the Stage C model reads them."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ....stages.errors import WrongInput
 from ....stages.attention.regions import EVERYONE, Layout, weights_of
+from ....stages.errors import WrongInput
 from ....stages.nets.stage_c import StageCConfig
 
 REGIONS_KEY = "cascade_studio_regions"
@@ -47,31 +48,44 @@ class Regions:
 
 def for_picture(regions: Regions, index: int) -> Regions:
     """``regions`` for picture ``index`` of a batch alone: one of what holds an entry for each picture."""
+
     def narrow(values: Tensor) -> Tensor:
         place = index % values.shape[0]
-        return values[place:place + 1]
+        return values[place : place + 1]
 
-    return replace(regions, regions=tuple(
-        replace(region, text=narrow(region.text), pooled=narrow(region.pooled), mask=narrow(region.mask))
-        for region in regions.regions))
+    return replace(
+        regions,
+        regions=tuple(
+            replace(region, text=narrow(region.text), pooled=narrow(region.pooled), mask=narrow(region.mask))
+            for region in regions.regions
+        ),
+    )
 
 
 def refuse(*conditionings: Any) -> None:
     """Raise ``WrongInput`` where prompts hold what only our own Stage C hears."""
-    held = {words for conditioning in conditionings for _, extra in conditioning or ()
-            for key, words in OWN.items() if extra.get(key) is not None}
+    held = {
+        words
+        for conditioning in conditionings
+        for _, extra in conditioning or ()
+        for key, words in OWN.items()
+        if extra.get(key) is not None
+    }
     if held:
-        raise WrongInput(f"Stage C was loaded by another loader, whose network cannot hear the prompt's "
-                         f"{' and '.join(sorted(held))}. Load the file with Load Stable Cascade, or take that off the "
-                         "prompt.")
+        raise WrongInput(
+            f"Stage C was loaded by another loader, whose network cannot hear the prompt's "
+            f"{' and '.join(sorted(held))}. Load the file with Load Stable Cascade, or take that off the "
+            "prompt."
+        )
 
 
 def image_embeds(pictures: Sequence[dict[str, Any]] | None, width: int) -> Tensor:
     """CLIP-vision embeddings of all image prompts, each times its strength: (1, n, width); zeros without any."""
     if not pictures:
         return torch.zeros((1, 1, width))
-    embeds = torch.cat([
-        item["clip_vision_output"].image_embeds.unsqueeze(0) * item["strength"] for item in pictures], dim=1)
+    embeds = torch.cat(
+        [item["clip_vision_output"].image_embeds.unsqueeze(0) * item["strength"] for item in pictures], dim=1
+    )
     if embeds.shape[-1] != width:
         raise WrongInput(
             f"Stage C got an image prompt {embeds.shape[-1]} wide; this model needs {width}. Encode the image with the "
@@ -87,28 +101,36 @@ class CONDRegions(comfy.conds.CONDRegular):
         weights = self.cond
         if area is not None:
             height, width, top, left = area
-            weights = weights[..., top:top + height, left:left + width]
+            weights = weights[..., top : top + height, left : left + width]
         return self._copy_with(comfy.utils.repeat_to_batch_size(weights, batch_size))
 
 
 def joint_prompts(text: Tensor, pooled: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
     """Text tokens (B, T, c) and pooled text (B, n, c) of the base prompt and all regions behind each other."""
+
     def joined(first: Tensor, others: list[Tensor]) -> Tensor:
         if any(other.shape[-1] != first.shape[-1] for other in others):
-            raise WrongInput(f"Stage C got regions {others[0].shape[-1]} wide beside a prompt {first.shape[-1]} wide. "
-                             "They were encoded by different text encoders: use the CLIP output of the Stable Cascade "
-                             "loader for all of them.")
-        return torch.cat([first, *(comfy.utils.repeat_to_batch_size(other.to(first), first.shape[0])
-                                   for other in others)], dim=1)
+            raise WrongInput(
+                f"Stage C got regions {others[0].shape[-1]} wide beside a prompt {first.shape[-1]} wide. "
+                "They were encoded by different text encoders: use the CLIP output of the Stable Cascade "
+                "loader for all of them."
+            )
+        return torch.cat(
+            [first, *(comfy.utils.repeat_to_batch_size(other.to(first), first.shape[0]) for other in others)], dim=1
+        )
 
     base = pooled if pooled.ndim == 3 else pooled[:, None]
-    return (joined(text, [region.text for region in regions.regions]),
-            joined(base, [region.pooled if region.pooled.ndim == 3 else region.pooled[:, None]
-                          for region in regions.regions]))
+    return (
+        joined(text, [region.text for region in regions.regions]),
+        joined(
+            base, [region.pooled if region.pooled.ndim == 3 else region.pooled[:, None] for region in regions.regions]
+        ),
+    )
 
 
-def joint_pictures(whole: Sequence[dict[str, Any]] | None, regions: Regions, width: int
-                   ) -> tuple[Tensor, tuple[int, ...]]:
+def joint_pictures(
+    whole: Sequence[dict[str, Any]] | None, regions: Regions, width: int
+) -> tuple[Tensor, tuple[int, ...]]:
     """The image prompts of the whole picture (the empty one without any) and of all regions behind each other,
     (1, n, width), and whose each is."""
     embeds = [image_embeds(whole, width)]
@@ -120,19 +142,32 @@ def joint_pictures(whole: Sequence[dict[str, Any]] | None, regions: Regions, wid
     return torch.cat(embeds, dim=1), tuple(owners)
 
 
-def region_conds(text: Tensor, pooled: Tensor, whole: Sequence[dict[str, Any]] | None, regions: Regions, noise: Tensor,
-                 config: StageCConfig) -> dict[str, comfy.conds.CONDRegular]:
+def region_conds(
+    text: Tensor,
+    pooled: Tensor,
+    whole: Sequence[dict[str, Any]] | None,
+    regions: Regions,
+    noise: Tensor,
+    config: StageCConfig,
+) -> dict[str, comfy.conds.CONDRegular]:
     """The conditions that carry the regions into the network. whole: the image prompts of the base prompt."""
     joint_text, joint_pooled = joint_prompts(text, pooled, regions)
     pictures, owners = joint_pictures(whole, regions, config.c_clip_img)
     layout = Layout((text.shape[1], *(region.text.shape[1] for region in regions.regions)), config.c_clip_seq, owners)
-    weights = weights_of([region.mask for region in regions.regions],
-                         [region.strength for region in regions.regions],
-                         (int(noise.shape[-2]), int(noise.shape[-1])), regions.keep_base,
-                         [bool(region.pictures) and not whole for region in regions.regions])
-    return {"clip_text": comfy.conds.CONDRegular(joint_text), "clip_text_pooled": comfy.conds.CONDRegular(joint_pooled),
-            "clip_img": comfy.conds.CONDRegular(pictures), "region_weights": CONDRegions(weights.to(noise.device)),
-            "region_layout": comfy.conds.CONDConstant(layout)}
+    weights = weights_of(
+        [region.mask for region in regions.regions],
+        [region.strength for region in regions.regions],
+        (int(noise.shape[-2]), int(noise.shape[-1])),
+        regions.keep_base,
+        [bool(region.pictures) and not whole for region in regions.regions],
+    )
+    return {
+        "clip_text": comfy.conds.CONDRegular(joint_text),
+        "clip_text_pooled": comfy.conds.CONDRegular(joint_pooled),
+        "clip_img": comfy.conds.CONDRegular(pictures),
+        "region_weights": CONDRegions(weights.to(noise.device)),
+        "region_layout": comfy.conds.CONDConstant(layout),
+    }
 
 
 def token_weights(text: Tensor, weights: Tensor | None, regions: Regions | None) -> Tensor | None:

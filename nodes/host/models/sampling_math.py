@@ -1,4 +1,5 @@
 """The official schedule as a ComfyUI model sampling: sigmas, shift and noise condition in float32."""
+
 from __future__ import annotations
 
 import comfy.model_sampling

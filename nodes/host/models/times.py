@@ -1,4 +1,5 @@
 """The parts of a run in which the entries of a conditioning are heard."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

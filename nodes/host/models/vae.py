@@ -1,4 +1,5 @@
 """Stage A, and the image encoder with the Previewer, as ComfyUI VAE objects with true memory estimates."""
+
 from __future__ import annotations
 
 import math
@@ -13,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ....stages.nets import encoder, previewer, stage_a
-from ....stages.files import load
 from ....stages.errors import WrongInput
+from ....stages.files import load
 from ....stages.inputs.canvas import Canvas
+from ....stages.nets import encoder, previewer, stage_a
+from ..out_of_memory import explained, is_out_of_memory
+from ..report.card import StageReport, weights_of
+from ..report.measure import measured
 from .backend import backend_for
 from .load import Loaded
-from ..report.measure import measured
-from ..out_of_memory import explained, is_out_of_memory
 from .model import check_finite
-from ..report.card import StageReport, weights_of
 
 DECODE_SHARE = 0.7
 """Part of the free memory that one decode may plan for before it is cut into tiles."""
@@ -33,8 +34,10 @@ CPU_BUDGET = 2 * 1024**3
 FALLBACK_TILE = 128
 """Pixels a tile for what did not fit: the margins of smaller ones would outweigh them."""
 
-LESS_MEMORY = ("Choose a smaller picture or batch, set vae_device to cpu in the loader, or close other programs that use "
-               "the graphics card.")
+LESS_MEMORY = (
+    "Choose a smaller picture or batch, set vae_device to cpu in the loader, or close other programs that use "
+    "the graphics card."
+)
 
 
 class HostStageA(stage_a.StageA):
@@ -100,27 +103,42 @@ class StageCCoder(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """(B, 16, h, w) → (B, 3, 8h, 8w), unclamped."""
         if not hasattr(self, "previewer"):
-            raise WrongInput("This VAE holds the image encoder only, so it cannot show a Stage C latent. Choose the "
-                             "Previewer file in the loader.")
+            raise WrongInput(
+                "This VAE holds the image encoder only, so it cannot show a Stage C latent. Choose the "
+                "Previewer file in the loader."
+            )
         if latent.ndim != 4 or latent.shape[1] != self.previewer.config.c_in:
             given = "a Stage B latent (4 channels)" if latent.shape[1] == 4 else f"a latent of {tuple(latent.shape)}"
-            raise WrongInput(f"The Previewer got {given}; it shows Stage C latents ({self.previewer.config.c_in} "
-                             "channels). Decode Stage B latents with Stage A.")
+            raise WrongInput(
+                f"The Previewer got {given}; it shows Stage C latents ({self.previewer.config.c_in} "
+                "channels). Decode Stage B latents with Stage A."
+            )
         return check_finite(self.previewer(latent), "The Previewer", latent.dtype, latent)
 
 
 def check_encoder(net: nn.Module) -> None:
     """Refuse the network of a Stage C VAE without its image encoder."""
     if not hasattr(net, "encoder"):
-        raise WrongInput("This VAE holds the Previewer only, so it cannot encode a picture for Stage C. Choose the "
-                         "image encoder file (effnet_encoder) in the loader.")
+        raise WrongInput(
+            "This VAE holds the Previewer only, so it cannot encode a picture for Stage C. Choose the "
+            "image encoder file (effnet_encoder) in the loader."
+        )
 
 
 class CascadeVAE(comfy.sd.VAE):
     """A VAE of the host with one of our networks inside; every attribute that the host's constructor sets is set."""
 
-    def __init__(self, net: nn.Module, *, ratio_down: int, ratio_up: int, channels: int, dtype: torch.dtype,
-                 device: torch.device | None = None, disable_dynamic: bool = False):
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        ratio_down: int,
+        ratio_up: int,
+        channels: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        disable_dynamic: bool = False,
+    ):
         self.memory_used_encode = lambda shape, dtype: 0
         self.memory_used_decode = lambda shape, dtype: 0
         self.downscale_ratio = ratio_down
@@ -154,21 +172,40 @@ class CascadeVAE(comfy.sd.VAE):
 
     def load_weights(self, loaded: Loaded) -> None:
         """Load the tensors, streamed on hosts that do so."""
-        load.fill(self.first_stage_model, loaded.tensors, loaded.kind, loaded.name, assign=self.patcher.is_dynamic(),
-                  strict=False)
+        load.fill(
+            self.first_stage_model,
+            loaded.tensors,
+            loaded.kind,
+            loaded.name,
+            assign=self.patcher.is_dynamic(),
+            strict=False,
+        )
         self.model_size()
 
 
 class StageAVAE(CascadeVAE):
     """Stage A: pictures ↔ the latents of Stage B, in exact tiles."""
 
-    def __init__(self, config: stage_a.StageAConfig, dtype: torch.dtype, device: torch.device | None, operations: Any,
-                 **patcher: Any):
+    def __init__(
+        self,
+        config: stage_a.StageAConfig,
+        dtype: torch.dtype,
+        device: torch.device | None,
+        operations: Any,
+        **patcher: Any,
+    ):
         # The host's latent format of Stage B carries the official factor: its wires hold latents without it.
         config = replace(config, scale_factor=1.0)
         net = HostStageA(config, dtype=dtype, backend=backend_for(operations))
-        super().__init__(net, ratio_down=config.cell, ratio_up=config.cell, channels=config.c_latent, dtype=dtype,
-                         device=device, **patcher)
+        super().__init__(
+            net,
+            ratio_down=config.cell,
+            ratio_up=config.cell,
+            channels=config.c_latent,
+            dtype=dtype,
+            device=device,
+            **patcher,
+        )
         self.memory_used_decode = self.planned_decode
         self.memory_used_encode = self.planned_encode
 
@@ -194,19 +231,31 @@ class StageAVAE(CascadeVAE):
         check_latent(samples, net.config.c_latent)
         batch, _, height, width = samples.shape
         out = torch.empty((batch, 3, height * cell, width * cell), device=self.output_device, dtype=self.result_dtype())
-        net.decode_tiled(samples.to(self.vae_dtype), tile=self.window(max(tile_x, tile_y), net.config.decode_margin),
-                         out=out, device=self.device, on_tile=shown_tiles())
+        net.decode_tiled(
+            samples.to(self.vae_dtype),
+            tile=self.window(max(tile_x, tile_y), net.config.decode_margin),
+            out=out,
+            device=self.device,
+            on_tile=shown_tiles(),
+        )
         return self.process_output(out)
 
     def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
         """The host's tiled encode, exact as well."""
         net, cell = self.first_stage_model, self.first_stage_model.config.cell
         batch, _, height, width = pixel_samples.shape
-        out = torch.empty((batch, net.config.c_latent, height // cell, width // cell), device=self.output_device,
-                          dtype=self.result_dtype())
+        out = torch.empty(
+            (batch, net.config.c_latent, height // cell, width // cell),
+            device=self.output_device,
+            dtype=self.result_dtype(),
+        )
         return net.encode_tiled(
-            pixel_samples.to(self.vae_dtype), tile=self.window(max(tile_x, tile_y) // cell, net.config.encode_margin),
-            out=out, device=self.device, on_tile=shown_tiles())
+            pixel_samples.to(self.vae_dtype),
+            tile=self.window(max(tile_x, tile_y) // cell, net.config.encode_margin),
+            out=out,
+            device=self.device,
+            on_tile=shown_tiles(),
+        )
 
     @staticmethod
     def window(cells: int, margin: int) -> int:
@@ -233,23 +282,41 @@ def shown_tiles() -> Any:
 class StageCVAE(CascadeVAE):
     """The image encoder (pictures → Stage C latents) and the Previewer (Stage C latents → small pictures)."""
 
-    def __init__(self, encoder_config: encoder.EncoderConfig | None, previewer_config: previewer.PreviewerConfig | None,
-                 dtype: torch.dtype, device: torch.device | None, operations: Any, **patcher: Any):
+    def __init__(
+        self,
+        encoder_config: encoder.EncoderConfig | None,
+        previewer_config: previewer.PreviewerConfig | None,
+        dtype: torch.dtype,
+        device: torch.device | None,
+        operations: Any,
+        **patcher: Any,
+    ):
         backend = backend_for(operations)
-        nets = [None if config is None else build(config, dtype=dtype, backend=backend) for build, config in
-                ((encoder.ImageEncoder, encoder_config), (previewer.Previewer, previewer_config))]
+        nets = [
+            None if config is None else build(config, dtype=dtype, backend=backend)
+            for build, config in ((encoder.ImageEncoder, encoder_config), (previewer.Previewer, previewer_config))
+        ]
         channels = previewer_config.c_in if previewer_config else encoder_config.c_latent
-        super().__init__(StageCCoder(*nets), ratio_down=encoder.CELL, ratio_up=previewer.CELL, channels=channels,
-                         dtype=dtype, device=device, **patcher)
+        super().__init__(
+            StageCCoder(*nets),
+            ratio_down=encoder.CELL,
+            ratio_up=previewer.CELL,
+            channels=channels,
+            dtype=dtype,
+            device=device,
+            **patcher,
+        )
         self.memory_used_encode = self.planned(nets[0])
         self.memory_used_decode = self.planned(nets[1])
 
     @staticmethod
     def planned(net: nn.Module | None) -> Any:
         """The host's memory callback for one half, from the network's own estimate."""
+
         def estimate(shape: Any, dtype: torch.dtype) -> int:
             size = comfy.model_management.dtype_size(dtype)
             return net.memory(shape, size) if net is not None else math.prod(shape) * size
+
         return estimate
 
 
@@ -266,8 +333,9 @@ def decode(vae: Any, samples: Tensor, tile_size: int = 0) -> Tensor:
         height, width = (4 * side for side in samples.shape[-2:])
         cells = max(1, (tile_size or FALLBACK_TILE) // 4)
         with explained(f"Stage A, decoding a {width}x{height} picture in tiles,", LESS_MEMORY):
-            image = vae.decode_tiled(samples, tile_x=cells, tile_y=cells,
-                                     overlap=0 if isinstance(vae, StageAVAE) else 16)
+            image = vae.decode_tiled(
+                samples, tile_x=cells, tile_y=cells, overlap=0 if isinstance(vae, StageAVAE) else 16
+            )
     return image.clamp(0.0, 1.0)
 
 
@@ -296,7 +364,9 @@ def encode_for_prior(vae: Any, image: Tensor, canvas: Canvas) -> Tensor:
     """The Stage C latent (B, 16, h, w) of a picture (B, H, W, 3) on its canvas, resized as officially (bilinear)."""
     width, height = canvas.encoder_size
     if tuple(image.shape[1:3]) != (height, width):
-        image = F.interpolate(image.movedim(-1, 1), size=(height, width), mode="bilinear", antialias=True).movedim(1, -1)
+        image = F.interpolate(image.movedim(-1, 1), size=(height, width), mode="bilinear", antialias=True).movedim(
+            1, -1
+        )
     return encode_picture(vae, image.clamp(0.0, 1.0))
 
 
@@ -310,17 +380,22 @@ def expect_stage_a(vae: Any, where: str) -> None:
     """Refuse a VAE that is not Stage A."""
     if getattr(vae, "latent_channels", None) == 4 and getattr(vae, "downscale_ratio", None) == 4:
         return
-    raise WrongInput(f"{where} got {vae_name(vae)} on its 'vae' input. It needs Stage A: wire the 'stage_a' output of "
-                     "Load Stable Cascade into it.")
+    raise WrongInput(
+        f"{where} got {vae_name(vae)} on its 'vae' input. It needs Stage A: wire the 'stage_a' output of "
+        "Load Stable Cascade into it."
+    )
 
 
 def expect_stage_c(vae: Any, where: str) -> None:
     """Refuse a VAE that is not the image encoder and Previewer."""
     if getattr(vae, "latent_channels", None) == 16 and (
-            isinstance(vae, StageCVAE) or hasattr(vae.first_stage_model, "previewer")):
+        isinstance(vae, StageCVAE) or hasattr(vae.first_stage_model, "previewer")
+    ):
         return
-    raise WrongInput(f"{where} got {vae_name(vae)} on its 'vae' input. It needs the image encoder and Previewer: wire the "
-                     "'stage_c_vae' output of Load Stable Cascade into it.")
+    raise WrongInput(
+        f"{where} got {vae_name(vae)} on its 'vae' input. It needs the image encoder and Previewer: wire the "
+        "'stage_c_vae' output of Load Stable Cascade into it."
+    )
 
 
 def vae_name(vae: Any) -> str:

@@ -1,4 +1,5 @@
 """The report card: what each stage did, how long it took and with which files, beside the latent it travels with."""
+
 from __future__ import annotations
 
 import os
@@ -51,9 +52,18 @@ class StageReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For the user interface and for files: plain values, and the file's name without its folder."""
-        return {"stage": self.stage, "width": self.width, "height": self.height, "unit": self.unit,
-                "pictures": self.pictures, **dict(self.settings), "model": file_name(self.weights), "patched_weights": self.patched,
-                "seconds": round(self.seconds, 3), "peak_memory": self.peak_memory}
+        return {
+            "stage": self.stage,
+            "width": self.width,
+            "height": self.height,
+            "unit": self.unit,
+            "pictures": self.pictures,
+            **dict(self.settings),
+            "model": file_name(self.weights),
+            "patched_weights": self.patched,
+            "seconds": round(self.seconds, 3),
+            "peak_memory": self.peak_memory,
+        }
 
     def describe(self) -> str:
         """One line."""
@@ -61,8 +71,10 @@ class StageReport:
         memory = "" if self.peak_memory is None else f", peak memory {self.peak_memory / GIB:.2f} GiB"
         patched = f", {self.patched} weights changed by LoRAs or merging" if self.patched else ""
         of = f"{self.pictures} × " if self.pictures > 1 else ""
-        return (f"{self.stage}: {of}{self.width} × {self.height} {self.unit}{', ' if settings else ''}{settings}{patched}: "
-                f"{self.seconds:.2f} s{memory}.")
+        return (
+            f"{self.stage}: {of}{self.width} × {self.height} {self.unit}{', ' if settings else ''}{settings}{patched}: "
+            f"{self.seconds:.2f} s{memory}."
+        )
 
 
 Reports = tuple[StageReport, ...]
@@ -127,8 +139,12 @@ def model_files(reports: Iterable[StageReport], hashes: bool) -> list[ModelFile]
     named = dict.fromkeys(report.weights for report in reports if report.weights)
     paths, known = [path for path in named if os.path.isfile(path)], names.known()
     digests = hashes_of(paths) if hashes else {}
-    return [ModelFile(os.path.basename(path), os.path.getsize(path), digests.get(path),
-                      licence_of(path, digests.get(path), known)) for path in paths]
+    return [
+        ModelFile(
+            os.path.basename(path), os.path.getsize(path), digests.get(path), licence_of(path, digests.get(path), known)
+        )
+        for path in paths
+    ]
 
 
 def hashes_of(paths: Sequence[str]) -> dict[str, str]:
@@ -170,9 +186,13 @@ def licence_inside(path: str) -> str | None:
 def card(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = None) -> dict[str, Any]:
     """The whole report as plain values; ``size`` is (pictures, width, height) of the finished pictures, if known."""
     picture = None if size is None else dict(zip(("pictures", "width", "height"), size))
-    return {"version": 1, "picture": picture, "seconds": round(sum(report.seconds for report in reports), 3),
-            "stages": [report.as_dict() for report in reports],
-            "models": [file.as_dict() for file in model_files(reports, hashes)]}
+    return {
+        "version": 1,
+        "picture": picture,
+        "seconds": round(sum(report.seconds for report in reports), 3),
+        "stages": [report.as_dict() for report in reports],
+        "models": [file.as_dict() for file in model_files(reports, hashes)],
+    }
 
 
 def card_text(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = None) -> str:

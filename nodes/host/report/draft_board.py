@@ -1,4 +1,5 @@
 """The draft board: a contact sheet of Stage C drafts, and the latents of those that were chosen."""
+
 from __future__ import annotations
 
 import math
@@ -66,12 +67,16 @@ def chosen_numbers(text: str, count: int) -> list[int]:
             continue
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if not found:
-            raise WrongInput(f"'{part}' is not a number of a draft. Write numbers as they stand on the board, such as "
-                             "1,3 or 2-4, or leave the field empty.")
+            raise WrongInput(
+                f"'{part}' is not a number of a draft. Write numbers as they stand on the board, such as "
+                "1,3 or 2-4, or leave the field empty."
+            )
         first, last = int(found[1]), int(found[2] or found[1])
         if not 1 <= first <= last <= count:
-            raise WrongInput(f"'{part}' was chosen, but the board shows the drafts 1 to {count}. Choose among them, or "
-                             "leave the field empty.")
+            raise WrongInput(
+                f"'{part}' was chosen, but the board shows the drafts 1 to {count}. Choose among them, or "
+                "leave the field empty."
+            )
         numbers += range(first, last + 1)
     return list(dict.fromkeys(numbers))
 
@@ -92,8 +97,18 @@ def layout(latent: dict[str, Any], numbers: list[int], size: tuple[int, int], co
     seeds, places = seeds_of(latent), places_of(latent)
     columns = columns or math.ceil(math.sqrt(len(seeds) * size[1] / size[0]))
     columns = max(1, min(columns, len(seeds)))
-    return [Draft(index + 1, places[index], seed, index + 1 in numbers, GAP + index % columns * (size[0] + GAP),
-                  GAP + index // columns * (size[1] + STRIP + GAP), *size) for index, seed in enumerate(seeds)]
+    return [
+        Draft(
+            index + 1,
+            places[index],
+            seed,
+            index + 1 in numbers,
+            GAP + index % columns * (size[0] + GAP),
+            GAP + index // columns * (size[1] + STRIP + GAP),
+            *size,
+        )
+        for index, seed in enumerate(seeds)
+    ]
 
 
 def contact_sheet(pictures: Tensor, drafts: list[Draft]) -> Tensor:
@@ -108,17 +123,35 @@ def contact_sheet(pictures: Tensor, drafts: list[Draft]) -> Tensor:
         below = draft.top + draft.height
         drawn.text((draft.left + 2, below + 5), draft.caption, fill=INK if draft.chosen else FADED, font=font)
         if draft.chosen:
-            drawn.rectangle((draft.left - 3, draft.top - 3, draft.left + draft.width + 2, below + 2), outline=INK, width=2)
+            drawn.rectangle(
+                (draft.left - 3, draft.top - 3, draft.left + draft.width + 2, below + 2), outline=INK, width=2
+            )
     return torch.from_numpy(np.array(sheet)).float().div(255)[None]
 
 
 def shown(drafts: list[Draft], sheet: Tensor) -> dict[str, Any]:
     """What the web extension needs to make the sheet clickable: the places of the drafts in pixels of the sheet."""
-    return {"cascade_studio_drafts": [{
-        "width": sheet.shape[2], "height": sheet.shape[1], "widget": "chosen",
-        "drafts": [{"number": draft.number, "seed": None if draft.seed is None else str(draft.seed),
-                    "chosen": draft.chosen, "left": draft.left, "top": draft.top, "width": draft.width,
-                    "height": draft.height} for draft in drafts]}]}
+    return {
+        "cascade_studio_drafts": [
+            {
+                "width": sheet.shape[2],
+                "height": sheet.shape[1],
+                "widget": "chosen",
+                "drafts": [
+                    {
+                        "number": draft.number,
+                        "seed": None if draft.seed is None else str(draft.seed),
+                        "chosen": draft.chosen,
+                        "left": draft.left,
+                        "top": draft.top,
+                        "width": draft.width,
+                        "height": draft.height,
+                    }
+                    for draft in drafts
+                ],
+            }
+        ]
+    }
 
 
 def stopped() -> ExecutionBlocker:

@@ -1,4 +1,5 @@
 """What a piece of work took: seconds, and the most memory in use meanwhile."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """PNG files as the host saves them, with one more text of ours."""
+
 from __future__ import annotations
 
 import json
@@ -23,15 +24,17 @@ TEXT = "cascade_studio"
 COMPRESSION = 4
 
 
-def save_png(images: Tensor, prefix: str, prompt: Any, extra: Mapping[str, Any] | None, reports: Reports | None,
-             hashes: bool) -> list[tuple[str, str, io.FolderType]]:
+def save_png(
+    images: Tensor, prefix: str, prompt: Any, extra: Mapping[str, Any] | None, reports: Reports | None, hashes: bool
+) -> list[tuple[str, str, io.FolderType]]:
     """Save ``images`` (B, H, W, C) into the output folder; returns name, sub-folder and folder of each file.
 
     ``prefix`` is the start of their path below it; what Windows allows in no name becomes "-".
     ``prompt`` and the entries of ``extra`` (the workflow) are written as Save Image writes them and stay as they are.
     """
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        disk.for_all_systems(prefix), folder_paths.get_output_directory(), images.shape[2], images.shape[1])
+        disk.for_all_systems(prefix), folder_paths.get_output_directory(), images.shape[2], images.shape[1]
+    )
     texts = png_texts(prompt, extra, card(reports, hashes, picture_size(images)) if reports else None)
     saved = []
     for index, image in enumerate(images):

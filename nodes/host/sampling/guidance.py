@@ -1,4 +1,5 @@
 """Guidance on the host's sampler hooks: perturbed attention, self-attention, CFG-Zero*, and attention in windows."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,10 +11,10 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from ....stages.attention.windows import WindowLayer
 from ....stages.diffusion import guidance
 from ....stages.errors import WrongInput
 from ....stages.nets.unet import UNetConfig
-from ....stages.attention.windows import WindowLayer
 from ..models.hooks import LAYERS_KEY
 from ..models.model import CascadeModel
 
@@ -28,8 +29,10 @@ def check_own(model: Any, where: str, stage: str | None = None) -> None:
         return
     given = f"the {own.stage} model" if isinstance(own, CascadeModel) else "a model that another loader loaded"
     need = f"the {stage} model" if stage else "a Stage C or Stage B model"
-    raise WrongInput(f"{where} got {given} on its 'model' input. It needs {need} from Load Stable Cascade, whose network "
-                     "it changes from within: load the file with that node.")
+    raise WrongInput(
+        f"{where} got {given} on its 'model' input. It needs {need} from Load Stable Cascade, whose network "
+        "it changes from within: load the file with that node."
+    )
 
 
 def groups_of(config: UNetConfig, which: str) -> list[tuple[str, int]]:
@@ -60,8 +63,9 @@ def perturbed_attention(model: Any, scale: float, blocks: str, start: float, end
         options = args["model_options"].copy()
         for name in names:
             options = comfy.model_patcher.set_model_options_patch_replace(options, identity, "attn1", *name)
-        (perturbed,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"],
-                                                      options)
+        (perturbed,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], options
+        )
         guided = guided + (args["cond_denoised"] - perturbed) * scale
         return guidance.matched_contrast(guided, args["cond_denoised"], rescale)
 
@@ -72,7 +76,7 @@ def perturbed_attention(model: Any, scale: float, blocks: str, start: float, end
 
 def identity(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
     """An attention in which every token sees itself alone."""
-    return v[:, :q.shape[1]]
+    return v[:, : q.shape[1]]
 
 
 class SelfAttentionGuidance:
@@ -96,21 +100,27 @@ class SelfAttentionGuidance:
     def guide(self, args: dict[str, Any]) -> Tensor:
         seen, self.seen = self.seen, {}
         without_negative = args["uncond"] is None or args["uncond_denoised"] is None or 1 not in seen
-        kind, cond, x0 = (0, args["cond"], args["cond_denoised"]) if without_negative else (
-            1, args["uncond"], args["uncond_denoised"])
+        kind, cond, x0 = (
+            (0, args["cond"], args["cond_denoised"])
+            if without_negative
+            else (1, args["uncond"], args["uncond_denoised"])
+        )
         guided = args["denoised"]
         if self.scale == 0 or kind not in seen or not within(args, self.start, self.end):
             return guided
         mass, grid = seen[kind]
         if mass.shape[0] != x0.shape[0] or grid != args["model"].diffusion_model.deepest_grid(*x0.shape[-2:]):
-            raise WrongInput("Self-attention guidance needs the attention of the whole picture, but an area's prompt or a "
-                             "tile shows it a part only. Use Regional prompt instead of areas, and the method 'pieces' "
-                             "in Tile Stage B.")
+            raise WrongInput(
+                "Self-attention guidance needs the attention of the whole picture, but an area's prompt or a "
+                "tile shows it a part only. Use Regional prompt instead of areas, and the method 'pieces' "
+                "in Tile Stage B."
+            )
         worse = guidance.blurred_where_attended(x0, mass, grid, self.blur, self.threshold)
         self.watching = False
         try:
             (denoised,) = comfy.samplers.calc_cond_batch(
-                args["model"], [cond], worse + (args["input"] - x0), args["sigma"], args["model_options"])
+                args["model"], [cond], worse + (args["input"] - x0), args["sigma"], args["model_options"]
+            )
         finally:
             self.watching = True
         return guided + (worse - denoised) * self.scale
@@ -137,6 +147,7 @@ def cfg_zero(model: Any, strength: float, zero_steps: int) -> Any:
 
 def zero_star(strength: float, zero_steps: int) -> Callable[[dict[str, Any]], list[Tensor]]:
     """The host's function before guidance; predictions there are x0."""
+
     def scaled(args: dict[str, Any]) -> list[Tensor]:
         cond, *others = args["conds_out"]
         x, sigma = args["input"], args["sigma"].reshape(-1, *([1] * (args["input"].ndim - 1)))

@@ -1,4 +1,5 @@
 """The official sampler, guidance and schedule on the host's sampling loop, and one call that runs a stage."""
+
 from __future__ import annotations
 
 import math
@@ -15,16 +16,16 @@ from torch import Tensor
 
 from ....stages.diffusion import sampling
 from ....stages.diffusion.sampling import Guidance
-from ....stages.errors import BadValues, OutOfMemory
 from ....stages.diffusion.seeds import Seeds
+from ....stages.errors import BadValues, OutOfMemory
 from ..conditioning import controlnet
 from ..models import regions
-from ..report.measure import measured
-from ..out_of_memory import is_out_of_memory, make_room
 from ..models.model import OWN_SAMPLER, CascadePrior
 from ..models.regions import REGIONS_KEY
-from ..report.card import StageReport, weights_of
 from ..models.sampling_math import with_shift
+from ..out_of_memory import is_out_of_memory, make_room
+from ..report.card import StageReport, weights_of
+from ..report.measure import measured
 from .tiles import needed_memory
 
 STEPS = {"ddpm": sampling.ddpm_step, "ddim": sampling.ddim_step, "lcm": sampling.lcm_step}
@@ -46,8 +47,9 @@ def patch_shift(model: Any, shift: float) -> Any:
     return clone
 
 
-def official_sampler(step: str = "ddpm", seeds: Seeds | None = None, start: Tensor | None = None
-                     ) -> comfy.samplers.KSAMPLER:
+def official_sampler(
+    step: str = "ddpm", seeds: Seeds | None = None, start: Tensor | None = None
+) -> comfy.samplers.KSAMPLER:
     """A SAMPLER that takes the official ``step``; ``seeds`` name each picture's noise (default: seed + index).
 
     ``start`` (B, C, h, w) replaces the noised latent that the host would begin with.
@@ -56,9 +58,18 @@ def official_sampler(step: str = "ddpm", seeds: Seeds | None = None, start: Tens
 
 
 @torch.no_grad()
-def sample_official(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
-                    callback: Any = None, disable: bool | None = None, *, step: str = "ddpm",
-                    seeds: Seeds | None = None, start: Tensor | None = None) -> Tensor:
+def sample_official(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Any = None,
+    disable: bool | None = None,
+    *,
+    step: str = "ddpm",
+    seeds: Seeds | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
     """Run the official sampler over ``sigmas`` (b/a) and return x0 of the last step where they end at zero.
 
     The host's latents are x/a of the variance-preserving process. Each picture draws its noise from its own stream,
@@ -95,18 +106,31 @@ class CascadeGuider(comfy.samplers.CFGGuider):
         """As the host's ``set_conds``; raises ``WrongInput`` for prompts with more than the model can hear."""
         if not isinstance(self.model_patcher.model, (CascadePrior, comfy.model_base.StableCascade_B)):
             regions.refuse(positive, negative)
-        self.inner_set_conds({"positive": positive} if negative is None else
-                             {"positive": positive, "negative": negative})
+        self.inner_set_conds(
+            {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
+        )
 
-    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] = {},  # noqa: B006
-                      seed: int | None = None) -> Tensor:
+    def predict_noise(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any] = {},  # noqa: B006
+        seed: int | None = None,
+    ) -> Tensor:
         negative = self.conds.get("negative")
         scale = self.scale_at(timestep) if negative is not None else 1.0
         if not math.isclose(scale, 1.0) and "sampler_cfg_function" not in model_options:
             model_options = {**model_options, "sampler_cfg_function": self.combine}
         return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, negative, self.conds.get("positive"), scale,
-            model_options=model_options, seed=seed)
+            self.inner_model,
+            x,
+            timestep,
+            negative,
+            self.conds.get("positive"),
+            scale,
+            model_options=model_options,
+            seed=seed,
+        )
 
     def scale_at(self, sigma: Tensor) -> float:
         """The guidance scale at the time that ``sigma`` stands for."""
@@ -118,8 +142,9 @@ class CascadeGuider(comfy.samplers.CFGGuider):
 
     def combine(self, args: dict[str, Any]) -> Tensor:
         """Guided sigma·epsilon from the host's conditional and unconditional sigma·epsilon."""
-        return sampling.guide(args["cond"], args["uncond"], args["cond_scale"], self.guidance.rescale,
-                               self.guidance.per_image)
+        return sampling.guide(
+            args["cond"], args["uncond"], args["cond_scale"], self.guidance.rescale, self.guidance.per_image
+        )
 
 
 @dataclass(frozen=True)
@@ -151,8 +176,13 @@ class Run:
 
     def settings(self) -> tuple[tuple[str, Any], ...]:
         """What a report says of it."""
-        told = [("steps", self.steps), ("sampler", self.step), ("cfg", self.guidance.scale), ("shift", self.shift),
-                ("seed", self.seed)]
+        told = [
+            ("steps", self.steps),
+            ("sampler", self.step),
+            ("cfg", self.guidance.scale),
+            ("shift", self.shift),
+            ("seed", self.seed),
+        ]
         if self.denoise < 1:
             told += [("denoise", self.denoise), ("official_noise", self.unshifted_noise)]
         if self.variation_strength:
@@ -167,15 +197,24 @@ def picture_seeds(seed: int, latent: dict[str, Any]) -> list[int]:
     return [(seed + place) % 2**64 for place in (places + list(range(count)))[:count]]
 
 
-def run_reported(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run
-                 ) -> tuple[Tensor, StageReport]:
+def run_reported(
+    model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run
+) -> tuple[Tensor, StageReport]:
     """As :func:`run_stage`, with what it took."""
     with measured(model.load_device) as taken:
         samples = run_stage(model, positive, negative, latent, run)
     run = replace(run, shift=shift_of(model, run.shift))
     count, _, height, width = samples.shape
-    report = StageReport(run.stage, width, height, count, "cells" if run.stage == "Stage C" else "latents",
-                         run.settings(), weights_of(model), len(model.patches))
+    report = StageReport(
+        run.stage,
+        width,
+        height,
+        count,
+        "cells" if run.stage == "Stage C" else "latents",
+        run.settings(),
+        weights_of(model),
+        len(model.patches),
+    )
     return samples, report.taking(taken)
 
 
@@ -197,8 +236,10 @@ def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], 
     if samples is None:  # outside of the handler, whose traceback would keep the failed run's tensors alive
         samples = sample_singly(model, positive, negative, latent, run, seeds)
     if not torch.isfinite(samples).all():
-        raise BadValues(f"{run.stage} ended with NaN or infinite values. Load the model with dtype bf16 or fp32, "
-                        "and lower the guidance scale if it is far above the default.")
+        raise BadValues(
+            f"{run.stage} ended with NaN or infinite values. Load the model with dtype bf16 or fp32, "
+            "and lower the guidance scale if it is far above the default."
+        )
     return samples
 
 
@@ -210,12 +251,15 @@ def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
         raise OutOfMemory(
             f"{stage} needs about {needed / GIB:.1f} GiB beside its weights for a latent of {shape[-1]}x{shape[-2]}, but "
             f"this device has {total / GIB:.1f} GiB. Choose a smaller picture, "
-            + ("or put Tile Stage B on the model's wire." if stage == "Stage B" else "or a higher compression on the "
-               "canvas."))
+            + (
+                "or put Tile Stage B on the model's wire."
+                if stage == "Stage B"
+                else "or a higher compression on the canvas."
+            )
+        )
 
 
-def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run,
-                 seeds: Seeds) -> Tensor:
+def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run, seeds: Seeds) -> Tensor:
     """Sample the whole batch at once."""
     image = latent["samples"]
     shift = shift_of(model, run.shift)
@@ -227,8 +271,14 @@ def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any
     guider.set_guidance(run.guidance)
     try:
         samples = guider.sample(
-            noise, image, official_sampler(run.step, seeds, start), sigmas, denoise_mask=latent.get("noise_mask"),
-            callback=latent_preview.prepare_callback(model, len(sigmas) - 1), seed=run.seed)
+            noise,
+            image,
+            official_sampler(run.step, seeds, start),
+            sigmas,
+            denoise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+            seed=run.seed,
+        )
     finally:
         controlnet.release(positive, negative)
     return samples.to(comfy.model_management.intermediate_device())
@@ -248,19 +298,19 @@ def unshifted_start(model: Any, image: Tensor, noise: Tensor, sigma: Tensor, den
     return noised / a.to(noised)
 
 
-def sample_singly(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run,
-                  seeds: Seeds) -> Tensor:
+def sample_singly(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run, seeds: Seeds) -> Tensor:
     """Sample picture by picture after the batch ran out of memory."""
     make_room()
     image, mask = latent["samples"], latent.get("noise_mask")
     pictures = []
     try:
         for index in range(len(seeds)):
-            part = {**latent, "samples": image[index:index + 1]}
+            part = {**latent, "samples": image[index : index + 1]}
             if mask is not None and mask.shape[0] > 1:
                 part["noise_mask"] = mask[index % mask.shape[0]][None]
-            pictures.append(sample_batch(model, pick(positive, index), pick(negative, index), part, run,
-                                         seeds.only(index)))
+            pictures.append(
+                sample_batch(model, pick(positive, index), pick(negative, index), part, run, seeds.only(index))
+            )
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -281,9 +331,14 @@ def pick(conditioning: Any, index: int) -> Any:
     def narrow(value: Any) -> Any:
         if torch.is_tensor(value) and value.ndim > 1 and value.shape[0] > 1:
             place = index % value.shape[0]
-            return value[place:place + 1]
+            return value[place : place + 1]
         return value
 
     special = {"control": controlnet.for_picture, REGIONS_KEY: regions.for_picture}
-    return [[narrow(text), {key: special[key](value, index) if key in special else narrow(value)
-                            for key, value in extra.items()}] for text, extra in conditioning]
+    return [
+        [
+            narrow(text),
+            {key: special[key](value, index) if key in special else narrow(value) for key, value in extra.items()},
+        ]
+        for text, extra in conditioning
+    ]

@@ -1,4 +1,5 @@
 """Stage B in tiles or pieces, as wrappers on the MODEL: it works in our samplers and in core's."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,11 +8,11 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ....stages.attention.layers import NO_CHANGES, Changes
+from ....stages.attention.tiles import METHODS, PIECES, PieceHooks, Tiling, piece_elements, run_in_tiles
 from ....stages.errors import WrongInput
 from ....stages.inputs.canvas import LATENT_PIXELS
-from ....stages.attention.layers import NO_CHANGES, Changes
 from ....stages.nets.memory import activation_memory, pieces_memory
-from ....stages.attention.tiles import METHODS, PIECES, PieceHooks, Tiling, piece_elements, run_in_tiles
 from ..models.hooks import CHANGES_KEY
 
 __all__ = ["METHODS", "PIECES", "needed_memory", "patch_tiles", "tiling"]
@@ -24,9 +25,11 @@ WRAPPER = "cascade_studio_tiles"
 def tiling(method: str, tile: int, overlap: int, batch: int) -> Tiling:
     """A checked tiling; sizes in latents."""
     if method != PIECES and overlap > tile // 2:
-        raise WrongInput(f"Tiles of {tile * LATENT_PIXELS} px were asked to overlap by {overlap * LATENT_PIXELS} px. The "
-                         f"overlap can be half a tile at most, {tile * LATENT_PIXELS // 2} px: choose a smaller overlap "
-                         "or larger tiles.")
+        raise WrongInput(
+            f"Tiles of {tile * LATENT_PIXELS} px were asked to overlap by {overlap * LATENT_PIXELS} px. The "
+            f"overlap can be half a tile at most, {tile * LATENT_PIXELS // 2} px: choose a smaller overlap "
+            "or larger tiles."
+        )
     return Tiling(method, tile, overlap, batch)
 
 
@@ -48,8 +51,16 @@ class TileWrapper:
     def __init__(self, tiling: Tiling):
         self.tiling = tiling
 
-    def __call__(self, executor: Any, x: Tensor, r: Tensor, context: Tensor | None, control: Any,
-                 options: dict[str, Any] | None, **conditions: Any) -> Tensor:
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        r: Tensor,
+        context: Tensor | None,
+        control: Any,
+        options: dict[str, Any] | None,
+        **conditions: Any,
+    ) -> Tensor:
         net, tiling, options = executor.class_obj, self.tiling, options or {}
         prior = conditions.pop("effnet")
 
@@ -89,8 +100,12 @@ def needed_memory(model: Any, shape: Any) -> float:
     strides = net.level_strides
     if tiling.method == PIECES:
         elements = piece_elements(tiling, net.config.c_hidden[0])
-        return float(min(pieces_memory(net.config, batch, height, width, dtype, strides, elements),
-                         net.activation_memory(batch, height, width, dtype)))
+        return float(
+            min(
+                pieces_memory(net.config, batch, height, width, dtype, strides, elements),
+                net.activation_memory(batch, height, width, dtype),
+            )
+        )
     step = deepest_cell(net)
     tiles, _ = tiling.cut((height, width), step)
     count = min(tiling.batch, len(tiles))

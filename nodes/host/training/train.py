@@ -3,6 +3,7 @@
 The host runs nodes under inference mode, whose tensors cannot be trained through: everything that learns is made
 anew with that mode switched off.
 """
+
 from __future__ import annotations
 
 import logging
@@ -23,23 +24,25 @@ from torch import Tensor
 from ....stages.errors import OutOfMemory
 from ....stages.training import export
 from ....stages.training.cache import encoded, fingerprint, said
-from ....stages.training.run import Lesson, Run, add_words
 from ....stages.training.dataset import TrainingSet
 from ....stages.training.memory import GB
+from ....stages.training.pictures_io import loss_plot
+from ....stages.training.run import Lesson, Run, add_words
 from ....stages.training.settings import Settings
 from ....stages.training.trainer import Trainer
-from ..out_of_memory import explained, make_room
-from ....stages.training.pictures_io import loss_plot
-from .weights import encoders, prior_weights, text_weights
 from ..models.vae import preview
+from ..out_of_memory import explained, make_room
+from .weights import encoders, prior_weights, text_weights
 
 log = logging.getLogger(__name__)
 
 WHERE = "Train Cascade LoRA"
 FOLDER = "cascade_studio_training"
 SAMPLE_SIDE = 512
-ADVICE = ("Raise accumulation, choose fp8 as the base in Cascade Training Settings, train fewer blocks or the lite "
-          "model, or close other programs that use the graphics card.")
+ADVICE = (
+    "Raise accumulation, choose fp8 as the base in Cascade Training Settings, train fewer blocks or the lite "
+    "model, or close other programs that use the graphics card."
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def train_lora(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings:
         run = Run(lesson)
         folder = home() / settings.name / run.identity
         show = Show(run, vae, folder / "samples", node)
-        path = run.train(folder, lambda: export.free_path(model_folder("loras"), settings.name, run.identity), show.step)
+        path = run.train(
+            folder, lambda: export.free_path(model_folder("loras"), settings.name, run.identity), show.step
+        )
         for word, stem in run.save_words(model_folder("embeddings"), path.stem):
             log.info("Learned word %s: write embedding:%s in prompts", word, stem)
         lora = {key: value.half().cpu() for key, value in run.comfyui().items()}
@@ -106,8 +111,10 @@ def check_memory(lesson: Lesson) -> None:
     log.info("%s: %s", lesson.settings.name, planned.describe())
     there = comfy.model_management.get_total_memory(lesson.device)
     if planned.total > there:
-        raise OutOfMemory(f"{WHERE} needs about {planned.total / GB:.1f} GB, but this device has {there / GB:.1f} GB. "
-                          f"{planned.describe()} {ADVICE}")
+        raise OutOfMemory(
+            f"{WHERE} needs about {planned.total / GB:.1f} GB, but this device has {there / GB:.1f} GB. "
+            f"{planned.describe()} {ADVICE}"
+        )
 
 
 def model_folder(kind: str) -> Path:
@@ -132,7 +139,8 @@ class Show:
         self.mean += 0.05 * (loss - self.mean)
         left = int((time.monotonic() - self.started) / (done - self.first) * (settings.steps - done))
         PromptServer.instance.send_progress_text(
-            f"step {done} of {settings.steps}, loss {self.mean:.4f}, {left // 60}:{left % 60:02d} left", self.node)
+            f"step {done} of {settings.steps}, loss {self.mean:.4f}, {left // 60}:{left % 60:02d} left", self.node
+        )
         due = settings.sample_every and done % settings.sample_every == 0
         self.bar.update_absolute(done, settings.steps, self.sample(done) if due else None)
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -1,4 +1,5 @@
 """What training takes from the host's models: their weights as a private copy, and their work as encoders."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,8 @@ from ....stages.files import convert, identify, load
 from ....stages.files.clip import TextConfig
 from ....stages.nets.stage_c import StageC, StageCConfig
 from ....stages.training.cache import Encoders, fingerprint
-from ..models.vae import check_encoder
 from ..lora.words import learned
+from ..models.vae import check_encoder
 
 PREFIX = "diffusion_model."
 
@@ -24,8 +25,11 @@ def stored(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str
     Loading casts them, and bakes the LoRAs and hooks of this or another wire into them; the host keeps what was there.
     """
     found = {key: value for key, value in tensors.items() if value is not None}
-    kept = {**{key: value for key, (value, _) in patcher.hook_backup.items()},
-            **{key: backup.weight for key, backup in patcher.backup.items()}, **patcher.backup_buffers}
+    kept = {
+        **{key: value for key, (value, _) in patcher.hook_backup.items()},
+        **{key: backup.weight for key, backup in patcher.backup.items()},
+        **patcher.backup_buffers,
+    }
     for full, value in kept.items():
         key = full.removeprefix(prefix)
         if full.startswith(prefix) and key in found:
@@ -75,8 +79,12 @@ def encoders(clip: Any, vae: Any) -> Encoders:
         cond, pooled = clip.encode_from_tokens(clip.tokenize(plain), return_pooled=True)
         return cond[0], pooled.reshape(1, -1)
 
-    return Encoders(picture, text, fingerprint(ingredients(vae.patcher, vae.first_stage_model.encoder, "encoder.")),
-                    fingerprint(text_ingredients(clip)))
+    return Encoders(
+        picture,
+        text,
+        fingerprint(ingredients(vae.patcher, vae.first_stage_model.encoder, "encoder.")),
+        fingerprint(text_ingredients(clip)),
+    )
 
 
 def text_ingredients(clip: Any) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Writes canny.npz: pictures of every kind, and the edges that OpenCV finds in them.
 
-    python make_canny.py        (needs numpy and opencv-python-headless; made with 4.10.0, 5.0.0 gives the same file)
+python make_canny.py        (needs numpy and opencv-python-headless; made with 4.10.0, 5.0.0 gives the same file)
 """
+
 from pathlib import Path
 
 import cv2

@@ -1,4 +1,5 @@
 """Every bundled workflow as a recipe, by file name."""
+
 from __future__ import annotations
 
 from ..flow import Recipe

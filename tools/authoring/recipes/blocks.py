@@ -1,4 +1,5 @@
 """The subgraph blueprints; each block's name is its file's name."""
+
 from __future__ import annotations
 
 from ..blueprints import Block
@@ -20,8 +21,13 @@ def text_to_image_block() -> Block:
     c, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"])
     flow.step("Stage A paints the picture")
     decoded = flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"])
-    block = Block(name, CATEGORY, "Makes a picture from a prompt with Stable Cascade's three stages and official "
-                  "settings. Choose full or lite models in the block.", flow)
+    block = Block(
+        name,
+        CATEGORY,
+        "Makes a picture from a prompt with Stable Cascade's three stages and official "
+        "settings. Choose full or lite models in the block.",
+        flow,
+    )
     block.input("text", (positive, "text"), label="prompt")
     block.input("negative", (negative, "text"), label="negative prompt")
     block.input("width", (canvas, "width"))

@@ -1,4 +1,5 @@
 """Large pictures, and many cheap drafts before one of them is finished."""
+
 from __future__ import annotations
 
 from ..flow import Flow
@@ -14,28 +15,33 @@ def high_resolution_2k() -> Flow:
     flow.step("Size of the first pass", below=True)
     canvas = parts.canvas(flow, 1024, 768)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"],
-                                       "aerial view of a medieval city on a river bend, golden hour, photograph")
+    positive, negative = parts.prompts(
+        flow, load["clip"], "aerial view of a medieval city on a river bend, golden hour, photograph"
+    )
     flow.step("First pass: composition")
     first = parts.sample_prior(flow, load["prior"], positive[0], negative[0], canvas["Stage C latent"])
     larger = flow.add("CascadeStudio_HighResolutionPrior", prior=first["prior"], scale=2.0)
     flow.step("Second pass: detail")
     windows = flow.add("CascadeStudio_TiledAttention", model=load["prior"])
-    second = parts.sample_prior(flow, windows[0], positive[0], negative[0], larger["Stage C latent"], denoise=0.6,
-                                shift=3.0)
+    second = parts.sample_prior(
+        flow, windows[0], positive[0], negative[0], larger["Stage C latent"], denoise=0.6, shift=3.0
+    )
     flow.step("Stage B in pieces")
     pieces = flow.add("CascadeStudio_TileDecoder", model=load["decoder"])
     b = parts.sample_decoder(flow, pieces["decoder"], positive[0], negative[0], second["prior"])
     parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of(PRESET, parts.PICTURES_IN))
     flow.feature(second, denoise=1.0)
     flow.feature(larger, scale=1.5)
-    flow.note("Why two passes", """## Why two passes
+    flow.note(
+        "Why two passes",
+        """## Why two passes
 
 Stage C was trained on pictures of about 1024 pixels. Much larger grids in one go make things appear twice. So the
 first pass settles the composition, **Enlarge Stage C latent** doubles its grid, and the second pass adds detail:
 **denoise** 0.4 to 0.7.
 
-**Tile Stage B** lets Stage B work in pieces: the same picture in less than half the memory.""")
+**Tile Stage B** lets Stage B work in pieces: the same picture in less than half the memory.""",
+    )
     return flow
 
 
@@ -46,27 +52,38 @@ def high_resolution_4k() -> Flow:
     flow.step("Size of the first pass", below=True)
     canvas = parts.canvas(flow, 1024, 576)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"],
-                                       "a coral reef full of fish, sunbeams through clear water, wide angle")
+    positive, negative = parts.prompts(
+        flow, load["clip"], "a coral reef full of fish, sunbeams through clear water, wide angle"
+    )
     flow.step("First pass: composition")
     first = parts.sample_prior(flow, load["prior"], positive[0], negative[0], canvas["Stage C latent"])
     larger = flow.add("CascadeStudio_HighResolutionPrior", prior=first["prior"], scale=3.75, compression=64.0)
     flow.step("Second pass: detail")
-    second = parts.sample_prior(flow, load["prior"], positive[0], negative[0], larger["Stage C latent"], denoise=0.5,
-                                shift=3.0)
+    second = parts.sample_prior(
+        flow, load["prior"], positive[0], negative[0], larger["Stage C latent"], denoise=0.5, shift=3.0
+    )
     flow.step("Stage B in tiles")
     tiles = flow.add("CascadeStudio_TileDecoder", model=load["decoder"])
     b = parts.sample_decoder(flow, tiles["decoder"], positive[0], negative[0], second["prior"])
-    parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of("mixed-bf16", parts.PICTURES_IN),
-                 title="Stage A paints the picture in tiles", tile_size=1024)
+    parts.finish(
+        flow,
+        b["latent"],
+        load["stage_a"],
+        parts.keys_of("mixed-bf16", parts.PICTURES_IN),
+        title="Stage A paints the picture in tiles",
+        tile_size=1024,
+    )
     flow.feature(larger, compression=42.0)
-    flow.note("3840 x 2160", """## 3840 x 2160
+    flow.note(
+        "3840 x 2160",
+        """## 3840 x 2160
 
 **Compression 64** in Enlarge Stage C latent keeps the grid of Stage C small (60 x 34), so that the second pass stays
 quick and motifs do not repeat. The lite Stage B does the large part of the work.
 
 If memory is short, choose *tiles* in **Tile Stage B**: overlapping tiles that each follow their own part of the
-small latent. Decode Stage A cuts tiles of 1024 pixels, which give exactly the same picture.""")
+small latent. Decode Stage A cuts tiles of 1024 pixels, which give exactly the same picture.""",
+    )
     return flow
 
 
@@ -78,30 +95,43 @@ def draft_board() -> Flow:
     flow.step("Picture size and number of drafts", below=True)
     canvas = parts.canvas(flow, 1024, 1024, batch_size=8)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"],
-                                       "a small robot watering sunflowers, children's book illustration")
+    positive, negative = parts.prompts(
+        flow, load["clip"], "a small robot watering sunflowers, children's book illustration"
+    )
     flow.step("Sample the drafts")
-    c = flow.add("CascadeStudio_SamplePrior", model=load["prior"], positive=positive[0], negative=negative[0],
-                 latent=canvas["Stage C latent"])
+    c = flow.add(
+        "CascadeStudio_SamplePrior",
+        model=load["prior"],
+        positive=positive[0],
+        negative=negative[0],
+        latent=canvas["Stage C latent"],
+    )
     flow.step("Choose, then run again")
     board = flow.add("CascadeStudio_DraftBoard", prior=c["prior"], vae=load["stage_c_vae"])
     flow.step("Finish the chosen ones")
     b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], board["prior"])
     decoded = flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"])
     flow.step("Save with a report")
-    flow.add("CascadeStudio_SaveImage", images=decoded["image"], report=decoded["report"],
-             filename_prefix=f"cascade/{flow.name}")
+    flow.add(
+        "CascadeStudio_SaveImage",
+        images=decoded["image"],
+        report=decoded["report"],
+        filename_prefix=f"cascade/{flow.name}",
+    )
     flow.add("CascadeStudio_ReportCard", report=decoded["report"], image=decoded["image"])
     parts.model_links(flow, parts.keys_of(PRESET, without))
     flow.feature(board, chosen="2")
-    flow.note("How to use the board", """## How to use the board
+    flow.note(
+        "How to use the board",
+        """## How to use the board
 
 1. Press *Run*: Stage C makes eight drafts, the Previewer shows them on the board, and nothing else runs.
 2. Click the drafts that you like, or write their numbers into **chosen** (1,3 or 2-4).
 3. Press *Run* again: the drafts are kept, and Stage B and A finish the chosen ones.
 
 The seed is fixed so that the drafts stay. Change it for eight new ones. **Save Cascade Image** writes the seconds,
-the memory and the model files into the PNG, beside ComfyUI's own prompt and workflow.""")
+the memory and the model files into the PNG, beside ComfyUI's own prompt and workflow.""",
+    )
     return flow
 
 

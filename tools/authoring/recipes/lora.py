@@ -1,4 +1,5 @@
 """LoRAs (on Cascade Mini where its example ships, else on the lite models), training one, and merging."""
+
 from __future__ import annotations
 
 from ...scenes import SCENES
@@ -26,10 +27,13 @@ def _models(flow: Flow) -> Node:
 def _links(flow: Flow) -> None:
     """The note on the models that :func:`_models` loads."""
     if ON_MINI:
-        parts.mini_note(flow, """
+        parts.mini_note(
+            flow,
+            """
 The LoRA comes with the pack, too: *cascade_mini_noto* turns its pictures into the flat style of Noto Emoji. For LoRAs
 of the published models choose another preset in the loader, their file, and 1024 x 1024 on the canvas.
-""")
+""",
+        )
     else:
         parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
 
@@ -51,8 +55,13 @@ def lora_stack() -> Flow:
     flow.step("LoRAs")
     first = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.7)
     second = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.3, stack=first["stack"])
-    applied = flow.add("CascadeStudio_ApplyLoraStack", stack=second["stack"], prior=load["prior"],
-                       decoder=load["decoder"], clip=load["clip"])
+    applied = flow.add(
+        "CascadeStudio_ApplyLoraStack",
+        stack=second["stack"],
+        prior=load["prior"],
+        decoder=load["decoder"],
+        clip=load["clip"],
+    )
     flow.step("Prompt")
     prompt = SCENES["lora_stack"].prompt if ON_MINI else "a cat on a windowsill in the evening sun"
     prompts = parts.prompts(flow, applied["clip"], prompt)
@@ -63,7 +72,9 @@ def lora_stack() -> Flow:
     flow.add("CascadeStudio_ConvertLora", muted=True, lora=STYLE, model=load["prior"], layout="ComfyUI")
     _links(flow)
     stands = "one example stands in both" if ON_MINI else "*my_style* only stands for them"
-    flow.note("LoRAs", f"""## LoRAs
+    flow.note(
+        "LoRAs",
+        f"""## LoRAs
 
 Each **Cascade LoRA Stack** adds one file to the list: put yours into `models/loras` and choose them in both nodes
 ({stands}; **train_lora** makes one). Any layout works: official, kohya, OneTrainer,
@@ -71,7 +82,8 @@ diffusers, ComfyUI. The report on **Apply Cascade LoRA Stack** says how many of 
 fits nothing stops with a sentence instead of doing nothing. LoRAs for the full Stage C need the full models: choose
 them in the loader.
 
-**Convert Cascade LoRA** is switched off (Ctrl+M switches it on): it writes a LoRA for other programs.""")
+**Convert Cascade LoRA** is switched off (Ctrl+M switches it on): it writes a LoRA for other programs.""",
+    )
     return flow
 
 
@@ -84,23 +96,32 @@ def lora_schedule() -> Flow:
     flow.step("LoRA as hooks, fading out")
     hook = flow.add("CascadeStudio_LoadHookLora", colours=TOUCH, model=load["prior"], lora=STYLE, clip=load["clip"])
     begin = flow.add("CreateHookKeyframe", "Full strength at the start")
-    end = flow.add("CreateHookKeyframe", "Half strength from half way", strength_mult=0.5, start_percent=0.5,
-                   prev_hook_kf=begin[0])
+    end = flow.add(
+        "CreateHookKeyframe", "Half strength from half way", strength_mult=0.5, start_percent=0.5, prev_hook_kf=begin[0]
+    )
     timed = flow.add("SetHookKeyframes", hooks=hook["hooks"], hook_kf=end[0])
     flow.step("Prompt")
     prompt = SCENES["lora_schedule"].prompt if ON_MINI else "a red vintage car on a country road"
     positive, negative = prompts = parts.prompts(flow, load["clip"], prompt)
-    hooked = flow.add("PairConditioningSetProperties", positive_NEW=positive[0], negative_NEW=negative[0],
-                      hooks=timed[0], set_cond_area="default")
+    hooked = flow.add(
+        "PairConditioningSetProperties",
+        positive_NEW=positive[0],
+        negative_NEW=negative[0],
+        hooks=timed[0],
+        set_cond_area="default",
+    )
     _end(flow, load, prompts, canvas["Stage C latent"], steered=hooked)
     flow.feature(hook, strength_model=0.0)
     flow.feature(end, strength_mult=1.0)
     _links(flow)
-    flow.note("Hooks", """## Hooks
+    flow.note(
+        "Hooks",
+        """## Hooks
 
 **Load Cascade Hook LoRA** makes a LoRA of any layout into hooks of ComfyUI. They act on the prompts that they are
 attached to and on the steps that the keyframes name, so that two prompts can have different LoRAs in one picture.
-The model on the wire is not changed.""")
+The model on the wire is not changed.""",
+    )
     return flow
 
 
@@ -111,13 +132,25 @@ def train_lora() -> Flow:
     load = _lite(flow, without)
     flow.step("Your pictures")
     image = parts.load_picture(flow)
-    pictures = flow.add("CascadeStudio_TrainingSet", colours=TOUCH, images=image["IMAGE"],
-                        captions="a picture in my style",
-                        resolution=768)
+    pictures = flow.add(
+        "CascadeStudio_TrainingSet",
+        colours=TOUCH,
+        images=image["IMAGE"],
+        captions="a picture in my style",
+        resolution=768,
+    )
     flow.step("Train")
     settings = flow.add("CascadeStudio_TrainingSettings")
-    trained = flow.add("CascadeStudio_TrainLora", model=load["prior"], clip=load["clip"], vae=load["stage_c_vae"],
-                       training_set=pictures["training set"], settings=settings["settings"], name="my_style", steps=200)
+    trained = flow.add(
+        "CascadeStudio_TrainLora",
+        model=load["prior"],
+        clip=load["clip"],
+        vae=load["stage_c_vae"],
+        training_set=pictures["training set"],
+        settings=settings["settings"],
+        name="my_style",
+        steps=200,
+    )
     flow.step("Picture size")
     canvas = parts.canvas(flow)
     flow.step("Prompt", below=True)
@@ -125,11 +158,17 @@ def train_lora() -> Flow:
     c = _end(flow, load, prompts, canvas["Stage C latent"], prior=trained["model"])
     flow.feature(c, model=load["prior"])
     parts.model_links(flow, parts.keys_of(MODELS, without))
-    mini = """
+    mini = (
+        """
 To try it without any download, choose the preset *Cascade Mini* in the loader, a resolution of 192 in **Cascade
 Training Set**, a learning rate of 0.001 and 256 x 256 on the canvas.
-""" if parts.ships() else ""
-    flow.note("Training", f"""## Training
+"""
+        if parts.ships()
+        else ""
+    )
+    flow.note(
+        "Training",
+        f"""## Training
 
 1. Put your pictures into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same name that
    says what it shows. Write the folder's name into **Cascade Training Set** and disconnect *Load Image*, which only
@@ -141,7 +180,8 @@ Training Set**, a learning rate of 0.001 and 256 x 256 on the canvas.
 A LoRA fits the Stage C that it was trained on: choose the full models in the loader for one that others can use. A
 rank of 4 to 16 is plenty; bf16 or fp8 in **Cascade Training Settings** says how the frozen weights are kept in
 memory.
-{mini}""")
+{mini}""",
+    )
     return flow
 
 
@@ -152,15 +192,26 @@ def merge() -> Flow:
     load = parts.load(flow, "full-bf16", parts.PICTURES_IN)
     other = flow.add("CascadeStudio_LoadPrior", "The other Stage C", TOUCH, prior=parts.files.name(keys[1]))
     flow.step("Merge")
-    mixed = flow.add("CascadeStudio_MergeModels", model1=load["prior"], model2=other["prior"], input=0.2, deep_down=0.5,
-                     deep_up=0.5, output=0.8, conditioning=0.2, time=0.0)
-    added = flow.add("CascadeStudio_AddDifference", model=mixed["model"], tuned=other["prior"], base=load["prior"],
-                     strength=0.1)
+    mixed = flow.add(
+        "CascadeStudio_MergeModels",
+        model1=load["prior"],
+        model2=other["prior"],
+        input=0.2,
+        deep_down=0.5,
+        deep_up=0.5,
+        output=0.8,
+        conditioning=0.2,
+        time=0.0,
+    )
+    added = flow.add(
+        "CascadeStudio_AddDifference", model=mixed["model"], tuned=other["prior"], base=load["prior"], strength=0.1
+    )
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, 832, 1216)
     flow.step("Prompt")
-    prompts = parts.prompts(flow, load["clip"], "a girl with an umbrella under cherry blossoms, anime illustration",
-                            "lowres, blurry")
+    prompts = parts.prompts(
+        flow, load["clip"], "a girl with an umbrella under cherry blossoms, anime illustration", "lowres, blurry"
+    )
     _end(flow, load, prompts, canvas["Stage C latent"], prior=added["model"])
     flow.feature(mixed, deep_down=0.0, output=0.0)
     flow.feature(added, strength=0.0)
@@ -168,7 +219,9 @@ def merge() -> Flow:
     flow.add("CascadeStudio_SaveModel", muted=True, model=added["model"], layout="ComfyUI")
     flow.add("CascadeStudio_ExtractLora", muted=True, tuned=added["model"], base=load["prior"])
     parts.model_links(flow, [*parts.keys_of("full-bf16", parts.PICTURES_IN), keys[1]])
-    flow.note("Shares", """## Shares
+    flow.note(
+        "Shares",
+        """## Shares
 
 Each number of **Merge Cascade Models by Parts** is the share of the second model in one part of the network: the
 deep parts decide what is in the picture, the output part paints its look. 0 keeps the first model exactly, 1 takes
@@ -177,7 +230,8 @@ the second exactly.
 **Add Cascade Model Difference** adds what training changed: model + (tuned - base) x strength.
 
 **Save Cascade Model** writes the result as a file of several gigabytes, **Extract Cascade LoRA** as a small LoRA.
-Both are switched off; select one and press Ctrl+M to switch it on. LoRAs on the wire are baked in.""")
+Both are switched off; select one and press Ctrl+M to switch it on. LoRAs on the wire are baked in.""",
+    )
     return flow
 
 

@@ -1,4 +1,5 @@
 """What most workflows share: loading, prompts, the two samplers, the picture, and the notes beside them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -38,8 +39,10 @@ def load_mini(flow: Flow) -> Node:
 
 def prompts(flow: Flow, clip: Output, text: str, negative: str = "") -> tuple[Node, Node]:
     """The prompt and the negative prompt."""
-    return (flow.add("CLIPTextEncode", "Prompt", POSITIVE, clip=clip, text=text),
-            flow.add("CLIPTextEncode", "Negative prompt", NEGATIVE, clip=clip, text=negative))
+    return (
+        flow.add("CLIPTextEncode", "Prompt", POSITIVE, clip=clip, text=text),
+        flow.add("CLIPTextEncode", "Negative prompt", NEGATIVE, clip=clip, text=negative),
+    )
 
 
 def canvas(flow: Flow, width: int = 1024, height: int = 1024, **inputs: Any) -> Node:
@@ -48,14 +51,21 @@ def canvas(flow: Flow, width: int = 1024, height: int = 1024, **inputs: Any) -> 
 
 def sample_prior(flow: Flow, model: Output, positive: Output, negative: Output, latent: Output, **inputs: Any) -> Node:
     """Sample Stage C with a new seed for every run."""
-    return flow.add("CascadeStudio_SamplePrior", then="randomize", model=model, positive=positive, negative=negative,
-                    latent=latent, **inputs)
+    return flow.add(
+        "CascadeStudio_SamplePrior",
+        then="randomize",
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent=latent,
+        **inputs,
+    )
 
 
-def sample_decoder(flow: Flow, model: Output, positive: Output, negative: Output, prior: Output,
-                   **inputs: Any) -> Node:
-    return flow.add("CascadeStudio_SampleDecoder", model=model, positive=positive, negative=negative, prior=prior,
-                    **inputs)
+def sample_decoder(flow: Flow, model: Output, positive: Output, negative: Output, prior: Output, **inputs: Any) -> Node:
+    return flow.add(
+        "CascadeStudio_SampleDecoder", model=model, positive=positive, negative=negative, prior=prior, **inputs
+    )
 
 
 def picture(flow: Flow, latent: Output, stage_a: Output, name: str, **inputs: Any) -> Node:
@@ -69,8 +79,17 @@ def load_picture(flow: Flow, title: str = "") -> Node:
     return flow.add("LoadImage", title, TOUCH, image=EXAMPLE)
 
 
-def both_stages(flow: Flow, load: Node, prompts: tuple[Node, Node], latent: Output, *, prior: Output | None = None,
-                decoder: Output | None = None, steered: Node | None = None, **inputs: Any) -> tuple[Node, Node]:
+def both_stages(
+    flow: Flow,
+    load: Node,
+    prompts: tuple[Node, Node],
+    latent: Output,
+    *,
+    prior: Output | None = None,
+    decoder: Output | None = None,
+    steered: Node | None = None,
+    **inputs: Any,
+) -> tuple[Node, Node]:
     """Step "Sample": Stage C, then Stage B; returns both samplers.
 
     ``prior`` and ``decoder`` are the models where they are not those of ``load``. ``steered`` is the node whose
@@ -84,8 +103,15 @@ def both_stages(flow: Flow, load: Node, prompts: tuple[Node, Node], latent: Outp
     return c, b
 
 
-def finish(flow: Flow, latent: Output, stage_a: Output, keys: Iterable[str], more: str = "",
-           title: str = "Stage A paints the picture", **inputs: Any) -> None:
+def finish(
+    flow: Flow,
+    latent: Output,
+    stage_a: Output,
+    keys: Iterable[str],
+    more: str = "",
+    title: str = "Stage A paints the picture",
+    **inputs: Any,
+) -> None:
     """The last step, and the note about the files with these ``keys``."""
     flow.step(title)
     picture(flow, latent, stage_a, flow.name, **inputs)
@@ -95,7 +121,9 @@ def finish(flow: Flow, latent: Output, stage_a: Output, keys: Iterable[str], mor
 def model_links(flow: Flow, keys: Iterable[str], more: str = "") -> None:
     """The note with links, sizes, folders, licences and memory."""
     keys = list(dict.fromkeys(keys))
-    flow.note("Model Links", f"""## Models
+    flow.note(
+        "Model Links",
+        f"""## Models
 
 The loader fetches what is missing when you press Run, after it has found what you have already. By hand, the files
 go into these folders of ComfyUI (sub-folders are optional):
@@ -107,12 +135,15 @@ go into these folders of ComfyUI (sub-folders are optional):
 ## Memory
 
 {memory(keys)}
-{more}""")
+{more}""",
+    )
 
 
 def mini_note(flow: Flow, more: str = "") -> None:
     """The note of workflows that run on what comes with the pack."""
-    flow.note("Model Links", f"""## Models
+    flow.note(
+        "Model Links",
+        f"""## Models
 
 Nothing to download: **Cascade Mini** comes with the pack. It is a small Stable Cascade (the same three stages, only
 narrower) that paints things, animals and faces in the style of emoji on plain backgrounds, 256 pixels wide. It runs on
@@ -120,22 +151,29 @@ any computer, in seconds.
 {more}
 ## Memory
 
-A few hundred megabytes, on the graphics card or without one.""")
+A few hundred megabytes, on the graphics card or without one.""",
+    )
 
 
 def memory(keys: Iterable[str]) -> str:
     """How much the weights take, stage by stage."""
     roles = {"prior": "Stage C", "decoder": "Stage B"}
-    sizes = [f"{roles[file['role']]} {files.gigabytes(file)}" for file in map(files.entry, keys)
-             if file["role"] in roles]
-    return (f"Weights: {', '.join(sizes)}. ComfyUI moves one stage at a time to the graphics card where memory is "
-            "short; choosing fp8 for a stage in the loader halves it again.")
+    sizes = [
+        f"{roles[file['role']]} {files.gigabytes(file)}" for file in map(files.entry, keys) if file["role"] in roles
+    ]
+    return (
+        f"Weights: {', '.join(sizes)}. ComfyUI moves one stage at a time to the graphics card where memory is "
+        "short; choosing fp8 for a stage in the loader halves it again."
+    )
 
 
 def keys_of(preset: str, without: Iterable[str] = ()) -> list[str]:
     """The files of a preset by key."""
-    return [value for role, value in files.preset(preset).items()
-            if role not in without and value not in (files.NONE, files.FROM_CHECKPOINT)]
+    return [
+        value
+        for role, value in files.preset(preset).items()
+        if role not in without and value not in (files.NONE, files.FROM_CHECKPOINT)
+    ]
 
 
 STAGES = """## The three stages

@@ -1,4 +1,5 @@
 """Pictures as input: image to image, reconstruction."""
+
 from __future__ import annotations
 
 from ..flow import Flow
@@ -19,10 +20,13 @@ def image_to_image() -> Flow:
     parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of("full-bf16", without))
     flow.feature(c, denoise=1.0)
     flow.feature(image, image=parts.ANOTHER)
-    flow.note("How much changes", """## How much changes
+    flow.note(
+        "How much changes",
+        """## How much changes
 
 **denoise** of Sample Stage C says how much noise the picture gets before the prompt works on it: 0.3 keeps nearly
-everything, 0.6 keeps the composition, 0.8 only hints at it. The picture keeps its size; any size works.""")
+everything, 0.6 keeps the composition, 0.8 only hints at it. The picture keeps its size; any size works.""",
+    )
     return flow
 
 
@@ -37,18 +41,28 @@ def image_variation() -> Flow:
     other = parts.load_picture(flow, "Picture 2")
     flow.step("Prompt, may be empty")
     positive, negative = prompts = parts.prompts(flow, load["clip"], "")
-    mixed = flow.add("CascadeStudio_ImagePrompts", positive=positive[0], negative=negative[0],
-                     clip_vision=vision["clip_vision"], image_1=image["IMAGE"], image_2=other["IMAGE"], weight_2=0.0)
+    mixed = flow.add(
+        "CascadeStudio_ImagePrompts",
+        positive=positive[0],
+        negative=negative[0],
+        clip_vision=vision["clip_vision"],
+        image_1=image["IMAGE"],
+        image_2=other["IMAGE"],
+        weight_2=0.0,
+    )
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)
     _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"], steered=mixed)
     parts.finish(flow, b["latent"], load["stage_a"], [*parts.keys_of("full-bf16", without), "clip_vision"])
     flow.feature(mixed, weight_1=0.0, weight_2=1.0)
-    flow.note("Weights", """## Weights
+    flow.note(
+        "Weights",
+        """## Weights
 
 Each picture has a weight: 1 is normal, 0 leaves it out, below 0 pushes the result away from it. Picture 2 has weight
 0, so that you see plain variations of picture 1 first; raise it to mix the two. Words in the prompt are heard beside
-the pictures; with an empty prompt this is the official image variation.""")
+the pictures; with an empty prompt this is the official image variation.""",
+    )
     return flow
 
 
@@ -74,11 +88,14 @@ def reconstruction() -> Flow:
     flow.add("PreviewImage", "Stage A alone", images=alone["image"])
     parts.model_links(flow, parts.keys_of("full-bf16", without))
     flow.feature(image, image=parts.ANOTHER)
-    flow.note("What you see", """## What you see
+    flow.note(
+        "What you see",
+        """## What you see
 
 The image encoder squeezes the picture about 42 times on each side; Stage B and Stage A rebuild it from that. Faces
 and small letters change, composition and colours stay. Stage A alone (4 times on each side) hardly changes anything:
-what is lost is lost in the small latent, and that is what Stage C draws.""")
+what is lost is lost in the small latent, and that is what Stage C draws.""",
+    )
     return flow
 
 

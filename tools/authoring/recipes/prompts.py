@@ -1,4 +1,5 @@
 """Prompts for regions, with LoRA and ControlNet in one graph; and guidance beside plain guidance."""
+
 from __future__ import annotations
 
 from ...scenes import SCENES
@@ -23,31 +24,55 @@ def lora_control_regional() -> Flow:
     """A LoRA, the edges of a picture, and a prompt of its own for the left half, all at once."""
     flow = Flow("lora_control_regional")
     load = parts.load_mini(flow) if ON_MINI else parts.load(flow, PRESET, WITHOUT)
-    lora = flow.add("CascadeStudio_LoadLora", colours=TOUCH, lora=parts.mini_name("lora") if ON_MINI else OWN,
-                    strength_model=0.7, prior=load["prior"], clip=load["clip"])
-    net = flow.add("CascadeStudio_LoadControlNet",
-                   controlnet=parts.mini_name(EDGES) if ON_MINI else parts.files.name(EDGES))
+    lora = flow.add(
+        "CascadeStudio_LoadLora",
+        colours=TOUCH,
+        lora=parts.mini_name("lora") if ON_MINI else OWN,
+        strength_model=0.7,
+        prior=load["prior"],
+        clip=load["clip"],
+    )
+    net = flow.add(
+        "CascadeStudio_LoadControlNet", controlnet=parts.mini_name(EDGES) if ON_MINI else parts.files.name(EDGES)
+    )
     flow.step("Load a picture, find its edges")
     image = parts.load_picture(flow)
     canvas = parts.canvas(flow, SIDE, SIDE)
     hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
     flow.step("Prompts")
-    whole = _words(flow, lora["clip"], SCENES[flow.name].prompt if ON_MINI else
-                   "two parrots on a branch, rain forest, photograph")
-    left = _words(flow, lora["clip"], "(green apple:1.3) on a yellow background" if ON_MINI else
-                  "a (green parrot:1.3) on a branch", "Prompt of the left half")
+    whole = _words(
+        flow, lora["clip"], SCENES[flow.name].prompt if ON_MINI else "two parrots on a branch, rain forest, photograph"
+    )
+    left = _words(
+        flow,
+        lora["clip"],
+        "(green apple:1.3) on a yellow background" if ON_MINI else "a (green parrot:1.3) on a branch",
+        "Prompt of the left half",
+    )
     negative = _words(flow, lora["clip"], "", "Negative prompt")
     flow.step("The left half hears its own prompt")
     nothing = flow.add("SolidMask", "Whole picture", value=0.0, width=SIDE, height=SIDE)
     half = flow.add("SolidMask", "Left half", value=1.0, width=SIDE // 2, height=SIDE)
     mask = flow.add("MaskComposite", destination=nothing["MASK"], source=half["MASK"], x=0, y=0, operation="add")
-    region = flow.add("CascadeStudio_RegionalPrompt", conditioning=whole["conditioning"], region=left["conditioning"],
-                      mask=mask["MASK"])
+    region = flow.add(
+        "CascadeStudio_RegionalPrompt",
+        conditioning=whole["conditioning"],
+        region=left["conditioning"],
+        mask=mask["MASK"],
+    )
     flow.step("The edges steer Stage C")
-    steered = flow.add("CascadeStudio_ApplyControl", positive=region["conditioning"], negative=negative["conditioning"],
-                       control_net=net["control_net"], image=hint["hint"], strength=0.6, end_percent=0.6)
-    _, b = parts.both_stages(flow, load, (whole, negative), canvas["Stage C latent"], prior=lora["prior"],
-                             steered=steered)
+    steered = flow.add(
+        "CascadeStudio_ApplyControl",
+        positive=region["conditioning"],
+        negative=negative["conditioning"],
+        control_net=net["control_net"],
+        image=hint["hint"],
+        strength=0.6,
+        end_percent=0.6,
+    )
+    _, b = parts.both_stages(
+        flow, load, (whole, negative), canvas["Stage C latent"], prior=lora["prior"], steered=steered
+    )
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], load["stage_a"], flow.name)
     if ON_MINI:
@@ -62,9 +87,14 @@ def lora_control_regional() -> Flow:
 
 
 def _how_they_meet(flow: Flow) -> None:
-    fits = (". Here both are the examples that come with Cascade Mini." if ON_MINI else
-            ": *my_style* stands for one of yours. Without one, bypass **Load Cascade LoRA** (Ctrl+B).")
-    flow.note("How they meet", f"""## How they meet
+    fits = (
+        ". Here both are the examples that come with Cascade Mini."
+        if ON_MINI
+        else ": *my_style* stands for one of yours. Without one, bypass **Load Cascade LoRA** (Ctrl+B)."
+    )
+    flow.note(
+        "How they meet",
+        f"""## How they meet
 
 - **Load Cascade LoRA** changes the model and the text encoder; wire both on from it.
 - **Encode prompt** lets weights act: (word:1.3) is louder, (word:0.7) quieter. BREAK starts a new part, AVG averages
@@ -73,7 +103,8 @@ def _how_they_meet(flow: Flow) -> None:
   its Mask Editor make masks of any shape.
 - **Apply Cascade ControlNet** comes last, on the finished prompts. Stage B hears the plain prompt.
 
-The published ControlNets fit the full Stage C alone, and a LoRA fits the Stage C it was trained on{fits}""")
+The published ControlNets fit the full Stage C alone, and a LoRA fits the Stage C it was trained on{fits}""",
+    )
 
 
 def guidance() -> Flow:
@@ -90,11 +121,18 @@ def guidance() -> Flow:
     perturbed = flow.add("CascadeStudio_PerturbedAttention", model=zero["model"])
     blurred = flow.add("CascadeStudio_SelfAttentionGuidance", model=load["decoder"], blur=3.0)
     pictures = []
-    for title, prior, decoder in (("Plain", load["prior"], load["decoder"]), ("Guided", perturbed["model"],
-                                                                              blurred["model"])):
+    for title, prior, decoder in (
+        ("Plain", load["prior"], load["decoder"]),
+        ("Guided", perturbed["model"], blurred["model"]),
+    ):
         flow.step(f"{title}: both stages")
-        c = flow.add("CascadeStudio_SamplePrior", model=prior, positive=positive[0], negative=negative[0],
-                     latent=canvas["Stage C latent"])
+        c = flow.add(
+            "CascadeStudio_SamplePrior",
+            model=prior,
+            positive=positive[0],
+            negative=negative[0],
+            latent=canvas["Stage C latent"],
+        )
         b = parts.sample_decoder(flow, decoder, positive[0], negative[0], c["prior"])
         pictures.append(flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"]))
     flow.step("Compare")
@@ -104,14 +142,17 @@ def guidance() -> Flow:
     flow.feature(zero, strength=0.0)
     flow.feature(perturbed, scale=0.0)
     flow.feature(blurred, scale=0.0)
-    flow.note("The guidance nodes", """## The guidance nodes
+    flow.note(
+        "The guidance nodes",
+        """## The guidance nodes
 
 - **CFG-Zero star** keeps colours from burning at high cfg and costs nothing.
 - **Perturbed-attention guidance** makes structure clearer, for one more pass a step.
 - **Self-attention guidance** adds detail where the model looks at most, for one more pass a step.
 
 Each can be used alone, on Stage C or Stage B, and with core's samplers. Both branches have the same seed, so that
-the slider shows what the nodes do. Bypass one (Ctrl+B) to see the others alone.""")
+the slider shows what the nodes do. Bypass one (Ctrl+B) to see the others alone.""",
+    )
     return flow
 
 

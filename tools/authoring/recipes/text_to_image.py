@@ -1,4 +1,5 @@
 """Text to image: the ways in."""
+
 from __future__ import annotations
 
 from ...scenes import FIRST
@@ -8,8 +9,14 @@ from . import parts
 SAMPLER = {"sampler_name": "euler_ancestral", "scheduler": "simple", "denoise": 1.0}
 
 
-def _plain(name: str, preset: str, prompt: str, size: tuple[int, int] = (1024, 1024), without: tuple[str, ...] = (),
-           more: str = "") -> Flow:
+def _plain(
+    name: str,
+    preset: str,
+    prompt: str,
+    size: tuple[int, int] = (1024, 1024),
+    without: tuple[str, ...] = (),
+    more: str = "",
+) -> Flow:
     """Prompt → Stage C → Stage B → Stage A → file."""
     flow = Flow(name)
     load = parts.load(flow, preset, without)
@@ -36,7 +43,9 @@ def a_first_picture() -> Flow:
     flow.feature(prompts[0], text="")
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    flow.note("Your first picture", """## Your first picture
+    flow.note(
+        "Your first picture",
+        """## Your first picture
 
 Press **Run**. A few seconds later there is a red apple at the right; nothing is downloaded.
 
@@ -44,7 +53,8 @@ Now write something else into the green **Prompt**: *a robot on a gray backgroun
 background*, *frog on a purple background*. Every run takes a new seed, so that each picture is another one.
 
 When you have seen how it works, open **text_to_image** for the full models: the loader shows what it will fetch before
-it begins.""")
+it begins.""",
+    )
     parts.mini_note(flow)
     flow.note("The three stages", parts.STAGES.replace("24x24 for 1024x1024", "6x6 for 256x256"))
     return flow
@@ -52,27 +62,36 @@ it begins.""")
 
 def text_to_image() -> Flow:
     """The full models from their own files."""
-    return _plain("text_to_image", "full-bf16", "a red apple on a wooden table, soft morning light, photograph",
-                  without=parts.PICTURES_IN)
+    return _plain(
+        "text_to_image",
+        "full-bf16",
+        "a red apple on a wooden table, soft morning light, photograph",
+        without=parts.PICTURES_IN,
+    )
 
 
 def text_to_image_lite() -> Flow:
     """The lite models, for graphics cards with little memory."""
     return _plain(
-        "text_to_image_lite", "lite-bf16",
-            "a lighthouse on a cliff above a stormy sea, oil painting, thick brush strokes",
-        (1152, 896), parts.PICTURES_IN,
+        "text_to_image_lite",
+        "lite-bf16",
+        "a lighthouse on a cliff above a stormy sea, oil painting, thick brush strokes",
+        (1152, 896),
+        parts.PICTURES_IN,
         "\nThe lite models follow long prompts less closely than the full ones and are about twice as quick. They can "
-        "be mixed: a full Stage C with the lite Stage B is a good middle way.")
+        "be mixed: a full Stage C with the lite Stage B is a good middle way.",
+    )
 
 
 def text_to_image_all_in_one() -> Flow:
     """The two checkpoints that hold everything."""
     return _plain(
-        "text_to_image_all_in_one", "all-in-one",
-            "portrait of an old fisherman, wrinkled face, grey beard, studio light",
-        (896, 1152), more="\nEach checkpoint holds several parts: 'from the checkpoint' in the loader takes a part "
-        "from there.")
+        "text_to_image_all_in_one",
+        "all-in-one",
+        "portrait of an old fisherman, wrinkled face, grey beard, studio light",
+        (896, 1152),
+        more="\nEach checkpoint holds several parts: 'from the checkpoint' in the loader takes a part from there.",
+    )
 
 
 def text_to_image_core_loaders() -> Flow:
@@ -87,11 +106,14 @@ def text_to_image_core_loaders() -> Flow:
     flow.step("Prompt")
     prompts = parts.prompts(flow, prior["CLIP"], "a steam train crossing a stone viaduct, autumn forest, photograph")
     flow.feature(prompts[0], text="")
-    _, b = parts.both_stages(flow, prior, prompts, canvas["Stage C latent"], prior=prior["MODEL"],
-                             decoder=decoder["MODEL"])
+    _, b = parts.both_stages(
+        flow, prior, prompts, canvas["Stage C latent"], prior=prior["MODEL"], decoder=decoder["MODEL"]
+    )
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], decoder["VAE"], flow.name)
-    flow.note("Model Links", f"""## Models
+    flow.note(
+        "Model Links",
+        f"""## Models
 
 ComfyUI's own loaders fetch nothing. Its dialog offers the files that are missing when this workflow is opened; or
 put them there by hand:
@@ -104,7 +126,8 @@ put them there by hand:
 
 ## Memory
 
-{parts.memory(keys)}""")
+{parts.memory(keys)}""",
+    )
     flow.note("The three stages", parts.STAGES)
     return flow
 
@@ -116,28 +139,53 @@ def text_to_image_core_ksampler() -> Flow:
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"],
-                                       "evening mist over a quiet harbour, fishing boats, watercolour")
+    positive, negative = parts.prompts(
+        flow, load["clip"], "evening mist over a quiet harbour, fishing boats, watercolour"
+    )
     flow.step("Stage C with KSampler")
-    c = flow.add("KSampler", "KSampler (Stage C)", then="randomize", model=load["prior"], positive=positive[0],
-                 negative=negative[0], latent_image=canvas["Stage C latent"], seed=0, steps=20, cfg=4.0, **SAMPLER)
+    c = flow.add(
+        "KSampler",
+        "KSampler (Stage C)",
+        then="randomize",
+        model=load["prior"],
+        positive=positive[0],
+        negative=negative[0],
+        latent_image=canvas["Stage C latent"],
+        seed=0,
+        steps=20,
+        cfg=4.0,
+        **SAMPLER,
+    )
     flow.step("Stage B with KSampler")
-    conditioning = flow.add("CascadeStudio_DecoderConditioning", positive=positive[0], negative=negative[0],
-                            prior=c["LATENT"])
-    b = flow.add("KSampler", "KSampler (Stage B)", model=load["decoder"], positive=conditioning["positive"],
-                 negative=conditioning["negative"], latent_image=conditioning["Stage B latent"], seed=0, steps=10,
-                 cfg=1.1, **SAMPLER)
+    conditioning = flow.add(
+        "CascadeStudio_DecoderConditioning", positive=positive[0], negative=negative[0], prior=c["LATENT"]
+    )
+    b = flow.add(
+        "KSampler",
+        "KSampler (Stage B)",
+        model=load["decoder"],
+        positive=conditioning["positive"],
+        negative=conditioning["negative"],
+        latent_image=conditioning["Stage B latent"],
+        seed=0,
+        steps=10,
+        cfg=1.1,
+        **SAMPLER,
+    )
     parts.finish(flow, b["LATENT"], load["stage_a"], parts.keys_of("full-bf16", parts.PICTURES_IN))
     flow.feature(positive, text="")
     flow.feature(conditioning, prior=canvas["Stage C latent"])
-    flow.note("KSampler settings", """## KSampler settings
+    flow.note(
+        "KSampler settings",
+        """## KSampler settings
 
 Both stages are ordinary ComfyUI models, so any sampler works. Stage C: 20 steps, cfg 4. Stage B: 10 steps, cfg 1.1.
 euler_ancestral with the simple schedule comes closest to the official sampler; samplers that add no noise (plain
 euler) leave Stage B a little grainy.
 
 **Cascade Decoder Conditioning** hands the Stage C latent to Stage B and gives the empty latent of the right size; it
-also cures pictures that are cut or stretched at odd sizes.""")
+also cures pictures that are cut or stretched at odd sizes.""",
+    )
     return flow
 
 
@@ -148,23 +196,35 @@ def text_to_image_custom_sampling() -> Flow:
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, 1024, 1280)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"],
-                                       "a glass greenhouse full of ferns, rain on the panes, photograph",
-                                       "blurry, low contrast")
-    c = _custom(flow, "Stage C, piece by piece", load["prior"], positive[0], negative[0], canvas["Stage C latent"], 20,
-                4.0)
+    positive, negative = parts.prompts(
+        flow, load["clip"], "a glass greenhouse full of ferns, rain on the panes, photograph", "blurry, low contrast"
+    )
+    c = _custom(
+        flow, "Stage C, piece by piece", load["prior"], positive[0], negative[0], canvas["Stage C latent"], 20, 4.0
+    )
     flow.step("Hand over to Stage B")
     given = flow.add("CascadeStudio_DecoderConditioning", positive=positive[0], negative=negative[0], prior=c[1])
-    b = _custom(flow, "Stage B, piece by piece", load["decoder"], given["positive"], given["negative"],
-                given["Stage B latent"], 10, 1.1)
+    b = _custom(
+        flow,
+        "Stage B, piece by piece",
+        load["decoder"],
+        given["positive"],
+        given["negative"],
+        given["Stage B latent"],
+        10,
+        1.1,
+    )
     parts.finish(flow, b[1], load["stage_a"], parts.keys_of("full-bf16", parts.PICTURES_IN))
     flow.feature(positive, text="")
     flow.feature(next(node for node in flow.nodes if node.kind == "CascadeStudio_Guider"), rescale=0.0)
-    flow.note("Custom sampling", """## Custom sampling
+    flow.note(
+        "Custom sampling",
+        """## Custom sampling
 
 **Cascade Guider** is the official guidance with its contrast rescale of 0.7, **Cascade Schedule** the official noise
 levels, **Cascade Sampler** the official step (ddpm; ddim and lcm as well). Each can be exchanged for another node
-that gives SIGMAS, SAMPLER or GUIDER.""")
+that gives SIGMAS, SAMPLER or GUIDER.""",
+    )
     return flow
 
 
@@ -175,8 +235,14 @@ def _custom(flow: Flow, title: str, model, positive, negative, latent, steps: in
     sampler = flow.add("CascadeStudio_Sampler")
     sigmas = flow.add("CascadeStudio_Schedule", model=model, steps=steps)
     noise = flow.add("RandomNoise", then="randomize" if steps == 20 else "fixed", noise_seed=0)
-    return flow.add("SamplerCustomAdvanced", noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0],
-                    latent_image=latent)
+    return flow.add(
+        "SamplerCustomAdvanced",
+        noise=noise[0],
+        guider=guider[0],
+        sampler=sampler[0],
+        sigmas=sigmas[0],
+        latent_image=latent,
+    )
 
 
 def low_memory() -> Flow:
@@ -196,11 +262,14 @@ def low_memory() -> Flow:
     flow.step("Sample Stage C, then Stage B")
     c = parts.sample_prior(flow, prior["prior"], prompts[0][0], prompts[1][0], canvas["Stage C latent"])
     b = parts.sample_decoder(flow, decoder["decoder"], prompts[0][0], prompts[1][0], c["prior"], cfg=1.0)
-    parts.finish(flow, b["latent"], stage_a["stage_a"], keys, title="Stage A paints the picture in tiles",
-                 tile_size=256)
+    parts.finish(
+        flow, b["latent"], stage_a["stage_a"], keys, title="Stage A paints the picture in tiles", tile_size=256
+    )
     flow.feature(prompts[0], text="")
     flow.feature(canvas, compression=32.0)
-    flow.note("What saves memory", """## What saves memory here
+    flow.note(
+        "What saves memory",
+        """## What saves memory here
 
 - **Lite models** for Stage C and Stage B.
 - **fp8** in the two loaders: the weights take half as much; computing stays in the machine's own format.
@@ -208,9 +277,18 @@ def low_memory() -> Flow:
 - **cfg 1** for Stage B: one pass a step instead of two, with hardly a difference.
 - **Tiles** of 256 pixels in Decode Stage A. They give exactly the same picture.
 
-Not enough yet? Start ComfyUI with `--lowvram`, or make a smaller picture.""")
+Not enough yet? Start ComfyUI with `--lowvram`, or make a smaller picture.""",
+    )
     return flow
 
 
-RECIPES = (*((a_first_picture,) if parts.ships() else ()), text_to_image, text_to_image_lite, text_to_image_all_in_one,
-           text_to_image_core_loaders, text_to_image_core_ksampler, text_to_image_custom_sampling, low_memory)
+RECIPES = (
+    *((a_first_picture,) if parts.ships() else ()),
+    text_to_image,
+    text_to_image_lite,
+    text_to_image_all_in_one,
+    text_to_image_core_loaders,
+    text_to_image_core_ksampler,
+    text_to_image_custom_sampling,
+    low_memory,
+)
