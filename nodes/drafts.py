@@ -57,16 +57,18 @@ class CascadeStudioDraftBoard(io.ComfyNode):
     def execute(cls, prior, vae, chosen, stop_here, columns) -> io.NodeOutput:
         samples = latents.as_prior(prior, BOARD)
         vaes.expect_stage_c(vae, BOARD)
-        numbers = draft_board.chosen_numbers(chosen, samples.shape[0])
+        numbers = draft_board.parse_numbers(chosen, samples.shape[0])
         pictures = vaes.preview(vae, samples)
-        board = draft_board.layout(prior, numbers, (pictures.shape[2], pictures.shape[1]), columns)
-        sheet = draft_board.contact_sheet(pictures, board)
+        board = draft_board.place_drafts(prior, numbers, (pictures.shape[2], pictures.shape[1]), columns)
+        sheet = draft_board.draw_sheet(pictures, board)
         everything = list(range(1, samples.shape[0] + 1))
         handed = (
-            draft_board.stopped() if stop_here and not numbers else draft_board.picked(prior, numbers or everything)
+            draft_board.block_output()
+            if stop_here and not numbers
+            else draft_board.pick_drafts(prior, numbers or everything)
         )
         return io.NodeOutput(
-            handed, sheet, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), **draft_board.shown(board, sheet)}
+            handed, sheet, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), **draft_board.show_drafts(board, sheet)}
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages.inputs import canvas, upscale
+from ..stages.inputs import canvas, resize
 from .host import latents
 from .host.sampling import guidance, tiles
 
@@ -122,8 +122,8 @@ class CascadeStudioHighResolutionPrior(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=list(upscale.MODES),
-                    default=upscale.MODES[0],
+                    options=list(resize.MODES),
+                    default=resize.MODES[0],
                     advanced=True,
                     tooltip=("How the cells between are made. What it blurs, the second pass sharpens again."),
                 ),
@@ -142,8 +142,8 @@ class CascadeStudioHighResolutionPrior(io.ComfyNode):
         source = latents.canvas_of_prior(prior, SECOND)
         samples = latents.as_prior(prior, SECOND)
         same = scale == 1 and compression == 0
-        target = source if same else upscale.enlarged_canvas(source, scale, compression or None)
-        moved = upscale.resampled_prior(samples, source, target, method)
+        target = source if same else resize.enlarge_canvas(source, scale, compression or None)
+        moved = resize.resample_prior(samples, source, target, method)
         return io.NodeOutput({**latents.replaced(prior, moved), latents.CANVAS: target})
 
 

@@ -72,7 +72,7 @@ class CascadeStudioCannyHint(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, low, high, latent=None) -> io.NodeOutput:
-        hint = hints.canny_hint(image, low, high, latent, CANNY)
+        hint = hints.make_canny_hint(image, low, high, latent, CANNY)
         return io.NodeOutput(hint, ui=ui.PreviewImage(hint))
 
 
@@ -105,7 +105,7 @@ class CascadeStudioInpaintHint(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, mask, grow, latent=None) -> io.NodeOutput:
-        hint, preview = hints.inpaint_hint(image, mask, grow, latent, INPAINT)
+        hint, preview = hints.make_inpaint_hint(image, mask, grow, latent, INPAINT)
         return io.NodeOutput(hint, preview, ui=ui.PreviewImage(preview))
 
 
@@ -159,7 +159,7 @@ class CascadeStudioOutpaintCanvas(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, left, top, right, bottom, width, height, mask=None) -> io.NodeOutput:
-        picture, new = hints.outpaint_canvas(image, mask, (left, top, right, bottom), width, height, OUTPAINT)
+        picture, new = hints.make_outpaint_canvas(image, mask, (left, top, right, bottom), width, height, OUTPAINT)
         return io.NodeOutput(picture, new, picture.shape[2], picture.shape[1], ui=ui.PreviewImage(picture))
 
 
@@ -193,7 +193,7 @@ class CascadeStudioSuperResolutionHint(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, vae) -> io.NodeOutput:
-        hint, preview, canvas = hints.super_resolution(image, vae, LARGER)
+        hint, preview, canvas = hints.make_super_resolution_hint(image, vae, LARGER)
         batch = hint.shape[0]
         return io.NodeOutput(
             hint,
@@ -239,7 +239,7 @@ class CascadeStudioIdentityHint(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, boxes, embeddings, latent=None) -> io.NodeOutput:
-        hint, preview = hints.identity_hint(image, boxes, embeddings, latent, IDENTITY)
+        hint, preview = hints.make_identity_hint(image, boxes, embeddings, latent, IDENTITY)
         return io.NodeOutput(hint, preview, ui=ui.PreviewImage(preview))
 
 

@@ -122,11 +122,11 @@ class CascadeStudioImagePrompts(io.ComfyNode):
         numbers = range(1, MOST + 1)
         images = (pictures.get(f"image_{n}") for n in numbers)
         given = (pictures.get(f"weight_{n}", 1.0) for n in numbers)
-        found, weights = image_prompts.pictures(clip_vision, images, given, crop, WHERE)
-        prompts = image_prompts.prompted(
+        found, weights = image_prompts.prepare_pictures(clip_vision, images, given, crop, WHERE)
+        prompts = image_prompts.add_pictures(
             positive, negative, clip_vision, found, weights, (start_percent, end_percent), (text_weight, clip), WHERE
         )
-        shown = image_prompts.shown(found)
+        shown = image_prompts.show_pictures(found)
         return io.NodeOutput(*prompts, ui=None if shown is None else ui.PreviewImage(shown))
 
 

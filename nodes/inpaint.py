@@ -85,7 +85,7 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, mask, context, grow, feather, target_size, multiple) -> io.NodeOutput:
-        part = inpaint.crop(image, mask, inpaint.CropSettings(context, grow, feather, target_size, multiple))
+        part = inpaint.cut_part(image, mask, inpaint.CropSettings(context, grow, feather, target_size, multiple))
         place = part.stitch.crop
         return io.NodeOutput(part.image, part.mask, part.cells, part.stitch, place.width, place.height)
 
@@ -111,7 +111,7 @@ class CascadeStudioInpaintStitch(io.ComfyNode):
 
     @classmethod
     def execute(cls, stitch, image) -> io.NodeOutput:
-        return io.NodeOutput(inpaint.paste(stitch, image))
+        return io.NodeOutput(inpaint.paste_part(stitch, image))
 
 
 NODES = [CascadeStudioInpaintCrop, CascadeStudioInpaintStitch]

@@ -55,7 +55,7 @@ class CascadeStudioDecodeStageA(io.ComfyNode):
         vaes.expect_stage_a(vae, "Decode Stage A")
         image, done = vaes.decode_reported(vae, samples, tile_size)
         image = latents.cropped(image, latents.canvas_of_decoder(latent))
-        return io.NodeOutput(image, (*card.reports_of(latent), done), ui=card.shown(done))
+        return io.NodeOutput(image, (*card.find_reports(latent), done), ui=card.show_report(done))
 
 
 class CascadeStudioEncodeStageA(io.ComfyNode):

@@ -74,7 +74,7 @@ class CascadeStudioEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text, weighting, pooled) -> io.NodeOutput:
-        return io.NodeOutput(prompt_weights.encode(clip, text, weighting, pooled, ENCODE))
+        return io.NodeOutput(prompt_weights.encode_text(clip, text, weighting, pooled, ENCODE))
 
 
 class CascadeStudioRegionalPrompt(io.ComfyNode):

@@ -64,14 +64,14 @@ class CascadeStudioReportCard(io.ComfyNode):
 
     @classmethod
     def execute(cls, hashes, report=None, latent=None, image=None) -> io.NodeOutput:
-        text = told(card, latent, image, hashes)
+        text = write_report(report, latent, image, hashes)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
-def told(done, latent, image, hashes: bool) -> str:
+def write_report(done, latent, image, hashes: bool) -> str:
     """The text of whichever report arrived, or how to get one."""
-    done = done or card.reports_of(latent)
-    return card.card_text(done, hashes, latents.picture_size(image)) if done else NO_REPORT
+    done = done or card.find_reports(latent)
+    return card.write_card(done, hashes, latents.picture_size(image)) if done else NO_REPORT
 
 
 class CascadeStudioSaveImage(io.ComfyNode):
@@ -110,7 +110,7 @@ class CascadeStudioSaveImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, filename_prefix, hashes, report=None) -> io.NodeOutput:
-        saved = png.save_png(images, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, card, hashes)
+        saved = png.save_png(images, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, report, hashes)
         return io.NodeOutput(images, ui=ui.SavedImages([ui.SavedResult(*place) for place in saved]))
 
 

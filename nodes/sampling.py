@@ -271,7 +271,7 @@ class CascadeStudioSamplePrior(io.ComfyNode):
         )
         samples, done = sample.run_reported(model, positive, negative, latent, run)
         result = {**latents.replaced(latent, samples), latents.CANVAS: canvas}
-        return io.NodeOutput(card.with_reports(result, *card.reports_of(latent), done), ui=card.shown(done))
+        return io.NodeOutput(card.attach_reports(result, *card.find_reports(latent), done), ui=card.show_report(done))
 
 
 class CascadeStudioSampleDecoder(io.ComfyNode):
@@ -352,8 +352,8 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
             latent,
             run,
         )
-        result = card.with_reports(latents.replaced(latent, samples), *card.reports_of(prior), done)
-        return io.NodeOutput(result, ui=card.shown(done))
+        result = card.attach_reports(latents.replaced(latent, samples), *card.find_reports(prior), done)
+        return io.NodeOutput(result, ui=card.show_report(done))
 
 
 class CascadeStudioSchedule(io.ComfyNode):

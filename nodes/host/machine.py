@@ -41,7 +41,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ATTACHMENT = "cascade_studio_choice"
 
 
-def flagged() -> bool:
+def has_dtype_flag() -> bool:
     """Whether the host was started with a switch for the format of diffusion models."""
     return any(getattr(args, name, False) for name in FLAGS)
 
@@ -55,12 +55,12 @@ def processor_has_bf16() -> bool:
     return any(ask() for ask in older)
 
 
-def machine() -> Machine:
+def describe_machine() -> Machine:
     """The device that the host computes on."""
     device = comfy.model_management.get_torch_device()
     if comfy.model_management.is_device_cpu(device):
         bf16 = processor_has_bf16()
-        return Machine("cpu", "this processor", bf16, False, True, room(device))
+        return Machine("cpu", "this processor", bf16, False, True, measure_room(device))
     kind = "mps" if comfy.model_management.is_device_mps(device) else device.type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else f"the graphics device ({kind})"
     return Machine(
@@ -69,11 +69,11 @@ def machine() -> Machine:
         comfy.model_management.should_use_bf16(device),
         comfy.model_management.should_use_fp16(device),
         kind in ("cuda", "xpu"),
-        room(device),
+        measure_room(device),
     )
 
 
-def room(device: torch.device) -> int:
+def measure_room(device: torch.device) -> int:
     """Bytes on ``device`` that models may take: what is free, and what the host can free by unloading its models.
 
     Counting those keeps the advice the same from run to run.
@@ -86,19 +86,19 @@ def room(device: torch.device) -> int:
     return int(comfy.model_management.get_free_memory(device) + loaded)
 
 
-def for_weights(stage: str, stored: torch.dtype | None, parameters: int) -> Choice | None:
+def choose_format(stage: str, stored: torch.dtype | None, parameters: int) -> Choice | None:
     """The advice for weights of ``stage``; None where the host's flags or the file's own format decide."""
-    if flagged() or NAMES.get(stored) not in ("fp32", "bf16", "fp16"):
+    if has_dtype_flag() or NAMES.get(stored) not in ("fp32", "bf16", "fp16"):
         return None
-    return presets.choose(machine(), stage, NAMES[stored], parameters)
+    return presets.choose(describe_machine(), stage, NAMES[stored], parameters)
 
 
-def keep(patcher: Any, choice: Choice) -> None:
+def note_choice(patcher: Any, choice: Choice) -> None:
     """Note the choice on the model, so that the node can tell it."""
     patcher.set_attachments(ATTACHMENT, choice)
 
 
-def told(model: Any) -> str:
+def describe_choice(model: Any) -> str:
     """A line on the formats of a loaded MODEL or VAE of ours, and why they were taken."""
     patcher = getattr(model, "patcher", model)
     return f"{getattr(patcher.model, 'stage', 'Stage A')} in {patcher.get_attachment(ATTACHMENT).describe()}."

@@ -29,7 +29,7 @@ def make_room() -> None:
 
 
 @contextmanager
-def explained(what: str, advice: str) -> Iterator[None]:
+def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
     """Turn an out-of-memory error into the sentence ``what`` "ran out of memory" with ``advice``."""
     try:
         yield

@@ -21,18 +21,18 @@ _SHIFT = 15
 _TAN_22 = int((2**0.5 - 1) * 2**_SHIFT + 0.5)
 
 
-def hint(image: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
+def make_hint(image: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] → the hint (B, 1, H, W) of the canny ControlNet, in [0, 1].
 
     The edges of the picture squeezed to 224×224 pixels, stretched back; both bilinear without antialiasing.
     """
     size = image.shape[-2:]
     small = F.interpolate(image.float(), size=(SIZE, SIZE), mode="bilinear")
-    found = edges(small.clamp(0.0, 1.0).mul(255).to(torch.uint8), low, high)
+    found = find_edges(small.clamp(0.0, 1.0).mul(255).to(torch.uint8), low, high)
     return F.interpolate(found.to(image), size=size, mode="bilinear")
 
 
-def edges(image: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
+def find_edges(image: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
     """Pictures (B, C, H, W), uint8 → edges (B, 1, H, W), bool.
 
     A pixel is an edge where its gradient |dx| + |dy| is the largest across the edge, and above ``high``, or above
@@ -44,12 +44,12 @@ def edges(image: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
             "(batch, channels, height, width) of bytes. Give it an uint8 picture."
         )
     low, high = sorted((low, high))
-    dx, dy, size = _gradient(image.cpu())
-    thin = _thinned(dx, dy, size) & (size > low)
-    return _connected(thin & (size > high), thin).to(image.device)
+    dx, dy, size = _take_gradient(image.cpu())
+    thin = _thin(dx, dy, size) & (size > low)
+    return _connect(thin & (size > high), thin).to(image.device)
 
 
-def _gradient(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _take_gradient(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sobel derivatives and |dx| + |dy|, each (B, 1, H, W) int32, of the channel in which that is largest."""
     padded = F.pad(image.float(), (1, 1, 1, 1), mode="replicate").to(torch.int32)
     rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
@@ -57,17 +57,17 @@ def _gradient(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dx = rows[..., 2:] - rows[..., :-2]
     dy = columns[..., 2:, :] - columns[..., :-2, :]
     size = dx.abs() + dy.abs()
-    best = _first_largest(size)
+    best = _find_first_largest(size)
     return tuple(each.gather(1, best) for each in (dx, dy, size))
 
 
-def _first_largest(values: Tensor) -> Tensor:
+def _find_first_largest(values: Tensor) -> Tensor:
     """Index (B, 1, H, W) of the first channel that holds the largest value."""
     largest = values == values.amax(1, keepdim=True)
     return largest.to(torch.uint8).cumsum(1).eq(0).sum(1, keepdim=True)
 
 
-def _thinned(dx: Tensor, dy: Tensor, size: Tensor) -> Tensor:
+def _thin(dx: Tensor, dy: Tensor, size: Tensor) -> Tensor:
     """Where the gradient is larger than that of both neighbours in its own direction; outside the picture it is 0.
 
     Of two equal neighbours along a row or a column the first one is kept; diagonally neither is.
@@ -91,7 +91,7 @@ def _thinned(dx: Tensor, dy: Tensor, size: Tensor) -> Tensor:
     return torch.where(flat, horizontal, torch.where(steep, vertical, diagonal))
 
 
-def _connected(strong: Tensor, thin: Tensor) -> Tensor:
+def _connect(strong: Tensor, thin: Tensor) -> Tensor:
     """The pixels of ``thin`` that a path of neighbours (8 a pixel) joins to one of ``strong``."""
     found = strong
     while True:

@@ -56,7 +56,7 @@ def parse_curve(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def title(config: ControlNetConfig) -> str:
+def name_controlnet(config: ControlNetConfig) -> str:
     """What to call a ControlNet in a sentence, after "the"."""
     return f"{HINTS.get(config.c_in, (f'{config.c_in}-channel',))[0]} ControlNet"
 
@@ -71,7 +71,7 @@ def check_hint(config: ControlNetConfig, channels: int) -> None:
     _, needs, node = HINTS.get(config.c_in, ("", "another hint", "the hint node that belongs to it"))
     given = HINTS.get(channels, ("", "something that no hint node makes", ""))[1]
     raise WrongInput(
-        f"A hint of {channels} channels ({given}) was given to the {title(config)}, which needs {needs} "
+        f"A hint of {channels} channels ({given}) was given to the {name_controlnet(config)}, which needs {needs} "
         f"({config.c_in} channels). Wire {node} into it."
     )
 
@@ -80,14 +80,14 @@ def check_model(config: ControlNetConfig, width: int, res_blocks: int) -> None:
     """Raises WrongInput unless the ControlNet's maps fit a Stage C of ``width`` channels and ``res_blocks`` blocks."""
     if config.c_proj != width:
         raise WrongInput(
-            f"The {title(config)} makes maps of {config.c_proj} channels, but this Stage C is "
+            f"The {name_controlnet(config)} makes maps of {config.c_proj} channels, but this Stage C is "
             f"{width} wide. The published ControlNets belong to the full Stage C (3.6B, 2048 channels), "
             "not to the lite one: load the full Stage C, or a ControlNet that was trained for this one."
         )
     last = max(config.proj_blocks)
     if last >= res_blocks:
         raise WrongInput(
-            f"The {title(config)} feeds ResBlock {last}, but this Stage C has {res_blocks} of "
+            f"The {name_controlnet(config)} feeds ResBlock {last}, but this Stage C has {res_blocks} of "
             "them (counted from 0). Use the Stage C that the ControlNet was trained for; the published "
             "ones belong to the full model (3.6B)."
         )

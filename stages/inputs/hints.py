@@ -27,15 +27,15 @@ Sides = tuple[int, int, int, int]
 # Onto the canvas
 
 
-def on_canvas(image: Tensor, canvas: Canvas, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
+def lay_on_canvas(image: Tensor, canvas: Canvas, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
     """``image`` as it lies on ``canvas``: centre-cropped to its aspect, edges repeated into its padding, resized.
 
     size: width and height of the result, by default those at which the image encoder and the ControlNets read the
     canvas (32 pixels to a Stage C cell). Bilinear resizing has antialiasing, as that of the official loader.
     """
-    left, top, width, height = window(image.shape[-1], image.shape[-2], canvas)
+    left, top, width, height = find_window(image.shape[-1], image.shape[-2], canvas)
     image = image[..., top : top + height, left : left + width]
-    border = padding(width, height, canvas)
+    border = measure_padding(width, height, canvas)
     if any(border):
         left, top, right, bottom = border
         image = F.pad(image, (left, right, top, bottom), mode="replicate")
@@ -47,14 +47,14 @@ def on_canvas(image: Tensor, canvas: Canvas, size: tuple[int, int] | None = None
     return F.interpolate(image, (height, width), mode=mode, antialias=True)
 
 
-def window(width: int, height: int, canvas: Canvas) -> Sides:
+def find_window(width: int, height: int, canvas: Canvas) -> Sides:
     """Left, top, width and height of the middle of a picture that has the aspect of the canvas."""
     across = min(width, max(1, round(height * canvas.width / canvas.height)))
     down = min(height, max(1, round(width * canvas.height / canvas.width)))
     return (width - across) // 2, (height - down) // 2, across, down
 
 
-def padding(width: int, height: int, canvas: Canvas) -> Sides:
+def measure_padding(width: int, height: int, canvas: Canvas) -> Sides:
     """The canvas's padding around a picture of its aspect, in that picture's own pixels."""
     left, top, right, bottom = canvas.crop
     across, down = width / canvas.width, height / canvas.height
@@ -69,14 +69,14 @@ def padding(width: int, height: int, canvas: Canvas) -> Sides:
 # Super-resolution
 
 
-def whole_cells(image: Tensor) -> Tensor:
+def pad_to_cells(image: Tensor) -> Tensor:
     """``image`` with its edges repeated, evenly on both sides, to whole cells of the image encoder (32 pixels)."""
     across, down = (-side % CELL for side in (image.shape[-1], image.shape[-2]))
     borders = (across // 2, across - across // 2, down // 2, down - down // 2)
     return F.pad(image, borders, mode="replicate") if any(borders) else image
 
 
-def enlarged(width: int, height: int) -> Canvas:
+def plan_enlarged(width: int, height: int) -> Canvas:
     """The canvas that a picture is enlarged to: two Stage C cells for each of its encoder's, so 2.67 times the size."""
     columns, rows = (-(-side // CELL) for side in (width, height))
     whole = from_prior(2 * rows, 2 * columns)
@@ -90,7 +90,7 @@ def enlarged(width: int, height: int) -> Canvas:
 # Inpainting and outpainting
 
 
-def inpaint(image: Tensor, mask: Tensor) -> Tensor:
+def pack_inpaint(image: Tensor, mask: Tensor) -> Tensor:
     """RGB (B, 3, H, W) in [0, 1] and a mask (1 or B, 1, H, W) → the hint (B, 4, H, W) of the inpaint ControlNet.
 
     Where the mask is above one half the picture is white and the fourth channel 1, elsewhere that is 0.
@@ -99,10 +99,10 @@ def inpaint(image: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([image.masked_fill(repaint, WHITE), repaint.to(image)], dim=1)
 
 
-def grown(mask: Tensor, pixels: int) -> Tensor:
+def grow_mask(mask: Tensor, pixels: int) -> Tensor:
     """``mask`` (B, 1, H, W) spread by ``pixels`` in every direction (an octagon); a negative number shrinks it."""
     if pixels < 0:
-        return 1 - grown(1 - mask, -pixels)
+        return 1 - grow_mask(1 - mask, -pixels)
     for step in range(pixels):
         # As many square steps among the cross-shaped ones as make the octagon regular.
         if int((step + 1) * SQUARE_STEPS) > int(step * SQUARE_STEPS):
@@ -115,7 +115,7 @@ def grown(mask: Tensor, pixels: int) -> Tensor:
     return mask
 
 
-def sides_for(width: int, height: int, sides: Sides, wanted_width: int = 0, wanted_height: int = 0) -> Sides:
+def complete_sides(width: int, height: int, sides: Sides, wanted_width: int = 0, wanted_height: int = 0) -> Sides:
     """``sides`` plus what a picture of ``width`` × ``height`` then lacks to the wanted size, shared by opposite sides.
 
     A wanted side of 0 asks for nothing. Raises WrongInput where the picture is larger than what is wanted.
@@ -132,7 +132,7 @@ def sides_for(width: int, height: int, sides: Sides, wanted_width: int = 0, want
     return left + across // 2, top + down // 2, right + across - across // 2, bottom + down - down // 2
 
 
-def outpaint(image: Tensor, mask: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:
+def add_borders(image: Tensor, mask: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:
     """The picture with white borders, and its mask (B, 1, H, W), 1 on the borders."""
     left, top, right, bottom = sides
     borders = (left, right, top, bottom)
@@ -142,7 +142,7 @@ def outpaint(image: Tensor, mask: Tensor, sides: Sides) -> tuple[Tensor, Tensor]
 # Identity
 
 
-def chosen_faces(boxes: Tensor, width: int, height: int, most: int = MOST_FACES) -> Tensor:
+def choose_faces(boxes: Tensor, width: int, height: int, most: int = MOST_FACES) -> Tensor:
     """Indices of the ``most`` largest and most central boxes (N, 4: left, top, right, bottom in pixels).
 
     The official rule: the area minus twice the squared distance from the picture's centre.
@@ -154,10 +154,10 @@ def chosen_faces(boxes: Tensor, width: int, height: int, most: int = MOST_FACES)
     return (area - 2 * middle.square().sum(1)).topk(most).indices
 
 
-def face_cells(boxes: Tensor, width: int, height: int, canvas: Canvas) -> list[Sides]:
+def find_face_cells(boxes: Tensor, width: int, height: int, canvas: Canvas) -> list[Sides]:
     """Boxes in the pixels of a picture → left, top, right, bottom in the Stage C cells of ``canvas``, one at least."""
-    left, top, across, down = window(width, height, canvas)
-    border = padding(across, down, canvas)
+    left, top, across, down = find_window(width, height, canvas)
+    border = measure_padding(across, down, canvas)
     cells = []
     for box in boxes.tolist():
         found = []
@@ -171,7 +171,7 @@ def face_cells(boxes: Tensor, width: int, height: int, canvas: Canvas) -> list[S
     return cells
 
 
-def identity_map(cells: list[Sides], identities: Tensor, canvas: Canvas) -> Tensor:
+def paint_identities(cells: list[Sides], identities: Tensor, canvas: Canvas) -> Tensor:
     """Identity vectors (N, C), made unit length, painted over their cells: (1, C, cells down, cells across)."""
     lengths = identities.float().norm(dim=1, keepdim=True)
     if not torch.isfinite(lengths).all() or (lengths == 0).any():
@@ -185,7 +185,7 @@ def identity_map(cells: list[Sides], identities: Tensor, canvas: Canvas) -> Tens
     return painted
 
 
-def identity_picture(image: Tensor, cells: list[Sides]) -> Tensor:
+def tint_faces(image: Tensor, cells: list[Sides]) -> Tensor:
     """``image`` (1, 3, H, W) on its canvas at 32 pixels to a cell, every face tinted in a colour of its own."""
     image = image.clone()
     for index, (left, top, right, bottom) in enumerate(cells):

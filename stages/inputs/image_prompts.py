@@ -17,7 +17,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MOST = 8
 
 
-def clip_picture(image: Tensor, size: int = 224, crop: str = CENTRE) -> Tensor:
+def prepare_for_clip(image: Tensor, size: int = 224, crop: str = CENTRE) -> Tensor:
     """RGB (B, 3, H, W) in [0, 1] → (B, 3, size, size), as the official code prepares it for CLIP.
 
     First the short side becomes 768 (bilinear, antialiased), then ``size`` (bicubic without antialiasing, as
@@ -26,23 +26,23 @@ def clip_picture(image: Tensor, size: int = 224, crop: str = CENTRE) -> Tensor:
     """
     if crop not in CROPS:
         raise WrongInput(f"The crop is {crop!r}, but it has to be one of: {', '.join(CROPS)}.")
-    image = _short_side(image, SHORT_SIDE, "bilinear", antialias=True)
+    image = _resize_short_side(image, SHORT_SIDE, "bilinear", antialias=True)
     if crop == CENTRE:
-        image = _short_side(image, size, "bicubic")
+        image = _resize_short_side(image, size, "bicubic")
         top, left = (round((side - size) / 2) for side in image.shape[-2:])
         return image[..., top : top + size, left : left + size]
     if crop == WHOLE:
-        image = _square(image)
+        image = _pad_to_square(image)
     return F.interpolate(image, (size, size), mode="bicubic")
 
 
-def normalise(picture: Tensor) -> Tensor:
+def normalise_for_clip(picture: Tensor) -> Tensor:
     """Pictures (B, 3, h, w) in [0, 1] → what the CLIP vision tower takes."""
     mean, std = (picture.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (picture - mean) / std
 
 
-def _short_side(image: Tensor, size: int, mode: str, antialias: bool = False) -> Tensor:
+def _resize_short_side(image: Tensor, size: int, mode: str, antialias: bool = False) -> Tensor:
     height, width = image.shape[-2:]
     short = min(height, width)
     if short == size:
@@ -50,7 +50,7 @@ def _short_side(image: Tensor, size: int, mode: str, antialias: bool = False) ->
     return F.interpolate(image, (int(size * height / short), int(size * width / short)), mode=mode, antialias=antialias)
 
 
-def _square(image: Tensor) -> Tensor:
+def _pad_to_square(image: Tensor) -> Tensor:
     """``image`` in the middle of a square of CLIP's mean colour, which normalises to zero."""
     height, width = image.shape[-2:]
     side = max(height, width)
@@ -60,7 +60,7 @@ def _square(image: Tensor) -> Tensor:
     return square
 
 
-def faded(text: Tensor, empty: Tensor, weight: float) -> Tensor:
+def fade_text(text: Tensor, empty: Tensor, weight: float) -> Tensor:
     """``weight`` of ``text`` and the rest of the empty prompt's, both (B, tokens, width) or (B, width).
 
     Longer prompts are several windows of tokens; the empty prompt is repeated for each.

@@ -61,7 +61,7 @@ class Stitch:
     blend: Tensor
 
 
-def fitted_mask(mask: Tensor, image: Tensor) -> Tensor:
+def fit_mask(mask: Tensor, image: Tensor) -> Tensor:
     """``mask`` (B, H, W) in float32 at the size of ``image`` and one or as many as there are pictures."""
     mask = mask.reshape(-1, *mask.shape[-2:]).float()
     height, width = image.shape[1:3]
@@ -96,14 +96,14 @@ def plan_crop(mask: Tensor, settings: CropSettings) -> Crop:
         min(width, max(across, math.ceil(down / MOST_ASPECT))),
         min(height, max(down, math.ceil(across / MOST_ASPECT))),
     )
-    working = working_size(across, down, settings)
-    across, down = working if not settings.target else with_aspect(across, down, working)
+    working = choose_working_size(across, down, settings)
+    across, down = working if not settings.target else widen_to_aspect(across, down, working)
     across, down = min(across, width), min(down, height)
-    left, top = placed(left, right, across, width), placed(top, bottom, down, height)
+    left, top = place_span(left, right, across, width), place_span(top, bottom, down, height)
     return Crop(left, top, left + across, top + down, *working)
 
 
-def working_size(across: int, down: int, settings: CropSettings) -> tuple[int, int]:
+def choose_working_size(across: int, down: int, settings: CropSettings) -> tuple[int, int]:
     """Width and height to work at: the target's area in the aspect of the crop, both multiples, within what is allowed."""
     multiple = settings.multiple
     scale = settings.target / math.sqrt(across * down) if settings.target else 1.0
@@ -113,7 +113,7 @@ def working_size(across: int, down: int, settings: CropSettings) -> tuple[int, i
     return tuple(min(most, max(least, rounding(side * scale / multiple) * multiple)) for side in (across, down))
 
 
-def with_aspect(across: int, down: int, working: tuple[int, int]) -> tuple[int, int]:
+def widen_to_aspect(across: int, down: int, working: tuple[int, int]) -> tuple[int, int]:
     """The crop widened to the aspect of the working size, so that nothing is stretched."""
     aspect = working[0] / working[1]
     wanted = max(across, math.ceil(down * aspect)), max(down, math.ceil(across / aspect))
@@ -121,19 +121,19 @@ def with_aspect(across: int, down: int, working: tuple[int, int]) -> tuple[int, 
     return working if near else wanted  # rounding alone is no reason to resample
 
 
-def placed(start: int, end: int, size: int, limit: int) -> int:
+def place_span(start: int, end: int, size: int, limit: int) -> int:
     """Where a span of ``size`` around start to end begins, moved inside 0 to ``limit``."""
     return max(0, min(limit - size, (start + end - size) // 2))
 
 
-def resized(image: Tensor, width: int, height: int, mode: str = "bicubic") -> Tensor:
+def resize_image(image: Tensor, width: int, height: int, mode: str = "bicubic") -> Tensor:
     """``image`` (B, H, W, C) at another size with antialiasing; the same tensor where the size is right."""
     if tuple(image.shape[1:3]) == (height, width):
         return image
     return F.interpolate(image.movedim(-1, 1), (height, width), mode=mode, antialias=True).clamp(0, 1).movedim(1, -1)
 
 
-def widened(mask: Tensor, radius: int) -> Tensor:
+def dilate(mask: Tensor, radius: int) -> Tensor:
     """The largest value of ``mask`` (B, H, W) within a square of ``radius`` around each pixel."""
     if radius <= 0:
         return mask
@@ -142,7 +142,7 @@ def widened(mask: Tensor, radius: int) -> Tensor:
     return F.max_pool2d(across, (side, 1), stride=1, padding=(radius, 0))[:, 0]
 
 
-def blurred(mask: Tensor, radius: int) -> Tensor:
+def blur(mask: Tensor, radius: int) -> Tensor:
     """``mask`` (B, H, W) with a Gaussian blur that reaches ``radius`` pixels; its edges are repeated outwards."""
     if radius <= 0:
         return mask
@@ -153,12 +153,12 @@ def blurred(mask: Tensor, radius: int) -> Tensor:
     return F.conv2d(F.conv2d(out, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))[:, 0]
 
 
-def blend_of(mask: Tensor, feather: int) -> Tensor:
+def make_blend(mask: Tensor, feather: int) -> Tensor:
     """How much of the new part to take: ``mask`` itself inside, fading to exactly 0 at ``feather`` pixels from it."""
     if feather <= 0:
         return mask
-    reach = widened(mask, feather)
-    soft = blurred(widened(mask, feather - feather // 2), feather // 2)
+    reach = dilate(mask, feather)
+    soft = blur(dilate(mask, feather - feather // 2), feather // 2)
     return torch.maximum(mask, torch.minimum(soft, reach).where(reach > 0, torch.zeros_like(mask))).clamp(0, 1)
 
 
@@ -172,22 +172,22 @@ class Part:
     stitch: Stitch
 
 
-def crop(image: Tensor, mask: Tensor, settings: CropSettings = CropSettings()) -> Part:
+def cut_part(image: Tensor, mask: Tensor, settings: CropSettings = CropSettings()) -> Part:
     """Cut the part around ``mask`` out of ``image``; raises WrongInput for an empty mask or a wrong number of them."""
-    mask = fitted_mask(mask, image)
+    mask = fit_mask(mask, image)
     plan = plan_crop(mask, settings)
-    grown = widened(plan.of(mask), settings.grow)
+    grown = dilate(plan.of(mask), settings.grow)
     size = plan.width, plan.height
-    working = resized(grown[..., None], *size, "bilinear")[..., 0]
+    working = resize_image(grown[..., None], *size, "bilinear")[..., 0]
     return Part(
-        resized(plan.of(image)[..., :3], *size),
+        resize_image(plan.of(image)[..., :3], *size),
         working,
-        cell_mask(working),
-        Stitch(image, plan, blend_of(grown, settings.feather)),
+        mask_cells(working),
+        Stitch(image, plan, make_blend(grown, settings.feather)),
     )
 
 
-def cell_mask(mask: Tensor) -> Tensor:
+def mask_cells(mask: Tensor) -> Tensor:
     """``mask`` (B, H, W) on the Stage C grid of a picture of its size: a cell counts as soon as it is touched."""
     canvas = geometry.plan(int(mask.shape[2]), int(mask.shape[1]))
     left, top, right, bottom = canvas.crop
@@ -196,7 +196,7 @@ def cell_mask(mask: Tensor) -> Tensor:
     return F.adaptive_max_pool2d(padded, canvas.prior_shape()[2:])[:, 0]
 
 
-def paste(stitch: Stitch, part: Tensor) -> Tensor:
+def paste_part(stitch: Stitch, part: Tensor) -> Tensor:
     """The whole picture with ``part`` (B, h, w, 3) in its place; pixels beyond the feather are those that were there.
 
     A batch of parts for one picture gives a batch of pictures. Raises WrongInput where the numbers do not go together.
@@ -208,15 +208,15 @@ def paste(stitch: Stitch, part: Tensor) -> Tensor:
             f"{part.shape[0]} parts were given for {whole.shape[0]} pictures: give as many parts as "
             "pictures, or one of either."
         )
-    new = resized(part[..., :3], place.right - place.left, place.bottom - place.top).to(whole)
-    new, blend = repeated(new, count), repeated(blend.to(whole)[..., None], count)
-    out = repeated(whole, count).clone()
+    new = resize_image(part[..., :3], place.right - place.left, place.bottom - place.top).to(whole)
+    new, blend = repeat_batch(new, count), repeat_batch(blend.to(whole)[..., None], count)
+    out = repeat_batch(whole, count).clone()
     old = place.of(out)[..., :3]
     mixed = torch.where(blend >= 1, new, old + blend * (new - old))
     out[:, place.top : place.bottom, place.left : place.right, :3] = torch.where(blend > 0, mixed, old)
     return out
 
 
-def repeated(values: Tensor, count: int) -> Tensor:
+def repeat_batch(values: Tensor, count: int) -> Tensor:
     """``values`` (B, ...) repeated to ``count``."""
     return values if values.shape[0] == count else values.repeat(count // values.shape[0], *[1] * (values.ndim - 1))

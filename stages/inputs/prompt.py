@@ -32,7 +32,7 @@ def split_at(text: str, word: str) -> list[str]:
     return pieces if len(pieces) == 1 else [piece.strip() for piece in pieces]
 
 
-def parse(text: str) -> tuple[Prompt, ...]:
+def parse_prompt(text: str) -> tuple[Prompt, ...]:
     """The prompts of an average and their parts. Text without our words comes back as it is.
 
     Raises :class:`WrongInput` where the weights of an average leave nothing.
@@ -53,7 +53,7 @@ def parse(text: str) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-def spans(weights: Sequence[float]) -> dict[float, list[int]]:
+def group_by_weight(weights: Sequence[float]) -> dict[float, list[int]]:
     """The places of the tokens of every weight but 1, by weight."""
     found: dict[float, list[int]] = {}
     for index, weight in enumerate(weights):

@@ -1,4 +1,4 @@
-"""The part of a Stage C latent that belongs to a part of the Stage B latent."""
+"""Stage C latents at another size: the part that belongs to a part of Stage B, and the grid of a larger canvas."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .canvas import Canvas, plan
+
+MODES = ("bicubic", "bilinear", "nearest-exact")
 
 
 def crop_prior(prior: Tensor, grid: tuple[int, int], area: Sequence[int], least: int = 1) -> Tensor:
@@ -24,3 +28,46 @@ def crop_prior(prior: Tensor, grid: tuple[int, int], area: Sequence[int], least:
     places = torch.stack((x, y), dim=-1)[None].expand(prior.shape[0], -1, -1, -1)
     sampled = F.grid_sample(prior.float(), places, mode="bilinear", padding_mode="border", align_corners=True)
     return sampled.to(prior.dtype)
+
+
+def enlarge_canvas(canvas: Canvas, factor: float, compression: float | None = None) -> Canvas:
+    """The canvas of the same picture, ``factor`` times as large; raises WrongInput beyond the largest size."""
+    return plan(round(canvas.width * factor), round(canvas.height * factor), compression)
+
+
+def resample_prior(samples: Tensor, source: Canvas, target: Canvas, mode: str = "bicubic") -> Tensor:
+    """``samples`` (B, 16, h, w) on the grid of ``source``, where the grid of ``target`` shows the same picture.
+
+    Both canvases pad their picture on their own, so cells are matched by their place in the picture, not in the grid.
+    """
+    if source == target:
+        return samples.clone()
+    axes = []
+    for padded, cells, sides, other, other_cells, other_sides in (
+        (
+            source.padded_height,
+            source.prior_height,
+            (source.crop[1], source.crop[3]),
+            target.padded_height,
+            target.prior_height,
+            (target.crop[1], target.crop[3]),
+        ),
+        (
+            source.padded_width,
+            source.prior_width,
+            (source.crop[0], source.crop[2]),
+            target.padded_width,
+            target.prior_width,
+            (target.crop[0], target.crop[2]),
+        ),
+    ):
+        centres = (torch.arange(other_cells, device=samples.device, dtype=torch.float64) + 0.5) * other / other_cells
+        share = (centres - other_sides[0]) / (other_sides[1] - other_sides[0])
+        axes.append(((share * (sides[1] - sides[0]) + sides[0]) / padded * cells, cells))
+    if mode == "nearest-exact":
+        rows, columns = (axis.floor().long().clamp(0, cells - 1) for axis, cells in axes)
+        return samples[..., rows[:, None], columns]
+    y, x = torch.meshgrid(*(2 * axis / cells - 1 for axis, cells in axes), indexing="ij")
+    places = torch.stack((x, y), dim=-1)[None].float().expand(samples.shape[0], -1, -1, -1)
+    moved = F.grid_sample(samples.float(), places, mode=mode, padding_mode="border", align_corners=False)
+    return moved.to(samples.dtype)

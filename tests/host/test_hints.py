@@ -46,7 +46,7 @@ def test_canny(studio):
     hint = studio.call(CANNY, image=image)
     canvas = geometry.plan(160, 128)
     assert tuple(hint.shape) == (1, *reversed(canvas.encoder_size), 3)
-    expected = canny.hint(hints.on_canvas(image.movedim(-1, 1), canvas))
+    expected = canny.make_hint(hints.lay_on_canvas(image.movedim(-1, 1), canvas))
     for channel in range(3):
         assert torch.equal(hint[..., channel], expected[:, 0])
     assert 0.005 < hint.mean() < 0.3
@@ -111,7 +111,7 @@ def test_super_resolution(studio, height, width):
     assert tuple(hint.shape) == (1, 2 * rows, 2 * columns, 16) and tuple(prior["samples"].shape[2:]) == hint.shape[1:3]
     assert tuple(preview.shape) == (1, 32 * rows, 32 * columns, 3)
     canvas = prior["cascade_studio_canvas"]
-    assert canvas == hints.enlarged(width, height)
+    assert canvas == hints.plan_enlarged(width, height)
     assert tuple(decoder["samples"].shape[2:]) == (canvas.decoder_height, canvas.decoder_width)
     cells = studio.parts.stage_c_vae.encode(preview)
     assert relative(hint.movedim(-1, 1), F.interpolate(cells, scale_factor=2, mode="nearest")) <= 1e-5

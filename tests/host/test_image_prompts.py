@@ -63,7 +63,7 @@ def reference_embeds(studio: Studio, image: torch.Tensor) -> torch.Tensor:
     weights = load_file(studio.models / "clip_vision/clip_l_vision.safetensors")
     result = net.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
     assert not [key for key in result.missing_keys if "position_ids" not in key]
-    pixels = image_prompts.normalise(image_prompts.clip_picture(image.movedim(-1, 1)))
+    pixels = image_prompts.normalise_for_clip(image_prompts.prepare_for_clip(image.movedim(-1, 1)))
     with torch.inference_mode():
         return net(pixel_values=pixels).image_embeds
 

@@ -88,7 +88,7 @@ def given(parts: Parts) -> dict[str, dict[str, Any]]:
         "CascadeStudio_DecodePreview": {"prior": prior, "vae": parts.stage_c_vae},
         "CascadeStudio_DraftBoard": {"prior": prior, "vae": parts.stage_c_vae, "chosen": "2"},
         "CascadeStudio_InpaintCrop": {"image": image, "mask": mask, "target_size": 0},
-        "CascadeStudio_InpaintStitch": {"stitch": inpaint.crop(image, mask).stitch, "image": image},
+        "CascadeStudio_InpaintStitch": {"stitch": inpaint.cut_part(image, mask).stitch, "image": image},
         "CascadeStudio_ReportCard": {"latent": {**prior, card.REPORT: (done,)}, "image": image},
         "CascadeStudio_SaveImage": {"images": image, "report": (done,)},
         **given_models(parts),

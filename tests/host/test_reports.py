@@ -71,11 +71,11 @@ def test_nodes_tell_the_interface(made):
 
 
 def test_measuring_sees_memory_that_is_given_back():
-    from cascade_studio.nodes.host.report.measure import measured
+    from cascade_studio.nodes.host.report.measure import measure_work
 
-    with measured(torch.device("cpu")) as small:
+    with measure_work(torch.device("cpu")) as small:
         pass
-    with measured(torch.device("cpu")) as large:
+    with measure_work(torch.device("cpu")) as large:
         block = torch.ones(64 * 1024**2)
         block.sum()
         threading.Event().wait(0.1)
@@ -84,10 +84,10 @@ def test_measuring_sees_memory_that_is_given_back():
 
 
 def test_a_failure_ends_the_measuring():
-    from cascade_studio.nodes.host.report.measure import measured
+    from cascade_studio.nodes.host.report.measure import measure_work
 
     before = threading.active_count()
-    with pytest.raises(ValueError), measured(torch.device("cpu")):
+    with pytest.raises(ValueError), measure_work(torch.device("cpu")):
         raise ValueError
     assert threading.active_count() == before
 
@@ -154,15 +154,15 @@ def test_hashes_are_remembered(studio, made, monkeypatch):
 
 
 def test_hashing_can_be_cancelled(studio, tmp_path):
-    from cascade_studio.nodes.host.report.card import hashes_of
+    from cascade_studio.nodes.host.report.card import hash_files
     from comfy.model_management import InterruptProcessingException
 
     file = tmp_path / "large.safetensors"
     file.write_bytes(b"x" * 100)
     studio.host.interrupt()
     with pytest.raises(InterruptProcessingException):
-        hashes_of([str(file)])
-    assert hashes_of([str(file)]) == {str(file): hashlib.sha256(b"x" * 100).hexdigest()}
+        hash_files([str(file)])
+    assert hash_files([str(file)]) == {str(file): hashlib.sha256(b"x" * 100).hexdigest()}
 
 
 def test_starting_from_a_picture_is_told(studio):
@@ -181,18 +181,18 @@ def test_starting_from_a_picture_is_told(studio):
 def test_licences(studio, tmp_path):
     """By hash before by what the file says, and that before its name."""
     from cascade_studio.nodes.checkpoints import catalogue
-    from cascade_studio.nodes.host.report.card import licence_of
+    from cascade_studio.nodes.host.report.card import find_licence
     from safetensors.torch import save_file
 
     known = catalogue.load()
     entry = known.named("prior", "stage_c_bf16.safetensors")
     path = tmp_path / entry.name
     save_file({"x": torch.zeros(1)}, path, metadata={"modelspec.license": "CC0"})
-    assert licence_of(str(path), None, known) == "CC0"
-    assert licence_of(str(path), entry.sha256, known) == entry.licence.describe()
+    assert find_licence(str(path), None, known) == "CC0"
+    assert find_licence(str(path), entry.sha256, known) == entry.licence.describe()
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, other)
-    assert "unknown" in licence_of(str(other), "0" * 64, known)
+    assert "unknown" in find_licence(str(other), "0" * 64, known)
 
 
 def test_what_the_loaders_know_of_files_is_known_here(tmp_path, monkeypatch):
@@ -224,7 +224,7 @@ def test_what_the_loaders_know_of_files_is_known_here(tmp_path, monkeypatch):
     )
     monkeypatch.setenv(files.CATALOGUE, str(own))
     monkeypatch.setattr(hashes, "sha256_of", lambda path, tick=None: "0" * 64)
-    (file,) = report.model_files([report.StageReport("Stage C", 6, 6, 1, weights=str(path))], hashes=True)
+    (file,) = report.list_model_files([report.StageReport("Stage C", 6, 6, 1, weights=str(path))], hashes=True)
     assert file.sha256 == digest and "mine alone" in file.licence
 
 

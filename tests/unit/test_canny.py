@@ -29,7 +29,7 @@ def opencv(index: int, number: int) -> torch.Tensor:
 @pytest.mark.parametrize("index", range(PICTURES))
 def test_bit_equal_to_opencv(index):
     for number, (low, high) in enumerate(STORED["thresholds"].tolist()):
-        assert torch.equal(canny.edges(picture(index), low, high), opencv(index, number)), (low, high)
+        assert torch.equal(canny.find_edges(picture(index), low, high), opencv(index, number)), (low, high)
 
 
 def test_goldens_say_something():
@@ -40,9 +40,9 @@ def test_goldens_say_something():
 
 def test_a_batch_is_its_pictures():
     batch = torch.cat([picture(4), picture(4).flip(3), 255 - picture(4)])
-    found = canny.edges(batch)
+    found = canny.find_edges(batch)
     for one, expected in zip(batch, found):
-        assert torch.equal(canny.edges(one[None]), expected[None])
+        assert torch.equal(canny.find_edges(one[None]), expected[None])
     assert not torch.equal(found[0], found[1])
 
 
@@ -50,14 +50,14 @@ def test_hint_is_made_at_the_training_size():
     """Squeezed to 224 without antialiasing, cut down to bytes, stretched back: the official filter's steps."""
     image = picture(4).float().div(255)
     small = F.interpolate(image, (224, 224), mode="bilinear", align_corners=False, antialias=False)
-    expected = F.interpolate(canny.edges(small.mul(255).to(torch.uint8)).float(), (120, 150), mode="bilinear")
-    given = canny.hint(image)
+    expected = F.interpolate(canny.find_edges(small.mul(255).to(torch.uint8)).float(), (120, 150), mode="bilinear")
+    given = canny.make_hint(image)
     assert given.shape == (1, 1, 120, 150) and torch.equal(given, expected)
     assert 0 < given.mean() < 0.5 and given.max() <= 1
     soft = picture(2).float().div(255)
-    assert canny.hint(soft, 20, 40).sum() > canny.hint(soft, 60, 120).sum() > 0
+    assert canny.make_hint(soft, 20, 40).sum() > canny.make_hint(soft, 60, 120).sum() > 0
 
 
 def test_wrong_input():
     with pytest.raises(WrongInput, match="bytes"):
-        canny.edges(torch.rand(1, 3, 8, 8))
+        canny.find_edges(torch.rand(1, 3, 8, 8))

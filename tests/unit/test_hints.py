@@ -27,9 +27,9 @@ def test_a_picture_of_the_canvas_size():
     """Padded as the picture nodes pad it and resized as officially: short side 768 of 1024 is bilinear, antialiased."""
     image, canvas = torch.rand(1, 3, 1024, 1024), geometry.plan(1024, 1024)
     expected = F.interpolate(image, (768, 768), mode="bilinear", antialias=True)
-    assert torch.equal(hints.on_canvas(image, canvas), expected)
+    assert torch.equal(hints.lay_on_canvas(image, canvas), expected)
     small = torch.rand(2, 3, 768, 768)
-    assert torch.equal(hints.on_canvas(small, canvas), small), "the size that is read already"
+    assert torch.equal(hints.lay_on_canvas(small, canvas), small), "the size that is read already"
 
 
 @pytest.mark.parametrize("width, height", [(1000, 610), (333, 777), (64, 200)])
@@ -40,7 +40,7 @@ def test_padding_keeps_the_picture_in_its_place(width, height):
     across, down = canvas.encoder_size
     for scale in (1.0, 0.5):
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        placed = hints.on_canvas(ramp(*size) / scale, canvas)[0]
+        placed = hints.lay_on_canvas(ramp(*size) / scale, canvas)[0]
         assert tuple(placed.shape) == (2, down, across)
         x = (torch.arange(across) + 0.5) * canvas.padded_width / across - left
         y = (torch.arange(down) + 0.5) * canvas.padded_height / down - top
@@ -52,9 +52,9 @@ def test_padding_keeps_the_picture_in_its_place(width, height):
 
 def test_another_aspect_is_cropped_from_the_middle():
     canvas = geometry.plan(1024, 1024)
-    placed = hints.on_canvas(ramp(100, 300), canvas, size=(100, 100))
+    placed = hints.lay_on_canvas(ramp(100, 300), canvas, size=(100, 100))
     assert torch.equal(placed, ramp(100, 300)[..., 100:200])
-    nearest = hints.on_canvas((ramp(100, 300) > 120).float(), canvas, mode="nearest")
+    nearest = hints.lay_on_canvas((ramp(100, 300) > 120).float(), canvas, mode="nearest")
     assert set(nearest.unique().tolist()) == {0.0, 1.0} and nearest.shape[-2:] == (768, 768)
 
 
@@ -64,18 +64,18 @@ def test_another_aspect_is_cropped_from_the_middle():
 @pytest.mark.parametrize("side, expected", [(768, 2048), (384, 1024), (1024, 2728)])
 def test_enlarged_squares(side, expected):
     """The official sizes; whole cells are neither padded nor resized."""
-    canvas = hints.enlarged(side, side)
+    canvas = hints.plan_enlarged(side, side)
     assert (canvas.width, canvas.height, canvas.padded_width) == (expected, expected, expected)
     assert canvas.prior_width == canvas.prior_height == side // 16
     image = torch.rand(1, 3, side, 64)
-    assert hints.whole_cells(image) is image
+    assert hints.pad_to_cells(image) is image
 
 
 @pytest.mark.parametrize("width, height", [(700, 500), (1000, 333), (97, 640)])
 def test_enlarged_other_sizes(width, height):
     """The picture lies in the padded canvas where its pixels lie among those that the encoder reads."""
-    canvas = hints.enlarged(width, height)
-    cells = hints.whole_cells(ramp(height, width))
+    canvas = hints.plan_enlarged(width, height)
+    cells = hints.pad_to_cells(ramp(height, width))
     columns, rows = cells.shape[-1] // 32, cells.shape[-2] // 32
     assert (canvas.prior_width, canvas.prior_height) == (2 * columns, 2 * rows) and canvas.stretch <= 0.005
     assert abs(canvas.width / width / (8 / 3) - 1) < 0.06
@@ -94,7 +94,7 @@ def test_inpaint_packing():
     image, mask = torch.rand(2, 3, 4, 5), torch.zeros(1, 1, 4, 5)
     mask[..., 1:3, 2:] = 0.6
     mask[..., 0, 0] = 0.5
-    packed, before = hints.inpaint(image, mask), image.clone()
+    packed, before = hints.pack_inpaint(image, mask), image.clone()
     inside = torch.zeros(4, 5, dtype=torch.bool)
     inside[1:3, 2:] = True
     assert packed.shape == (2, 4, 4, 5) and torch.equal(image, before)
@@ -106,27 +106,27 @@ def test_inpaint_packing():
 def test_growing_is_about_round(pixels):
     mask = torch.zeros(1, 1, 61, 71)
     mask[..., 30, 35] = 1
-    found = hints.grown(mask, pixels)[0, 0]
+    found = hints.grow_mask(mask, pixels)[0, 0]
     y, x = torch.meshgrid(torch.arange(61) - 30, torch.arange(71) - 35, indexing="ij")
     distance = (x**2 + y**2).float().sqrt()
     assert found[30].sum() == found[:, 35].sum() == 2 * pixels + 1
     assert found[distance <= 0.9 * pixels].all() and not found[distance > 1.1 * pixels + 0.5].any()
-    assert torch.equal(hints.grown(hints.grown(mask, pixels), -pixels), mask)
-    assert hints.grown(mask, 0) is mask
+    assert torch.equal(hints.grow_mask(hints.grow_mask(mask, pixels), -pixels), mask)
+    assert hints.grow_mask(mask, 0) is mask
 
 
 def test_outpaint_borders():
     image, mask = torch.rand(1, 3, 4, 6), torch.zeros(1, 1, 4, 6)
     mask[..., 2, 2] = 1
-    sides = hints.sides_for(6, 4, (1, 0, 2, 0), 12, 7)
+    sides = hints.complete_sides(6, 4, (1, 0, 2, 0), 12, 7)
     assert sides == (2, 1, 4, 2)
-    picture, new = hints.outpaint(image, mask, sides)
+    picture, new = hints.add_borders(image, mask, sides)
     assert picture.shape == (1, 3, 7, 12) and new.shape == (1, 1, 7, 12)
     assert torch.equal(picture[..., 1:5, 2:8], image) and torch.equal(new[..., 1:5, 2:8], mask)
     assert new.sum() == 7 * 12 - 4 * 6 + 1 and (picture.amin(1)[new[:, 0] == 1][1:] == 1).any()
-    assert hints.sides_for(6, 4, (3, 3, 3, 3)) == (3, 3, 3, 3)
+    assert hints.complete_sides(6, 4, (3, 3, 3, 3)) == (3, 3, 3, 3)
     with pytest.raises(WrongInput, match="8 x 4 px, but a canvas of 7 x 4 px"):
-        hints.sides_for(6, 4, (2, 0, 0, 0), 7)
+        hints.complete_sides(6, 4, (2, 0, 0, 0), 7)
 
 
 # Identity
@@ -136,22 +136,22 @@ def test_identity_map():
     """The official painting: boxes over 32 rounded, one cell at least, vectors of length 1, later faces on top."""
     canvas = geometry.plan(1024, 1024)
     boxes = torch.tensor([[0.0, 0, 512, 256], [1020, 1020, 1024, 1024], [256, 128, 600, 300]])
-    cells = hints.face_cells(boxes, 1024, 1024, canvas)
+    cells = hints.find_face_cells(boxes, 1024, 1024, canvas)
     assert cells == [(0, 0, 12, 6), (23, 23, 24, 24), (6, 3, 14, 7)]
-    painted = hints.identity_map(cells, 3 * torch.eye(3, 5), canvas)
+    painted = hints.paint_identities(cells, 3 * torch.eye(3, 5), canvas)
     assert painted.shape == (1, 5, 24, 24)
     assert painted[0, :, 1, 1].tolist() == [1, 0, 0, 0, 0] and painted[0, :, 5, 8].tolist() == [0, 0, 1, 0, 0]
     assert painted[0, 1].sum() == 1 and painted.sum() == 12 * 6 - 6 * 3 + 8 * 4 + 1 and not painted[0, :, 20, 2].any()
-    half = hints.face_cells(boxes / 2, 512, 512, canvas)
+    half = hints.find_face_cells(boxes / 2, 512, 512, canvas)
     assert half == cells, "boxes are in the picture's own pixels"
     with pytest.raises(WrongInput, match="identity vector"):
-        hints.identity_map(cells, torch.zeros(3, 5), canvas)
+        hints.paint_identities(cells, torch.zeros(3, 5), canvas)
 
 
 def test_faces_of_a_cropped_picture():
     """The canvas shows the middle third of a wide picture."""
     canvas = geometry.plan(1024, 1024)
-    cells = hints.face_cells(torch.tensor([[1024.0, 0, 2048, 1024], [0, 0, 100, 100]]), 3072, 1024, canvas)
+    cells = hints.find_face_cells(torch.tensor([[1024.0, 0, 2048, 1024], [0, 0, 100, 100]]), 3072, 1024, canvas)
     assert cells == [(0, 0, 24, 24), (0, 0, 1, 2)]
 
 
@@ -159,13 +159,13 @@ def test_the_largest_and_most_central_faces():
     size = torch.tensor([40.0, 50, 60, 30, 20])
     left = torch.tensor([480.0, 0, 450, 500, 490])
     boxes = torch.stack([left, left, left + size, left + size], 1)
-    assert set(hints.chosen_faces(boxes, 1000, 1000).tolist()) == {0, 2, 3, 4}
-    assert hints.chosen_faces(boxes[:2], 1000, 1000).tolist() == [0, 1]
+    assert set(hints.choose_faces(boxes, 1000, 1000).tolist()) == {0, 2, 3, 4}
+    assert hints.choose_faces(boxes[:2], 1000, 1000).tolist() == [0, 1]
 
 
 def test_identity_picture():
     image = torch.full((1, 3, 96, 96), 0.5)
-    tinted = hints.identity_picture(image, [(1, 0, 3, 2)])
+    tinted = hints.tint_faces(image, [(1, 0, 3, 2)])
     assert torch.equal(tinted[0, :, 0, 0], image[0, :, 0, 0]) and tinted[0, 0, 5, 40] > tinted[0, 2, 5, 40]
     assert not torch.equal(image, tinted) and (image == 0.5).all()
 

@@ -21,8 +21,8 @@ def official(image: torch.Tensor) -> torch.Tensor:
 
 def test_official_preparation():
     image = torch.rand(2, 3, 300, 410)
-    assert torch.equal(image_prompts.clip_picture(image), official(image))
-    turned = image_prompts.clip_picture(image.transpose(2, 3)).transpose(2, 3)
+    assert torch.equal(image_prompts.prepare_for_clip(image), official(image))
+    turned = image_prompts.prepare_for_clip(image.transpose(2, 3)).transpose(2, 3)
     torch.testing.assert_close(turned, official(image), rtol=0, atol=1e-5)
 
 
@@ -31,22 +31,22 @@ def test_crops():
     image = torch.zeros(1, 3, 100, 300)
     for channel in range(3):
         image[:, channel, :, 100 * channel : 100 * (channel + 1)] = 1
-    centre, whole, squash = (image_prompts.clip_picture(image, 60, crop)[0] for crop in image_prompts.CROPS)
+    centre, whole, squash = (image_prompts.prepare_for_clip(image, 60, crop)[0] for crop in image_prompts.CROPS)
     assert all(found.shape == (3, 60, 60) for found in (centre, whole, squash))
     assert centre[1, :, 5:-5].min() > 0.95 and centre[0, :, 5:-5].abs().max() < 0.05
     for found, row in ((whole, 30), (squash, 5), (squash, 55)):
         assert [int(found[:, row, column].argmax()) for column in (10, 30, 50)] == [0, 1, 2]
-    border = image_prompts.normalise(whole[None])[0, :, 5]
+    border = image_prompts.normalise_for_clip(whole[None])[0, :, 5]
     assert border.abs().max() < 1e-4, "the padding is what CLIP takes for nothing"
     with pytest.raises(WrongInput, match="'middle'"):
-        image_prompts.clip_picture(image, 60, "middle")
+        image_prompts.prepare_for_clip(image, 60, "middle")
 
 
 def test_fading():
     text, empty = torch.rand(1, 154, 8), torch.rand(1, 77, 8)
-    assert torch.equal(image_prompts.faded(text, empty, 1.0), text)
-    assert torch.equal(image_prompts.faded(text, empty, 0.0), empty.repeat(1, 2, 1))
-    half = image_prompts.faded(text[:, :80], empty, 0.5)
+    assert torch.equal(image_prompts.fade_text(text, empty, 1.0), text)
+    assert torch.equal(image_prompts.fade_text(text, empty, 0.0), empty.repeat(1, 2, 1))
+    half = image_prompts.fade_text(text[:, :80], empty, 0.5)
     torch.testing.assert_close(half, (text[:, :80] + empty.repeat(1, 2, 1)[:, :80]) / 2)
-    pooled = image_prompts.faded(torch.ones(1, 4), torch.zeros(1, 4), 0.25)
+    pooled = image_prompts.fade_text(torch.ones(1, 4), torch.zeros(1, 4), 0.25)
     assert torch.equal(pooled, torch.full((1, 4), 0.25))

@@ -36,11 +36,11 @@ PLACES = {
 def test_pixels_beyond_the_feather_are_the_very_same(place, target):
     image, mask = picture(400, 300), spot(400, 300, *place)
     settings = CropSettings(1.5, 6, 10, target, 32)
-    part = inpaint.crop(image, mask, settings)
-    result = inpaint.paste(part.stitch, torch.zeros_like(part.image))
-    reach = inpaint.widened(mask, settings.grow + settings.feather)[0] > 0
+    part = inpaint.cut_part(image, mask, settings)
+    result = inpaint.paste_part(part.stitch, torch.zeros_like(part.image))
+    reach = inpaint.dilate(mask, settings.grow + settings.feather)[0] > 0
     assert torch.equal(result[0][~reach], image[0][~reach])
-    grown = inpaint.widened(mask, settings.grow)[0] > 0
+    grown = inpaint.dilate(mask, settings.grow)[0] > 0
     assert not result[0][grown].any(), "inside the widened mask there is nothing of the old picture"
     ring = reach & ~grown
     if ring.any():
@@ -52,7 +52,7 @@ def test_pixels_beyond_the_feather_are_the_very_same(place, target):
 def test_the_part_holds_the_mask_and_fits_the_grids(place):
     image, mask = picture(400, 300), spot(400, 300, *place)
     for target, multiple in ((0, 8), (512, 128), (300, 64)):
-        part = inpaint.crop(image, mask, CropSettings(1.3, 4, 8, target, multiple))
+        part = inpaint.cut_part(image, mask, CropSettings(1.3, 4, 8, target, multiple))
         crop = part.stitch.crop
         assert 0 <= crop.left < crop.right <= 400 and 0 <= crop.top < crop.bottom <= 300
         left, top, right, bottom = place
@@ -67,14 +67,14 @@ def test_more_context_cuts_a_larger_part():
     image, mask = picture(400, 300), spot(400, 300, *PLACES["middle"])
     areas = []
     for context in (1.0, 1.5, 2.5):
-        crop = inpaint.crop(image, mask, CropSettings(context=context, target=0, multiple=8)).stitch.crop
+        crop = inpaint.cut_part(image, mask, CropSettings(context=context, target=0, multiple=8)).stitch.crop
         areas.append((crop.right - crop.left) * (crop.bottom - crop.top))
     assert areas == sorted(areas) and len(set(areas)) == 3
 
 
 def test_target_and_default_multiple_need_no_padding():
     """With multiples of 128 px Stage C's grid is exactly 3 cells for each, at the official compression."""
-    part = inpaint.crop(picture(1600, 1200), spot(1600, 1200, 700, 500, 900, 640))
+    part = inpaint.cut_part(picture(1600, 1200), spot(1600, 1200, 700, 500, 900, 640))
     crop = part.stitch.crop
     assert abs(crop.width * crop.height / 1024**2 - 1) < 0.15
     canvas = geometry.plan(crop.width, crop.height)
@@ -88,26 +88,26 @@ def test_target_and_default_multiple_need_no_padding():
 
 def test_its_own_size_is_not_resampled():
     image, mask = picture(400, 300), spot(400, 300, *PLACES["middle"])
-    part = inpaint.crop(image, mask, CropSettings(target=0, multiple=8))
+    part = inpaint.cut_part(image, mask, CropSettings(target=0, multiple=8))
     assert torch.equal(part.image, part.stitch.crop.of(image))
-    assert torch.equal(inpaint.paste(part.stitch, part.image), image), "pasting the part itself changes nothing"
+    assert torch.equal(inpaint.paste_part(part.stitch, part.image), image), "pasting the part itself changes nothing"
 
 
 def test_every_touched_cell_counts():
     """A line of two pixels in a 1024 px part is on Stage C's grid, which sampling the mask at cell centres would miss."""
     mask = torch.zeros(1, 1024, 1024)
     mask[:, 10:12, 100:900] = 1
-    cells = inpaint.cell_mask(mask)
+    cells = inpaint.mask_cells(mask)
     assert cells.shape == (1, 24, 24) and cells[0, 0, 2:22].eq(1).all() and not cells[0, 1:].any()
-    odd = inpaint.cell_mask(torch.ones(1, 500, 700))
+    odd = inpaint.mask_cells(torch.ones(1, 500, 700))
     assert odd.shape[1:] == geometry.plan(700, 500).prior_shape()[2:] and odd.eq(1).all()
 
 
 def test_soft_masks_and_no_feather():
     image = picture(200, 200)
     mask = spot(200, 200, 80, 80, 120, 120) * 0.5
-    part = inpaint.crop(image, mask, CropSettings(grow=0, feather=0, target=0, multiple=8))
-    result = inpaint.paste(part.stitch, torch.zeros_like(part.image))
+    part = inpaint.cut_part(image, mask, CropSettings(grow=0, feather=0, target=0, multiple=8))
+    result = inpaint.paste_part(part.stitch, torch.zeros_like(part.image))
     inside = mask[0] > 0
     assert torch.allclose(result[0][inside], image[0][inside] * 0.5, atol=1e-6)
     assert torch.equal(result[0][~inside], image[0][~inside])
@@ -118,47 +118,47 @@ def test_batches():
         picture(200, 160, batch=2),
         torch.cat([spot(200, 160, 20, 20, 60, 60), spot(200, 160, 120, 90, 160, 130)]),
     )
-    part = inpaint.crop(image, masks, CropSettings(grow=0, feather=4, target=0, multiple=8))
+    part = inpaint.cut_part(image, masks, CropSettings(grow=0, feather=4, target=0, multiple=8))
     assert part.image.shape[0] == 2 and part.stitch.blend.shape[0] == 2
-    result = inpaint.paste(part.stitch, torch.zeros_like(part.image))
+    result = inpaint.paste_part(part.stitch, torch.zeros_like(part.image))
     for index in range(2):
-        own = inpaint.widened(masks[index : index + 1], 4)[0] > 0
+        own = inpaint.dilate(masks[index : index + 1], 4)[0] > 0
         assert torch.equal(result[index][~own], image[index][~own])
-    one = inpaint.crop(image[:1], masks[:1], CropSettings(target=0, multiple=8))
-    tries = inpaint.paste(one.stitch, torch.rand(3, *one.image.shape[1:]))
+    one = inpaint.cut_part(image[:1], masks[:1], CropSettings(target=0, multiple=8))
+    tries = inpaint.paste_part(one.stitch, torch.rand(3, *one.image.shape[1:]))
     assert tries.shape == (3, 160, 200, 3) and not torch.equal(tries[0], tries[1])
-    both = inpaint.paste(inpaint.crop(image, masks[:1]).stitch, one.image)
+    both = inpaint.paste_part(inpaint.cut_part(image, masks[:1]).stitch, one.image)
     assert both.shape[0] == 2
 
 
 def test_transparency_is_kept():
     image, mask = picture(200, 200, channels=4), spot(200, 200, 80, 80, 120, 120)
-    part = inpaint.crop(image, mask, CropSettings(target=0, multiple=8))
-    result = inpaint.paste(part.stitch, torch.zeros_like(part.image))
+    part = inpaint.cut_part(image, mask, CropSettings(target=0, multiple=8))
+    result = inpaint.paste_part(part.stitch, torch.zeros_like(part.image))
     assert torch.equal(result[..., 3], image[..., 3]) and not torch.equal(result[..., :3], image[..., :3])
 
 
 def test_nothing_given_is_changed():
     image, mask = picture(200, 200), spot(200, 200, 80, 80, 120, 120)
     kept = image.clone(), mask.clone()
-    part = inpaint.crop(image, mask)
+    part = inpaint.cut_part(image, mask)
     given = torch.zeros_like(part.image)
-    inpaint.paste(part.stitch, given)
+    inpaint.paste_part(part.stitch, given)
     assert torch.equal(image, kept[0]) and torch.equal(mask, kept[1]) and not given.any()
 
 
 def test_errors_are_sentences():
     image = picture(200, 200)
     with pytest.raises(WrongInput, match="64 x 64 px is empty"):
-        inpaint.crop(image, torch.zeros(1, 64, 64))
+        inpaint.cut_part(image, torch.zeros(1, 64, 64))
     with pytest.raises(WrongInput, match="3 masks were given for 1 pictures"):
-        inpaint.crop(image, torch.ones(3, 200, 200))
-    two = inpaint.crop(picture(200, 200, batch=2), spot(200, 200, 80, 80, 120, 120))
+        inpaint.cut_part(image, torch.ones(3, 200, 200))
+    two = inpaint.cut_part(picture(200, 200, batch=2), spot(200, 200, 80, 80, 120, 120))
     with pytest.raises(WrongInput, match="3 parts were given for 2 pictures"):
-        inpaint.paste(two.stitch, torch.zeros(3, 64, 64, 3))
+        inpaint.paste_part(two.stitch, torch.zeros(3, 64, 64, 3))
 
 
 def test_a_mask_of_another_size_is_fitted():
-    part = inpaint.crop(picture(400, 200), spot(200, 100, 40, 40, 60, 60), CropSettings(1.0, 0, 0, 0, 8))
+    part = inpaint.cut_part(picture(400, 200), spot(200, 100, 40, 40, 60, 60), CropSettings(1.0, 0, 0, 0, 8))
     crop = part.stitch.crop
     assert crop.left <= 80 and crop.right >= 120 and crop.top <= 80 and crop.bottom >= 120

@@ -101,7 +101,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
             self.run = ControlRun(count)
         elif not isinstance(model, comfy.model_base.StableCascade_B):  # which ControlNets do not touch
             raise WrongInput(
-                f"The {rules.title(self.config)} of Stable Cascade was given to a {type(model).__name__} "
+                f"The {rules.name_controlnet(self.config)} of Stable Cascade was given to a {type(model).__name__} "
                 "model. It works on Stage C of Stable Cascade: use a ControlNet of this model's own kind."
             )
 
@@ -141,7 +141,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
             hint = fitted(self.cond_hint_original, self.config, height, width).to(x_noisy.device, net.dtype)
             found = net(hint)
             for values in found.values():
-                check_finite(values, f"The {rules.title(self.config)}", net.dtype, hint)
+                check_finite(values, f"The {rules.name_controlnet(self.config)}", net.dtype, hint)
             run.maps[height, width] = found
         return run.maps[height, width]
 

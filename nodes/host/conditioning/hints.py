@@ -17,22 +17,22 @@ from ..models import vae as vaes
 IDENTITY_WIDTH = 512
 
 
-def rgb(image: Tensor) -> Tensor:
+def to_rgb(image: Tensor) -> Tensor:
     """An IMAGE (B, H, W, 1, 3 or 4) as (B, 3, H, W)."""
     return image[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)
 
 
-def as_image(tensor: Tensor) -> Tensor:
+def to_image(tensor: Tensor) -> Tensor:
     """(B, C, H, W) as an IMAGE (B, H, W, C) where the host keeps such."""
     return tensor.movedim(1, -1).contiguous().to(latents.device())
 
 
-def canvas_for(image: Tensor, latent: Any, where: str) -> Canvas:
+def find_canvas(image: Tensor, latent: Any, where: str) -> Canvas:
     """The canvas of the Stage C latent that will be sampled; without one, that of the picture's own size."""
     return latents.canvas_for_image(image) if latent is None else latents.canvas_of_prior(latent, where)
 
 
-def mask_for(mask: Tensor, image: Tensor, where: str) -> Tensor:
+def fit_mask(mask: Tensor, image: Tensor, where: str) -> Tensor:
     """A MASK (B, H, W) or (H, W) as (1 or B, 1, H, W) at the size of ``image`` (B, H, W, C)."""
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if mask.shape[0] not in (1, image.shape[0]):
@@ -43,61 +43,61 @@ def mask_for(mask: Tensor, image: Tensor, where: str) -> Tensor:
     return mask if tuple(mask.shape[-2:]) == size else F.interpolate(mask, size, mode="nearest-exact")
 
 
-def canny_hint(image: Tensor, low: int, high: int, latent: Any, where: str) -> Tensor:
+def make_canny_hint(image: Tensor, low: int, high: int, latent: Any, where: str) -> Tensor:
     """Edges (B, H, W, 3), all three channels alike, at the size at which the ControlNet reads them."""
-    canvas = canvas_for(image, latent, where)
-    picture = hints.on_canvas(rgb(image).float(), canvas).clamp(0.0, 1.0)
-    return as_image(canny.hint(picture, low, high).expand(-1, 3, -1, -1))
+    canvas = find_canvas(image, latent, where)
+    picture = hints.lay_on_canvas(to_rgb(image).float(), canvas).clamp(0.0, 1.0)
+    return to_image(canny.make_hint(picture, low, high).expand(-1, 3, -1, -1))
 
 
-def inpaint_hint(image: Tensor, mask: Tensor, grow: int, latent: Any, where: str) -> tuple[Tensor, Tensor]:
+def make_inpaint_hint(image: Tensor, mask: Tensor, grow: int, latent: Any, where: str) -> tuple[Tensor, Tensor]:
     """The hint (B, H, W, 4), and the picture in it (B, H, W, 3)."""
-    canvas = canvas_for(image, latent, where)
-    repaint = hints.grown((mask_for(mask, image, where) > 0.5).float(), grow)
-    repaint = hints.on_canvas(repaint, canvas, mode="nearest")
-    picture = hints.on_canvas(rgb(image).float(), canvas).clamp(0.0, 1.0)
-    hint = as_image(hints.inpaint(picture, repaint))
+    canvas = find_canvas(image, latent, where)
+    repaint = hints.grow_mask((fit_mask(mask, image, where) > 0.5).float(), grow)
+    repaint = hints.lay_on_canvas(repaint, canvas, mode="nearest")
+    picture = hints.lay_on_canvas(to_rgb(image).float(), canvas).clamp(0.0, 1.0)
+    hint = to_image(hints.pack_inpaint(picture, repaint))
     return hint, hint[..., :3]
 
 
-def outpaint_canvas(
+def make_outpaint_canvas(
     image: Tensor, mask: Tensor | None, sides: hints.Sides, width: int, height: int, where: str
 ) -> tuple[Tensor, Tensor]:
     """The picture (B, H, W, 3) with white borders, and its mask (1 or B, H, W)."""
     rows, columns = int(image.shape[1]), int(image.shape[2])
-    old = torch.zeros(1, 1, rows, columns) if mask is None else mask_for(mask, image, where)
-    sides = hints.sides_for(columns, rows, sides, width, height)
-    picture, new = hints.outpaint(rgb(image), old, sides)
-    return as_image(picture), new[:, 0].to(latents.device())
+    old = torch.zeros(1, 1, rows, columns) if mask is None else fit_mask(mask, image, where)
+    sides = hints.complete_sides(columns, rows, sides, width, height)
+    picture, new = hints.add_borders(to_rgb(image), old, sides)
+    return to_image(picture), new[:, 0].to(latents.device())
 
 
-def super_resolution(image: Tensor, vae: Any, where: str) -> tuple[Tensor, Tensor, Canvas]:
+def make_super_resolution_hint(image: Tensor, vae: Any, where: str) -> tuple[Tensor, Tensor, Canvas]:
     """The hint (B, 2h, 2w, 16), the picture that the encoder read, and the canvas of the larger picture."""
     vaes.expect_stage_c(vae, where)
-    canvas = hints.enlarged(int(image.shape[2]), int(image.shape[1]))
-    picture = as_image(hints.whole_cells(rgb(image).float()).clamp(0.0, 1.0))
+    canvas = hints.plan_enlarged(int(image.shape[2]), int(image.shape[1]))
+    picture = to_image(hints.pad_to_cells(to_rgb(image).float()).clamp(0.0, 1.0))
     cells = F.interpolate(vaes.encode_picture(vae, picture), scale_factor=2, mode="nearest")
-    return as_image(cells), picture, canvas
+    return to_image(cells), picture, canvas
 
 
-def identity_hint(image: Tensor, boxes: Any, embeddings: Any, latent: Any, where: str) -> tuple[Tensor, Tensor]:
+def make_identity_hint(image: Tensor, boxes: Any, embeddings: Any, latent: Any, where: str) -> tuple[Tensor, Tensor]:
     """The map (1, cells down, cells across, 512), and the picture with the faces tinted."""
-    canvas = canvas_for(image, latent, where)
+    canvas = find_canvas(image, latent, where)
     height, width = (int(side) for side in image.shape[1:3])
-    corners, identities = faces(boxes, embeddings, where)
-    kept = hints.chosen_faces(corners, width, height)
-    cells = hints.face_cells(corners[kept], width, height, canvas)
-    picture = hints.on_canvas(rgb(image[:1]).float(), canvas).clamp(0.0, 1.0)
+    corners, identities = read_faces(boxes, embeddings, where)
+    kept = hints.choose_faces(corners, width, height)
+    cells = hints.find_face_cells(corners[kept], width, height, canvas)
+    picture = hints.lay_on_canvas(to_rgb(image[:1]).float(), canvas).clamp(0.0, 1.0)
     return (
-        as_image(hints.identity_map(cells, identities[kept], canvas)),
-        as_image(hints.identity_picture(picture, cells)),
+        to_image(hints.paint_identities(cells, identities[kept], canvas)),
+        to_image(hints.tint_faces(picture, cells)),
     )
 
 
-def faces(boxes: Any, embeddings: Any, where: str) -> tuple[Tensor, Tensor]:
+def read_faces(boxes: Any, embeddings: Any, where: str) -> tuple[Tensor, Tensor]:
     """Boxes (N, 4: left, top, right, bottom) and vectors (N, 512) out of what face packs pass around."""
-    corners = numbers([box_of(each) for each in listed(boxes)], 4, scored=True)
-    vectors = numbers([vector_of(each) for each in listed(embeddings)], IDENTITY_WIDTH)
+    corners = read_numbers([find_box(each) for each in list_faces(boxes)], 4, scored=True)
+    vectors = read_numbers([find_vector(each) for each in list_faces(embeddings)], IDENTITY_WIDTH)
     if corners is None or vectors is None or len(corners) != len(vectors):
         raise WrongInput(
             f"{where} could not read the faces: it needs one box (left, top, right, bottom in pixels) "
@@ -108,7 +108,7 @@ def faces(boxes: Any, embeddings: Any, where: str) -> tuple[Tensor, Tensor]:
     return corners, vectors
 
 
-def listed(values: Any) -> list[Any]:
+def list_faces(values: Any) -> list[Any]:
     """``values`` as a list of one entry a face."""
     if isinstance(values, dict) or hasattr(values, "bbox"):
         return [values]
@@ -118,25 +118,25 @@ def listed(values: Any) -> list[Any]:
     if not isinstance(values, (list, tuple)):
         return []
     flat = values and all(isinstance(value, (int, float)) for value in values)
-    nested = [each for value in values for each in (listed(value) if isinstance(value, (list, tuple)) else [value])]
+    nested = [each for value in values for each in (list_faces(value) if isinstance(value, (list, tuple)) else [value])]
     return [values] if flat else nested
 
 
-def box_of(face: Any) -> Any:
+def find_box(face: Any) -> Any:
     """The four numbers of a box, whichever way it is held."""
     if isinstance(face, dict) and {"x", "y", "width", "height"} <= set(face):
         return [face["x"], face["y"], face["x"] + face["width"], face["y"] + face["height"]]
     return face["bbox"] if isinstance(face, dict) and "bbox" in face else getattr(face, "bbox", face)
 
 
-def vector_of(face: Any) -> Any:
+def find_vector(face: Any) -> Any:
     """The embedding of a face, whichever way it is held."""
     if isinstance(face, dict):
         return face.get("normed_embedding", face.get("embedding"))
     return getattr(face, "normed_embedding", getattr(face, "embedding", face))
 
 
-def numbers(rows: list[Any], width: int, scored: bool = False) -> Tensor | None:
+def read_numbers(rows: list[Any], width: int, scored: bool = False) -> Tensor | None:
     """Rows of ``width`` numbers as one float tensor; None where they are something else.
 
     scored: more numbers may follow in a row, as detectors append their score to a box.

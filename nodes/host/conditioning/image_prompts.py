@@ -14,12 +14,12 @@ from ....stages.errors import WrongInput
 from ....stages.inputs import image_prompts as rules
 from ..models.regions import PICTURES_KEY
 from ..models.times import in_time, time_of
-from .hints import as_image, rgb
+from .hints import to_image, to_rgb
 
 Entries = list[dict[str, Any]]
 
 
-def pictures(
+def prepare_pictures(
     vision: Any, images: Iterable[Tensor | None], weights: Iterable[float], crop: str, where: str
 ) -> tuple[Tensor, list[float]]:
     """What CLIP sees of every picture with a weight: (n, 3, size, size), and the n weights.
@@ -29,7 +29,7 @@ def pictures(
     found, kept = [], []
     for image, weight in zip(images, weights):
         if image is not None and weight:
-            found.append(rules.clip_picture(rgb(image).float(), image_size(vision, where), crop))
+            found.append(rules.prepare_for_clip(to_rgb(image).float(), find_image_size(vision, where), crop))
             kept += [weight] * image.shape[0]
     if len(kept) > rules.MOST:
         raise WrongInput(
@@ -38,7 +38,7 @@ def pictures(
     return torch.cat(found) if found else torch.zeros(0, 3, 1, 1), kept
 
 
-def image_size(vision: Any, where: str) -> int:
+def find_image_size(vision: Any, where: str) -> int:
     """Pixels a side that a CLIP vision tower reads; refuses towers of another kind."""
     if getattr(vision, "model_type", "") != "clip_vision_model":
         raise WrongInput(
@@ -49,10 +49,10 @@ def image_size(vision: Any, where: str) -> int:
 
 
 @torch.no_grad()
-def embedded(vision: Any, picture: Tensor) -> comfy.clip_vision.Output:
+def embed_picture(vision: Any, picture: Tensor) -> comfy.clip_vision.Output:
     """The host's CLIP vision output of one picture (1, 3, size, size), without its rounding to 8 bits."""
     comfy.model_management.load_model_gpu(vision.patcher)
-    pixels = rules.normalise(picture.to(vision.load_device))
+    pixels = rules.normalise_for_clip(picture.to(vision.load_device))
     last, between, embeds, projected = vision.model(pixel_values=pixels, intermediate_output=-2)
     rest = comfy.model_management.intermediate_device()
     output = comfy.clip_vision.Output()
@@ -62,7 +62,7 @@ def embedded(vision: Any, picture: Tensor) -> comfy.clip_vision.Output:
     return output
 
 
-def prompted(
+def add_pictures(
     positive: Any,
     negative: Any,
     vision: Any,
@@ -85,15 +85,19 @@ def prompted(
     entries: dict[bool, Entries] = {True: [], False: []}
     for picture, weight in zip(found, weights):
         entries[weight > 0].append(
-            {"clip_vision_output": embedded(vision, picture[None]), "strength": abs(weight), "noise_augmentation": 0.0}
+            {
+                "clip_vision_output": embed_picture(vision, picture[None]),
+                "strength": abs(weight),
+                "noise_augmentation": 0.0,
+            }
         )
     return (
-        during(positive, entries[True], percents, empty_prompt(text, where)),
-        during(negative, entries[False], percents),
+        add_during(positive, entries[True], percents, encode_empty(text, where)),
+        add_during(negative, entries[False], percents),
     )
 
 
-def during(conditioning: Any, entries: Entries, percents: tuple[float, float], fade: Any = None) -> Any:
+def add_during(conditioning: Any, entries: Entries, percents: tuple[float, float], fade: Any = None) -> Any:
     """``conditioning`` with ``entries`` (and its text faded) between start and end, and as it was before and after."""
     if not entries and fade is None:
         return conditioning
@@ -105,11 +109,11 @@ def during(conditioning: Any, entries: Entries, percents: tuple[float, float], f
                 result.append([text, inside])
                 continue
             heard = {**inside, PICTURES_KEY: [*inside.get(PICTURES_KEY, ()), *entries]} if entries else dict(inside)
-            result.append(faded(text, heard, *fade) if fade else [text, heard])
+            result.append(fade_entry(text, heard, *fade) if fade else [text, heard])
     return result
 
 
-def empty_prompt(text: tuple[float, Any], where: str) -> tuple[float, Tensor, Tensor] | None:
+def encode_empty(text: tuple[float, Any], where: str) -> tuple[float, Tensor, Tensor] | None:
     """The text's weight with the tokens and the pooled text of the empty prompt; None where the text stays as it is."""
     weight, clip = text
     if weight == 1.0:
@@ -123,7 +127,7 @@ def empty_prompt(text: tuple[float, Any], where: str) -> tuple[float, Tensor, Te
     return weight, tokens, extra["pooled_output"]
 
 
-def faded(text: Tensor, extra: dict[str, Any], weight: float, tokens: Tensor, pooled: Tensor) -> list[Any]:
+def fade_entry(text: Tensor, extra: dict[str, Any], weight: float, tokens: Tensor, pooled: Tensor) -> list[Any]:
     """One entry of a conditioning with its text and pooled text at ``weight``."""
     for given, empty in ((text, tokens), (extra.get("pooled_output"), pooled)):
         if given is not None and given.shape[-1] != empty.shape[-1]:
@@ -132,10 +136,10 @@ def faded(text: Tensor, extra: dict[str, Any], weight: float, tokens: Tensor, po
                 f"{empty.shape[-1]}. Use the text encoder that made the prompt."
             )
     if extra.get("pooled_output") is not None:
-        extra = {**extra, "pooled_output": rules.faded(extra["pooled_output"], pooled, weight)}
-    return [rules.faded(text, tokens, weight), extra]
+        extra = {**extra, "pooled_output": rules.fade_text(extra["pooled_output"], pooled, weight)}
+    return [rules.fade_text(text, tokens, weight), extra]
 
 
-def shown(found: Tensor) -> Tensor | None:
+def show_pictures(found: Tensor) -> Tensor | None:
     """What CLIP sees, as an IMAGE; None without any picture."""
-    return as_image(found.clamp(0.0, 1.0)) if len(found) else None
+    return to_image(found.clamp(0.0, 1.0)) if len(found) else None

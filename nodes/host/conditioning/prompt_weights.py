@@ -30,17 +30,18 @@ Entries = list[list[Any]]
 """A conditioning: [hidden states (1, T, c), {"pooled_output": (1, c), ...}], one entry for every step of a schedule."""
 
 
-def encode(clip: Any, text: str, method: str = CONTRAST, pooled: str = FIRST, where: str = "This node") -> Entries:
+def encode_text(clip: Any, text: str, method: str = CONTRAST, pooled: str = FIRST, where: str = "This node") -> Entries:
     """The conditioning of ``text``; exactly the host's own for a prompt without weights and without our words."""
     prompts = [
-        (prompt.weight, encode_prompt(clip, prompt.parts, method, pooled, where)) for prompt in language.parse(text)
+        (prompt.weight, encode_prompt(clip, prompt.parts, method, pooled, where))
+        for prompt in language.parse_prompt(text)
     ]
     if len(prompts) == 1:
         return prompts[0][1]
-    return averaged(prompts, lambda: encode_rows(clip, rows_of(clip, "", where)))
+    return average_prompts(prompts, lambda: encode_rows(clip, tokenize_rows(clip, "", where)))
 
 
-def rows_of(clip: Any, text: str, where: str) -> list[Row]:
+def tokenize_rows(clip: Any, text: str, where: str) -> list[Row]:
     """``text`` in rows of 77 tokens with their weights."""
     tokens = clip.tokenize(text)
     if list(tokens) != ["g"]:
@@ -57,17 +58,17 @@ def encode_rows(clip: Any, rows: list[Row]) -> Entries:
 
 
 def encode_prompt(clip: Any, parts: tuple[str, ...], method: str, pooled: str, where: str) -> Entries:
-    rows = [row for part in parts for row in rows_of(clip, part, where)]
+    rows = [row for part in parts for row in tokenize_rows(clip, part, where)]
     weighted = any(weight != 1.0 for row in rows for _, weight in row)
     if method == CONTRAST and weighted:
-        entries = contrasted(clip, rows, pooled, where)
+        entries = contrast_rows(clip, rows, pooled, where)
     else:
         plain = method == HOST or not weighted
-        entries = encode_rows(clip, rows if plain else [unweighted(row) for row in rows])
+        entries = encode_rows(clip, rows if plain else [drop_weights(row) for row in rows])
         if pooled == ALL and len(rows) > 1:
-            alone = [encode_rows(clip, [unweighted(row)]) for row in rows]
+            alone = [encode_rows(clip, [drop_weights(row)]) for row in rows]
             entries = [
-                [text, {**extra, "pooled_output": mean_pooled([row[step] for row in alone])}]
+                [text, {**extra, "pooled_output": average_pooled([row[step] for row in alone])}]
                 for step, (text, extra) in enumerate(entries)
             ]
     if method == ATTENTION and weighted:
@@ -81,26 +82,26 @@ def encode_prompt(clip: Any, parts: tuple[str, ...], method: str, pooled: str, w
     return entries
 
 
-def unweighted(row: Row) -> Row:
+def drop_weights(row: Row) -> Row:
     return [(token, 1.0) for token, _ in row]
 
 
-def contrasted(clip: Any, rows: list[Row], pooled: str, where: str) -> Entries:
+def contrast_rows(clip: Any, rows: list[Row], pooled: str, where: str) -> Entries:
     """Every row moved away from what it is without its weighted words."""
-    filler = rows_of(clip, ",", where)[0][1][0]
-    moved = [contrasted_row(clip, row, filler) for row in rows]
+    filler = tokenize_rows(clip, ",", where)[0][1][0]
+    moved = [contrast_row(clip, row, filler) for row in rows]
     out = []
     for step, (_, extra) in enumerate(moved[0]):
         of_step = [row[step] for row in moved]
-        first = extra["pooled_output"] if pooled == FIRST else mean_pooled(of_step)
+        first = extra["pooled_output"] if pooled == FIRST else average_pooled(of_step)
         out.append([torch.cat([text for text, _ in of_step], dim=1), {**extra, "pooled_output": first}])
     return out
 
 
-def contrasted_row(clip: Any, row: Row, filler: Any) -> Entries:
-    entries = encode_rows(clip, [unweighted(row)])
+def contrast_row(clip: Any, row: Row, filler: Any) -> Entries:
+    entries = encode_rows(clip, [drop_weights(row)])
     moved = [[text.clone(), extra["pooled_output"].clone()] for text, extra in entries]
-    for weight, places in language.spans([weight for _, weight in row]).items():
+    for weight, places in language.group_by_weight([weight for _, weight in row]).items():
         hidden = [(filler if index in places else token, 1.0) for index, (token, _) in enumerate(row)]
         for both, (text, extra), (without, lacking) in zip(moved, entries, encode_rows(clip, [hidden])):
             both[0] += (weight - 1) * (text - without)
@@ -108,11 +109,11 @@ def contrasted_row(clip: Any, row: Row, filler: Any) -> Entries:
     return [[text, {**extra, "pooled_output": pooled}] for (text, pooled), (_, extra) in zip(moved, entries)]
 
 
-def mean_pooled(entries: Entries) -> Tensor:
+def average_pooled(entries: Entries) -> Tensor:
     return torch.stack([extra["pooled_output"] for _, extra in entries]).mean(0)
 
 
-def averaged(prompts: list[tuple[float, Entries]], empty: Any) -> Entries:
+def average_prompts(prompts: list[tuple[float, Entries]], empty: Any) -> Entries:
     """The weighted average of hidden states, pooled text and token weights; shorter prompts end with empty rows."""
     total = sum(weight for weight, _ in prompts)
     length = max(text.shape[1] for _, entries in prompts for text, _ in entries)

@@ -93,7 +93,7 @@ def applied(preset: str, chosen: Mapping[str, str]) -> tuple[dict[str, str | Ent
 
 def automatic() -> tuple[Preset, str]:
     """The preset for this machine: of those that suit it the first whose files are all here, else the first."""
-    keys, reason = suited(machine.machine())
+    keys, reason = suited(machine.describe_machine())
     known, finder = names.catalogue(), names.finder(comfy.model_management.throw_exception_if_processing_interrupted)
     for key in keys:
         if all(finder.find(known.entries[entry]) for entry in known.presets[key].entries):
@@ -107,7 +107,7 @@ def stamps(preset: str, chosen: Mapping[str, str | None]) -> str:
     if preset == OWN:
         return names.stamps(chosen)
     found = (
-        [known.presets[key] for key in suited(machine.machine())[0]]
+        [known.presets[key] for key in suited(machine.describe_machine())[0]]
         if preset == AUTOMATIC
         else [one for one in known.presets.values() if preset in (one.title, one.key)]
     )
@@ -220,7 +220,7 @@ def send(node: str | None, event: str, message: dict[str, Any]) -> None:
 
 def told(node: str | None, made: Ready, *models: Any) -> dict[str, Any]:
     """What a loader shows: files that were fetched, and for each of ``models`` its number format and why."""
-    text = "\n".join([*made.lines, *(machine.told(model) for model in models)])
+    text = "\n".join([*made.lines, *(machine.describe_choice(model) for model in models)])
     server = getattr(PromptServer, "instance", None)
     if text and server is not None and node is not None:
         server.send_progress_text(text, node, getattr(server, "client_id", None))

@@ -120,7 +120,7 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic:
     load.fill(
         model.diffusion_model, loaded.tensors, loaded.kind, loaded.name, assign=patcher.is_dynamic(), strict=False
     )
-    machine.keep(patcher, choice)
+    machine.note_choice(patcher, choice)
     log.info("%s: %s; weights %s", loaded.name, loaded.kind.describe(), choice.describe())
     return patcher
 
@@ -129,7 +129,7 @@ def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) 
     """Formats of storage and computing: the node's choice, else the host's flags, else the advice for this machine."""
     parameters = comfy.utils.calculate_parameters(loaded.tensors)
     if dtype == AUTO and not config.quant_config:
-        found = machine.for_weights(loaded.kind.kind, stored, parameters)
+        found = machine.choose_format(loaded.kind.kind, stored, parameters)
         if found:
             return found
     device, supported = comfy.model_management.get_torch_device(), list(config.supported_inference_dtypes)
@@ -137,7 +137,9 @@ def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) 
         storage = comfy.model_management.unet_dtype(
             model_params=parameters, supported_dtypes=supported, weight_dtype=None if config.quant_config else stored
         )
-        reason = "as the host's flags say" if machine.flagged() else "as the file is stored, and the host advises"
+        reason = (
+            "as the host's flags say" if machine.has_dtype_flag() else "as the file is stored, and the host advises"
+        )
     else:
         storage, reason = DTYPES[dtype], "chosen in the node"
     compute = comfy.model_management.unet_manual_cast(None if config.quant_config else storage, device, supported)
@@ -148,7 +150,9 @@ def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) 
 
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether ``device`` is a processor with instructions for bf16, which the host does not ask for."""
-    return comfy.model_management.is_device_cpu(device) and not machine.flagged() and machine.processor_has_bf16()
+    return (
+        comfy.model_management.is_device_cpu(device) and not machine.has_dtype_flag() and machine.processor_has_bf16()
+    )
 
 
 def cast_to(choice: Choice, quantised: Any) -> torch.dtype | None:

@@ -24,7 +24,7 @@ def load_stage_a(path: str, dtype: str = AUTO, device: str = AUTO, **patcher: An
     vae.load_weights(loaded)
     name = machine.NAMES[vae.vae_dtype]
     reason = "as the host's flags and its advice say" if dtype == AUTO else "chosen in the node"
-    machine.keep(vae.patcher, Choice(name, name, reason))
+    machine.note_choice(vae.patcher, Choice(name, name, reason))
     vae.patcher.cached_patcher_init = (load_stage_a_patcher, (path, dtype, device))
     return vae
 

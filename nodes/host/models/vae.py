@@ -18,9 +18,9 @@ from ....stages.errors import WrongInput
 from ....stages.files import load
 from ....stages.inputs.canvas import Canvas
 from ....stages.nets import encoder, previewer, stage_a
-from ..out_of_memory import explained, is_out_of_memory
-from ..report.card import StageReport, weights_of
-from ..report.measure import measured
+from ..out_of_memory import explain_out_of_memory, is_out_of_memory
+from ..report.card import StageReport, find_weights_path
+from ..report.measure import measure_work
 from .backend import backend_for
 from .load import Loaded
 from .model import check_finite
@@ -332,7 +332,7 @@ def decode(vae: Any, samples: Tensor, tile_size: int = 0) -> Tensor:
     if image is None:  # asked for, or out of memory; the handler's traceback would keep the failed run's tensors alive
         height, width = (4 * side for side in samples.shape[-2:])
         cells = max(1, (tile_size or FALLBACK_TILE) // 4)
-        with explained(f"Stage A, decoding a {width}x{height} picture in tiles,", LESS_MEMORY):
+        with explain_out_of_memory(f"Stage A, decoding a {width}x{height} picture in tiles,", LESS_MEMORY):
             image = vae.decode_tiled(
                 samples, tile_x=cells, tile_y=cells, overlap=0 if isinstance(vae, StageAVAE) else 16
             )
@@ -341,22 +341,24 @@ def decode(vae: Any, samples: Tensor, tile_size: int = 0) -> Tensor:
 
 def decode_reported(vae: Any, samples: Tensor, tile_size: int = 0) -> tuple[Tensor, StageReport]:
     """As :func:`decode`, with what it took."""
-    with measured(vae.patcher.load_device) as taken:
+    with measure_work(vae.patcher.load_device) as taken:
         image = decode(vae, samples, tile_size)
     count, height, width, _ = image.shape
     settings = (("tile_size", tile_size),) if tile_size else ()
-    return image, StageReport("Stage A", width, height, count, "px", settings, weights_of(vae.patcher)).taking(taken)
+    return image, StageReport("Stage A", width, height, count, "px", settings, find_weights_path(vae.patcher)).taking(
+        taken
+    )
 
 
 def encode(vae: Any, image: Tensor) -> Tensor:
     """Stage B latents (B, 4, H/4, W/4) of pictures (B, H, W, 3)."""
-    with explained("Stage A, encoding a picture,", LESS_MEMORY):
+    with explain_out_of_memory("Stage A, encoding a picture,", LESS_MEMORY):
         return vae.encode(image)
 
 
 def preview(vae: Any, samples: Tensor) -> Tensor:
     """Small pictures (B, 8h, 8w, 3) in [0, 1] of Stage C latents (B, 16, h, w)."""
-    with explained("The Previewer", LESS_MEMORY):
+    with explain_out_of_memory("The Previewer", LESS_MEMORY):
         return vae.decode(samples).clamp(0.0, 1.0)
 
 
@@ -372,7 +374,7 @@ def encode_for_prior(vae: Any, image: Tensor, canvas: Canvas) -> Tensor:
 
 def encode_picture(vae: Any, image: Tensor) -> Tensor:
     """Stage C latents (B, 16, H/32, W/32) of pictures (B, H, W, 3) as they are."""
-    with explained("The image encoder", LESS_MEMORY):
+    with explain_out_of_memory("The image encoder", LESS_MEMORY):
         return vae.encode(image)
 
 

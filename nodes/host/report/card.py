@@ -59,7 +59,7 @@ class StageReport:
             "unit": self.unit,
             "pictures": self.pictures,
             **dict(self.settings),
-            "model": file_name(self.weights),
+            "model": strip_folder(self.weights),
             "patched_weights": self.patched,
             "seconds": round(self.seconds, 3),
             "peak_memory": self.peak_memory,
@@ -67,7 +67,7 @@ class StageReport:
 
     def describe(self) -> str:
         """One line."""
-        settings = ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in self.settings)
+        settings = ", ".join(f"{name.replace('_', ' ')} {format_setting(value)}" for name, value in self.settings)
         memory = "" if self.peak_memory is None else f", peak memory {self.peak_memory / GIB:.2f} GiB"
         patched = f", {self.patched} weights changed by LoRAs or merging" if self.patched else ""
         of = f"{self.pictures} × " if self.pictures > 1 else ""
@@ -80,35 +80,35 @@ class StageReport:
 Reports = tuple[StageReport, ...]
 
 
-def number(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting's value without needless digits."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def file_name(path: str | None) -> str | None:
+def strip_folder(path: str | None) -> str | None:
     """The name of a file without its folder."""
     return None if path is None else os.path.basename(path)
 
 
-def reports_of(latent: dict[str, Any] | None) -> Reports:
+def find_reports(latent: dict[str, Any] | None) -> Reports:
     """The reports that a latent carries; none where another node made it."""
     found = (latent or {}).get(REPORT, ())
     return tuple(each for each in found if isinstance(each, StageReport))
 
 
-def with_reports(latent: dict[str, Any], *reports: StageReport) -> dict[str, Any]:
+def attach_reports(latent: dict[str, Any], *reports: StageReport) -> dict[str, Any]:
     """A copy of ``latent`` that carries ``reports``."""
     return {**latent, REPORT: reports}
 
 
-def shown(report: StageReport) -> dict[str, Any]:
+def show_report(report: StageReport) -> dict[str, Any]:
     """What a node sends to the user interface about its own work."""
     return {REPORT: [report.as_dict()]}
 
 
-def weights_of(patcher: Any) -> str | None:
+def find_weights_path(patcher: Any) -> str | None:
     """The file that a model was loaded from, by us or by core: both note it for loading it a second time."""
     factory = getattr(patcher, "cached_patcher_init", None)
     paths = [value for value in (factory[1] if factory else ()) if isinstance(value, str) and os.path.isabs(value)]
@@ -134,20 +134,23 @@ class ModelFile:
         return f"{self.name}: {size}{digest}. Licence: {self.licence}."
 
 
-def model_files(reports: Iterable[StageReport], hashes: bool) -> list[ModelFile]:
+def list_model_files(reports: Iterable[StageReport], hashes: bool) -> list[ModelFile]:
     """The files behind ``reports``, each once; a file that is gone by now is left out."""
     named = dict.fromkeys(report.weights for report in reports if report.weights)
     paths, known = [path for path in named if os.path.isfile(path)], names.known()
-    digests = hashes_of(paths) if hashes else {}
+    digests = hash_files(paths) if hashes else {}
     return [
         ModelFile(
-            os.path.basename(path), os.path.getsize(path), digests.get(path), licence_of(path, digests.get(path), known)
+            os.path.basename(path),
+            os.path.getsize(path),
+            digests.get(path),
+            find_licence(path, digests.get(path), known),
         )
         for path in paths
     ]
 
 
-def hashes_of(paths: Sequence[str]) -> dict[str, str]:
+def hash_files(paths: Sequence[str]) -> dict[str, str]:
     """The SHA-256 of each file. Those not seen before are read once, under the node's progress bar and its Cancel."""
     bar = comfy.utils.ProgressBar(max(1, sum(os.path.getsize(path) for path in paths) // CHUNK))
 
@@ -159,13 +162,13 @@ def hashes_of(paths: Sequence[str]) -> dict[str, str]:
     return {path: cache.sha256(path, tick) for path in paths}
 
 
-def licence_of(path: str, digest: str | None, known: Catalogue) -> str:
+def find_licence(path: str, digest: str | None, known: Catalogue) -> str:
     """The licence: of the published file with this hash, else as the file says, else of the published file so named."""
     name, size = os.path.basename(path).lower(), os.path.getsize(path)
     for entry in known.entries.values():
         if digest and entry.sha256 == digest:
             return entry.licence.describe()
-    told = licence_inside(path)
+    told = read_licence(path)
     if told:
         return told
     for entry in known.entries.values():
@@ -174,7 +177,7 @@ def licence_of(path: str, digest: str | None, known: Catalogue) -> str:
     return "unknown; ask whoever published the file"
 
 
-def licence_inside(path: str) -> str | None:
+def read_licence(path: str) -> str | None:
     """What a safetensors file says of its licence, under the usual names."""
     try:
         metadata = read_header(path).metadata
@@ -183,7 +186,7 @@ def licence_inside(path: str) -> str | None:
     return next((metadata[key] for key in ("modelspec.license", "license", "licence") if metadata.get(key)), None)
 
 
-def card(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = None) -> dict[str, Any]:
+def make_card(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = None) -> dict[str, Any]:
     """The whole report as plain values; ``size`` is (pictures, width, height) of the finished pictures, if known."""
     picture = None if size is None else dict(zip(("pictures", "width", "height"), size))
     return {
@@ -191,11 +194,11 @@ def card(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = Non
         "picture": picture,
         "seconds": round(sum(report.seconds for report in reports), 3),
         "stages": [report.as_dict() for report in reports],
-        "models": [file.as_dict() for file in model_files(reports, hashes)],
+        "models": [file.as_dict() for file in list_model_files(reports, hashes)],
     }
 
 
-def card_text(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = None) -> str:
+def write_card(reports: Reports, hashes: bool, size: tuple[int, int, int] | None = None) -> str:
     """The whole report in lines to read."""
     lines = []
     if size is not None:
@@ -203,5 +206,5 @@ def card_text(reports: Reports, hashes: bool, size: tuple[int, int, int] | None 
     lines += [report.describe() for report in reports]
     if len(reports) > 1:
         lines.append(f"Together: {sum(report.seconds for report in reports):.2f} s.")
-    lines += [file.describe() for file in model_files(reports, hashes)]
+    lines += [file.describe() for file in list_model_files(reports, hashes)]
     return "\n".join(lines)

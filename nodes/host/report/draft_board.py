@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ....stages.errors import WrongInput
-from .card import reports_of
+from .card import find_reports
 
 STRIP, GAP = 22, 6
 """Pixels of the line below each draft, and between drafts."""
@@ -41,17 +41,17 @@ class Draft:
         return f"{self.number}" if self.seed is None else f"{self.number}    seed {self.seed}"
 
 
-def places_of(latent: dict[str, Any]) -> list[int]:
+def find_places(latent: dict[str, Any]) -> list[int]:
     """The place of each picture in the batch that it was sampled in."""
     count = latent["samples"].shape[0]
     given = list(latent.get("batch_index") or [])
     return (given + list(range(count)))[:count] if len(given) < count else given[:count]
 
 
-def seeds_of(latent: dict[str, Any]) -> list[int | None]:
+def find_seeds(latent: dict[str, Any]) -> list[int | None]:
     """The seed that makes each picture alone, as the last Stage C report of the latent says; None where none does."""
-    places = places_of(latent)
-    runs = [report for report in reports_of(latent) if report.stage == "Stage C"]
+    places = find_places(latent)
+    runs = [report for report in find_reports(latent) if report.stage == "Stage C"]
     seed = runs[-1].setting("seed") if runs else None
     if seed is None:
         return [None] * len(places)
@@ -59,7 +59,7 @@ def seeds_of(latent: dict[str, Any]) -> list[int | None]:
     return [(runs[-1].setting("variation_seed") if varied else seed) + place for place in places]
 
 
-def chosen_numbers(text: str, count: int) -> list[int]:
+def parse_numbers(text: str, count: int) -> list[int]:
     """The numbers in a text such as "1,3" or "2-4", in that order and each once; none for an empty text."""
     numbers: list[int] = []
     for part in re.split(r"[\s,;]+", text.strip()):
@@ -81,10 +81,10 @@ def chosen_numbers(text: str, count: int) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def picked(latent: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
+def pick_drafts(latent: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
     """A copy of ``latent`` with only those pictures; each keeps its place in the batch, from which its noise follows."""
     indices = [number - 1 for number in numbers]
-    places = places_of(latent)
+    places = find_places(latent)
     out = {**latent, "samples": latent["samples"][indices], "batch_index": [places[index] for index in indices]}
     mask = latent.get("noise_mask")
     if mask is not None and mask.shape[0] > 1:
@@ -92,9 +92,9 @@ def picked(latent: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
     return out
 
 
-def layout(latent: dict[str, Any], numbers: list[int], size: tuple[int, int], columns: int) -> list[Draft]:
+def place_drafts(latent: dict[str, Any], numbers: list[int], size: tuple[int, int], columns: int) -> list[Draft]:
     """Where each draft of ``size`` (width, height) stands on a sheet; ``columns`` 0 makes it about square."""
-    seeds, places = seeds_of(latent), places_of(latent)
+    seeds, places = find_seeds(latent), find_places(latent)
     columns = columns or math.ceil(math.sqrt(len(seeds) * size[1] / size[0]))
     columns = max(1, min(columns, len(seeds)))
     return [
@@ -111,7 +111,7 @@ def layout(latent: dict[str, Any], numbers: list[int], size: tuple[int, int], co
     ]
 
 
-def contact_sheet(pictures: Tensor, drafts: list[Draft]) -> Tensor:
+def draw_sheet(pictures: Tensor, drafts: list[Draft]) -> Tensor:
     """One picture (1, H, W, 3) of all ``pictures`` (B, h, w, 3) with their numbers and seeds; chosen ones are framed."""
     width = max(draft.left + draft.width for draft in drafts) + GAP
     height = max(draft.top + draft.height for draft in drafts) + STRIP + GAP
@@ -129,7 +129,7 @@ def contact_sheet(pictures: Tensor, drafts: list[Draft]) -> Tensor:
     return torch.from_numpy(np.array(sheet)).float().div(255)[None]
 
 
-def shown(drafts: list[Draft], sheet: Tensor) -> dict[str, Any]:
+def show_drafts(drafts: list[Draft], sheet: Tensor) -> dict[str, Any]:
     """What the web extension needs to make the sheet clickable: the places of the drafts in pixels of the sheet."""
     return {
         "cascade_studio_drafts": [
@@ -154,6 +154,6 @@ def shown(drafts: list[Draft], sheet: Tensor) -> dict[str, Any]:
     }
 
 
-def stopped() -> ExecutionBlocker:
+def block_output() -> ExecutionBlocker:
     """An output after which the host runs nothing, without an error."""
     return ExecutionBlocker(None)

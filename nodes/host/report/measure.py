@@ -26,7 +26,7 @@ class Taken:
 
 
 @contextmanager
-def measured(device: torch.device) -> Iterator[Taken]:
+def measure_work(device: torch.device) -> Iterator[Taken]:
     """Measure the body of a ``with``: weights and loading count too.
 
     On a graphics card the peak is what PyTorch allocated on it; elsewhere it is the process's own memory, which is

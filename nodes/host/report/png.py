@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...checkpoints import disk
 from ..latents import picture_size
-from .card import Reports, card
+from .card import Reports, make_card
 
 TEXT = "cascade_studio"
 """Name of our text in a PNG file; it holds JSON."""
@@ -35,7 +35,7 @@ def save_png(
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         disk.for_all_systems(prefix), folder_paths.get_output_directory(), images.shape[2], images.shape[1]
     )
-    texts = png_texts(prompt, extra, card(reports, hashes, picture_size(images)) if reports else None)
+    texts = collect_texts(prompt, extra, make_card(reports, hashes, picture_size(images)) if reports else None)
     saved = []
     for index, image in enumerate(images):
         file = f"{name.replace('%batch_num%', str(index))}_{counter + index:05}_.png"
@@ -45,7 +45,7 @@ def save_png(
     return saved
 
 
-def png_texts(prompt: Any, extra: Mapping[str, Any] | None, report: dict[str, Any] | None) -> PngInfo | None:
+def collect_texts(prompt: Any, extra: Mapping[str, Any] | None, report: dict[str, Any] | None) -> PngInfo | None:
     """The texts of a file; none at all where the host was told to write no metadata."""
     if args.disable_metadata:
         return None

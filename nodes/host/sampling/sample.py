@@ -24,8 +24,8 @@ from ..models.model import OWN_SAMPLER, CascadePrior
 from ..models.regions import REGIONS_KEY
 from ..models.sampling_math import with_shift
 from ..out_of_memory import is_out_of_memory, make_room
-from ..report.card import StageReport, weights_of
-from ..report.measure import measured
+from ..report.card import StageReport, find_weights_path
+from ..report.measure import measure_work
 from .tiles import needed_memory
 
 STEPS = {"ddpm": sampling.ddpm_step, "ddim": sampling.ddim_step, "lcm": sampling.lcm_step}
@@ -201,7 +201,7 @@ def run_reported(
     model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run
 ) -> tuple[Tensor, StageReport]:
     """As :func:`run_stage`, with what it took."""
-    with measured(model.load_device) as taken:
+    with measure_work(model.load_device) as taken:
         samples = run_stage(model, positive, negative, latent, run)
     run = replace(run, shift=shift_of(model, run.shift))
     count, _, height, width = samples.shape
@@ -212,7 +212,7 @@ def run_reported(
         count,
         "cells" if run.stage == "Stage C" else "latents",
         run.settings(),
-        weights_of(model),
+        find_weights_path(model),
         len(model.patches),
     )
     return samples, report.taking(taken)

@@ -31,7 +31,7 @@ from ....stages.training.run import Lesson, Run, add_words
 from ....stages.training.settings import Settings
 from ....stages.training.trainer import Trainer
 from ..models.vae import preview
-from ..out_of_memory import explained, make_room
+from ..out_of_memory import explain_out_of_memory, make_room
 from .weights import encoders, prior_weights, text_weights
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def train_lora(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings:
     lesson = prepared(model, clip, vae, pictures, replace(settings, resolution=pictures.resolution))
     check_memory(lesson)
     make_room()
-    with explained(WHERE, ADVICE), torch.inference_mode(False), torch.enable_grad():
+    with explain_out_of_memory(WHERE, ADVICE), torch.inference_mode(False), torch.enable_grad():
         run = Run(lesson)
         folder = home() / settings.name / run.identity
         show = Show(run, vae, folder / "samples", node)
@@ -91,7 +91,7 @@ def prepared(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings: S
         bar.update_absolute(done, total)
 
     prompt = settings.sample_prompt or pictures.pictures[0].caption
-    with explained(f"{WHERE}, encoding the pictures,", "Close other programs that use the graphics card."):
+    with explain_out_of_memory(f"{WHERE}, encoding the pictures,", "Close other programs that use the graphics card."):
         rows, empty = encoded(pictures, ways, cache, on_item)
         sample = said(prompt, ways, cache)
     config, weights = prior_weights(model)

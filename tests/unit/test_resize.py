@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.inputs.canvas import Canvas, plan
-from stages.inputs.upscale import MODES, enlarged_canvas, resampled_prior
+from stages.inputs.resize import MODES, enlarge_canvas, resample_prior
 
 
 def ramp(canvas: Canvas) -> torch.Tensor:
@@ -27,9 +27,9 @@ def ramp(canvas: Canvas) -> torch.Tensor:
 )
 def test_every_cell_stays_at_its_place(size, factor, compression, mode):
     source = plan(*size)
-    target = enlarged_canvas(source, factor, compression)
+    target = enlarge_canvas(source, factor, compression)
     assert (target.width, target.height) == tuple(round(side * factor) for side in size)
-    moved, expected = resampled_prior(ramp(source), source, target, mode), ramp(target)
+    moved, expected = resample_prior(ramp(source), source, target, mode), ramp(target)
     assert moved.shape[2:] == target.prior_shape()[2:]
     cell = 1 / min(source.prior_width, source.prior_height)
     allowed = {"bilinear": 1e-3, "bicubic": 0.1}[mode] * cell  # PyTorch's cubic bends a straight line a little
@@ -38,22 +38,22 @@ def test_every_cell_stays_at_its_place(size, factor, compression, mode):
 
 def test_nearest_takes_the_cell_below():
     source = plan(1024, 1024)
-    target = enlarged_canvas(source, 2.0)
+    target = enlarge_canvas(source, 2.0)
     samples = torch.randn(2, 16, 24, 24)
-    moved = resampled_prior(samples, source, target, "nearest-exact")
+    moved = resample_prior(samples, source, target, "nearest-exact")
     assert target.prior_width == 48
     assert torch.equal(moved, samples.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 def test_the_same_canvas_is_a_copy():
     canvas, samples = plan(640, 448), torch.randn(1, 16, 11, 15)
-    moved = resampled_prior(samples, canvas, canvas)
+    moved = resample_prior(samples, canvas, canvas)
     assert torch.equal(moved, samples) and moved is not samples
 
 
 def test_bicubic_keeps_more_contrast_than_bilinear():
     torch.manual_seed(0)
     source, samples = plan(1024, 1024), torch.randn(1, 16, 24, 24)
-    target = enlarged_canvas(source, 1.7)
-    sharp, soft = (resampled_prior(samples, source, target, mode).std() for mode in MODES[:2])
+    target = enlarge_canvas(source, 1.7)
+    sharp, soft = (resample_prior(samples, source, target, mode).std() for mode in MODES[:2])
     assert sharp > soft
