@@ -22,7 +22,8 @@ from .unet import CascadeUNet, Run, UNetConfig, joined_tokens
 class StageCConfig(UNetConfig):
     """Shape of a Stage C network; the defaults are the published 3.6B model. See :class:`~.unet.UNetConfig`.
 
-    ``switch_level`` tells for every step between levels whether it halves the size.
+    ``switch_level`` tells for every step between levels whether it halves the size. ``native_side`` is the side in
+    pixels of the pictures that the weights were trained on; the network computes the same with any.
     """
 
     c_in: int = 16
@@ -39,6 +40,7 @@ class StageCConfig(UNetConfig):
     c_clip_text_pooled: int = 1280
     c_clip_img: int = 768
     switch_level: tuple[bool, ...] = (False,)
+    native_side: int = 1024
 
 
 class UpDownBlock2d(nn.Module):

@@ -9,17 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages import from_file
+from stages.files.header import read_header
+from stages.files.identify import identify
 from stages.nets.controlnet import ControlNet
 from stages.nets.encoder import ImageEncoder
 from stages.nets.initial import initialise_unet
-from stages.nets.stage_c import StageC
+from stages.nets.stage_c import StageC, StageCConfig
 from stages.training import export
 from stages.training.frozen_net import frozen_net
 from stages.training.lora_layers import Lora
 from stages.training.objectives import ControlObjective
 from training.mini import canny_controlnet as canny, style_lora, style_measure
-from training.mini.export import _save
-from training.mini.sizes import ENCODER, STAGE_C
+from training.mini.export import FOLDER, _save
+from training.mini.sizes import ENCODER, SIDE, STAGE_C
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -114,3 +116,11 @@ def test_measuring_adds_the_lora_as_a_loader_does(tmp_path):
     before = net.state_dict()
     assert torch.allclose(changed[f"{module}.weight"], before[f"{module}.weight"] + up @ down * 0.5, atol=1e-5)
     assert all(torch.equal(value, changed[name]) for name, value in before.items() if name != f"{module}.weight")
+
+
+def test_mini_says_what_side_it_paints():
+    """The side of its pictures is part of Stage C's config, so that canvas and sampler can tell what suits a model."""
+    path = FOLDER / "diffusion_models" / "cascade_mini_stage_c.safetensors"
+    header = read_header(path)
+    assert identify(header.tensors, header.metadata).config.native_side == SIDE == 256
+    assert StageCConfig().native_side == 1024

@@ -21,9 +21,10 @@ from PIL import Image
 
 from tools.cache import cache_root, is_complete, mark_complete, sha256
 
+from .sizes import SIDE
+
 log = logging.getLogger(__name__)
 
-SIDE = 256
 SPLIT = Path(__file__).with_name("split.json")
 SEED = 20261123
 HELD_PROMPTS, HELD_PAIRS = 200, 2

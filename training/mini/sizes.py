@@ -9,6 +9,9 @@ from stages.nets.stage_a import StageAConfig
 from stages.nets.stage_b import StageBConfig
 from stages.nets.stage_c import StageCConfig
 
+SIDE = 256
+"""Of the pictures that Mini paints, in pixels."""
+
 WIDTH = 192
 """Of text tokens, pooled text and image embeddings."""
 
@@ -53,4 +56,5 @@ STAGE_C = StageCConfig(
     c_clip_text=WIDTH,
     c_clip_text_pooled=WIDTH,
     c_clip_img=WIDTH,
+    native_side=SIDE,
 )
