@@ -7,7 +7,6 @@ by torchrun or accelerate launch, several processes share every batch and reach 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import os
@@ -21,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from commands.models import name_pack
 from stages.errors import CascadeError, WrongFile, WrongInput
 from stages.files import convert, identify, load
 from stages.files.header import load_file
 from stages.nets.encoder import normalise
-from stages.training.cache import Encoders, encoded, fingerprint, said
+from stages.training.cache import Encoders, encode_caption, encode_set, fingerprint
 from stages.training.dataset import TrainingSet, from_folder
 from stages.training.distributed import Crew, from_environment
+from stages.training.pictures_io import draw_losses, read_picture
 from stages.training.run import Lesson, Run, add_words
 from stages.training.settings import Settings, from_dict
 from stages.training.trainer import Trainer
@@ -84,7 +83,7 @@ def read_config(path: Path) -> Config:
 # Models
 
 
-def network(path: str, *kinds: str) -> tuple[Any, dict[str, Tensor]]:
+def read_network(path: str, *kinds: str) -> tuple[Any, dict[str, Tensor]]:
     """Configuration and canonical tensors of the network of one of ``kinds`` in the file at ``path``."""
     tensors, metadata = load_file(path)
     kind = load.require(identify.identify(tensors, metadata), kinds, Path(path).name)
@@ -109,8 +108,8 @@ class Coders:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.device = device
-        self.image = network(config.image_encoder, "encoder", "stage_c_vae")
-        self.text = network(config.text_encoder, "text_encoder")
+        self.image = read_network(config.image_encoder, "encoder", "stage_c_vae")
+        self.text = read_network(config.text_encoder, "text_encoder")
 
     @cache
     def image_net(self) -> nn.Module:
@@ -155,25 +154,22 @@ class Coders:
 # The run
 
 
-def prepared(config: Config, crew: Crew, device: torch.device) -> Lesson:
+def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
     """Check the pictures and encode what was not encoded before; process 0 first, so that the others find it done."""
-    pixels = pixel_files()
-    pictures: TrainingSet = from_folder(
-        config.pictures, pixels.read_picture, config.caption, config.settings.resolution
-    )
+    pictures: TrainingSet = from_folder(config.pictures, read_picture, config.caption, config.settings.resolution)
     coders = Coders(config, device)
     ways, store = coders.encoders(), Path(config.output) / "cache"
     prompt = config.settings.sample_prompt or pictures.pictures[0].caption
     if crew.rank == 0:
         log.info("%s", pictures.report())
-        encoded(pictures, ways, store, told_every(LOG_SECONDS, "encoding pictures"))
+        encode_set(pictures, ways, store, log_every(LOG_SECONDS, "encoding pictures"))
     crew.wait()
-    rows, empty = encoded(pictures, ways, store)
-    stage_c, weights = network(config.stage_c, "stage_c")
+    rows, empty = encode_set(pictures, ways, store)
+    stage_c, weights = read_network(config.stage_c, "stage_c")
     identity = config.settings.identity(fingerprint(weights), pictures.digest, ways.picture_mark, ways.text_mark)
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     lesson = Lesson(
-        config.settings, identity, device, bfloat16, rows, empty, said(prompt, ways, store), stage_c, weights
+        config.settings, identity, device, bfloat16, rows, empty, encode_caption(prompt, ways, store), stage_c, weights
     )
     if config.settings.tokens:
         lesson.text = coders.text
@@ -181,13 +177,7 @@ def prepared(config: Config, crew: Crew, device: torch.device) -> Lesson:
     return lesson
 
 
-def pixel_files() -> Any:
-    """The pack's module that reads picture files."""
-    name_pack()
-    return importlib.import_module("cascade_studio.stages.training.pictures_io")
-
-
-def told_every(seconds: float, what: str) -> Any:
+def log_every(seconds: float, what: str) -> Any:
     """A callback that logs now and then."""
     last = [time.monotonic()]
 
@@ -229,7 +219,7 @@ def run(config: Config, device: str | None = None) -> Path:
     crew = from_environment(kind)
     try:
         place = torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
-        lesson = prepared(config, crew, place)
+        lesson = prepare_run(config, crew, place)
         if crew.rank == 0:
             log.info("%s %d process%s.", lesson.plan(crew.size).describe(), crew.size, "es" if crew.size > 1 else "")
         output, name = Path(config.output), config.settings.name
@@ -254,7 +244,7 @@ def save_plot(losses: Sequence[float], name: str, path: Path) -> None:
     """The losses as a PNG file."""
     from PIL import Image
 
-    plot = pixel_files().loss_plot(losses, name)[0]
+    plot = draw_losses(losses, name)[0]
     Image.fromarray((plot * 255).round().byte().numpy()).save(path)
 
 

@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..stages.training import dataset, pictures_io, settings
 from .host import latents
 from .host.models import vae as vaes
-from .host.training import train, training_files
+from .host.training import train
 
 CATEGORY = "Cascade Studio/training"
 TrainingSet = io.Custom("CASCADE_TRAINING_SET")
@@ -15,7 +15,7 @@ TrainingSettings = io.Custom("CASCADE_TRAINING_SETTINGS")
 DEFAULTS = settings.Settings()
 
 
-def lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     """The lines of a text box."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -74,15 +74,15 @@ class CascadeStudioTrainingSet(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder="", **_) -> str:
-        return training_files.stamp(folder)
+        return train.stamp_folder(folder)
 
     @classmethod
     def execute(cls, folder, captions, resolution, images=None) -> io.NodeOutput:
         if images is not None and not folder.strip():
-            found = dataset.from_batch(images, lines(captions), resolution)
+            found = dataset.from_batch(images, split_lines(captions), resolution)
         else:
-            where = training_files.training_folder(folder)
-            found = dataset.from_folder(where, pictures_io.read_picture, " ".join(lines(captions)), resolution)
+            where = train.training_folder(folder)
+            found = dataset.from_folder(where, pictures_io.read_picture, " ".join(split_lines(captions)), resolution)
         return io.NodeOutput(found, found.report())
 
 
@@ -206,7 +206,7 @@ class CascadeStudioTrainingSettings(io.ComfyNode):
 
     @classmethod
     def execute(cls, blocks, words, **values) -> io.NodeOutput:
-        tokens = [[part.strip() for part in (*line.split("=", 1), "")][:2] for line in lines(words)]
+        tokens = [[part.strip() for part in (*line.split("=", 1), "")][:2] for line in split_lines(words)]
         return io.NodeOutput(
             settings.from_dict(
                 {**values, "blocks": blocks.replace(",", " ").split(), "tokens": tokens}, "Cascade Training Settings"
@@ -308,12 +308,12 @@ class CascadeStudioTrainLora(io.ComfyNode):
     def execute(cls, model, clip, vae, training_set, settings=None, **values) -> io.NodeOutput:
         latents.check_model(model, "Stage C", train.WHERE)
         vaes.expect_stage_c(vae, train.WHERE)
-        chosen = merged(settings, values)
+        chosen = merge_settings(settings, values)
         done = train.train_lora(model, clip, vae, training_set, chosen, str(cls.hidden.unique_id))
         return io.NodeOutput(done.model, done.name, done.plot, ui=ui.PreviewImage(done.plot, cls=cls))
 
 
-def merged(chosen: settings.Settings | None, values: dict) -> settings.Settings:
+def merge_settings(chosen: settings.Settings | None, values: dict) -> settings.Settings:
     """The settings of the advanced node with those of the training node."""
     base = DEFAULTS if chosen is None else chosen
     return settings.from_dict({**base.as_dict(), **values}, "The inputs of Train Cascade LoRA")

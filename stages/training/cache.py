@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import BadValues
 from .checkpoint import write_whole
-from .dataset import TrainingSet, bucket, fitted
+from .dataset import TrainingSet, choose_bucket, fit_to_size
 from .objectives import Row
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Encoders:
     text_mark: str
 
 
-def encoded(
+def encode_set(
     pictures: TrainingSet, encoders: Encoders, cache: Path, on_item: Callable[[int, int], None] | None = None
 ) -> tuple[list[Row], Row]:
     """Rows for :class:`.objectives.StageCObjective`, and the empty prompt; read from the folder ``cache`` if there.
@@ -47,10 +47,10 @@ def encoded(
     """
     rows, total = [], len(pictures.pictures)
     for done, picture in enumerate(pictures.pictures, 1):
-        size = bucket(picture.width, picture.height, pictures.resolution)
+        size = choose_bucket(picture.width, picture.height, pictures.resolution)
 
         def latent(picture=picture, size=size) -> dict[str, Tensor]:
-            made = encoders.picture(fitted(picture.read(), size))[0].detach().float().cpu()
+            made = encoders.picture(fit_to_size(picture.read(), size))[0].detach().float().cpu()
             if not torch.isfinite(made).all():
                 raise BadValues(
                     f"The image encoder gave values that are no numbers for '{picture.name}'. Remove that "
@@ -59,13 +59,13 @@ def encoded(
             return {"latent": made}
 
         key = f"latent {encoders.picture_mark} {picture.digest} {size}"
-        rows.append({**kept(cache, key, latent), **said(picture.caption, encoders, cache)})
+        rows.append({**load_or_make(cache, key, latent), **encode_caption(picture.caption, encoders, cache)})
         if on_item is not None:
             on_item(done, total)
-    return rows, said("", encoders, cache)
+    return rows, encode_caption("", encoders, cache)
 
 
-def said(caption: str, encoders: Encoders, cache: Path) -> Row:
+def encode_caption(caption: str, encoders: Encoders, cache: Path) -> Row:
     """ "text" (N, width) and "pooled" (1, width) of a caption."""
 
     def make() -> dict[str, Tensor]:
@@ -73,10 +73,10 @@ def said(caption: str, encoders: Encoders, cache: Path) -> Row:
         dtype = torch.float16 if text.abs().max() < HALF_ROOM else torch.float32
         return {"text": text.to(dtype), "pooled": pooled}
 
-    return kept(cache, f"text {encoders.text_mark} {caption}", make)
+    return load_or_make(cache, f"text {encoders.text_mark} {caption}", make)
 
 
-def kept(folder: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def load_or_make(folder: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What was made for ``key`` before, or now."""
     path = folder / f"{sha256(key.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():

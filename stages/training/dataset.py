@@ -61,7 +61,7 @@ class TrainingSet:
         """How many pictures there are, in which buckets, and which of them are small."""
         sizes: dict[tuple[int, int], int] = {}
         for picture in self.pictures:
-            size = bucket(picture.width, picture.height, self.resolution)
+            size = choose_bucket(picture.width, picture.height, self.resolution)
             sizes[size] = sizes.get(size, 0) + 1
         lines = [
             f"{self.title}: {len(self.pictures)} pictures with captions.",
@@ -93,7 +93,7 @@ def from_folder(folder: str | Path, read: Read, caption: str = "", resolution: i
         )
     found, broken, silent = [], [], []
     for path in files:
-        words = caption_of(path) or caption.strip()
+        words = read_caption(path) or caption.strip()
         if not words:
             silent.append(path.name)
         try:
@@ -135,7 +135,7 @@ def from_batch(images: Tensor, captions: Sequence[str], resolution: int = 768) -
     return TrainingSet("The batch", tuple(found), resolution)
 
 
-def caption_of(path: Path) -> str:
+def read_caption(path: Path) -> str:
     """The text beside a picture, on one line; "" where there is none."""
     text = path.with_suffix(".txt")
     try:
@@ -144,7 +144,7 @@ def caption_of(path: Path) -> str:
         return ""
 
 
-def bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
+def choose_bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
     """Width and height, whole cells, of the bucket whose shape is nearest to ``width`` x ``height``.
 
     For the ratio r: floor(resolution · r^±(1/2) / 32) · 32, as officially.
@@ -155,7 +155,7 @@ def bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
     return tuple(max(CELL, int(side + 1e-6) // CELL * CELL) for side in sides)
 
 
-def fitted(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def fit_to_size(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """RGB (3, H, W) uint8 → (1, 3, h, w) in [0, 1] that fills ``size`` (width, height), its middle kept."""
     width, height = size
     image = pixels[None].float() / 255

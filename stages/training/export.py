@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .checkpoint import write_whole
-from .lora_layers import QKV, Lora, attention_names, flat
+from .lora_layers import QKV, Lora, attention_names, flatten_name
 from .settings import Settings
 
 PREFIX = {"stage_c": "lora_prior_unet_", "stage_b": "lora_unet_"}
@@ -39,7 +39,7 @@ def official_names(lora: Lora, weights: dict[str, Tensor], net: nn.Module) -> di
     pairs = {key: (up, down) for key, up, down in lora.pairs(weights)}
     tensors: dict[str, Tensor] = {}
     for number, name in enumerate(attention_names(net)):
-        out, parts = pairs[flat(f"{name}.out_proj")], [pairs[flat(f"{name}.{part}")] for part in QKV]
+        out, parts = pairs[flatten_name(f"{name}.out_proj")], [pairs[flatten_name(f"{name}.{part}")] for part in QKV]
         fused = torch.cat([up for up, _ in parts]), parts[0][1]
         for index, (up, down) in ((2 * number, out), (2 * number + 1, fused)):
             tensors[f"weights.{index}.lora_up"], tensors[f"weights.{index}.lora_down"] = up * lora.alpha, down
@@ -75,7 +75,7 @@ def save_lora(
     write_whole(path, lambda draft: save_file(compact, draft, metadata=told))
 
 
-def run_of(path: Path) -> str:
+def read_run(path: Path) -> str:
     """The identity of the run that wrote ``path``; "" for files that were made otherwise."""
     try:
         with safe_open(path, "pt") as file:
@@ -84,10 +84,10 @@ def run_of(path: Path) -> str:
         return ""
 
 
-def free_path(folder: Path, name: str, identity: str) -> Path:
+def find_free_path(folder: Path, name: str, identity: str) -> Path:
     """Where the run ``identity`` may write ``name``.safetensors: files of other origin are never replaced."""
     number, path = 1, folder / f"{name}.safetensors"
-    while path.exists() and run_of(path) != identity:
+    while path.exists() and read_run(path) != identity:
         number += 1
         path = folder / f"{name}_{number}.safetensors"
     return path

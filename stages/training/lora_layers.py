@@ -46,7 +46,7 @@ class Lora(nn.Module):
         self.rank, self.alpha = rank, alpha
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         self.layers: dict[str, str] = {}
-        found = list(trainable(net, blocks))
+        found = list(find_layers(net, blocks))
         if not found:
             raise WrongInput(
                 f"No layer of this model has {' or '.join(blocks)} in its name, so there is nothing to "
@@ -54,7 +54,7 @@ class Lora(nn.Module):
                 ".mapper (noise level)."
             )
         for name, layer in found:
-            key, down_key = flat(name), flat(_fused(name) if shared else name)
+            key, down_key = flatten_name(name), flatten_name(_fused(name) if shared else name)
             rows, columns = layer.weight.shape[:2]
             at = {"dtype": torch.float32, "device": layer.weight.device}
             if down_key not in self.down:
@@ -73,7 +73,7 @@ class Lora(nn.Module):
             yield key, weights[f"up.{key}"], weights[f"down.{down_key}"]
 
 
-def trainable(net: nn.Module, blocks: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+def find_layers(net: nn.Module, blocks: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
     """Linear layers and 1x1 convolutions of ``net`` with a part of ``blocks`` in their name."""
     for name, module in net.named_modules():
         plain = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
@@ -81,7 +81,7 @@ def trainable(net: nn.Module, blocks: tuple[str, ...]) -> Iterator[tuple[str, nn
             yield name, module
 
 
-def flat(name: str) -> str:
+def flatten_name(name: str) -> str:
     """A module's name as LoRA files spell it."""
     return name.replace(".", "_")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..nets.unet import UNetConfig
 from .frozen_net import CLASSES
-from .lora_layers import trainable
+from .lora_layers import find_layers
 from .settings import Settings
 
 GB = 10**9
@@ -61,18 +61,18 @@ def plan(
     net = CLASSES[kind, False](config, device="meta")
     cells = (settings.resolution // 32) ** 2 if cells is None else cells
     at_once = -(-settings.batch_size // (processes * settings.accumulation))
-    learned = sum(settings.rank * sum(layer.weight.shape[:2]) for _, layer in trainable(net, settings.blocks))
+    learned = sum(settings.rank * sum(layer.weight.shape[:2]) for _, layer in find_layers(net, settings.blocks))
     parts = {
-        "frozen weights": weight_bytes(net, settings.base_on(device)),
+        "frozen weights": count_weight_bytes(net, settings.base_on(device)),
         "LoRA with its optimiser": learned * (LEARNED + (4 if settings.ema else 0)),
-        "activations": activations(config, at_once, cells, settings.checkpointing),
+        "activations": count_activations(config, at_once, cells, settings.checkpointing),
     }
     if text_parameters:
         parts["text encoder"] = 2 * text_parameters + GROUP * 77 * 1280 * 32 * at_once
     return Plan({**parts, "overhead": FIXED})
 
 
-def weight_bytes(net: nn.Module, base: str) -> int:
+def count_weight_bytes(net: nn.Module, base: str) -> int:
     """Bytes of a network's frozen weights as :func:`.frozen.frozen_net` stores them."""
     plain = 4 if base == "fp32" else 2
     total = sum(p.numel() for p in net.parameters()) * plain
@@ -85,7 +85,7 @@ def weight_bytes(net: nn.Module, base: str) -> int:
     return total
 
 
-def activations(config: UNetConfig, batch: int, cells: int, checkpointing: bool) -> int:
+def count_activations(config: UNetConfig, batch: int, cells: int, checkpointing: bool) -> int:
     """Bytes that ``batch`` latents of ``cells`` (of the embedded grid) keep until the way back, and its peak."""
     levels, groups = config.c_hidden, [0] * len(config.c_hidden)
     for way, places in ((0, range(len(levels))), (1, range(len(levels) - 1, -1, -1))):

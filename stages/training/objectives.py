@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from ..nets.controlnet import ControlNet
 from ..nets.stage_a import StageA
-from .losses import epsilon_losses, keep_mask, noised, offset_noise, pyramid_noise, replace_dropped, sample_times
+from .losses import (
+    add_training_noise,
+    epsilon_losses,
+    keep_mask,
+    offset_noise,
+    pyramid_noise,
+    replace_dropped,
+    sample_times,
+)
 
 Row = Mapping[str, Tensor]
 KEEP_IMAGE = 0.1
@@ -31,12 +39,12 @@ class Losses(NamedTuple):
     logsnr: Tensor | None
 
 
-def signature(row: Row) -> tuple[Any, ...]:
+def row_signature(row: Row) -> tuple[Any, ...]:
     """Rows with equal signatures can be stacked."""
     return tuple((name, tuple(row[name].shape)) for name in sorted(row))
 
 
-def stacked(rows: Sequence[Row], name: str) -> Tensor:
+def stack_rows(rows: Sequence[Row], name: str) -> Tensor:
     """One tensor (B, ...) of all rows, float32 on the CPU where it is of floats."""
     values = torch.stack([row[name] for row in rows])
     return values.float() if values.is_floating_point() else values
@@ -63,11 +71,11 @@ class DiffusionObjective:
 
     def losses(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> Losses:
         """Losses of ``rows``, which have one signature."""
-        x0 = stacked(rows, "latent")
+        x0 = stack_rows(rows, "latent")
         t = torch.cat([sample_times(1, g) for g in generators])
         noise = torch.cat([self.noise(x0[i : i + 1].shape, g) for i, g in enumerate(generators)])
         conditions = self.conditions(rows, generators)
-        seen = noised(x0, noise, t, self.shift)  # on the CPU, for the same digits everywhere
+        seen = add_training_noise(x0, noise, t, self.shift)  # on the CPU, for the same digits everywhere
         device = torch.device(self.device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             predicted = self.predict(
@@ -99,19 +107,19 @@ class StageCObjective(DiffusionObjective):
     """Rows: "latent" (16, h, w), "text" (N, width), "pooled" (1, width), and if there is one "image" (1, width)."""
 
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        text, pooled = stacked(rows, "text"), stacked(rows, "pooled")
+        text, pooled = stack_rows(rows, "text"), stack_rows(rows, "pooled")
         keep = self.keep(generators, self.drop_text)
         conditions = {
-            "clip_text": replace_dropped(text, keep, repeated(self.empty["text"], text.shape[1])),
+            "clip_text": replace_dropped(text, keep, repeat_tokens(self.empty["text"], text.shape[1])),
             "clip_text_pooled": replace_dropped(pooled, keep, self.empty["pooled"].float()),
         }
         if "image" in rows[0]:
             seen = self.keep(generators, 1 - KEEP_IMAGE)
-            conditions["clip_img"] = replace_dropped(stacked(rows, "image"), seen)
+            conditions["clip_img"] = replace_dropped(stack_rows(rows, "image"), seen)
         return conditions
 
 
-def repeated(text: Tensor, count: int) -> Tensor:
+def repeat_tokens(text: Tensor, count: int) -> Tensor:
     """The empty prompt's tokens (N, width) as often as a longer prompt has room for: (count, width)."""
     times = -(-count // len(text))
     return text.float().repeat(times, 1)[:count]
@@ -122,8 +130,11 @@ class StageBObjective(DiffusionObjective):
 
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         keep = self.keep(generators, self.drop_text)
-        pooled = replace_dropped(stacked(rows, "pooled"), keep, self.empty["pooled"].float())
-        return {"effnet": replace_dropped(stacked(rows, "effnet"), self.keep(generators, DROP_EFFNET)), "clip": pooled}
+        pooled = replace_dropped(stack_rows(rows, "pooled"), keep, self.empty["pooled"].float())
+        return {
+            "effnet": replace_dropped(stack_rows(rows, "effnet"), self.keep(generators, DROP_EFFNET)),
+            "clip": pooled,
+        }
 
 
 @dataclass(eq=False)
@@ -133,7 +144,7 @@ class ControlObjective(StageCObjective):
     controlnet: ControlNet | None = None
 
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return {**super().conditions(rows, generators), "hint": stacked(rows, "hint")}
+        return {**super().conditions(rows, generators), "hint": stack_rows(rows, "hint")}
 
     def predict(self, x: Tensor, r: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         told = dict(conditions)

@@ -29,7 +29,7 @@ def read_picture(path: Path) -> Tensor:
     return torch.from_numpy(pixels).movedim(-1, 0).contiguous()
 
 
-def loss_plot(losses: Sequence[float], title: str) -> Tensor:
+def draw_losses(losses: Sequence[float], title: str) -> Tensor:
     """The losses of all steps (thin) and their running mean (bold) as a picture (1, H, W, 3) in [0, 1]."""
     image = Image.new("RGB", (WIDE, HIGH), WHITE)
     draw = ImageDraw.Draw(image)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
 from ..errors import BadValues
 from ..files.clip import TextConfig
 from ..nets.stage_c import StageCConfig
@@ -19,11 +20,10 @@ from .distributed import ALONE, Crew
 from .frozen_net import frozen_net
 from .lora_layers import Lora
 from .memory import Plan, plan
-from .objectives import Row, StageCObjective
-from .samples import painted
+from .objectives import Row, StageCObjective, repeat_tokens
 from .settings import Settings
 from .trainer import Trainer
-from .words import TABLE, Tokenizer, Word, Words, WordsObjective, learned_words, text_tower, token_ids
+from .words import TABLE, Tokenizer, Word, Words, WordsObjective, find_words, text_tower, token_ids
 
 
 @dataclass
@@ -67,8 +67,8 @@ class Run:
     def __init__(self, lesson: Lesson, crew: Crew = ALONE) -> None:
         settings = self.settings = lesson.settings
         self.lesson, self.identity = lesson, lesson.identity
-        lesson.rows = [own(row) for row in lesson.rows]
-        lesson.empty, lesson.sample = own(lesson.empty), own(lesson.sample)
+        lesson.rows = [copy_row(row) for row in lesson.rows]
+        lesson.empty, lesson.sample = copy_row(lesson.empty), copy_row(lesson.sample)
         base, device = settings.base_on(lesson.device.type), lesson.device
         self.net = frozen_net(
             "stage_c", lesson.config, lesson.weights, base=base, checkpointing=settings.checkpointing, device=device
@@ -165,14 +165,14 @@ class Run:
             made.append((word.text, path.stem))
         return made
 
-    def painted(self) -> Tensor:
+    def paint_latent(self) -> Tensor:
         """A Stage C latent (1, 16, h, w) of the samples' prompt, as the network paints it now."""
         lesson, row, objective = self.lesson, self.lesson.sample, self.trainer.objective
         if isinstance(objective, WordsObjective):
             with torch.no_grad():
                 text, pooled = objective.tower(row["ids"][None].to(lesson.device))
             row = {"text": text[0].cpu(), "pooled": pooled[0].cpu()}
-        return painted(
+        return sample_latent(
             self.net,
             row,
             lesson.empty,
@@ -185,13 +185,47 @@ class Run:
 
 def add_words(lesson: Lesson, captions: Sequence[str], prompt: str, tokenizer: Tokenizer) -> None:
     """Give ``lesson``, which has the text encoder, the words of its settings and the token ids of its captions."""
-    lesson.words = learned_words(lesson.settings.tokens, tokenizer, lesson.text[0].vocab_size)
+    lesson.words = find_words(lesson.settings.tokens, tokenizer, lesson.text[0].vocab_size)
     for row, caption in zip(lesson.rows, captions):
         row["ids"] = token_ids(caption, lesson.words, tokenizer)
     lesson.empty["ids"] = token_ids("", lesson.words, tokenizer)
     lesson.sample["ids"] = token_ids(prompt, lesson.words, tokenizer)
 
 
-def own(row: Row) -> dict[str, Tensor]:
+def copy_row(row: Row) -> dict[str, Tensor]:
     """A row of ordinary tensors, where it was made under inference mode."""
     return {name: value.clone() for name, value in row.items()}
+
+
+@torch.no_grad()
+def sample_latent(
+    net: nn.Module,
+    row: Row,
+    empty: Row,
+    shape: Sequence[int],
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    cfg: float = 4.0,
+    shift: float = 2.0,
+    device: torch.device | str = "cpu",
+    bfloat16: bool = False,
+) -> Tensor:
+    """The Stage C latent (1, 16, h, w) of one prompt ("text", "pooled") at ``shape`` (16, h, w), sampled officially."""
+    device = torch.device(device)
+    text = row["text"].float()
+    told = {"clip_text": text, "clip_text_pooled": row["pooled"].float()}
+    untold = {"clip_text": repeat_tokens(empty["text"], len(text)), "clip_text_pooled": empty["pooled"].float()}
+    cond, uncond = ({name: value[None].to(device) for name, value in part.items()} for part in (told, untold))
+    start = NoiseStreams([seed]).next((1, *shape)).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        steps_made = sample(
+            paired(net, cond, uncond),
+            start,
+            timesteps=timesteps(steps),
+            shift=shift,
+            guidance=Guidance(cfg),
+            noise=NoiseStreams([seed], 1).next,
+        )
+        *_, last = steps_made
+    return last.x0.float()

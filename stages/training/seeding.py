@@ -22,7 +22,7 @@ def order(seed: int, epoch: int, count: int) -> list[int]:
     return torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
 
 
-def chosen(seed: int, step: int, batch: int, count: int) -> list[int]:
+def choose_pictures(seed: int, step: int, batch: int, count: int) -> list[int]:
     """The pictures of ``step``: the next ``batch`` of the endless list of all epochs' orders."""
     places = range(step * batch, (step + 1) * batch)
     orders = {epoch: order(seed, epoch, count) for epoch in {place // count for place in places}}

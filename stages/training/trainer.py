@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import WrongInput
 from .distributed import ALONE, Crew
-from .losses import EMA, AdaptiveLossWeight, Optimiser, p2_weight, velocity_weight
-from .objectives import Losses, Row, signature
-from .seeding import chosen, generator
+from .losses import AdaptiveLossWeight, p2_weight, velocity_weight
+from .objectives import Losses, Row, row_signature
+from .optimiser import EMA, Optimiser
+from .seeding import choose_pictures, generator
 from .settings import Settings
 
 WINDOW = 10
@@ -34,7 +35,7 @@ class Diverged(Exception):
     """Training has stopped being any good; the text says at which step and how."""
 
 
-def trouble(losses: Sequence[float], nothing: float | None) -> str:
+def find_divergence(losses: Sequence[float], nothing: float | None) -> str:
     """Why these losses of all steps so far must not go on, or ""."""
     if losses and not math.isfinite(losses[-1]):
         return f"the loss of step {len(losses)} is not a number"
@@ -86,7 +87,7 @@ class Trainer:
     def update(self) -> float:
         """One update; returns the mean loss of its pictures. Raises :class:`Diverged` and leaves the weights alone."""
         batch = self.settings.batch_size
-        pictures = chosen(self.settings.seed, self.step, batch, len(self.rows))
+        pictures = choose_pictures(self.settings.seed, self.step, batch, len(self.rows))
         self.optimiser.clear()
         taken = torch.zeros(batch, 2, dtype=torch.float64)  # raw loss and logsnr of every place
         for places in self.parts(pictures):
@@ -117,7 +118,7 @@ class Trainer:
 
     def check(self, losses: Sequence[float]) -> None:
         """Raise :class:`Diverged` where the last of ``losses`` means that."""
-        found = trouble(losses, self.objective.nothing)
+        found = find_divergence(losses, self.objective.nothing)
         if found:
             raise Diverged(found)
 
@@ -128,7 +129,7 @@ class Trainer:
         most = max(1, -(-batch // (crew.size * self.settings.accumulation)))
         alike: dict[Any, list[int]] = {}
         for place in own:
-            alike.setdefault(signature(self.rows[pictures[place]]), []).append(place)
+            alike.setdefault(row_signature(self.rows[pictures[place]]), []).append(place)
         return [places[i : i + most] for places in alike.values() for i in range(0, len(places), most)]
 
     def weights(self, level: Tensor | None, raw: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import WrongInput
 from ..files.clip import TextConfig
 from .frozen_net import FrozenLinear
-from .objectives import Row, StageCObjective, stacked
+from .objectives import Row, StageCObjective, stack_rows
 
 START, END = 49406, 49407
 LENGTH = 77
@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> Sequence[str]: ...
 
 
-def spoken(text: str, tokenizer: Tokenizer) -> list[int]:
+def tokenize(text: str, tokenizer: Tokenizer) -> list[int]:
     """Token ids of plain text, without start and end."""
     ids = list(tokenizer(text)["input_ids"])[1:-1]
     if not all(isinstance(token, int) for token in ids):
@@ -198,7 +198,9 @@ def token_ids(caption: str, words: Sequence[Word], tokenizer: Tokenizer) -> Tens
     for word in words:
         pieces = [part for piece in pieces for part in (_cut(piece, word) if isinstance(piece, str) else [piece])]
     body = [
-        token for piece in pieces for token in ([piece.token] if isinstance(piece, Word) else spoken(piece, tokenizer))
+        token
+        for piece in pieces
+        for token in ([piece.token] if isinstance(piece, Word) else tokenize(piece, tokenizer))
     ][: LENGTH - 2]
     return torch.tensor([START, *body, *[END] * (LENGTH - 1 - len(body))])
 
@@ -210,12 +212,12 @@ def _cut(text: str, word: Word) -> list[str | Word]:
     return parts
 
 
-def learned_words(tokens: Sequence[tuple[str, str]], tokenizer: Tokenizer, rows: int) -> list[Word]:
+def find_words(tokens: Sequence[tuple[str, str]], tokenizer: Tokenizer, rows: int) -> list[Word]:
     """The words of the settings. New ones get the ids after the table's ``rows``; without words to start from, a word
     has to be a token already, whose own row is then trained."""
     words, added = [], 0
     for text, start in tokens:
-        ids = tuple(sorted(set(spoken(start or text, tokenizer))))
+        ids = tuple(sorted(set(tokenize(start or text, tokenizer))))
         if not text.strip() or not ids or not start and len(ids) != 1:
             raise WrongInput(
                 f"The word to learn {text!r} needs words to start from, because the text encoder has no "
@@ -238,7 +240,7 @@ class WordsObjective(StageCObjective):
 
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         keep = self.keep(generators, self.drop_text)
-        return {"ids": torch.where(keep[:, None], stacked(rows, "ids"), self.empty["ids"])}
+        return {"ids": torch.where(keep[:, None], stack_rows(rows, "ids"), self.empty["ids"])}
 
     def predict(self, x: Tensor, r: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         text, pooled = self.tower(conditions["ids"])

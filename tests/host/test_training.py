@@ -129,8 +129,10 @@ def interrupt_after(host: Any, monkeypatch: pytest.MonkeyPatch, steps: int) -> l
 def test_an_interrupted_run_goes_on(host, parts, folder, monkeypatch):
     """Cancel, queue again: nothing is encoded or trained twice, and the file is that of a run without a break."""
     asked = []
-    real = cache.kept
-    monkeypatch.setattr(cache, "kept", lambda folder, key, make: real(folder, key, lambda: asked.append(key) or make()))
+    real = cache.load_or_make
+    monkeypatch.setattr(
+        cache, "load_or_make", lambda folder, key, make: real(folder, key, lambda: asked.append(key) or make())
+    )
     made = interrupt_after(host, monkeypatch, 4)
     graph, node = training(host, parts, folder, name="broken", seed=1)
     result = graph.execute(node[0])
@@ -208,7 +210,7 @@ def test_the_frozen_text_tower_is_the_hosts(host, parts):
 
     tokenizer = parts.clip.tokenizer.clip_g.tokenizer
     config, tensors = weights.text_weights(parts.clip)
-    words = text.learned_words([("[x]", "a dog")], tokenizer, config.vocab_size)
+    words = text.find_words([("[x]", "a dog")], tokenizer, config.vocab_size)
     vocabulary = tokenizer.get_vocab()
     assert words[0].start == tuple(
         sorted(index for name, index in vocabulary.items() if re.search(words[0].pattern, name))

@@ -20,7 +20,7 @@ from stages.diffusion.sampling import alpha_sigma, logsnr, noise_condition
 from stages.nets.initial import initialise_unet
 from stages.nets.stage_b import StageB
 from stages.nets.stage_c import StageC
-from stages.training.losses import Optimiser
+from stages.training.optimiser import Optimiser
 from training.mini import compose, export, generators, language, sizes
 from training.mini.captions import END, START
 from training.mini.data import COLOURS

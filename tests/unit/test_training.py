@@ -16,7 +16,7 @@ from stages.nets.initial import initialise_stage_a, initialise_unet
 from stages.nets.stage_a import ResBlock as StageAResBlock, StageA, StageAConfig
 from stages.nets.stage_b import StageB, StageBConfig
 from stages.nets.stage_c import StageC, StageCConfig
-from stages.training import losses as t
+from stages.training import losses as t, optimiser as optimisers
 
 C = StageCConfig(
     c_cond=128,
@@ -59,7 +59,7 @@ def test_times_cover_the_official_range():
 def test_noised_is_the_schedule(shift):
     table = golden("schedule")
     times, x0, noise = torch.linspace(1, 0, 21), randn(21, 4, 3, 2), randn(21, 4, 3, 2, seed=1)
-    seen = t.noised(x0, noise, times, shift)
+    seen = t.add_training_noise(x0, noise, times, shift)
     a, b = (table[f"{name}_shift{shift}"][:, None, None, None] for name in "ab")
     assert (seen.x - (a * x0 + b * noise)).abs().max() <= 2e-6
     assert (seen.r - table[f"r_shift{shift}"]).abs().max() <= 1e-4
@@ -184,7 +184,7 @@ def test_condition_dropout():
 
 def test_ema_averages_after_its_start():
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).bfloat16()
-    ema = t.EMA(net, decay=0.9, start=1)
+    ema = optimisers.EMA(net, decay=0.9, start=1)
     values = []
     for step in range(3):
         nn.init.constant_(net[0].weight, float(step + 1))
@@ -192,7 +192,7 @@ def test_ema_averages_after_its_start():
         ema.update(net)
         values.append(float(ema.tensors["0.weight"][0, 0]))
     assert values == pytest.approx([1, 1.1, 1.29], rel=1e-6), "float32, although the net is bfloat16"
-    other = t.EMA(net, decay=0.9)
+    other = optimisers.EMA(net, decay=0.9)
     other.load_state_dict(ema.state_dict())
     averaged = other.copy_of(net)
     assert float(averaged[0].weight[0, 0]) == pytest.approx(1.29, rel=4e-3)
@@ -202,7 +202,7 @@ def test_ema_averages_after_its_start():
 
 def test_optimiser_warms_up_and_clips():
     weight = nn.Parameter(torch.zeros(4))
-    optimiser = t.Optimiser([weight], lr=0.1, weight_decay=0.0, warm_up=4)
+    optimiser = optimisers.Optimiser([weight], lr=0.1, weight_decay=0.0, warm_up=4)
     assert optimiser.step(100 * weight.sum()) == pytest.approx(200)
     assert weight.grad.norm() == pytest.approx(1, rel=1e-4)
     assert weight.detach().tolist() == pytest.approx([-0.025] * 4, rel=1e-4), "a quarter of the rate"
@@ -210,7 +210,7 @@ def test_optimiser_warms_up_and_clips():
     assert optimiser.adamw.param_groups[0]["lr"] == pytest.approx(0.025)
     before = weight.detach().clone()
     assert math.isnan(optimiser.step(weight.sum() * math.nan)) and torch.equal(weight, before)
-    twin = t.Optimiser([nn.Parameter(weight.detach().clone())], lr=0.1, weight_decay=0.0, warm_up=4)
+    twin = optimisers.Optimiser([nn.Parameter(weight.detach().clone())], lr=0.1, weight_decay=0.0, warm_up=4)
     twin.load_state_dict(copy.deepcopy(optimiser.state_dict()))
     for one in (optimiser, twin):
         one.step((one.parameters[0] * torch.arange(4.0)).sum())
@@ -259,7 +259,7 @@ def test_a_fresh_unet_predicts_zero_and_learns(config):
         arguments = randn(2, 4, 16, 16), torch.rand(2), randn(2, 16, 3, 3), randn(2, 64)
     else:
         arguments = randn(2, 16, 4, 4), torch.rand(2), randn(2, 7, 64), randn(2, 64)
-    optimiser, losses = t.Optimiser(net.parameters(), lr=4e-3), []
+    optimiser, losses = optimisers.Optimiser(net.parameters(), lr=4e-3), []
     for _ in range(20):
         loss = t.epsilon_losses(net(*arguments), arguments[0]).mean()
         losses.append(float(loss.detach()))

@@ -94,22 +94,22 @@ def test_a_batch_with_captions():
 
 
 def test_buckets_are_the_official_sizes():
-    assert dataset.bucket(500, 500, 768) == (768, 768)
+    assert dataset.choose_bucket(500, 500, 768) == (768, 768)
     for ratio in dataset.RATIOS:
         for r in (ratio, 1 / ratio):
             width, height = (math.floor(math.sqrt(768**2 * s) / 32 + 1e-9) * 32 for s in (r, 1 / r))
-            assert dataset.bucket(round(6000 * r), 6000, 768) == (width, height)
-    assert dataset.bucket(1, 1000, 64) == (32, 128)
-    assert dataset.bucket(256, 256, 192) == (192, 192), "Mini's pictures give six cells"
+            assert dataset.choose_bucket(round(6000 * r), 6000, 768) == (width, height)
+    assert dataset.choose_bucket(1, 1000, 64) == (32, 128)
+    assert dataset.choose_bucket(256, 256, 192) == (192, 192), "Mini's pictures give six cells"
 
 
 def test_pictures_fill_their_bucket_and_keep_their_middle():
     ramp = torch.arange(100, dtype=torch.uint8).expand(3, 50, 100)
-    image = dataset.fitted(ramp, (32, 32))
+    image = dataset.fit_to_size(ramp, (32, 32))
     assert image.shape == (1, 3, 32, 32) and 0 <= image.min() and image.max() <= 1
     assert float(image.mean()) == pytest.approx(49.5 / 255, abs=1e-3)
     assert (image[0, :, 0, -1] - image[0, :, 0, 0])[0] == pytest.approx(50 / 255, rel=0.1), "the middle half"
-    assert torch.equal(dataset.fitted(ramp[..., :50], (50, 50))[0], ramp[..., :50].float() / 255)
+    assert torch.equal(dataset.fit_to_size(ramp[..., :50], (50, 50))[0], ramp[..., :50].float() / 255)
 
 
 # Encoding
@@ -136,18 +136,18 @@ class Encoders:
 def test_pictures_and_captions_are_encoded_once(tmp_path):
     found = dataset.from_folder(write(tmp_path / "set", first="one", second="three"), read, resolution=64)
     encoders, cache, seen = Encoders(), tmp_path / "cache", []
-    rows, empty = encode.encoded(found, encoders.marked(), cache, lambda done, total: seen.append((done, total)))
+    rows, empty = encode.encode_set(found, encoders.marked(), cache, lambda done, total: seen.append((done, total)))
     assert encoders.asked == ["32x64", "one", "64x64", "three", ""] and seen == [(1, 2), (2, 2)]
     assert rows[1]["latent"].shape == (16, 2, 2) and rows[0]["latent"].shape == (16, 2, 1)
     assert rows[1]["text"].float().unique().tolist() == [5] and empty["text"].float().unique().tolist() == [0]
     again = Encoders()
-    same, _ = encode.encoded(found, again.marked(), cache)
+    same, _ = encode.encode_set(found, again.marked(), cache)
     assert again.asked == [] and all(torch.equal(a[name], b[name]) for a, b in zip(rows, same) for name in a)
-    encode.encoded(found, again.marked(text="other"), cache)
+    encode.encode_set(found, again.marked(text="other"), cache)
     assert again.asked == ["one", "three", ""]
     for path in cache.iterdir():
         path.write_bytes(b"torn")
-    encode.encoded(found, again.marked(), cache)
+    encode.encode_set(found, again.marked(), cache)
     assert again.asked[3:] == encoders.asked, "damaged files are made again"
 
 
@@ -156,7 +156,7 @@ def test_bad_latents_are_told_by_name(tmp_path):
     encoders = Encoders()
     encoders.picture = lambda image: torch.full((1, 16, 2, 1), math.nan)
     with pytest.raises(BadValues, match="first.png"):
-        encode.encoded(found, encoders.marked(), tmp_path / "cache")
+        encode.encode_set(found, encoders.marked(), tmp_path / "cache")
 
 
 def test_fingerprints_tell_networks_apart():
@@ -177,11 +177,11 @@ def test_fingerprints_tell_networks_apart():
 
 
 def test_every_epoch_sees_every_picture_once():
-    seen = [index for step in range(6) for index in seeding.chosen(3, step, 5, 10)]
+    seen = [index for step in range(6) for index in seeding.choose_pictures(3, step, 5, 10)]
     epochs = [seen[i : i + 10] for i in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
-    assert seeding.chosen(4, 0, 5, 10) != seeding.chosen(3, 0, 5, 10)
-    assert sorted(seeding.chosen(0, 1, 7, 2))[:3] == [0, 0, 0], "a batch may hold a picture several times"
+    assert seeding.choose_pictures(4, 0, 5, 10) != seeding.choose_pictures(3, 0, 5, 10)
+    assert sorted(seeding.choose_pictures(0, 1, 7, 2))[:3] == [0, 0, 0], "a batch may hold a picture several times"
 
 
 def test_places_have_generators_of_their_own():

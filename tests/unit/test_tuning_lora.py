@@ -16,7 +16,7 @@ from tiny import relative, tiny_net, tiny_weights
 from stages.errors import WrongInput
 from stages.training import export
 from stages.training.frozen_net import FLOAT8, FrozenLinear
-from stages.training.lora_layers import Adapter, Lora, trainable
+from stages.training.lora_layers import Adapter, Lora, find_layers
 from stages.training.settings import ATTENTION
 
 INPUTS = randn(2, 16, 4, 5, seed=1), torch.tensor([0.3, 0.8]), randn(2, 7, 96, seed=2), randn(2, 1, 96, seed=3)
@@ -70,7 +70,7 @@ def test_eight_bits_are_a_quarter_of_the_room_and_near():
 @pytest.mark.parametrize("shared", [False, True])
 def test_adapters_compute_the_merged_weights(blocks, shared):
     net = lessons.net()
-    count = len(list(trainable(net, blocks)))
+    count = len(list(find_layers(net, blocks)))
     lora = lora_of(net, blocks=blocks, shared=shared)
     assert count == len(lora.layers) == sum(isinstance(module, Adapter) for module in net.modules()) > 1
     wanted = tiny_net("stage_c_tiny")
@@ -164,7 +164,7 @@ def test_comfyui_file(tmp_path):
         said = file.metadata()
     assert said["ss_network_dim"] == "2" and said["ss_network_alpha"] == "2.0" and said["ss_steps"] == "6"
     assert json.loads(said[export.SETTINGS])["learning_rate"] == 1e-2
-    assert export.run_of(path) == "run1"
+    assert export.read_run(path) == "run1"
 
 
 def test_official_file_is_the_same_change():
@@ -196,11 +196,13 @@ def test_official_file_is_the_same_change():
 
 def test_files_of_others_are_never_replaced(tmp_path):
     lora = Lora(lessons.net(), 2, 2.0, (ATTENTION,))
-    assert export.free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
+    assert export.find_free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
     for run in ("run1", "run2"):
-        path = export.free_path(tmp_path, "mine", run)
+        path = export.find_free_path(tmp_path, "mine", run)
         export.save_lora(export.comfyui_names(lora, lora.state_dict()), path, export.metadata(SHORT, run, 1))
-    assert path.name == "mine_2.safetensors" and export.free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
+    assert (
+        path.name == "mine_2.safetensors" and export.find_free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
+    )
     (tmp_path / "note.safetensors").write_bytes(b"something else")
-    assert export.free_path(tmp_path, "note", "run1").name == "note_2.safetensors"
+    assert export.find_free_path(tmp_path, "note", "run1").name == "note_2.safetensors"
     assert {p.name for p in tmp_path.iterdir()} == {"mine.safetensors", "mine_2.safetensors", "note.safetensors"}

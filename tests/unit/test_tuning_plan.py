@@ -53,7 +53,7 @@ def test_the_weights_are_what_is_stored():
         net = frozen_net("stage_c", MIDDLE, CLASSES["stage_c", False](MIDDLE).state_dict(), base=base)
         stored = sum(p.numel() * p.element_size() for p in net.parameters())
         stored += sum(m.scale.numel() * 4 for m in net.modules() if getattr(m, "scale", None) is not None)
-        assert plans.weight_bytes(CLASSES["stage_c", False](MIDDLE, device="meta"), base) == stored
+        assert plans.count_weight_bytes(CLASSES["stage_c", False](MIDDLE, device="meta"), base) == stored
 
 
 def test_parts_and_processes_lower_it():
@@ -102,7 +102,7 @@ def test_activations_are_what_the_graph_keeps(monkeypatch):
         monkeypatch.setattr("stages.nets.response._eager_on_cpu", lambda x: on_cpu)
         narrow, wide = kept_bytes(False, True, 12), kept_bytes(False, False, 12)
         assert narrow <= 0.75 * wide
-        assert wide <= plans.activations(MIDDLE, 2, 144, False) - passing <= 1.5 * wide
+        assert wide <= plans.count_activations(MIDDLE, 2, 144, False) - passing <= 1.5 * wide
 
 
 def test_checkpointing_keeps_what_the_groups_hand_on():
@@ -110,4 +110,4 @@ def test_checkpointing_keeps_what_the_groups_hand_on():
     handed_on = 6 * 2 * 144 * 256 * plans.STREAM
     outside = kept_bytes(True, True, 12)
     assert outside <= 0.15 * kept_bytes(False, True, 12)
-    assert handed_on + outside <= plans.activations(MIDDLE, 2, 144, True)
+    assert handed_on + outside <= plans.count_activations(MIDDLE, 2, 144, True)

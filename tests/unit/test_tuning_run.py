@@ -27,7 +27,7 @@ from stages.training import checkpoint as stores
 from stages.training.checkpoint import Store, train
 from stages.training.objectives import ControlObjective, StageAObjective, StageBObjective, StageCObjective
 from stages.training.settings import LOSS_WEIGHTS
-from stages.training.trainer import GROWTH, WINDOW, Diverged, Trainer, trouble
+from stages.training.trainer import GROWTH, WINDOW, Diverged, Trainer, find_divergence
 
 UNIT = Path(__file__).parent
 
@@ -367,12 +367,14 @@ def test_a_huge_learning_rate_is_found_out(tmp_path):
 
 def test_what_counts_as_trouble():
     fine = [0.5] * WINDOW
-    assert trouble([], 1.0) == trouble(fine, 1.0) == trouble([*fine, *[1.4] * WINDOW], 1.0) == ""
-    assert "grew to 1.6" in trouble([*fine, *[1.6] * WINDOW], 1.0)
-    assert trouble([3.0] * 30, 1.0) == "", "a network that starts badly may stay so"
-    assert "grew" in trouble([*fine, *[GROWTH * 0.5 + 0.01] * WINDOW], None)
-    assert "not a number" in trouble([0.5, math.inf], 1.0)
-    assert trouble([*fine, 9.0], 1.0) == "", "one odd batch is not the end"
+    assert (
+        find_divergence([], 1.0) == find_divergence(fine, 1.0) == find_divergence([*fine, *[1.4] * WINDOW], 1.0) == ""
+    )
+    assert "grew to 1.6" in find_divergence([*fine, *[1.6] * WINDOW], 1.0)
+    assert find_divergence([3.0] * 30, 1.0) == "", "a network that starts badly may stay so"
+    assert "grew" in find_divergence([*fine, *[GROWTH * 0.5 + 0.01] * WINDOW], None)
+    assert "not a number" in find_divergence([0.5, math.inf], 1.0)
+    assert find_divergence([*fine, 9.0], 1.0) == "", "one odd batch is not the end"
 
 
 def test_saves_by_time_as_well(tmp_path, monkeypatch):

@@ -42,13 +42,13 @@ def twin() -> Twin:
 
 
 def tower(twin: Twin, tokens=(("[x]", "a dog"),), **options):
-    words = text.learned_words(tokens, WORDS, CONFIG.vocab_size)
+    words = text.find_words(tokens, WORDS, CONFIG.vocab_size)
     learned = text.Words(words, twin.state_dict()[text.TABLE])
     return text.text_tower(CONFIG, twin.state_dict(), learned, **{"base": "fp32", **options}), learned, words
 
 
 def test_captions_become_ids_with_learned_words():
-    words = text.learned_words([("[x]", "a dog a"), ("<y>", "cat"), ("hello", "")], WORDS, 49408)
+    words = text.find_words([("[x]", "a dog a"), ("<y>", "cat"), ("hello", "")], WORDS, 49408)
     assert [(w.token, w.start) for w in words] == [(49408, (101, 103)), (49409, (103,)), (105, (105,))]
     assert [word.pattern for word in words] == [r"^(101\.</w>|103\.</w>)$", r"^(103\.</w>)$", ""]
     ids = text.token_ids("one [x],[X] and <y>", words, WORDS)
@@ -57,7 +57,7 @@ def test_captions_become_ids_with_learned_words():
     assert len(long) == 77 and long[75] == 101 and long[76] == 49407
     for wrong in (("", "dog"), ("two words", ""), ("[x]", " ")):
         with pytest.raises(WrongInput, match="needs words to start from"):
-            text.learned_words([wrong], WORDS, 49408)
+            text.find_words([wrong], WORDS, 49408)
 
 
 def test_the_encoder_is_the_hosts(twin):

@@ -11,7 +11,7 @@ from stages.nets.encoder import ImageEncoder
 from stages.nets.initial import initialise_stage_a
 from stages.nets.previewer import Previewer
 from stages.nets.stage_a import StageA
-from stages.training.losses import EMA, Optimiser
+from stages.training.optimiser import EMA, Optimiser
 
 from .loop import Part, Place, grid
 from .scenes import Scenes, for_encoder

@@ -23,8 +23,8 @@ from commands.train import Progress
 from stages.nets.controlnet import ControlNet, ControlNetConfig
 from stages.training.checkpoint import Store, train
 from stages.training.frozen_net import frozen_net
-from stages.training.losses import Optimiser
-from stages.training.objectives import ControlObjective, Row, StageCObjective, stacked
+from stages.training.objectives import ControlObjective, Row, StageCObjective, stack_rows
+from stages.training.optimiser import Optimiser
 from stages.training.seeding import generator
 from stages.training.settings import Settings
 from stages.training.trainer import Trainer
@@ -88,7 +88,7 @@ def sharpen(control: ControlNet, rows: list[Row], steps: int, batch: int = 32, l
     losses = []
     for step in range(steps):
         drawn = [rows[i] for i in chance.sample(range(len(rows)), min(batch, len(rows)))]
-        hints, latents = (stacked(drawn, name).to(device) for name in ("hint", "latent"))
+        hints, latents = (stack_rows(drawn, name).to(device) for name in ("hint", "latent"))
         with torch.autocast(device.type, torch.bfloat16):
             told = head(control.backbone(hints))
         loss = F.mse_loss(told.float(), latents)

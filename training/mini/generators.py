@@ -18,15 +18,14 @@ from stages.nets.stage_a import StageA
 from stages.nets.stage_b import StageB
 from stages.nets.stage_c import StageC
 from stages.training.losses import (
-    EMA,
-    Optimiser,
+    add_training_noise,
     epsilon_losses,
     keep_mask,
-    noised,
     replace_dropped,
     sample_times,
     velocity_weight,
 )
+from stages.training.optimiser import EMA, Optimiser
 
 from .captions import LENGTH, Fragment, batch_tokens
 from .compose import LARGE
@@ -149,7 +148,7 @@ class DiffusionPart(Part):
         t = sample_times(len(x0), device=x0.device)
         chosen = torch.rand_like(t) < self.NOISY
         t = torch.where(chosen, self.NOISY_FROM + (1 - self.NOISY_FROM) * t, t)
-        seen = noised(x0, torch.randn_like(x0), t)
+        seen = add_training_noise(x0, torch.randn_like(x0), t)
         with self.place.autocast():
             predicted = self.net(seen.x, seen.r, **conditions)
         losses = epsilon_losses(predicted, seen.noise)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from commands.train import Config, Progress, prepared
+from commands.train import Config, Progress, prepare_run
 from stages.training.distributed import ALONE
 from stages.training.run import Run
 from stages.training.settings import Settings
@@ -97,7 +97,7 @@ def train(models: Path, work: Path, style: str, settings: Settings, minutes: flo
             ("image_encoder", PRIOR_CODER),
         )
     }
-    lesson = prepared(
+    lesson = prepare_run(
         Config(**files, pictures=str(folder), output=str(work), settings=settings), ALONE, torch.device(device)
     )
     log.info("%s", lesson.plan().describe())

@@ -7,6 +7,7 @@ anew with that mode switched off.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,12 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ....stages.errors import OutOfMemory
+from ....stages.errors import OutOfMemory, WrongInput
 from ....stages.training import export
-from ....stages.training.cache import encoded, fingerprint, said
-from ....stages.training.dataset import TrainingSet
+from ....stages.training.cache import encode_caption, encode_set, fingerprint
+from ....stages.training.dataset import SUFFIXES, TrainingSet
 from ....stages.training.memory import GB
-from ....stages.training.pictures_io import loss_plot
+from ....stages.training.pictures_io import draw_losses
 from ....stages.training.run import Lesson, Run, add_words
 from ....stages.training.settings import Settings
 from ....stages.training.trainer import Trainer
@@ -61,7 +62,7 @@ def home() -> Path:
 
 def train_lora(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings: Settings, node: str = "") -> Trained:
     """Train on ``pictures``, going on from where an interrupted or crashed run of the same settings was."""
-    lesson = prepared(model, clip, vae, pictures, replace(settings, resolution=pictures.resolution))
+    lesson = prepare_run(model, clip, vae, pictures, replace(settings, resolution=pictures.resolution))
     check_memory(lesson)
     make_room()
     with explain_out_of_memory(WHERE, ADVICE), torch.inference_mode(False), torch.enable_grad():
@@ -69,7 +70,7 @@ def train_lora(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings:
         folder = home() / settings.name / run.identity
         show = Show(run, vae, folder / "samples", node)
         path = run.train(
-            folder, lambda: export.free_path(model_folder("loras"), settings.name, run.identity), show.step
+            folder, lambda: export.find_free_path(model_folder("loras"), settings.name, run.identity), show.step
         )
         for word, stem in run.save_words(model_folder("embeddings"), path.stem):
             log.info("Learned word %s: write embedding:%s in prompts", word, stem)
@@ -78,10 +79,10 @@ def train_lora(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings:
     losses = run.trainer.losses
     del run, show
     comfy.model_management.soft_empty_cache()
-    return Trained(applied, path.name, loss_plot(losses, settings.name))
+    return Trained(applied, path.name, draw_losses(losses, settings.name))
 
 
-def prepared(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings: Settings) -> Lesson:
+def prepare_run(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings: Settings) -> Lesson:
     """Encode what was not encoded before, and look at the model."""
     ways, cache = encoders(clip, vae), home() / "cache"
     bar = comfy.utils.ProgressBar(len(pictures.pictures))
@@ -92,8 +93,8 @@ def prepared(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings: S
 
     prompt = settings.sample_prompt or pictures.pictures[0].caption
     with explain_out_of_memory(f"{WHERE}, encoding the pictures,", "Close other programs that use the graphics card."):
-        rows, empty = encoded(pictures, ways, cache, on_item)
-        sample = said(prompt, ways, cache)
+        rows, empty = encode_set(pictures, ways, cache, on_item)
+        sample = encode_caption(prompt, ways, cache)
     config, weights = prior_weights(model)
     identity = settings.identity(fingerprint(weights), pictures.digest, ways.picture_mark, ways.text_mark)
     device = comfy.model_management.get_torch_device()
@@ -149,10 +150,41 @@ class Show:
         """What the network makes of the samples' prompt now; kept in the run's folder. None without Previewer."""
         if not hasattr(self.vae.first_stage_model, "previewer"):
             return None
-        latent = self.run.painted()
+        latent = self.run.paint_latent()
         with torch.inference_mode():
             pixels = preview(self.vae, latent)[0]
         image = Image.fromarray((pixels.float().cpu() * 255).round().byte().numpy())
         self.folder.mkdir(parents=True, exist_ok=True)
         image.save(self.folder / f"step{step:06d}.png")
         return "PNG", image, SAMPLE_SIDE
+
+
+def training_folder(name: str) -> Path:
+    """The folder ``name`` below the host's input folder; WrongInput for one outside of it."""
+    home = os.path.abspath(folder_paths.get_input_directory())
+    path = os.path.abspath(os.path.join(home, name.strip()))
+    if not name.strip():
+        raise WrongInput(
+            "No folder is named and no images are wired in. Write the name of a folder with pictures "
+            "and captions that lies in ComfyUI's input folder, or wire images into this node."
+        )
+    if path == home or not Path(path).is_relative_to(home):
+        raise WrongInput(
+            f"'{name}' does not lie in ComfyUI's input folder. Put the pictures into a folder there, or "
+            "a link to their folder, and give its name."
+        )
+    return Path(path)
+
+
+def stamp_folder(name: str) -> str:
+    """Changes with every file of a training folder."""
+    try:
+        folder = training_folder(name)
+        entries = [
+            (entry.name, entry.stat())
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
+            if os.path.splitext(entry.name)[1].lower() in {*SUFFIXES, ".txt"}
+        ]
+    except (OSError, WrongInput):
+        return f"{name}:absent"
+    return f"{name}:" + ";".join(f"{entry}:{status.st_size}:{status.st_mtime_ns}" for entry, status in entries)

@@ -19,7 +19,7 @@ from ..models.vae import check_encoder
 PREFIX = "diffusion_model."
 
 
-def stored(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def read_stored(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """``tensors`` of a patcher's model as they came from their file, whatever is loaded now.
 
     Loading casts them, and bakes the LoRAs and hooks of this or another wire into them; the host keeps what was there.
@@ -37,12 +37,12 @@ def stored(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str
     return found
 
 
-def patched(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def read_patched(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """``tensors`` of a patcher's model as a sampler would use them, in plain formats: with the LoRAs on its wire.
 
     The sums are made on the processor, so that they are the same numbers wherever the model happens to be.
     """
-    found = convert.dequantise(stored(patcher, tensors, prefix), None)
+    found = convert.dequantise(read_stored(patcher, tensors, prefix), None)
     for full, patches in patcher.patches.items():
         key = full.removeprefix(prefix)
         if full.startswith(prefix) and key in found:
@@ -54,7 +54,7 @@ def patched(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[st
 def prior_weights(model: Any) -> tuple[StageCConfig, dict[str, Tensor]]:
     """Configuration and canonical tensors of a Stage C MODEL, ours or core's; they are the host's own, not to be kept."""
     net = model.model.diffusion_model
-    tensors = patched(model, net.state_dict(), PREFIX)
+    tensors = read_patched(model, net.state_dict(), PREFIX)
     kind = load.require(identify.identify(tensors), "stage_c", "This MODEL")
     return (net.config if isinstance(net, StageC) else kind.config), convert.normalise(tensors, kind)
 
@@ -62,7 +62,7 @@ def prior_weights(model: Any) -> tuple[StageCConfig, dict[str, Tensor]]:
 def text_weights(clip: Any) -> tuple[TextConfig, dict[str, Tensor]]:
     """Configuration and tensors (names of transformers) of the Stable Cascade text encoder in a CLIP."""
     prefix = "clip_g.transformer."
-    tensors = patched(clip.patcher, clip.cond_stage_model.clip_g.transformer.state_dict(), prefix)
+    tensors = read_patched(clip.patcher, clip.cond_stage_model.clip_g.transformer.state_dict(), prefix)
     kind = load.require(identify.identify(tensors), "text_encoder", "This CLIP")
     return kind.config, convert.normalise(tensors, kind)
 
@@ -99,7 +99,7 @@ def ingredients(patcher: Any, net: torch.nn.Module, prefix: str = "") -> dict[st
 
     ``prefix`` is what the patcher's keys have before those of ``net``.
     """
-    found = stored(patcher, net.state_dict(), prefix)
+    found = read_stored(patcher, net.state_dict(), prefix)
     for number, patches in enumerate((patcher.patches, *patcher.hook_patches.values())):
         for key, entry in patches.items():
             found.update((f"patch {number} {key} {place}", value) for place, value in enumerate(numbers(entry)))
