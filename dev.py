@@ -21,9 +21,13 @@ ROOT = str(Path(__file__).resolve().parent)
 if ROOT not in sys.path:
     sys.path.append(ROOT)
 
+from studio import load_pack  # noqa: E402
+
+load_pack()
+
+from cascade_studio.commands.messages import Stop, say, speak_plainly  # noqa: E402
 from tools.env import Setup, set_up  # noqa: E402
 from tools.hosts import PINS  # noqa: E402
-from tools.messages import Stop, say, speak_plainly  # noqa: E402
 
 
 def _setup(options: argparse.Namespace) -> Setup:
@@ -64,10 +68,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def models(options: argparse.Namespace) -> int:
-    """List, plan, fetch and verify checkpoints: models list | plan PRESET | get PRESET --to DIR | verify DIR."""
-    from commands.models import run_models
-
-    return run_models(lambda: _setup(options), options.arguments)
+    """As ``studio.py models``, in the environment: models list | plan PRESET | get PRESET --to DIR | verify DIR."""
+    return _setup(options).run("studio.py", "models", *options.arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

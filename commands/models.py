@@ -1,4 +1,4 @@
-"""`dev.py models`: the checkpoints without a graph — list them, plan, fetch and verify, for people and for scripts.
+"""`studio.py models`: the checkpoints without a graph — list them, plan, fetch and verify, for people and for scripts.
 
 Exit codes: 0 all is well, 1 it failed (the text says why), 2 wrong usage, 3 files are missing (plan) or wrong (verify).
 """
@@ -6,55 +6,28 @@ Exit codes: 0 all is well, 1 it failed (the text says why), 2 wrong usage, 3 fil
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
 import json
 import os
 import sys
-import types
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-if str(REPOSITORY) not in sys.path:
-    sys.path.append(str(REPOSITORY))
-
-from tools.cache import cache_root  # noqa: E402
-from tools.messages import Stop, say, speak_plainly  # noqa: E402
-
-if TYPE_CHECKING:
-    from tools.env import Setup
+from .messages import Stop, say
+from .places import cache_root, models_folder
 
 EXAMPLES = """for example:
-  dev.py models list                                       presets, files, sizes
-  dev.py models plan lite-bf16 --to ComfyUI/models         what is here, what is missing, what it takes
-  dev.py models get lite-bf16 --to ComfyUI/models          fetch it; the same command goes on after a stop
-  dev.py models get stage_a_ft_hq --to ComfyUI/models      one file
-  dev.py models get all-in-one --to DIR --endpoint URL     from a mirror of Hugging Face
-  dev.py models plan mine --to DIR --catalogue own.json    files of a catalogue of your own
-  dev.py models verify ComfyUI/models                      every checkpoint there by its hash
+  studio.py models list                                     presets, files, sizes
+  studio.py models plan lite-bf16 --to ComfyUI/models       what is here, what is missing, what it takes
+  studio.py models get lite-bf16 --to ComfyUI/models        fetch it; the same command goes on after a stop
+  studio.py models get stage_a_ft_hq --to ComfyUI/models    one file
+  studio.py models get all-in-one --to DIR --endpoint URL   from a mirror of Hugging Face
+  studio.py models plan mine --to DIR --catalogue own.json  files of a catalogue of your own
+  studio.py models verify ComfyUI/models                    every checkpoint there by its hash
 
 The files of the preset cascade-mini come with the pack; nothing is fetched for them.
 CASCADE_STUDIO_OFFLINE, HF_ENDPOINT, HF_TOKEN and proxies are in web/docs/files.md."""
-PACKAGE = "cascade_studio"
 MISSING = 3
-
-
-def name_pack() -> None:
-    """Make the pack importable as a package without its ``__init__``, which needs ComfyUI."""
-    if PACKAGE not in sys.modules:
-        package = types.ModuleType(PACKAGE)
-        package.__path__ = [str(REPOSITORY)]
-        package.__spec__ = importlib.machinery.ModuleSpec(PACKAGE, None, is_package=True)
-        sys.modules[PACKAGE] = package
-
-
-def run_models(set_up: Callable[[], Setup], arguments: list[str]) -> int:
-    """Run one command: ``list`` right here, the others in the environment, which has what they need."""
-    options = parser().parse_args(arguments)
-    if options.command == "list":
-        return main(arguments)
-    return set_up().run("commands/models.py", *arguments)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +42,10 @@ def parser() -> argparse.ArgumentParser:
         "--endpoint", metavar="URL", help="a mirror of Hugging Face (default: HF_ENDPOINT, or the hub itself)"
     )
     made = argparse.ArgumentParser(
-        prog="dev.py models", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="studio.py models",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     folder = "a ComfyUI models folder, or the folder of a ComfyUI"
@@ -77,19 +53,20 @@ def parser() -> argparse.ArgumentParser:
     plan = commands.add_parser(
         "plan", parents=[common, chosen], help="what of it is here, what is missing, what it takes"
     )
-    plan.add_argument("--to", metavar="DIR", help=f"{folder} (default: that of COMFYUI_PATH)")
+    plan.add_argument(
+        "--to", metavar="DIR", help=f"{folder} (default: the ComfyUI that holds this pack, or COMFYUI_PATH)"
+    )
     get = commands.add_parser("get", parents=[common, chosen, net], help="fetch what is missing")
-    get.add_argument("--to", metavar="DIR", required=True, help=folder)
+    get.add_argument("--to", metavar="DIR", help=f"{folder} (default: as for plan)")
     verify = commands.add_parser("verify", parents=[common], help="check every checkpoint below a folder by its hash")
     verify.add_argument("folder", metavar="DIR")
     return made
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run one command in this process; returns its exit code."""
     options = parser().parse_args(arguments)
-    name_pack()
-    from cascade_studio.nodes.checkpoints.errors import CheckpointError, Interrupted
+    from ..nodes.checkpoints.errors import CheckpointError, Interrupted
 
     try:
         return COMMANDS[options.command](options)
@@ -99,7 +76,7 @@ def main(arguments: list[str]) -> int:
     except (CheckpointError, Stop) as error:
         if options.json:
             out({"error": str(error)})
-        say(f"dev.py models: {error}")
+        say(f"studio.py models: {error}")
         return 1
 
 
@@ -109,7 +86,7 @@ def out(answer: Any) -> None:
 
 
 def show_list(options: argparse.Namespace) -> int:
-    from cascade_studio.nodes.checkpoints import catalogue, disk
+    from ..nodes.checkpoints import catalogue, disk
 
     known = catalogue.load(options.catalogue)
     if options.json:
@@ -153,18 +130,9 @@ def as_json(entry: Any) -> dict[str, Any]:
     return {**{name: getattr(entry, name) for name in names}, "licence": entry.licence.describe()}
 
 
-def models_folder(given: str | None) -> Path:
-    """The models folder that ``--to`` or COMFYUI_PATH means."""
-    given = given or os.environ.get("COMFYUI_PATH")
-    if not given:
-        raise Stop("Say where the models are: --to DIR, a ComfyUI models folder, or set COMFYUI_PATH.")
-    folder = Path(given).expanduser().resolve()
-    return folder / "models" if (folder / "models").is_dir() and (folder / "main.py").is_file() else folder
-
-
 def the_plan(options: argparse.Namespace) -> tuple[Any, Any]:
-    from cascade_studio.nodes.checkpoints import catalogue, find, plan
-    from cascade_studio.nodes.checkpoints.hashes import HashCache
+    from ..nodes.checkpoints import catalogue, find, plan
+    from ..nodes.checkpoints.hashes import HashCache
 
     known = catalogue.load(options.catalogue)
     roots, hashes = find.models_roots(models_folder(options.to)), HashCache(cache_root() / "hashes.json")
@@ -179,8 +147,8 @@ def show_plan(options: argparse.Namespace) -> int:
 
 
 def get(options: argparse.Namespace) -> int:
-    from cascade_studio.nodes.checkpoints import fetch, settings
-    from cascade_studio.nodes.checkpoints.addresses import check_url
+    from ..nodes.checkpoints import fetch, settings
+    from ..nodes.checkpoints.addresses import check_url
 
     if options.endpoint:
         check_url(options.endpoint, "address in --endpoint")
@@ -242,8 +210,8 @@ class Line:
 
 
 def verify(options: argparse.Namespace) -> int:
-    from cascade_studio.nodes.checkpoints import catalogue, verify as check
-    from cascade_studio.nodes.checkpoints.hashes import HashCache
+    from ..nodes.checkpoints import catalogue, verify as check
+    from ..nodes.checkpoints.hashes import HashCache
 
     folder = Path(options.folder).expanduser().resolve()
     if not folder.is_dir():
@@ -261,7 +229,3 @@ def verify(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {"list": show_list, "plan": show_plan, "get": get, "verify": verify}
-
-if __name__ == "__main__":
-    speak_plainly()
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Train a LoRA from the command line: python3 dev.py run -m commands.train --config FILE. See README.md beside this file.
+"""Train a LoRA from the command line: ``studio.py train --config FILE``. See docs/training.md.
 
 The file is JSON: "settings" are those of the nodes (stages/training/settings.py), the rest says where things lie. Started
 by torchrun or accelerate launch, several processes share every batch and reach the same result.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,20 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.errors import CascadeError, WrongFile, WrongInput
-from stages.files import convert, identify, load
-from stages.files.header import load_file
-from stages.nets.encoder import normalise
-from stages.training.cache import Encoders, encode_caption, encode_set, fingerprint
-from stages.training.dataset import TrainingSet, from_folder
-from stages.training.distributed import Crew, from_environment
-from stages.training.pictures_io import draw_losses, read_picture
-from stages.training.run import Lesson, Run, add_words
-from stages.training.settings import Settings, from_dict
-from stages.training.trainer import Trainer
-from stages.training.words import Words, text_tower, token_ids
+from ..stages.errors import CascadeError, WrongFile, WrongInput
+from ..stages.files import convert, identify, load
+from ..stages.files.header import load_file
+from ..stages.nets.encoder import normalise
+from ..stages.training.cache import Encoders, encode_caption, encode_set, fingerprint
+from ..stages.training.dataset import TrainingSet, from_folder
+from ..stages.training.distributed import Crew, from_environment
+from ..stages.training.pictures_io import draw_losses, read_picture
+from ..stages.training.run import Lesson, Run, add_words
+from ..stages.training.settings import Settings, from_dict
+from ..stages.training.trainer import Trainer
+from ..stages.training.words import Words, text_tower, token_ids
+from .places import find_comfyui
 
-log = logging.getLogger("commands.train")
+log = logging.getLogger(__name__)
 
 LOG_SECONDS = 10
 
@@ -97,10 +97,14 @@ def tokenizer() -> Any:
     """CLIP's tokenizer, from the host's files."""
     from transformers import CLIPTokenizer
 
-    root = os.environ.get("CASCADE_STUDIO_HOST_PATH")
-    if not root:
-        raise SystemExit("The host's tokenizer is needed: start with 'python3 dev.py run', also for several processes.")
-    return CLIPTokenizer.from_pretrained(Path(root) / "comfy" / "sd1_tokenizer")
+    root = find_comfyui(models=False)
+    files = root / "comfy" / "sd1_tokenizer" if root else None
+    if files is None or not files.is_dir():
+        raise WrongFile(
+            f"ComfyUI's tokenizer is needed, and {files or 'no ComfyUI around this pack'} is not there. Set COMFYUI_PATH "
+            "to the folder of your ComfyUI."
+        )
+    return CLIPTokenizer.from_pretrained(files)
 
 
 class Coders:
@@ -248,14 +252,14 @@ def save_plot(losses: Sequence[float], name: str, path: Path) -> None:
     Image.fromarray((plot * 255).round().byte().numpy()).save(path)
 
 
-def main() -> int:
-    """Read the command line and train."""
-    parser = argparse.ArgumentParser(prog="commands.train", description=__doc__.split("\n")[0])
+def main(arguments: Sequence[str]) -> int:
+    """Read the command line and train; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="studio.py train", description=__doc__.split("\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="the JSON file")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads of a process (default: all)")
     parser.add_argument("--steps", type=int, help="other than in the file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -271,7 +275,3 @@ def main() -> int:
         log.info("Stopped. The same command goes on from here.")
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

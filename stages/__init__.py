@@ -1,62 +1,38 @@
-"""Stable Cascade in plain PyTorch: its networks, its diffusion and its files. Knows nothing of any host."""
+"""Stable Cascade in plain PyTorch: its networks, its diffusion and its files. Knows nothing of any host.
+
+The names below are the ones to start from. They are imported when first asked for, so that what needs no network
+(``stages.errors``, the file lists) does not wait for torch.
+"""
 
 from __future__ import annotations
 
-from .errors import BadValues, CascadeError, OutOfMemory, WrongFile, WrongInput
-from .files.convert import dequantise, normalise, to_comfyui, to_diffusers, to_official
-from .files.header import Header, load_file, read_header
-from .files.identify import FileKind, PriorCoderConfig, identify
-from .files.load import PriorCoder, build, from_file, from_state_dict, require
-from .files.marker import MARKER, marker_tensor, marker_text, read_marker
-from .nets.backend import TORCH, Backend
-from .nets.controlnet import ControlNet, ControlNetConfig
-from .nets.encoder import EncoderConfig, ImageEncoder
-from .nets.previewer import Previewer, PreviewerConfig
-from .nets.sizes import PUBLISHED, is_published
-from .nets.stage_a import StageA, StageAConfig
-from .nets.stage_b import StageB, StageBConfig
-from .nets.stage_c import StageC, StageCConfig
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "MARKER",
-    "PUBLISHED",
-    "TORCH",
-    "Backend",
-    "BadValues",
-    "CascadeError",
-    "ControlNet",
-    "ControlNetConfig",
-    "EncoderConfig",
-    "FileKind",
-    "Header",
-    "ImageEncoder",
-    "OutOfMemory",
-    "Previewer",
-    "PreviewerConfig",
-    "PriorCoder",
-    "PriorCoderConfig",
-    "StageA",
-    "StageAConfig",
-    "StageB",
-    "StageBConfig",
-    "StageC",
-    "StageCConfig",
-    "WrongFile",
-    "WrongInput",
-    "build",
-    "dequantise",
-    "from_file",
-    "from_state_dict",
-    "identify",
-    "is_published",
-    "load_file",
-    "marker_tensor",
-    "marker_text",
-    "normalise",
-    "read_header",
-    "read_marker",
-    "require",
-    "to_comfyui",
-    "to_diffusers",
-    "to_official",
-]
+if __name__ == "stages":
+    raise ImportError("The pack is imported by its name: cascade_studio.stages.")
+
+_HOME = {
+    "errors": ("BadValues", "CascadeError", "OutOfMemory", "WrongFile", "WrongInput"),
+    "files.convert": ("dequantise", "normalise", "to_comfyui", "to_diffusers", "to_official"),
+    "files.header": ("Header", "load_file", "read_header"),
+    "files.identify": ("FileKind", "PriorCoderConfig", "identify"),
+    "files.load": ("PriorCoder", "build", "from_file", "from_state_dict", "require"),
+    "files.marker": ("MARKER", "marker_tensor", "marker_text", "read_marker"),
+    "nets.backend": ("TORCH", "Backend"),
+    "nets.controlnet": ("ControlNet", "ControlNetConfig"),
+    "nets.encoder": ("EncoderConfig", "ImageEncoder"),
+    "nets.previewer": ("Previewer", "PreviewerConfig"),
+    "nets.sizes": ("PUBLISHED", "is_published"),
+    "nets.stage_a": ("StageA", "StageAConfig"),
+    "nets.stage_b": ("StageB", "StageBConfig"),
+    "nets.stage_c": ("StageC", "StageCConfig"),
+}
+__all__ = sorted(name for names in _HOME.values() for name in names)  # noqa: PLE0605 - names, made from the table
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"{__name__} has no {name}")

@@ -16,7 +16,6 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import harness  # noqa: E402
 
 harness.arrange_path()
-harness.name_pack()
 
 
 class PlainRoot:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
+from faulty_server import FaultyServer, File
+
+from cascade_studio import stages  # noqa: F401 - importing torch takes seconds that no measured time should hold
 from cascade_studio.nodes.checkpoints.catalogue import Entry
 from cascade_studio.nodes.checkpoints.fetch import Result, fetch_plan
 from cascade_studio.nodes.checkpoints.find import Finder, models_roots
 from cascade_studio.nodes.checkpoints.plan import Plan, make_plan
 from cascade_studio.nodes.checkpoints.settings import Settings
-from faulty_server import FaultyServer, File
-
-import stages  # noqa: F401 - importing torch takes seconds that no measured time should hold
 
 QUICK = Settings(backoff=0.02, longest_wait=0.1, stall=0.6, connect=1.0, spare=0, connections=1)
 """Settings with short waits and one connection, so that faults can be told apart."""

@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import itertools
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 
 import harness
 
-from tools.server import FAILURES, PACK, link_pack, unlink_pack
+from tools.server import FAILURES, link_pack, unlink_pack
 
 FLAGS = (
     "--cpu",
@@ -33,6 +34,8 @@ FLAGS = (
 )
 """The last one keeps the numbers of the tests the same on processors with and without instructions for bf16."""
 CAPTURE = "CascadeStudioTestCapture"
+PACKAGE = "cascade_studio"
+"""The link's name, by which tests import what the host loaded."""
 
 
 class PromptError(AssertionError):
@@ -81,7 +84,7 @@ def prepare() -> Path:
 
 
 def _discard(base: Path) -> None:
-    unlink_pack(base / "custom_nodes" / PACK)
+    unlink_pack(base / "custom_nodes" / PACKAGE)
     shutil.rmtree(base, ignore_errors=True)
 
 
@@ -147,6 +150,17 @@ def _warnings() -> Iterator[list[str]]:
         logging.getLogger().removeHandler(handler)
 
 
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in ``folder``. The host names a pack's module after the path it is given: from here, plainly its folder."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 class Host:
     """The booted host: ``nodes``, ``execution``, ``folder_paths`` are its modules, ``pack`` is ours as it loaded it."""
 
@@ -177,22 +191,19 @@ class Host:
 
     def load_pack(self, pack: Path = harness.REPOSITORY) -> ModuleType:
         """Load a pack by the host's own ``load_custom_node``; AssertionError with the host's words if it fails."""
-        link = self.base / "custom_nodes" / PACK
+        link = self.base / "custom_nodes" / PACKAGE
         unlink_pack(link)
-        link_pack(link.parent, pack)
-        name = str(link).replace(".", "_x_")
+        link_pack(link.parent, pack, PACKAGE)
         before = dict(self.nodes.NODE_CLASS_MAPPINGS)
-        if pack == harness.REPOSITORY:
-            harness.name_loaded_pack(name)
-        with _warnings() as lines:
-            loaded = self.loop.run_until_complete(self.nodes.load_custom_node(str(link), set(before), "custom_nodes"))
+        with _warnings() as lines, inside(link.parent):
+            loaded = self.loop.run_until_complete(self.nodes.load_custom_node(link.name, set(before), "custom_nodes"))
         problems = [line for line in lines if any(sign in line for sign in (*FAILURES, "Traceback"))]
         if not loaded or problems:
             raise AssertionError("the host could not load the pack:\n" + "\n".join(problems or lines))
         self.pack_ids = set(self.nodes.NODE_CLASS_MAPPINGS) - set(before)
         if not self.pack_ids:
             raise AssertionError("the host loaded the pack, but it registered no node")
-        return sys.modules[name]
+        return sys.modules[link.name]
 
     def _hook_progress(self) -> None:
         import comfy.model_management

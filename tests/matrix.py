@@ -17,7 +17,7 @@ from graphs import FILES
 from PIL import Image
 from safetensors.torch import save_file
 from small_extras import write_controlnets
-from studio import FP32
+from world import FP32
 
 PARTS = (
     "our LoRA",

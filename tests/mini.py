@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages import from_file
+from cascade_studio.stages import from_file
 from tools import small
 from training.mini.outlines import SUBJECTS
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from cascade_studio.nodes.checkpoints.catalogue import load
-from studio import FP32, NAMES, Studio
 from torch import Tensor
+from world import FP32, NAMES, Studio
 
+from cascade_studio.nodes.checkpoints.catalogue import load
 from mini import Mini
 from tools import small
 from tools.scenes import Scene

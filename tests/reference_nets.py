@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from stages.nets.stage_b import StageB
-from stages.nets.stage_c import StageC
+from cascade_studio.stages.nets.stage_b import StageB
+from cascade_studio.stages.nets.stage_c import StageC
 
 BLOCKS = {"C": "SDCascadeResBlock", "T": "SDCascadeTimestepBlock", "A": "SDCascadeAttnBlock"}
 RENAMED = ((".attention.attn.out_proj.", ".attention.to_out.0."), (".attention.attn.", ".attention."))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from cascade_studio.commands.messages import Stop, say, speak_plainly
+
 from .icon import GROUND, icon
-from .messages import Stop, say, speak_plainly
 
 TILE, COLUMNS, ROWS, MARK = 180, 7, 3, 3
 """Pixels of a square; squares across, down, and those across that the mark takes."""

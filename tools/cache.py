@@ -6,12 +6,11 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .messages import say
+from cascade_studio.commands.messages import say
 
 if os.name == "nt":
     import msvcrt
@@ -19,21 +18,6 @@ else:
     import fcntl
 
 STAMP = "complete"
-
-
-def cache_root() -> Path:
-    """The cache folder of the current user; ``CASCADE_STUDIO_CACHE`` chooses another one."""
-    chosen = os.environ.get("CASCADE_STUDIO_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().resolve()
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "cascade-studio"
 
 
 def sha256(path: Path) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .messages import Stop
+from cascade_studio.commands.messages import Stop
+
 from .websocket import Closed, WebSocket
 
 

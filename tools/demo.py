@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cascade_studio.commands.messages import Stop, say
+
 from . import small
 from .api_prompt import Converted, convert, is_prompt
 from .client import Run
 from .edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from .env import REPOSITORY, Setup
-from .messages import Stop, say
 from .png import text_chunks
 from .server import Base, Server, has_accelerator, host_flags, server_environment
 

@@ -8,9 +8,10 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from cascade_studio.commands.messages import Stop
+
 from .api_prompt import Converted
 from .env import REPOSITORY
-from .messages import Stop
 
 TEXTS = ("text", "prompt", "clip_l", "clip_g")
 FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")

@@ -11,9 +11,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import cache_root, is_complete, locked, mark_complete, remove
+from cascade_studio.commands.messages import Stop, say
+from cascade_studio.commands.places import cache_root
+
+from .cache import is_complete, locked, mark_complete, remove
 from .hosts import DEFAULT_VERSION, PINS, Host, archive_host, installed_host, pinned_host
-from .messages import Stop, say
 from .pip import make_venv, pip, python_in
 
 REPOSITORY = Path(__file__).resolve().parent.parent

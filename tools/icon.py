@@ -11,8 +11,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from cascade_studio.commands.messages import say, speak_plainly
+
 from .env import REPOSITORY
-from .messages import say, speak_plainly
 
 SIDE = 400
 """Pixels; the registry takes no larger icon."""

@@ -22,6 +22,8 @@ def arrange_path(host: str, *last: str) -> None:
 
 def main(arguments: list[str]) -> None:
     host, kind, *rest = arguments
+    sys.path.insert(0, REPOSITORY)
+    __import__("studio").load_pack()
     if kind == "-c":
         arrange_path(host)
         code, *rest = rest

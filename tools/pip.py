@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cache import cache_root, is_complete, locked, mark_complete, remove
-from .messages import Stop
+from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.places import cache_root
+
+from .cache import is_complete, locked, mark_complete, remove
 
 OFFLINE_SIGNS = (
     "Temporary failure in name resolution",

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from cascade_studio.commands.messages import Stop
+
 from .client import Client, Unreachable
 from .env import REPOSITORY, Setup
-from .messages import Stop
 
 PACK = "cascade-studio"
 FAILURES = ("IMPORT FAILED", "Cannot import", "Error while calling comfy_entrypoint")

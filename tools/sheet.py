@@ -12,12 +12,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from cascade_studio.commands.messages import Stop, say, speak_plainly
+
 from . import small
 from .api_prompt import convert
 from .authoring.__main__ import WORKFLOWS, current_setup
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
-from .messages import Stop, say, speak_plainly
 from .scenes import SHEET, Scene
 from .server import Base, Server, has_accelerator
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 
+from cascade_studio.commands.messages import Stop, say
+
 from .env import REPOSITORY, Setup, other_versions, set_up
 from .hosts import pinned_host, supported
-from .messages import Stop, say
 
 NO_TESTS = 5
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from PIL import Image
 
+from cascade_studio.commands.messages import Stop, say, speak_plainly
+
 from . import small
 from .api_prompt import convert
 from .authoring.__main__ import WORKFLOWS, current_setup
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
-from .messages import Stop, say, speak_plainly
 from .scenes import FIRST, SCENES, SILENT
 from .server import Base, Server, has_accelerator
 

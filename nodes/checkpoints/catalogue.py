@@ -192,7 +192,7 @@ class Catalogue:
             else:
                 raise BadCatalogue(
                     f"There is no preset and no file {key!r}. The presets are "
-                    f"{', '.join(self.presets)}; 'dev.py models list' shows every file."
+                    f"{', '.join(self.presets)}; 'studio.py models list' shows every file."
                 )
         return list(chosen.values())
 

@@ -29,8 +29,8 @@ import torch  # noqa: E402
 from reference_nets import diffusers_net, host_net, reference  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from stages.nets.stage_b import StageB, StageBConfig  # noqa: E402
-from stages.nets.stage_c import StageC, StageCConfig  # noqa: E402
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig  # noqa: E402
+from cascade_studio.stages.nets.stage_c import StageC, StageCConfig  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGETS = {"eager": 1.03, "compiled": 0.95}

@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from bench_nets import DTYPES, build, cases  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from stages.nets.previewer import Previewer  # noqa: E402
+from cascade_studio.stages.nets.previewer import Previewer  # noqa: E402
 
 SHARE, INTERVAL = 0.05, 0.1
 """As in ``nodes/host/models/preview.py``, which needs the host."""

@@ -21,13 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import harness  # noqa: E402
 
 harness.arrange_path()
-harness.name_pack()
 
 from browser.driver import Browser, BrowserError, find_chromium  # noqa: E402
 from browser.page import SETTINGS, Page  # noqa: E402
 from browser.walk import illustrate, tiny, walk  # noqa: E402
 
-from tools.messages import Stop, say  # noqa: E402
+from cascade_studio.commands.messages import Stop, say  # noqa: E402
 from tools.server import Base, Server, has_accelerator  # noqa: E402
 
 SIZE, WALK_SIZE = (2400, 1350), (1600, 900)

@@ -9,11 +9,11 @@ import pytest
 from browser.page import QUEUE, Page, Small
 from harness import REPOSITORY
 
-from stages.inputs import canvas as geometry
-from stages.nets import memory
-from stages.nets.stage_a import StageA, StageAConfig
-from stages.nets.stage_b import StageBConfig
-from stages.nets.stage_c import StageCConfig
+from cascade_studio.stages.inputs import canvas as geometry
+from cascade_studio.stages.nets import memory
+from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
+from cascade_studio.stages.nets.stage_b import StageBConfig
+from cascade_studio.stages.nets.stage_c import StageCConfig
 from tools.server import PACK
 
 SIZES = 1500

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 import pytest
-from cascade_studio.nodes.checkpoints.catalogue import Entry
 from downloads import Place, safetensors
 from faulty_server import FaultyServer, File
 from safetensors.torch import save
 
-import stages
+from cascade_studio import stages
+from cascade_studio.nodes.checkpoints.catalogue import Entry
 
 
 @pytest.fixture

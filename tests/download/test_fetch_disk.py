@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cascade_studio.nodes.checkpoints.errors import CheckpointError, DiskFull, FetchFailed
 from downloads import safetensors
+
+from cascade_studio.nodes.checkpoints.errors import CheckpointError, DiskFull, FetchFailed
 
 SIZE = 1 << 20
 

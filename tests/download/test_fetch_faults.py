@@ -7,9 +7,10 @@ import time
 from dataclasses import replace
 
 import pytest
-from cascade_studio.nodes.checkpoints.errors import BadFile, FetchFailed, Interrupted
 from downloads import safetensors
 from faulty_server import Fault, File
+
+from cascade_studio.nodes.checkpoints.errors import BadFile, FetchFailed, Interrupted
 
 SIZE = 1 << 20
 ALLOWED = 1.05

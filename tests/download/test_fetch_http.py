@@ -6,6 +6,9 @@ import logging
 from dataclasses import replace
 
 import pytest
+from downloads import QUICK
+from faulty_server import Fault, File
+
 from cascade_studio.nodes.checkpoints import http
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue, BadFile, FetchFailed, Offline
 from cascade_studio.nodes.checkpoints.fetch import _Job, sources
@@ -14,8 +17,6 @@ from cascade_studio.nodes.checkpoints.plan import Missing
 from cascade_studio.nodes.checkpoints.progress import Meter
 from cascade_studio.nodes.checkpoints.settings import Settings
 from cascade_studio.nodes.checkpoints.transfer import Transfer
-from downloads import QUICK
-from faulty_server import Fault, File
 
 TOKEN = "hf_secretSECRETsecret"
 HUB = "https://huggingface.co/org/repo/resolve/main/x"

@@ -9,19 +9,19 @@ from typing import Any
 import family as tiny_family
 import pytest
 import torch
+from graphs import check_sentence
+from recipe import weights_for
+from reference_nets import host_net
+from tiny import golden, index, tiny_net, tiny_weights
+from world import Studio, changed, pure, relative
+
 from cascade_studio.nodes.host.conditioning import controlnet as host_control
 from cascade_studio.nodes.host.conditioning.controlnet import CascadeControl
 from cascade_studio.nodes.host.models.model import PriorConfig
 from cascade_studio.nodes.host.models.nets import network_arguments
-from graphs import check_sentence
-from recipe import weights_for
-from reference_nets import host_net
-from studio import Studio, changed, pure, relative
-from tiny import golden, index, tiny_net, tiny_weights
-
-from stages import from_file
-from stages.inputs.control_rules import BlockWeights
-from stages.nets.controlnet import ControlNetConfig
+from cascade_studio.stages import from_file
+from cascade_studio.stages.inputs.control_rules import BlockWeights
+from cascade_studio.stages.nets.controlnet import ControlNetConfig
 
 SEED, STEPS = 5, 3
 STRONG = 4.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cascade_studio.nodes.host.models.model import crop_prior
-from studio import Studio, changed, relative
 from torch.nn import functional as F
+from world import Studio, changed, relative
+
+from cascade_studio.nodes.host.models.model import crop_prior
 
 SEED = 9
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from graphs import check_sentence
 from reference_nets import as_lists
-from studio import Studio, changed, relative
+from world import Studio, changed, relative
 
-from stages import PUBLISHED
-from stages.files.convert import to_official
+from cascade_studio.stages import PUBLISHED
+from cascade_studio.stages.files.convert import to_official
 
 TOLERANCE = 1e-4
 SEED = 21
@@ -252,9 +252,9 @@ def test_full_size_files_in_core_loaders(monkeypatch, studio, kind, name, layout
     """Core's loader builds the published sizes from their tensors (here without data); our samplers accept them."""
     import comfy.sd
     import comfy.supported_models as supported
-    from cascade_studio.nodes.host import latents
 
-    from stages import StageB, StageC
+    from cascade_studio.nodes.host import latents
+    from cascade_studio.stages import StageB, StageC
 
     config = PUBLISHED[kind][name]
     net = (StageC if kind == "stage_c" else StageB)(config, dtype=torch.bfloat16, device="meta")

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from studio import Studio, changed, relative
+from world import Studio, changed, relative
 
 SEED = 5
 KOHYA = "kohya.safetensors"

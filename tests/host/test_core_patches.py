@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from studio import Studio, changed, relative
+from world import Studio, changed, relative
 
 SEED = 3
 STAGES = ("prior", "decoder")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import check_sentence
-from studio import Studio, of_range
+from world import Studio, of_range
 
 SEED, COUNT = 20, 4
 BOARD = "CascadeStudio_DraftBoard"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from studio import DECODER_SCALE, Studio, changed, of_range, relative
+from world import DECODER_SCALE, Studio, changed, of_range, relative
 
-from stages.diffusion import sampling
-from stages.nets import encoder
+from cascade_studio.stages.diffusion import sampling
+from cascade_studio.stages.nets import encoder
 
 TOLERANCE = 1e-3
 SEED = 11

@@ -92,8 +92,7 @@ def test_bad_values_from_a_model(host, parts, stage, sampler, value):
 def test_advice_follows_the_dtype(host, dtype, words):
     """The processor computes in fp32 whatever the file holds, so the sentence itself is asked."""
     from cascade_studio.nodes.host.models.model import check_finite
-
-    from stages.errors import BadValues
+    from cascade_studio.stages.errors import BadValues
 
     with pytest.raises(BadValues) as caught:
         check_finite(torch.tensor([1.0, float("inf")]), "Stage B", dtype)

@@ -17,14 +17,14 @@ from typing import Any
 
 import harness
 import pytest
+from faulty_server import FaultyServer, File
+from graphs import FILES, Graph, check_sentence
+
 from cascade_studio.nodes.checkpoints import find
 from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
 from cascade_studio.nodes.checkpoints.presets import Machine
 from cascade_studio.nodes.host import machine as advice
 from cascade_studio.nodes.host.files import fetch, names
-from faulty_server import FaultyServer, File
-from graphs import FILES, Graph, check_sentence
-
 from mini import need
 from tools import small
 
@@ -241,7 +241,8 @@ def test_two_programs_fetch_a_file_once(shop):
     shop.server.rate = shop.wanted("text_encoder") / 2.5
     command = [
         sys.executable,
-        "commands/models.py",
+        "studio.py",
+        "models",
         "get",
         "small_text_encoder",
         "--to",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from graphs import check_sentence
-from studio import Studio, changed, relative
+from world import Studio, changed, relative
 
 SEED = 4
 PIECES, SHARED, OWN = "pieces", "tiles, shared norms", "tiles, own norms"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from graphs import check_sentence
 from PIL import Image
-from studio import Studio, changed, relative
 from torch.nn import functional as F
+from world import Studio, changed, relative
 
-from stages.inputs import canny, canvas as geometry, hints
+from cascade_studio.stages.inputs import canny, canvas as geometry, hints
 
 CANNY, INPAINT, OUTPAINT, LARGER, IDENTITY = (
     f"CascadeStudio_{name}"

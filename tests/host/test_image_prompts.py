@@ -11,9 +11,9 @@ import pytest
 import torch
 from graphs import check_sentence
 from safetensors.torch import load_file
-from studio import Studio, changed, pure, relative
+from world import Studio, changed, pure, relative
 
-from stages.inputs import image_prompts
+from cascade_studio.stages.inputs import image_prompts
 
 NODE = "CascadeStudio_ImagePrompts"
 SEED, STEPS = 11, 3

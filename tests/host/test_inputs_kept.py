@@ -11,8 +11,8 @@ from graphs import Graph, Parts, parts  # noqa: F401
 from sources import node_classes
 from torch import Tensor
 
-from stages.inputs import inpaint
-from stages.training.dataset import from_batch
+from cascade_studio.stages.inputs import inpaint
+from cascade_studio.stages.training.dataset import from_batch
 
 
 def snapshot(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from studio import FP32, Studio
+from world import FP32, Studio
 
 SEED = 3
 STEPS = 5
@@ -241,6 +241,7 @@ def test_broken_values_do_not_break_a_preview(studio):
 def test_no_room_means_the_processor(studio, monkeypatch):
     """A device without room for a copy is left alone; one that runs out while painting is left for the processor."""
     import comfy.model_management
+
     from cascade_studio.nodes.host.models import preview
 
     net, latent = studio.parts.stage_c_vae.first_stage_model.previewer, torch.empty(1, 16, 24, 24, device="meta")
@@ -265,6 +266,7 @@ def test_no_room_means_the_processor(studio, monkeypatch):
 def test_nothing_is_loaded_or_kept_for_a_preview(studio, frames, monkeypatch):
     """The VAE is not loaded for it, and the copy that painted is gone after the run."""
     import comfy.model_management
+
     from cascade_studio.nodes.host.models import preview
 
     made, loaded = [], []

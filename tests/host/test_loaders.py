@@ -11,7 +11,7 @@ import pytest
 import torch
 from graphs import FILES
 from safetensors.torch import load_file
-from studio import FP32, NAMES, Studio, changed, relative
+from world import FP32, NAMES, Studio, changed, relative
 
 SEED = 13
 ALL_IN_ONE = {
@@ -400,6 +400,7 @@ def test_loading_makes_no_sampling_of_the_hosts(studio, monkeypatch, stage, shif
     """The host's own table is ten thousand calls a load; ours is one, with the values that single calls give."""
     import comfy.model_base
     import comfy.model_sampling
+
     from cascade_studio.nodes.host.models.sampling_math import CascadeSampling
 
     def refuse(*_):

@@ -7,8 +7,8 @@ import torch
 from forward import attention_shapes, comfyui, forward, low_rank, noise, official
 from graphs import check_sentence
 from recipe import weights_for
-from studio import Studio, changed, relative
 from tiny import TOLERANCE, golden, index
+from world import Studio, changed, relative
 
 STRENGTH = 3.0
 
@@ -259,9 +259,10 @@ def test_errors_are_sentences(studio, changes):
 
 def test_bundled_files_are_offered(studio, monkeypatch, tmp_path, changes):
     """What lies beside the bundled models, after the user's own; replaced files are read again."""
+    from safetensors.torch import save_file
+
     from cascade_studio.nodes.checkpoints import find
     from cascade_studio.nodes.host.files import names as files
-    from safetensors.torch import save_file
 
     folder = tmp_path / "mini" / "loras"
     folder.mkdir(parents=True)

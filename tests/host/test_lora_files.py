@@ -10,7 +10,7 @@ from forward import attention_shapes, comfyui, forward, low_rank, noise, officia
 from graphs import check_sentence
 from safetensors import safe_open
 from safetensors.torch import load_file
-from studio import Studio, changed, relative
+from world import Studio, changed, relative
 
 
 @pytest.fixture(scope="module")

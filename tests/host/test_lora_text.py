@@ -10,7 +10,7 @@ from family import tensor_for, weights_for
 from family_shapes import text_shapes
 from forward import attention_shapes, comfyui, low_rank, noise
 from graphs import check_sentence
-from studio import Studio, changed, relative
+from world import Studio, changed, relative
 
 WIDTH = 64
 TABLE = "text_model.embeddings.token_embedding.weight"

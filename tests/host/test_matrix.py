@@ -10,7 +10,7 @@ import pytest
 import torch
 from inprocess import Result
 from matrix import LATENT, PARTS, SAMPLE, SAVED, STEPS, matrix, write_files
-from studio import changed
+from world import changed
 
 
 class Bench:

@@ -76,8 +76,8 @@ def test_estimates_grow_with_the_work(parts):
 
 def test_published_stage_b_does_not_reserve_what_core_does(host):
     """Core's guess for one guided 1024x1024 Stage B step is 5 GiB and more; the truth is a fraction of it."""
-    from stages import StageBConfig
-    from stages.nets.memory import activation_memory
+    from cascade_studio.stages import StageBConfig
+    from cascade_studio.stages.nets.memory import activation_memory
 
     needed = activation_memory(StageBConfig(), 2, 256, 256, 2, (1, 2, 4, 8))
     assert 0.2 * 2**30 < needed < 1.5 * 2**30

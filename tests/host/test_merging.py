@@ -13,10 +13,10 @@ from forward import attention_shapes, comfyui, forward, inputs_for, low_rank, no
 from graphs import check_sentence
 from safetensors import safe_open
 from safetensors.torch import load_file
-from studio import Studio, changed, relative
+from world import Studio, changed, relative
 
-from stages import identify, normalise, read_header
-from stages.lora.merge import GROUPS, group_of
+from cascade_studio.stages import identify, normalise, read_header
+from cascade_studio.stages.lora.merge import GROUPS, group_of
 
 STAGES = ("prior", "decoder")
 SHARES = dict.fromkeys(GROUPS, 0.0)

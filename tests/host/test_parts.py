@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from graphs import check_sentence
-from studio import Studio, changed
+from world import Studio, changed
 
-from stages.inputs import inpaint
+from cascade_studio.stages.inputs import inpaint
 
 SEED = 9
 

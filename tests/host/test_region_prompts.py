@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import check_sentence
-from studio import Studio, changed, relative
+from world import Studio, changed, relative
 
 SEED, STEPS = 4, 2
 STRONG = 4.0

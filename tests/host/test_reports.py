@@ -13,7 +13,7 @@ import pytest
 import torch
 from graphs import FILES
 from PIL import Image
-from studio import Studio
+from world import Studio
 
 SEED = 4
 KEY = "cascade_studio_report"
@@ -154,8 +154,9 @@ def test_hashes_are_remembered(studio, made, monkeypatch):
 
 
 def test_hashing_can_be_cancelled(studio, tmp_path):
-    from cascade_studio.nodes.host.report.card import hash_files
     from comfy.model_management import InterruptProcessingException
+
+    from cascade_studio.nodes.host.report.card import hash_files
 
     file = tmp_path / "large.safetensors"
     file.write_bytes(b"x" * 100)
@@ -180,9 +181,10 @@ def test_starting_from_a_picture_is_told(studio):
 
 def test_licences(studio, tmp_path):
     """By hash before by what the file says, and that before its name."""
+    from safetensors.torch import save_file
+
     from cascade_studio.nodes.checkpoints import catalogue
     from cascade_studio.nodes.host.report.card import find_licence
-    from safetensors.torch import save_file
 
     known = catalogue.load()
     entry = known.named("prior", "stage_c_bf16.safetensors")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from graphs import check_sentence
-from studio import DECODER_SCALE, Studio, changed, of_range, relative
+from world import DECODER_SCALE, Studio, changed, of_range, relative
 
-from stages.diffusion import sampling
+from cascade_studio.stages.diffusion import sampling
 
 TOLERANCE = 1e-3
 SEED = 7

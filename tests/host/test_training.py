@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from cascade_studio.nodes.checkpoints.catalogue import NONE
 from forward import noise
 from graphs import FILES, Graph, Parts, check_sentence, check_works, parts  # noqa: F401
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from studio import Studio, changed
+from world import Studio, changed
 
-from stages.training import cache
-from stages.training.export import SETTINGS
-from stages.training.objectives import StageCObjective
-from stages.training.trainer import Trainer
+from cascade_studio.nodes.checkpoints.catalogue import NONE
+from cascade_studio.stages.training import cache
+from cascade_studio.stages.training.export import SETTINGS
+from cascade_studio.stages.training.objectives import StageCObjective
+from cascade_studio.stages.training.trainer import Trainer
 
 FAST = {"steps": 10, "batch_size": 2, "learning_rate": 3e-3, "sample_every": 5, "save_every": 5}
 FOLDER = "set"
@@ -205,8 +205,7 @@ def test_advanced_settings_and_a_learned_word(host, parts, folder, studio):
 
 def test_the_frozen_text_tower_is_the_hosts(host, parts):
     from cascade_studio.nodes.host.training import weights
-
-    from stages.training import words as text
+    from cascade_studio.stages.training import words as text
 
     tokenizer = parts.clip.tokenizer.clip_g.tokenizer
     config, tensors = weights.text_weights(parts.clip)

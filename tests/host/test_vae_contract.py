@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import family as tiny_family
 import pytest
 import torch
-from studio import Studio, relative
+from world import Studio, relative
 
 TOLERANCE = 1e-4
 EXACT = 1e-5
@@ -43,7 +43,7 @@ def stage_c(studio) -> tuple:
     """Image encoder and Previewer of the published sizes, as our VAE and as core's."""
     import comfy.sd
 
-    from stages import EncoderConfig, ImageEncoder, Previewer, PreviewerConfig
+    from cascade_studio.stages import EncoderConfig, ImageEncoder, Previewer, PreviewerConfig
 
     def weights_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
         return tiny_family.weights_for({key: tuple(value.shape) for key, value in net.state_dict().items()})

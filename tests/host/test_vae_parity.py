@@ -9,9 +9,9 @@ import torch
 from recipe import weights_for
 from tiny import relative
 
-from stages.nets.encoder import ImageEncoder, normalise
-from stages.nets.previewer import Previewer
-from stages.nets.stage_a import StageA, StageAConfig
+from cascade_studio.stages.nets.encoder import ImageEncoder, normalise
+from cascade_studio.stages.nets.previewer import Previewer
+from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
 
 TOLERANCE = 1e-4
 
@@ -78,7 +78,7 @@ def test_with_the_hosts_layers(host, ops):
     """The host's castable layers hold the weights in bfloat16 and compute in float32."""
     import comfy.ops
 
-    from stages.nets.backend import Backend
+    from cascade_studio.stages.nets.backend import Backend
 
     layers = getattr(comfy.ops, ops)
     names = ("Linear", "Conv2d", "ConvTranspose2d", "LayerNorm", "BatchNorm2d", "Embedding")

@@ -10,7 +10,7 @@ import harness
 import pytest
 from harness import main_setup
 
-from tools.messages import Stop
+from cascade_studio.commands.messages import Stop
 from tools.server import PACK, Base, Server
 
 

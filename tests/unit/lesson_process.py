@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from lessons import SHORT, rows, trainer
 
-from stages.training.checkpoint import Store, train
-from stages.training.distributed import ALONE, Crew, from_environment
+from cascade_studio.stages.training.checkpoint import Store, train
+from cascade_studio.stages.training.distributed import ALONE, Crew, from_environment
 
 SETTINGS = replace(SHORT, steps=7, batch_size=4, accumulation=2, loss_weight="adaptive", offset_noise=0.1, save_every=2)
 

@@ -6,12 +6,12 @@ import torch
 from tiny import NETS, index, tiny_weights
 from torch import Tensor
 
-from stages.training.distributed import ALONE, Crew
-from stages.training.frozen_net import frozen_net
-from stages.training.lora_layers import Lora
-from stages.training.objectives import StageCObjective
-from stages.training.settings import Settings
-from stages.training.trainer import Trainer
+from cascade_studio.stages.training.distributed import ALONE, Crew
+from cascade_studio.stages.training.frozen_net import frozen_net
+from cascade_studio.stages.training.lora_layers import Lora
+from cascade_studio.stages.training.objectives import StageCObjective
+from cascade_studio.stages.training.settings import Settings
+from cascade_studio.stages.training.trainer import Trainer
 
 WIDTH = 96
 SHORT = Settings(

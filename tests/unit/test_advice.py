@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from cascade_studio.nodes.checkpoints.catalogue import load
 from cascade_studio.nodes.checkpoints.presets import FULL_ROOM, Machine, choose, suited
 

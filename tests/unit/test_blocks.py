@@ -10,8 +10,8 @@ from tiny import golden, relative, tiny_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.nets.backend import TORCH, torch_attention
-from stages.nets.blocks import (
+from cascade_studio.stages.nets.backend import TORCH, torch_attention
+from cascade_studio.stages.nets.blocks import (
     HALF_PEAK,
     BlockHooks,
     GlobalResponseNorm,
@@ -71,7 +71,7 @@ def test_global_response_norm(shape):
 )
 def test_the_response_norm_has_the_gradients_of_its_formula(shape, dtype, tolerance, monkeypatch):
     """In pieces of few samples, the last of them smaller, with a channel that is zero."""
-    monkeypatch.setattr("stages.nets.response.TRAINING_TILE", 3 * shape[1] * shape[2] * shape[3])
+    monkeypatch.setattr("cascade_studio.stages.nets.response.TRAINING_TILE", 3 * shape[1] * shape[2] * shape[3])
     torch.manual_seed(0)
     norm = GlobalResponseNorm(shape[-1])
     nn.init.normal_(norm.gamma), nn.init.normal_(norm.beta)

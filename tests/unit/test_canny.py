@@ -8,8 +8,8 @@ import torch
 from tiny import GOLDENS
 from torch.nn import functional as F
 
-from stages.errors import WrongInput
-from stages.inputs import canny
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.inputs import canny
 
 STORED = np.load(GOLDENS / "canny.npz")
 PICTURES = sum(name.startswith("picture_") for name in STORED.files)

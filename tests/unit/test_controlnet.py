@@ -7,9 +7,9 @@ import torch
 from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
 
-from stages.errors import WrongInput
-from stages.nets.controlnet import ControlNet, ControlNetConfig
-from stages.nets.encoder import EncoderConfig
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
+from cascade_studio.stages.nets.encoder import EncoderConfig
 
 GOLDENS = ["controlnet_canny", "controlnet_inpainting", "controlnet_simple_tiny", "controlnet_super_resolution"]
 SMALL = EncoderConfig(

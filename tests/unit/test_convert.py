@@ -8,13 +8,13 @@ import pytest
 import recipe
 import torch
 
-from stages.errors import WrongFile
-from stages.files.convert import dequantise, normalise, to_comfyui, to_diffusers, to_official
-from stages.files.identify import identify
-from stages.files.marker import MARKER, marker_tensor
-from stages.nets.stage_a import StageA, StageAConfig
-from stages.nets.stage_b import StageB, StageBConfig
-from stages.nets.stage_c import StageC, StageCConfig
+from cascade_studio.stages.errors import WrongFile
+from cascade_studio.stages.files.convert import dequantise, normalise, to_comfyui, to_diffusers, to_official
+from cascade_studio.stages.files.identify import identify
+from cascade_studio.stages.files.marker import MARKER, marker_tensor
+from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
+from cascade_studio.stages.nets.stage_c import StageC, StageCConfig
 
 C = StageCConfig(
     c_cond=64,

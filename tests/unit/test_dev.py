@@ -17,8 +17,8 @@ import harness
 import pytest
 
 import dev
+from cascade_studio.commands.messages import Stop
 from tools import cache, env, hosts
-from tools.messages import Stop
 from tools.pip import explain
 
 needs_host = pytest.mark.skipif(harness.host_root() is None, reason="no ComfyUI host is set up")
@@ -63,9 +63,11 @@ class Host:
         if name.split(".")[0] in ("comfy", "comfy_api", "comfy_extras", "nodes", "folder_paths", "execution", "server"):
             raise ImportError("the host was imported: " + name)
 sys.meta_path.insert(0, Host())
-sys.path.insert(0, sys.argv[1])
-import stages
-names = [module.name for module in pkgutil.walk_packages(stages.__path__, "stages.")]
+sys.path.append(sys.argv[1])
+from studio import load_pack
+load_pack()
+from cascade_studio import stages
+names = [module.name for module in pkgutil.walk_packages(stages.__path__, "cascade_studio.stages.")]
 for name in names:
     importlib.import_module(name)
 print(len(names))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import golden
 
-from stages.diffusion import sampling as d
-from stages.errors import WrongInput
+from cascade_studio.stages.diffusion import sampling as d
+from cascade_studio.stages.errors import WrongInput
 
 SHIFTS = (0.5, 1.0, 2.0, 3.0)
 # The specification's test vectors for 20 steps at shift 2.

@@ -9,10 +9,10 @@ from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.nets.encoder import EncoderConfig, ImageEncoder, normalise
-from stages.nets.previewer import Previewer, PreviewerConfig
-from stages.nets.sizes import PUBLISHED
-from stages.nets.stage_c import StageC
+from cascade_studio.stages.nets.encoder import EncoderConfig, ImageEncoder, normalise
+from cascade_studio.stages.nets.previewer import Previewer, PreviewerConfig
+from cascade_studio.stages.nets.sizes import PUBLISHED
+from cascade_studio.stages.nets.stage_c import StageC
 
 NETS = {"encoder": (ImageEncoder, "image"), "previewer": (Previewer, "latent")}
 NARROW = {
@@ -84,7 +84,7 @@ def test_normalise():
 
 
 SETUP = """
-from stages.nets.{name} import {kind}
+from cascade_studio.stages.nets.{name} import {kind}
 net = {kind}()
 def warm(): net(torch.zeros(1, {channels}, {side}, {side}))
 """

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-import stages
-from stages import Backend, WrongFile, from_file, from_state_dict, identify, load_file, read_header
-from stages.diffusion import sampling
-from stages.files.load import require
+from cascade_studio import stages
+from cascade_studio.stages import Backend, WrongFile, from_file, from_state_dict, identify, load_file, read_header
+from cascade_studio.stages.diffusion import sampling
+from cascade_studio.stages.files.load import require
 
 KINDS = {
     "diffusion_models/stage_c": "stage_c",

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save
+from tiny import tiny_weights
+
+from cascade_studio import stages
 from cascade_studio.nodes.checkpoints import hashes
 from cascade_studio.nodes.checkpoints.catalogue import Entry
 from cascade_studio.nodes.checkpoints.find import Finder, hub_folders, layout_fits, models_roots
 from cascade_studio.nodes.checkpoints.hashes import HashCache, InOrderHash, sha256_of
-from safetensors.torch import save
-from tiny import tiny_weights
-
-import stages
 
 HUB = "https://huggingface.co/org/repo/resolve/main/folder/x.safetensors"
 

@@ -8,8 +8,8 @@ import pytest
 from harness import REPOSITORY
 from sources import node_names
 
+from cascade_studio.commands.messages import Stop
 from tools.authoring import freeze
-from tools.messages import Stop
 
 BUNDLED = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((REPOSITORY / "workflows").glob("*.json"))]
 

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from stages.errors import WrongInput
-from stages.inputs import canvas as geometry
-from stages.inputs.canvas import Canvas, compression_of, decoder_grid_for, encoder_size, from_prior, plan
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.inputs import canvas as geometry
+from cascade_studio.stages.inputs.canvas import Canvas, compression_of, decoder_grid_for, encoder_size, from_prior, plan
 
 WORST = [(593, 657), (545, 609), (521, 537), (2217, 2529), (2241, 4129), (512, 8185), (8185, 8185)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.diffusion.guidance import (
+from cascade_studio.stages.diffusion.guidance import (
     attended,
     blurred,
     blurred_where_attended,

@@ -7,11 +7,11 @@ import torch
 from measured import measured_peak
 from torch.nn import functional as F
 
-from stages.errors import WrongInput
-from stages.inputs import canvas as geometry, hints
-from stages.inputs.control_rules import BlockWeights, check_hint, check_model, parse_curve
-from stages.nets.controlnet import ControlNet, ControlNetConfig
-from stages.nets.encoder import EncoderConfig  # noqa: F401 - named in MODES
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.inputs import canvas as geometry, hints
+from cascade_studio.stages.inputs.control_rules import BlockWeights, check_hint, check_model, parse_curve
+from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
+from cascade_studio.stages.nets.encoder import EncoderConfig  # noqa: F401 - named in MODES
 
 
 def ramp(height: int, width: int) -> torch.Tensor:
@@ -222,8 +222,8 @@ MODES = {
 def test_memory_estimate(mode, side):
     """Between the memory that the maps really take and twice that."""
     setup = f"""
-from stages.nets.controlnet import ControlNet, ControlNetConfig
-from stages.nets.encoder import EncoderConfig
+from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
+from cascade_studio.stages.nets.encoder import EncoderConfig
 net = ControlNet(ControlNetConfig({MODES[mode]}))
 def warm(): net(torch.rand(1, net.config.c_in, net.config.cell, net.config.cell))
 """

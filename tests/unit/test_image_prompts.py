@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stages.errors import WrongInput
-from stages.inputs import image_prompts
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.inputs import image_prompts
 
 
 def official(image: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.errors import WrongInput
-from stages.inputs import canvas as geometry, inpaint
-from stages.inputs.inpaint import CropSettings
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.inputs import canvas as geometry, inpaint
+from cascade_studio.stages.inputs.inpaint import CropSettings
 
 
 def picture(width: int, height: int, batch: int = 1, channels: int = 3) -> torch.Tensor:

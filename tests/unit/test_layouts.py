@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.errors import WrongFile
-from stages.files.convert import to_comfyui, to_diffusers, to_official
-from stages.files.header import TensorInfo, describe_tensors
-from stages.files.identify import PriorCoderConfig, identify
-from stages.files.load import CLASSES, require
-from stages.files.marker import MARKER, decode_marker, marker_tensor, marker_text, read_marker
-from stages.nets.controlnet import ControlNetConfig
-from stages.nets.encoder import EncoderConfig
-from stages.nets.previewer import PreviewerConfig
-from stages.nets.sizes import PUBLISHED, is_published
-from stages.nets.stage_a import StageAConfig
-from stages.nets.stage_b import StageBConfig
-from stages.nets.stage_c import StageCConfig
+from cascade_studio.stages.errors import WrongFile
+from cascade_studio.stages.files.convert import to_comfyui, to_diffusers, to_official
+from cascade_studio.stages.files.header import TensorInfo, describe_tensors
+from cascade_studio.stages.files.identify import PriorCoderConfig, identify
+from cascade_studio.stages.files.load import CLASSES, require
+from cascade_studio.stages.files.marker import MARKER, decode_marker, marker_tensor, marker_text, read_marker
+from cascade_studio.stages.nets.controlnet import ControlNetConfig
+from cascade_studio.stages.nets.encoder import EncoderConfig
+from cascade_studio.stages.nets.previewer import PreviewerConfig
+from cascade_studio.stages.nets.sizes import PUBLISHED, is_published
+from cascade_studio.stages.nets.stage_a import StageAConfig
+from cascade_studio.stages.nets.stage_b import StageBConfig
+from cascade_studio.stages.nets.stage_c import StageCConfig
 
 SIZES = [(kind, name) for kind, sizes in PUBLISHED.items() for name in sizes]
 COUNTS = {

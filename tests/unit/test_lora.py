@@ -8,10 +8,10 @@ from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative, split_qkv, tiny_net, tiny_weights
 from torch import Tensor
 
-from stages.errors import WrongFile
-from stages.lora import names as lora_names, parts as lora_parts
-from stages.lora.convert import COMFYUI, KOHYA, OFFICIAL, to_layout
-from stages.lora.match import TOKENS_KEY, match
+from cascade_studio.stages.errors import WrongFile
+from cascade_studio.stages.lora import names as lora_names, parts as lora_parts
+from cascade_studio.stages.lora.convert import COMFYUI, KOHYA, OFFICIAL, to_layout
+from cascade_studio.stages.lora.match import TOKENS_KEY, match
 
 INPUTS = ("x", "r", "clip_text", "clip_text_pooled", "clip_img")
 BLOCK = "down_blocks.0.2.attention.attn"
@@ -146,7 +146,7 @@ def test_golden():
 def test_positions_are_those_of_the_official_code():
     """Output projection before q, k and v; down before up, by level and place, tenth after second."""
     config = {**index()["stage_c_tiny"]["config"], "blocks": ((4, 1), (1, 4))}
-    from stages import StageC, StageCConfig
+    from cascade_studio.stages import StageC, StageCConfig
 
     names = StageC(StageCConfig(**config), device="meta").state_dict()
     order = lora_names.positions(lora_names.modules_of({key: tuple(value.shape) for key, value in names.items()}))

@@ -6,9 +6,17 @@ import pytest
 import torch
 from tiny import tiny_weights
 
-from stages import PUBLISHED, StageB, StageC
-from stages.lora.extract import ATTENTION_ONLY, EVERYTHING, MATRICES, Extraction, extract, in_scope, low_rank
-from stages.lora.merge import GROUPS, group_of
+from cascade_studio.stages import PUBLISHED, StageB, StageC
+from cascade_studio.stages.lora.extract import (
+    ATTENTION_ONLY,
+    EVERYTHING,
+    MATRICES,
+    Extraction,
+    extract,
+    in_scope,
+    low_rank,
+)
+from cascade_studio.stages.lora.merge import GROUPS, group_of
 
 
 def noise(*shape: int) -> torch.Tensor:

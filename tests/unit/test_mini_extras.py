@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages import from_file
-from stages.files.header import read_header
-from stages.files.identify import identify
-from stages.nets.controlnet import ControlNet
-from stages.nets.encoder import ImageEncoder
-from stages.nets.initial import initialise_unet
-from stages.nets.stage_c import StageC, StageCConfig
-from stages.training import export
-from stages.training.frozen_net import frozen_net
-from stages.training.lora_layers import Lora
-from stages.training.objectives import ControlObjective
+from cascade_studio.stages import from_file
+from cascade_studio.stages.files.header import read_header
+from cascade_studio.stages.files.identify import identify
+from cascade_studio.stages.nets.controlnet import ControlNet
+from cascade_studio.stages.nets.encoder import ImageEncoder
+from cascade_studio.stages.nets.initial import initialise_unet
+from cascade_studio.stages.nets.stage_c import StageC, StageCConfig
+from cascade_studio.stages.training import export
+from cascade_studio.stages.training.frozen_net import frozen_net
+from cascade_studio.stages.training.lora_layers import Lora
+from cascade_studio.stages.training.objectives import ControlObjective
 from training.mini import canny_controlnet as canny, style_lora, style_measure
 from training.mini.export import FOLDER, _save
 from training.mini.sizes import ENCODER, SIDE, STAGE_C

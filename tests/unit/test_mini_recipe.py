@@ -12,15 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
 from torch import nn
 
-from stages import from_file
-from stages.diffusion.sampling import alpha_sigma, logsnr, noise_condition
-from stages.nets.initial import initialise_unet
-from stages.nets.stage_b import StageB
-from stages.nets.stage_c import StageC
-from stages.training.optimiser import Optimiser
+from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
+from cascade_studio.stages import from_file
+from cascade_studio.stages.diffusion.sampling import alpha_sigma, logsnr, noise_condition
+from cascade_studio.stages.nets.initial import initialise_unet
+from cascade_studio.stages.nets.stage_b import StageB
+from cascade_studio.stages.nets.stage_c import StageC
+from cascade_studio.stages.training.optimiser import Optimiser
 from training.mini import compose, export, generators, language, sizes
 from training.mini.captions import END, START
 from training.mini.data import COLOURS

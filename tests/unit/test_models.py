@@ -1,17 +1,19 @@
-"""`dev.py models`: the same engine without a graph, its exit codes and its JSON."""
+"""`studio.py models`: the same engine without a graph, its exit codes and its JSON."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 
+import harness
 import pytest
 from faulty_server import Fault, FaultyServer, File
 from safetensors.torch import save
 
-import dev
-import stages
-from commands import models
+from cascade_studio import stages
+from cascade_studio.commands import main, models, places
 
 
 @pytest.fixture
@@ -56,13 +58,13 @@ def shop(tmp_path, monkeypatch):
     server.close()
 
 
-def test_list_needs_no_environment(capsys, monkeypatch):
-    monkeypatch.setattr(dev, "_setup", lambda options: pytest.fail("an environment was set up"))
-    assert dev.main(["models", "list"]) == 0
-    text = capsys.readouterr().out
+def test_list_needs_the_standard_library_only():
+    """-I and -S: no package is installed, and the working folder is not on the path."""
+    command = [sys.executable, "-I", "-S", str(harness.REPOSITORY / "studio.py"), "models", "list"]
+    text = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
     assert "lite-bf16         5.63 GB" in text and "checkpoints/stable_cascade_stage_c.safetensors" in text
-    assert dev.main(["models", "list", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
+    command += ["--json"]
+    listed = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout)
     assert listed["presets"]["all-in-one"]["inputs"]["prior"] == "checkpoint_stage_c"
     assert {"key", "bytes", "sha256", "provenance", "licence"} <= set(listed["files"][0])
 
@@ -97,7 +99,7 @@ def test_failures_are_sentences_and_codes(shop, capsys):
     assert models.main(get) == 1
     answer = capsys.readouterr()
     assert "no such file (404)" in json.loads(answer.out)["error"]
-    assert "dev.py models: a.safetensors could not" in answer.err
+    assert "studio.py models: a.safetensors could not" in answer.err
     assert models.main(["get", "nothing", "--to", str(folder), *own]) == 1
     assert "There is no preset and no file 'nothing'" in capsys.readouterr().err
     assert models.main(["get", "own", "--to", str(folder), "--endpoint", "http://example.org", *own]) == 1
@@ -106,7 +108,7 @@ def test_failures_are_sentences_and_codes(shop, capsys):
     assert "Say where the models are" in capsys.readouterr().err
     assert models.main(["verify", str(folder / "none"), *own]) == 1
     with pytest.raises(SystemExit) as usage:
-        dev.main(["models", "get", "own"])
+        main(["models", "get"])
     assert usage.value.code == 2
 
 
@@ -119,6 +121,6 @@ def test_the_switch_holds_here_too(shop, capsys, monkeypatch):
 
 def test_the_folder_of_a_comfyui_means_its_models(tmp_path):
     (tmp_path / "models").mkdir()
-    assert models.models_folder(str(tmp_path)) == tmp_path
+    assert places.models_folder(str(tmp_path)) == tmp_path
     (tmp_path / "main.py").write_text("")
-    assert models.models_folder(str(tmp_path)) == tmp_path / "models"
+    assert places.models_folder(str(tmp_path)) == tmp_path / "models"

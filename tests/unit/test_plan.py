@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save
+
+from cascade_studio import stages
 from cascade_studio.nodes.checkpoints import disk, find, partial
 from cascade_studio.nodes.checkpoints.catalogue import Licence, load
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue, CheckpointError, DiskFull
@@ -14,9 +17,6 @@ from cascade_studio.nodes.checkpoints.find import Finder, bundled_path, models_r
 from cascade_studio.nodes.checkpoints.partial import Partial, beside, gaps, merged
 from cascade_studio.nodes.checkpoints.plan import make_plan, target_root
 from cascade_studio.nodes.checkpoints.progress import Meter, duration
-from safetensors.torch import save
-
-import stages
 
 
 def plan_for(tmp_path: Path, *keys: str):

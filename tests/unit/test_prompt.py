@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stages.errors import WrongInput
-from stages.inputs.prompt import Prompt, group_by_weight, parse_prompt
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.inputs.prompt import Prompt, group_by_weight, parse_prompt
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
+from cascade_studio.commands.messages import Stop
 from tools.api_prompt import convert
-from tools.messages import Stop
 from tools.widgets import plain_prompt
 
 CONTROL = {"control_after_generate": True}

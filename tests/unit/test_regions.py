@@ -7,11 +7,11 @@ import torch
 from tiny import relative, tiny_net
 from torch import Tensor
 
-from stages.attention.layers import Changes, LayeredHooks, own_share
-from stages.attention.regions import EVERYONE, Layout, RegionLayer, weights_of
-from stages.attention.windows import WindowLayer, cuts
-from stages.errors import WrongInput
-from stages.nets.backend import torch_attention
+from cascade_studio.stages.attention.layers import Changes, LayeredHooks, own_share
+from cascade_studio.stages.attention.regions import EVERYONE, Layout, RegionLayer, weights_of
+from cascade_studio.stages.attention.windows import WindowLayer, cuts
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.nets.backend import torch_attention
 
 LEFT = torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], dim=2)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cascade_studio.nodes.checkpoints import disk
 
-from stages.files import replace as replacing
-from stages.training.checkpoint import write_whole
+from cascade_studio.nodes.checkpoints import disk
+from cascade_studio.stages.files import replace as replacing
+from cascade_studio.stages.training.checkpoint import write_whole
 
 
 @pytest.fixture

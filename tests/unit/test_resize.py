@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.inputs.canvas import Canvas, plan
-from stages.inputs.resize import MODES, enlarge_canvas, resample_prior
+from cascade_studio.stages.inputs.canvas import Canvas, plan
+from cascade_studio.stages.inputs.resize import MODES, enlarge_canvas, resample_prior
 
 
 def ramp(canvas: Canvas) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from tiny import golden, index, relative, tiny_net
 from torch import Tensor
 
-from stages.diffusion import sampling as d
+from cascade_studio.stages.diffusion import sampling as d
 
 STEPS = {"ddpm": d.ddpm_step, "ddim": d.ddim_step, "lcm": d.lcm_step}
 RUNS = [

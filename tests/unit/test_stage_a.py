@@ -8,10 +8,10 @@ from measured import measured_peak
 from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
 
-from stages.errors import WrongInput
-from stages.nets import stage_a
-from stages.nets.backend import Backend
-from stages.nets.stage_a import StageA, StageAConfig
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.nets import stage_a
+from cascade_studio.stages.nets.backend import Backend
+from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
 
 NARROW = StageAConfig(c_hidden=16, codebook_size=64)
 
@@ -155,7 +155,7 @@ def test_wrong_input(call, shape, words):
 
 
 SETUP = """
-from stages.nets.stage_a import StageA, StageAConfig
+from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
 net = StageA(StageAConfig(bottleneck_blocks=1))
 for each in net.parameters(): torch.nn.init.normal_(each, std=0.02)
 def warm(): net.decode(torch.zeros(1, 4, 4, 4)), net.encode(torch.zeros(1, 3, 16, 16))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import TOLERANCE, fused_keys, golden, index, relative, tiny_net, tiny_weights
 
-from stages.errors import WrongInput
-from stages.nets.stage_b import StageB, StageBConfig
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
 
 LITE = {
     "c_hidden": (320, 576, 1152, 1152),

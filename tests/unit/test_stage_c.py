@@ -5,8 +5,8 @@ import torch
 from recipe import weights_for
 from tiny import TOLERANCE, fused_keys, golden, index, relative, split_qkv, tiny_net, tiny_weights
 
-from stages.errors import WrongInput
-from stages.nets.stage_c import StageC, StageCConfig
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.nets.stage_c import StageC, StageCConfig
 
 LITE = {"c_cond": 1536, "c_hidden": (1536, 1536), "nhead": (24, 24), "blocks": ((4, 12), (12, 4))}
 INPUTS = ("x", "r", "clip_text", "clip_text_pooled")

@@ -8,9 +8,9 @@ import pytest
 from harness import REPOSITORY
 from PIL import Image
 
+from cascade_studio.commands.messages import Stop
 from tools import sheet, workflow_thumbnails as tool
 from tools.authoring.recipes import parts
-from tools.messages import Stop
 from tools.scenes import SHEET
 
 WORKFLOWS = REPOSITORY / "workflows"

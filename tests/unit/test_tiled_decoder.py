@@ -13,15 +13,26 @@ from tiny import relative, tiny_net
 from torch import Tensor
 from torch.nn import functional as F
 
+from cascade_studio.stages.attention.layers import Changes, LayeredHooks, TokenLayer
+from cascade_studio.stages.attention.tiles import (
+    OWN,
+    PIECES,
+    SHARED,
+    PieceHooks,
+    Tile,
+    Tiling,
+    feather,
+    run_in_tiles,
+    starts,
+    thin,
+)
+from cascade_studio.stages.diffusion import sampling
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.inputs.resize import crop_prior
+from cascade_studio.stages.nets.backend import torch_attention
+from cascade_studio.stages.nets.memory import activation_memory, pieces_memory
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
 from mini import Mini, need
-from stages.attention.layers import Changes, LayeredHooks, TokenLayer
-from stages.attention.tiles import OWN, PIECES, SHARED, PieceHooks, Tile, Tiling, feather, run_in_tiles, starts, thin
-from stages.diffusion import sampling
-from stages.errors import WrongInput
-from stages.inputs.resize import crop_prior
-from stages.nets.backend import torch_attention
-from stages.nets.memory import activation_memory, pieces_memory
-from stages.nets.stage_b import StageB, StageBConfig
 from tools.scenes import SHEET
 from training.mini.generators import paint
 
@@ -256,10 +267,10 @@ WIDE = {
     "c_clip": 64,
 }
 SETUP = f"""
-from stages.nets.stage_b import StageB, StageBConfig
-from stages.attention.tiles import *
-from stages.attention.layers import Changes, LayeredHooks
-from stages.nets.backend import torch_attention
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
+from cascade_studio.stages.attention.tiles import *
+from cascade_studio.stages.attention.layers import Changes, LayeredHooks
+from cascade_studio.stages.nets.backend import torch_attention
 net = StageB(StageBConfig(**{WIDE}))
 for each in net.parameters(): torch.nn.init.normal_(each, std=0.02)
 def run(x, prior, count, changes):

@@ -9,9 +9,9 @@ import torch
 from recipe import weights_for
 from tiny import relative
 
-from stages.errors import WrongInput
-from stages.nets.exact_tiles import Grid, largest_window, run_tiled, spans
-from stages.nets.stage_a import StageA, StageAConfig
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.nets.exact_tiles import Grid, largest_window, run_tiled, spans
+from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from cascade_studio.commands.messages import Stop
 from tools import server
 from tools.api_prompt import Converted
 from tools.edit import fit_files, parse_size, set_prompt, set_seed, set_size
-from tools.messages import Stop
 from tools.png import text_chunks
 from tools.websocket import Closed, WebSocket
 

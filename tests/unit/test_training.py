@@ -10,13 +10,13 @@ import torch
 from tiny import golden
 from torch import nn
 
-from stages.diffusion import sampling
-from stages.nets.blocks import GlobalResponseNorm, Projections, ResBlock as UNetResBlock, TimestepBlock
-from stages.nets.initial import initialise_stage_a, initialise_unet
-from stages.nets.stage_a import ResBlock as StageAResBlock, StageA, StageAConfig
-from stages.nets.stage_b import StageB, StageBConfig
-from stages.nets.stage_c import StageC, StageCConfig
-from stages.training import losses as t, optimiser as optimisers
+from cascade_studio.stages.diffusion import sampling
+from cascade_studio.stages.nets.blocks import GlobalResponseNorm, Projections, ResBlock as UNetResBlock, TimestepBlock
+from cascade_studio.stages.nets.initial import initialise_stage_a, initialise_unet
+from cascade_studio.stages.nets.stage_a import ResBlock as StageAResBlock, StageA, StageAConfig
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
+from cascade_studio.stages.nets.stage_c import StageC, StageCConfig
+from cascade_studio.stages.training import losses as t, optimiser as optimisers
 
 C = StageCConfig(
     c_cond=128,

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from commands import train
-from stages.errors import WrongInput
-from stages.training.export import TOKENS
-from stages.training.settings import Settings
+from cascade_studio.commands import train
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.training.export import TOKENS
+from cascade_studio.stages.training.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_two_processes_by_torchrun(config, tmp_path):
             "--nproc_per_node",
             "2",
             "--standalone",
-            "-m",
-            "commands.train",
+            "studio.py",
+            "train",
             "--config",
             str(config),
             "--device",
@@ -107,7 +107,7 @@ def test_two_processes_by_torchrun(config, tmp_path):
             "--threads",
             "1",
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
         cwd=root,
         timeout=400,
         capture_output=True,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.errors import BadValues, WrongInput
-from stages.training import cache as encode, dataset, seeding, settings
-from stages.training.settings import Settings, from_dict
+from cascade_studio.stages.errors import BadValues, WrongInput
+from cascade_studio.stages.training import cache as encode, dataset, seeding, settings
+from cascade_studio.stages.training.settings import Settings, from_dict
 
 
 def write(folder: Path, **captions: str | None) -> Path:

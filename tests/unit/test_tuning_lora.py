@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import relative, tiny_net, tiny_weights
 
-from stages.errors import WrongInput
-from stages.training import export
-from stages.training.frozen_net import FLOAT8, FrozenLinear
-from stages.training.lora_layers import Adapter, Lora, find_layers
-from stages.training.settings import ATTENTION
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.training import export
+from cascade_studio.stages.training.frozen_net import FLOAT8, FrozenLinear
+from cascade_studio.stages.training.lora_layers import Adapter, Lora, find_layers
+from cascade_studio.stages.training.settings import ATTENTION
 
 INPUTS = randn(2, 16, 4, 5, seed=1), torch.tensor([0.3, 0.8]), randn(2, 7, 96, seed=2), randn(2, 1, 96, seed=3)
 

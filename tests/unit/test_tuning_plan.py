@@ -8,12 +8,12 @@ import pytest
 import torch
 from lessons import randn
 
-from stages.nets.sizes import PUBLISHED
-from stages.nets.stage_c import StageCConfig
-from stages.training import memory as plans
-from stages.training.frozen_net import CLASSES, FROZEN, frozen_net
-from stages.training.lora_layers import Lora
-from stages.training.settings import Settings
+from cascade_studio.stages.nets.sizes import PUBLISHED
+from cascade_studio.stages.nets.stage_c import StageCConfig
+from cascade_studio.stages.training import memory as plans
+from cascade_studio.stages.training.frozen_net import CLASSES, FROZEN, frozen_net
+from cascade_studio.stages.training.lora_layers import Lora
+from cascade_studio.stages.training.settings import Settings
 
 FULL, LITE = PUBLISHED["stage_c"]["3.6B"], PUBLISHED["stage_c"]["1B"]
 MIDDLE = StageCConfig(
@@ -99,7 +99,7 @@ def test_activations_are_what_the_graph_keeps(monkeypatch):
     """
     passing = plans.BACKWARD * plans.GROUP * 2 * 144 * 256
     for on_cpu in (True, False):
-        monkeypatch.setattr("stages.nets.response._eager_on_cpu", lambda x: on_cpu)
+        monkeypatch.setattr("cascade_studio.stages.nets.response._eager_on_cpu", lambda x: on_cpu)
         narrow, wide = kept_bytes(False, True, 12), kept_bytes(False, False, 12)
         assert narrow <= 0.75 * wide
         assert wide <= plans.count_activations(MIDDLE, 2, 144, False) - passing <= 1.5 * wide

@@ -17,17 +17,22 @@ import pytest
 import torch
 from lessons import SHORT, distance, randn, rows, trainer
 
-from stages.errors import BadValues, WrongInput
-from stages.nets.controlnet import ControlNet, ControlNetConfig
-from stages.nets.encoder import EncoderConfig
-from stages.nets.initial import initialise_stage_a, initialise_unet
-from stages.nets.stage_a import StageA, StageAConfig
-from stages.nets.stage_b import StageB, StageBConfig
-from stages.training import checkpoint as stores
-from stages.training.checkpoint import Store, train
-from stages.training.objectives import ControlObjective, StageAObjective, StageBObjective, StageCObjective
-from stages.training.settings import LOSS_WEIGHTS
-from stages.training.trainer import GROWTH, WINDOW, Diverged, Trainer, find_divergence
+from cascade_studio.stages.errors import BadValues, WrongInput
+from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
+from cascade_studio.stages.nets.encoder import EncoderConfig
+from cascade_studio.stages.nets.initial import initialise_stage_a, initialise_unet
+from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
+from cascade_studio.stages.training import checkpoint as stores
+from cascade_studio.stages.training.checkpoint import Store, train
+from cascade_studio.stages.training.objectives import (
+    ControlObjective,
+    StageAObjective,
+    StageBObjective,
+    StageCObjective,
+)
+from cascade_studio.stages.training.settings import LOSS_WEIGHTS
+from cascade_studio.stages.training.trainer import GROWTH, WINDOW, Diverged, Trainer, find_divergence
 
 UNIT = Path(__file__).parent
 
@@ -51,7 +56,7 @@ def test_the_loss_falls_on_four_pictures(loss_weight):
     run = trainer(settings)
 
     def judged() -> float:
-        from stages.training.seeding import generator
+        from cascade_studio.stages.training.seeding import generator
 
         with torch.no_grad():
             return float(run.objective.losses(rows() * 4, [generator(0, i) for i in range(16)]).raw.mean())
@@ -64,8 +69,8 @@ def test_the_loss_falls_on_four_pictures(loss_weight):
 
 def test_noise_time_and_dropout_follow_the_official_objective():
     """The reconstruction of what the network was shown, from the generators alone."""
-    from stages.diffusion.sampling import add_noise, logsnr
-    from stages.training.losses import sample_times
+    from cascade_studio.stages.diffusion.sampling import add_noise, logsnr
+    from cascade_studio.stages.training.losses import sample_times
 
     shown = {}
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from lessons import SHORT, randn
 
-from stages.errors import WrongInput
-from stages.files.clip import TextConfig
-from stages.training import words as text
-from stages.training.lora_layers import Lora
-from stages.training.trainer import Trainer
+from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.files.clip import TextConfig
+from cascade_studio.stages.training import words as text
+from cascade_studio.stages.training.lora_layers import Lora
+from cascade_studio.stages.training.trainer import Trainer
 from training.mini.towers import TextTower as Twin
 
 CONFIG = TextConfig(

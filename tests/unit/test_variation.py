@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.diffusion.sampling import NoiseStreams
-from stages.diffusion.seeds import Seeds, slerp
-from stages.errors import WrongInput
+from cascade_studio.stages.diffusion.sampling import NoiseStreams
+from cascade_studio.stages.diffusion.seeds import Seeds, slerp
+from cascade_studio.stages.errors import WrongInput
 
 SHAPE = (2, 16, 24, 24)
 

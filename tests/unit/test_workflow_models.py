@@ -9,6 +9,7 @@ from typing import Any
 
 import harness
 import pytest
+
 from cascade_studio.nodes.checkpoints.catalogue import load
 
 WORKFLOWS = sorted(Path(harness.REPOSITORY, "workflows").glob("*.json"))

@@ -11,8 +11,8 @@ from recipe import weights_for
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.nets.stage_b import StageB, StageBConfig
-from stages.nets.stage_c import StageC, StageCConfig
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
+from cascade_studio.stages.nets.stage_c import StageC, StageCConfig
 
 GOLDENS = Path(__file__).resolve().parent / "goldens"
 TOLERANCE = 5e-5

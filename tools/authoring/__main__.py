@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cascade_studio.commands.messages import Stop, say, speak_plainly
+
 from .. import locales
 from ..env import REPOSITORY, Setup
 from ..hosts import Host, version_of
-from ..messages import Stop, say, speak_plainly
 from ..server import Base, Server
 from . import pictures
 from .blueprints import blueprint

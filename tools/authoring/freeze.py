@@ -14,11 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cascade_studio.commands.messages import Stop, say, speak_plainly
+
 from ..api_prompt import convert
 from ..edit import FILES
 from ..env import REPOSITORY
 from ..locales import PREFIX, own
-from ..messages import Stop, say, speak_plainly
 from ..server import Base, Server
 from ..widgets import is_widget, specs
 from .__main__ import WORKFLOWS, as_text, current_setup

@@ -7,11 +7,12 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from cascade_studio.commands.messages import Stop
+
 from ..edit import FILES
 from ..env import REPOSITORY
 from ..graph import NEVER
 from ..hosts import DEFAULT_VERSION
-from ..messages import Stop
 from ..widgets import AUTOGROW, is_widget, specs, written_values
 from . import files
 from .flow import Flow, Node, Output

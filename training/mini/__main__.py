@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tools.cache import cache_root
+from cascade_studio.commands.places import cache_root
 
 from . import data
 from .autoencoders import EncoderPart, StageAPart

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from stages.nets.encoder import ImageEncoder
-from stages.nets.initial import initialise_stage_a
-from stages.nets.previewer import Previewer
-from stages.nets.stage_a import StageA
-from stages.training.optimiser import EMA, Optimiser
+from cascade_studio.stages.nets.encoder import ImageEncoder
+from cascade_studio.stages.nets.initial import initialise_stage_a
+from cascade_studio.stages.nets.previewer import Previewer
+from cascade_studio.stages.nets.stage_a import StageA
+from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .loop import Part, Place, grid
 from .scenes import Scenes, for_encoder

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from commands.train import Progress
-from stages.nets.controlnet import ControlNet, ControlNetConfig
-from stages.training.checkpoint import Store, train
-from stages.training.frozen_net import frozen_net
-from stages.training.objectives import ControlObjective, Row, StageCObjective, stack_rows
-from stages.training.optimiser import Optimiser
-from stages.training.seeding import generator
-from stages.training.settings import Settings
-from stages.training.trainer import Trainer
-from tools.cache import cache_root
+from cascade_studio.commands.places import cache_root
+from cascade_studio.commands.train import Progress
+from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
+from cascade_studio.stages.training.checkpoint import Store, train
+from cascade_studio.stages.training.frozen_net import frozen_net
+from cascade_studio.stages.training.objectives import ControlObjective, Row, StageCObjective, stack_rows
+from cascade_studio.stages.training.optimiser import Optimiser
+from cascade_studio.stages.training.seeding import generator
+from cascade_studio.stages.training.settings import Settings
+from cascade_studio.stages.training.trainer import Trainer
 from tools.small import MINI_FILES
 
 from .captions import batch_tokens
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    hint = importlib.import_module("stages.inputs.canny").make_hint
+    hint = importlib.import_module("cascade_studio.stages.inputs.canny").make_hint
     place = Place(options.mini, torch.device(options.device), False)
     tensors, losses = learn(
         place, options.work, replace(SETTINGS, steps=options.steps), options.minutes, options.pictures, hint

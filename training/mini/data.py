@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tools.cache import cache_root, is_complete, mark_complete, sha256
+from cascade_studio.commands.places import cache_root
+from tools.cache import is_complete, mark_complete, sha256
 
 from .sizes import SIDE
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.training.optimiser import EMA, Optimiser
+from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .autoencoders import psnr, settle_norms
 from .compose import compose

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
-from stages.nets.backend import Backend
-from stages.nets.encoder import ImageEncoder
-from stages.nets.initial import initialise_unet
-from stages.nets.previewer import Previewer
-from stages.nets.stage_a import StageA
-from stages.nets.stage_b import StageB
-from stages.nets.stage_c import StageC
-from stages.training.losses import (
+from cascade_studio.stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
+from cascade_studio.stages.nets.backend import Backend
+from cascade_studio.stages.nets.encoder import ImageEncoder
+from cascade_studio.stages.nets.initial import initialise_unet
+from cascade_studio.stages.nets.previewer import Previewer
+from cascade_studio.stages.nets.stage_a import StageA
+from cascade_studio.stages.nets.stage_b import StageB
+from cascade_studio.stages.nets.stage_c import StageC
+from cascade_studio.stages.training.losses import (
     add_training_noise,
     epsilon_losses,
     keep_mask,
@@ -25,7 +25,7 @@ from stages.training.losses import (
     sample_times,
     velocity_weight,
 )
-from stages.training.optimiser import EMA, Optimiser
+from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import LENGTH, Fragment, batch_tokens
 from .compose import LARGE

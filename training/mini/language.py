@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.training.optimiser import EMA, Optimiser
+from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import COLOUR_TEMPLATES, END, PLAIN_TEMPLATES, START, C, S, word_tokens
 from .data import COLOURS, Subject

@@ -17,10 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stages.diffusion.sampling import alpha_sigma, logsnr, noise_condition
-from stages.nets.blocks import AttnBlock, ResBlock, TimestepBlock, timestep_embedding
-from stages.nets.stage_b import StageB
-from stages.nets.stage_c import StageC
+from cascade_studio.stages.diffusion.sampling import alpha_sigma, logsnr, noise_condition
+from cascade_studio.stages.nets.blocks import AttnBlock, ResBlock, TimestepBlock, timestep_embedding
+from cascade_studio.stages.nets.stage_b import StageB
+from cascade_studio.stages.nets.stage_c import StageC
 
 LARGE = 100.0
 """The constant, in units of the signal."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.inputs.canvas import plan
-from stages.nets.encoder import normalise
+from cascade_studio.stages.inputs.canvas import plan
+from cascade_studio.stages.nets.encoder import normalise
 
 from .captions import batch_tokens, caption, fragment_tokens
 from .compose import MIRRORED, ROOM, SIZES, compose, random_colour

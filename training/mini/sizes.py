@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from stages.files.clip import TextConfig, VisionConfig
-from stages.nets.encoder import EncoderConfig
-from stages.nets.previewer import PreviewerConfig
-from stages.nets.stage_a import StageAConfig
-from stages.nets.stage_b import StageBConfig
-from stages.nets.stage_c import StageCConfig
+from cascade_studio.stages.files.clip import TextConfig, VisionConfig
+from cascade_studio.stages.nets.encoder import EncoderConfig
+from cascade_studio.stages.nets.previewer import PreviewerConfig
+from cascade_studio.stages.nets.stage_a import StageAConfig
+from cascade_studio.stages.nets.stage_b import StageBConfig
+from cascade_studio.stages.nets.stage_c import StageCConfig
 
 SIDE = 256
 """Of the pictures that Mini paints, in pixels."""

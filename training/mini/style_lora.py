@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from commands.train import Config, Progress, prepare_run
-from stages.training.distributed import ALONE
-from stages.training.run import Run
-from stages.training.settings import Settings
-from stages.training.trainer import Trainer
-from tools.cache import cache_root
+from cascade_studio.commands.places import cache_root
+from cascade_studio.commands.train import Config, Progress, prepare_run
+from cascade_studio.stages.training.distributed import ALONE
+from cascade_studio.stages.training.run import Run
+from cascade_studio.stages.training.settings import Settings
+from cascade_studio.stages.training.trainer import Trainer
 
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
 from .compose import LARGE, compose, random_colour

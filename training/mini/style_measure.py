@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.lora.match import match
-from stages.nets.stage_c import StageC
-from tools.cache import cache_root
+from cascade_studio.commands.places import cache_root
+from cascade_studio.stages.lora.match import match
+from cascade_studio.stages.nets.stage_c import StageC
 
 from .compose import LARGE, compose, random_colour
 from .data import MAIN, SEED, SIDE, is_there, pictures, read_split

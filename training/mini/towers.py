@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.files.clip import TextConfig, VisionConfig
+from cascade_studio.stages.files.clip import TextConfig, VisionConfig
 
 from .captions import END
 

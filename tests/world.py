@@ -12,9 +12,9 @@ from graphs import FILES, Graph
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages import from_file
-from stages.diffusion import sampling
-from stages.diffusion.sampling import Guidance
+from cascade_studio.stages import from_file
+from cascade_studio.stages.diffusion import sampling
+from cascade_studio.stages.diffusion.sampling import Guidance
 
 NAMES = ("prior", "decoder", "clip", "clip_vision", "stage_a", "stage_c_vae")
 FP32 = {"prior_dtype": "fp32", "decoder_dtype": "fp32", "text_dtype": "fp32", "vae_dtype": "fp32"}
