@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages.inputs import canvas as geometry
+from ..stages.inputs.canvas import ASKED, GRIDS, MAX_SIDE, MIN_SIDE, OFFICIAL, plan_canvas
 from .host import latents
 
 CATEGORY = "Cascade Studio/latent"
 AUTOMATIC = 0.0
+
+
+def grid_input() -> io.Combo.Input:
+    """Which rule gives the Stage C grid."""
+    return io.Combo.Input(
+        "grid",
+        options=list(GRIDS),
+        default=GRIDS[0],
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "without stretch pads the picture where its aspect needs it. official takes ceil(side / 42.67) cells a "
+            "side, as the release, diffusers and core do, for the same picture as there."
+        ),
+    )
 
 
 class CascadeStudioCanvas(io.ComfyNode):
@@ -25,18 +40,13 @@ class CascadeStudioCanvas(io.ComfyNode):
             search_aliases=["stable cascade", "empty latent", "resolution", "size", "compression"],
             inputs=[
                 io.Int.Input(
-                    "width",
-                    default=1024,
-                    min=geometry.MIN_SIDE,
-                    max=geometry.MAX_SIDE,
-                    step=8,
-                    tooltip="Width of the picture in pixels.",
+                    "width", default=1024, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Width of the picture in pixels."
                 ),
                 io.Int.Input(
                     "height",
                     default=1024,
-                    min=geometry.MIN_SIDE,
-                    max=geometry.MAX_SIDE,
+                    min=MIN_SIDE,
+                    max=MAX_SIDE,
                     step=8,
                     tooltip="Height of the picture in pixels.",
                 ),
@@ -45,15 +55,16 @@ class CascadeStudioCanvas(io.ComfyNode):
                     "compression",
                     default=AUTOMATIC,
                     min=AUTOMATIC,
-                    max=geometry.TRAINED[1],
+                    max=ASKED[1],
                     step=1.0,
                     round=0.01,
                     advanced=True,
                     tooltip=(
                         "Pixels to one cell of the Stage C latent. 0 chooses it (38 to 48, near 42.67); "
-                        "32 gives more detail and needs more memory, 64 less."
+                        "32 gives more detail and needs more memory, 64 less; from 16, below what Stage B was trained for."
                     ),
                 ),
+                grid_input(),
             ],
             outputs=[
                 io.Latent.Output("prior", display_name="Stage C latent", tooltip="Empty latent for Sample Stage C."),
@@ -66,8 +77,11 @@ class CascadeStudioCanvas(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, width, height, batch_size, compression) -> io.NodeOutput:
-        canvas = geometry.plan(width, height, None if compression <= AUTOMATIC else compression)
+    def execute(
+        cls, width: int, height: int, batch_size: int, compression: float, grid: str = GRIDS[0]
+    ) -> io.NodeOutput:
+        asked = None if compression <= AUTOMATIC else compression
+        canvas = plan_canvas(width, height, asked, official=grid == OFFICIAL)
         return io.NodeOutput(latents.empty_prior(canvas, batch_size), latents.empty_decoder(canvas, batch_size))
 
 

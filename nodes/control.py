@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..stages.inputs.control_rules import BlockWeights, parse_curve
-from .host.conditioning import controlnet as control
+from .host.conditioning.control_chain import apply_control
+from .host.conditioning.controlnet import load_control
 from .host.files import fetch, names
 from .host.models import load as loading
 from .loaders import file_input, missing_input
@@ -60,9 +61,7 @@ class CascadeStudioLoadControlNet(io.ComfyNode):
     @classmethod
     def execute(cls, controlnet, dtype, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
         found = fetch.ready(cls.hidden.unique_id, {"controlnet": controlnet}, missing_files)
-        return io.NodeOutput(
-            control.load_control(found.paths["controlnet"], dtype), ui=fetch.told(cls.hidden.unique_id, found)
-        )
+        return io.NodeOutput(load_control(found.paths["controlnet"], dtype), ui=fetch.told(cls.hidden.unique_id, found))
 
 
 class CascadeStudioApplyControl(io.ComfyNode):
@@ -169,7 +168,7 @@ class CascadeStudioApplyControl(io.ComfyNode):
     ) -> io.NodeOutput:
         weights = BlockWeights(early, late, parse_curve(block_weights))
         return io.NodeOutput(
-            *control.applied(
+            *apply_control(
                 positive, negative, control_net, image, strength, (start_percent, end_percent), weights, mask
             )
         )

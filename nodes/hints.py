@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..stages.inputs import canny, canvas as geometry
+from ..stages.inputs import canny
+from ..stages.inputs.canvas import MAX_SIDE
 from .host import latents
 from .host.conditioning import hints
 
@@ -113,16 +114,14 @@ class CascadeStudioOutpaintCanvas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def side(name: str) -> io.Int.Input:
-            return io.Int.Input(
-                name, default=0, min=0, max=geometry.MAX_SIDE, step=8, tooltip=f"Pixels to add at the {name}."
-            )
+            return io.Int.Input(name, default=0, min=0, max=MAX_SIDE, step=8, tooltip=f"Pixels to add at the {name}.")
 
         def to(name: str) -> io.Int.Input:
             return io.Int.Input(
                 name,
                 default=0,
                 min=0,
-                max=geometry.MAX_SIDE,
+                max=MAX_SIDE,
                 step=8,
                 advanced=True,
                 tooltip=(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages.inputs import canvas as geometry
+from ..stages.inputs.canvas import MAX_SIDE, TRAINED
 from .host import latents
 from .host.models import vae as vaes
 from .host.report import card
@@ -30,7 +30,7 @@ class CascadeStudioDecodeStageA(io.ComfyNode):
                     "tile_size",
                     default=AUTOMATIC,
                     min=AUTOMATIC,
-                    max=geometry.MAX_SIDE,
+                    max=MAX_SIDE,
                     step=64,
                     advanced=True,
                     tooltip=(
@@ -101,7 +101,7 @@ class CascadeStudioEncodeImage(io.ComfyNode):
                     "compression",
                     default=0.0,
                     min=0.0,
-                    max=geometry.TRAINED[1],
+                    max=TRAINED[1],
                     step=1.0,
                     round=0.01,
                     advanced=True,

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...stages.errors import WrongInput
-from ...stages.inputs import canvas as geometry
-from ...stages.inputs.canvas import Canvas
+from ...stages.inputs.canvas import DECODER_CHANNELS, PRIOR_CHANNELS, Canvas, plan_canvas, plan_canvas_for_prior
 
 CANVAS = "cascade_studio_canvas"
 """Key in a latent under which its canvas travels from node to node."""
@@ -60,7 +59,7 @@ def as_prior(latent: Latent, where: str) -> Tensor:
     return checked(
         latent,
         where,
-        geometry.PRIOR_CHANNELS,
+        PRIOR_CHANNELS,
         "Stage C",
         "Wire the canvas node's Stage C latent, or the "
         "output of the Stage C sampler or of the image encoder, into this input.",
@@ -72,7 +71,7 @@ def as_decoder(latent: Latent, where: str) -> Tensor:
     return checked(
         latent,
         where,
-        geometry.DECODER_CHANNELS,
+        DECODER_CHANNELS,
         "Stage B",
         "Wire the output of the Stage B sampler, the "
         "canvas node's Stage B latent or a picture encoded by Stage A into this input.",
@@ -123,7 +122,7 @@ def canvas_of_prior(latent: Latent, where: str) -> Canvas:
     canvas = latent.get(CANVAS)
     if isinstance(canvas, Canvas) and canvas.prior_shape()[2:] == tuple(samples.shape[2:]):
         return canvas
-    return geometry.from_prior(*samples.shape[2:])
+    return plan_canvas_for_prior(*samples.shape[2:])
 
 
 def canvas_of_decoder(latent: Latent) -> Canvas | None:
@@ -157,7 +156,7 @@ def picture_size(image: Tensor | None) -> tuple[int, int, int] | None:
 
 def canvas_for_image(image: Tensor, compression: float | None = None) -> Canvas:
     """The canvas of a picture (B, H, W, C)."""
-    return geometry.plan(int(image.shape[2]), int(image.shape[1]), compression)
+    return plan_canvas(int(image.shape[2]), int(image.shape[1]), compression)
 
 
 def check_model(model: Any, stage: str, where: str) -> None:

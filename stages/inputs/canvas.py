@@ -12,32 +12,34 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from ..errors import WrongInput
+from .grids import (
+    ASKED,
+    COMPRESSION,
+    OFFICIAL_COMPRESSION,
+    PIXEL_STEP,
+    TRAINED,
+    cover_steps,
+    fit_grids,
+    list_wishes,
+    match_steps,
+)
 
 MIN_SIDE = 64
 MAX_SIDE = 8192
-PIXEL_STEP = 8
-"""A padded side is a multiple of this: Stage A makes 4 px of a latent, Stage B takes latents in pairs."""
 LATENT_PIXELS = 4
 PRIOR_CHANNELS = 16
 DECODER_CHANNELS = 4
 ENCODER_PIXELS = 32
 """The image encoder makes one Stage C cell of this many pixels a side."""
-COMPRESSION = 1024 / 24
-PREFERRED = (38.0, 48.0)
-TRAINED = (32.0, 64.0)
 ACCEPTED = (8.0, 128.0)
 """Compressions of latents made elsewhere; beyond them the latent is one of another model or another picture."""
-ASPECT_TOLERANCE = 0.005
 MAX_PADDING = 0.06
-
-_ASKED_BAND = 1.06
-_LOG_TOLERANCE = math.log1p(ASPECT_TOLERANCE) - 1e-9
-_WEIGHT, _ASKED_WEIGHT, _TIGHT_WEIGHT = 0.25, 1.0, 0.02
+OFFICIAL = "official"
+GRIDS = ("without stretch", OFFICIAL)
+"""The rules by which :func:`plan_canvas` can choose the Stage C grid."""
 
 
 @dataclass(frozen=True)
@@ -133,99 +135,36 @@ def _cells(value: object, name: str) -> int:
 
 
 def _asked(compression: object) -> float:
-    low, high = TRAINED
+    low, high = ASKED
     if isinstance(compression, bool) or not isinstance(compression, (int, float)) or not low <= compression <= high:
         raise WrongInput(
-            f"The compression is {compression!r}, but it has to be a number from {low:.0f} to {high:.0f}, "
-            f"which Stage B was trained for: leave it out to get about {COMPRESSION:.1f}."
+            f"The compression is {compression!r}, but it has to be a number from {low:.0f} to {high:.0f} "
+            f"(Stage B was trained from {TRAINED[0]:.0f}): leave it out to get about {COMPRESSION:.1f}."
         )
     return float(compression)
 
 
-# From a picture to grids. Sides are counted in steps of PIXEL_STEP px, the short side first.
+# From a picture to grids
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """What a fit is judged by: target compression, its bounds, and how much padding avoiding a deviation is worth."""
-
-    target: float
-    low: float
-    high: float
-    weight: float
-
-
-def _long_sides(short_ratio: float, steps: int) -> Iterator[tuple[int, int, float]]:
-    """(steps, cells, stretch) of the long side for each number of steps from ``steps`` up, the best cells for each."""
-    while True:
-        exact = steps / short_ratio
-        options = (
-            (abs(math.log(steps / cells / short_ratio)), cells)
-            for cells in {max(1, math.floor(exact)), math.ceil(exact)}
-        )
-        stretch, cells = min(options)
-        yield steps, cells, stretch
-        steps += 1
-
-
-class _Fit(NamedTuple):
-    """Steps and cells of both sides, and the area added to the steps asked for, as a share of it."""
-
-    short_steps: int
-    short_cells: int
-    long_steps: int
-    long_cells: int
-    padding: float
-
-
-def _fit(short: int, long: int, wish: _Wish) -> _Fit:
-    """The cheapest fit: padding from none upwards, until the padding alone costs more than the best fit so far."""
-    best, found = math.inf, None
-    short_steps = short
-    while short_steps / short - 1 < best:
-        pixels = PIXEL_STEP * short_steps
-        for cells in range(math.ceil(pixels / wish.high), math.floor(pixels / wish.low) + 1):
-            deviation = wish.weight * abs(math.log(pixels / cells / wish.target))
-            for long_steps, long_cells, stretch in _long_sides(short_steps / cells, long):
-                area = short_steps * long_steps / (short * long) - 1
-                if area + deviation >= best:
-                    break
-                cost = area + deviation + wish.weight * stretch
-                if stretch <= _LOG_TOLERANCE and cost < best:
-                    best, found = cost, _Fit(short_steps, cells, long_steps, long_cells, area)
-        short_steps += 1
-    return found
-
-
-def _wishes(compression: object) -> tuple[_Wish, ...]:
-    """In the order of trying: near the target, there with the least padding, then both in all that was trained."""
-    if compression is None:
-        target, near, weight = COMPRESSION, PREFERRED, _WEIGHT
-    else:
-        target, weight = _asked(compression), _ASKED_WEIGHT
-        near = max(TRAINED[0], target / _ASKED_BAND), min(TRAINED[1], target * _ASKED_BAND)
-    return (
-        _Wish(target, *near, weight),
-        _Wish(target, *near, _TIGHT_WEIGHT),
-        _Wish(target, *TRAINED, _WEIGHT),
-        _Wish(target, *TRAINED, _TIGHT_WEIGHT),
-    )
-
-
-def plan(width: int, height: int, compression: float | None = None) -> Canvas:
+def plan_canvas(width: int, height: int, compression: float | None = None, official: bool = False) -> Canvas:
     """The grids for a picture of ``width`` x ``height`` pixels, each a whole number from 64 to 8192.
 
     From 512 px a side up, automatic compression stays within 38 to 48, near 42.67, with at most 6 % padding. Smaller
     pictures may go to 32 or 64, since few cells cannot have every aspect, and are padded as much as that still needs.
-    An asked ``compression`` (32 to 64) is met within 6 % where the padding allows it. Raises WrongInput.
+    An asked ``compression`` (16 to 64) is met within 6 % where the padding allows it. ``official`` takes the grid of the
+    official code, ceil(side / 42.67) cells a side without a look at the aspect, which stretches some pictures by up to
+    a few percent. Raises WrongInput.
     """
     width, height = _side(width, "width"), _side(height, "height")
-    wishes = _wishes(compression)
+    wishes = list_wishes(None if compression is None else _asked(compression))
+    if official:
+        return _plan_officially(width, height, OFFICIAL_COMPRESSION if compression is None else compression)
     short, long = (math.ceil(side / PIXEL_STEP) for side in sorted((width, height)))
     rounding = short * long * PIXEL_STEP**2 / (width * height)
     fits = []
     for wish in wishes:
-        fits.append(_fit(short, long, wish))
+        fits.append(fit_grids(short, long, wish))
         if (1 + fits[-1].padding) * rounding - 1 <= MAX_PADDING:
             best = fits[-1]
             break
@@ -236,10 +175,17 @@ def plan(width: int, height: int, compression: float | None = None) -> Canvas:
     return Canvas(width, height, padded_width, padded_height, columns, rows)
 
 
+def _plan_officially(width: int, height: int, compression: float) -> Canvas:
+    """The official ``calculate_latent_sizes``: every side on its own, rounded up; padded to whole pairs of latents."""
+    padded_width, padded_height = (PIXEL_STEP * math.ceil(side / PIXEL_STEP) for side in (width, height))
+    columns, rows = (math.ceil(side / compression) for side in (width, height))
+    return Canvas(width, height, padded_width, padded_height, columns, rows)
+
+
 # From a Stage C grid to the rest
 
 
-def from_prior(
+def plan_canvas_for_prior(
     prior_height: int,
     prior_width: int,
     width: int | None = None,
@@ -257,7 +203,7 @@ def from_prior(
         raise WrongInput("Only one of width and height was given with a Stage C latent: give both or none.")
     if width is None:
         ratio = (COMPRESSION if compression is None else _asked(compression)) / PIXEL_STEP
-        across, down = _matching_steps(rows, columns, ratio)
+        across, down = match_steps(rows, columns, ratio)
         size = PIXEL_STEP * across, PIXEL_STEP * down
         _check_padded(rows, columns, *size, MAX_SIDE)
         return Canvas(*size, *size, columns, rows)
@@ -266,7 +212,7 @@ def from_prior(
             f"A compression of {compression!r} was given together with a width and a height, which "
             "already settle it: leave one of them out."
         )
-    planned = plan(width, height)
+    planned = plan_canvas(width, height)
     if (planned.prior_width, planned.prior_height) == (columns, rows):
         return planned
     return _cover(planned.width, planned.height, rows, columns)
@@ -293,68 +239,9 @@ def _cover(width: int, height: int, rows: int, columns: int) -> Canvas:
             f"and is best near {COMPRESSION:.1f}: make the latent for this size, or choose another size."
         )
     if width <= height:
-        across, down = _covering_steps(across, down, columns, rows)
+        across, down = cover_steps(across, down, columns, rows)
     else:
-        down, across = _covering_steps(down, across, rows, columns)
+        down, across = cover_steps(down, across, rows, columns)
     size = PIXEL_STEP * across, PIXEL_STEP * down
     _check_padded(rows, columns, *size, MAX_SIDE * (1 + MAX_PADDING))
     return Canvas(width, height, *size, columns, rows)
-
-
-def _matching_steps(rows: int, columns: int, ratio: float) -> tuple[int, int]:
-    """Steps across and down nearest to ``ratio`` steps a cell with equal ratios on both axes."""
-    short, long = sorted((rows, columns))
-    low, high = (limit / PIXEL_STEP for limit in TRAINED)
-    best, found = math.inf, None
-    for steps in range(math.ceil(short * low), math.floor(short * high) + 1):
-        mine = steps / short
-        other = max(1, round(mine * long))
-        stretch = abs(math.log(other / long / mine))
-        cost = abs(math.log(mine / ratio)) + stretch
-        if stretch <= _LOG_TOLERANCE and cost < best:
-            best, found = cost, (steps, other)
-    return found if columns <= rows else found[::-1]
-
-
-def _covering_steps(short: int, long: int, short_cells: int, long_cells: int) -> tuple[int, int]:
-    """The cheapest steps of both sides, at least those given, for a settled grid; judged as :func:`_fit` judges."""
-    best, found = math.inf, None
-    short_steps = short
-    while short_steps / short - 1 < best:
-        exact = short_steps / short_cells * long_cells
-        deviation = _WEIGHT * abs(math.log(PIXEL_STEP * short_steps / short_cells / COMPRESSION))
-        for long_steps in range(
-            max(long, math.ceil(exact / math.exp(_LOG_TOLERANCE))), math.floor(exact * math.exp(_LOG_TOLERANCE)) + 1
-        ):
-            area = short_steps * long_steps / (short * long) - 1
-            cost = area + deviation + _WEIGHT * abs(math.log(long_steps / exact))
-            if cost < best:
-                best, found = cost, (short_steps, long_steps)
-        short_steps += 1
-    return found
-
-
-def decoder_grid_for(
-    prior_height: int, prior_width: int, width: int | None = None, height: int | None = None
-) -> tuple[int, int]:
-    """(latents down, latents across) of Stage B for a Stage C latent; see :func:`from_prior`."""
-    canvas = from_prior(prior_height, prior_width, width, height)
-    return canvas.decoder_height, canvas.decoder_width
-
-
-def compression_of(canvas: Canvas) -> float:
-    """Padded pixels a Stage C cell."""
-    return canvas.compression
-
-
-def encoder_size(
-    width: int, height: int, prior_height: int | None = None, prior_width: int | None = None
-) -> tuple[int, int]:
-    """Width and height in pixels to which a picture is resized so that the image encoder gives the Stage C grid.
-
-    The grid is the given one, or that of ``plan(width, height)``. The picture is padded to the canvas first.
-    """
-    if prior_height is None or prior_width is None:
-        return plan(width, height).encoder_size
-    _side(width, "width"), _side(height, "height")
-    return ENCODER_PIXELS * _cells(prior_width, "width"), ENCODER_PIXELS * _cells(prior_height, "height")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from ..nets.encoder import CELL
-from .canvas import Canvas, from_prior
+from .canvas import Canvas, plan_canvas_for_prior
 
 WHITE = 1.0
 MOST_FACES = 4
@@ -79,7 +79,7 @@ def pad_to_cells(image: Tensor) -> Tensor:
 def plan_enlarged(width: int, height: int) -> Canvas:
     """The canvas that a picture is enlarged to: two Stage C cells for each of its encoder's, so 2.67 times the size."""
     columns, rows = (-(-side // CELL) for side in (width, height))
-    whole = from_prior(2 * rows, 2 * columns)
+    whole = plan_canvas_for_prior(2 * rows, 2 * columns)
     return replace(
         whole,
         width=round(width * whole.padded_width / (CELL * columns)),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import WrongInput
-from . import canvas as geometry
+from .canvas import MAX_SIDE, MIN_SIDE, plan_canvas
 
 MOST_ASPECT = 2.0
 """A longer crop than this gets more of the picture beside its long sides, where there is any."""
@@ -90,8 +90,8 @@ def plan_crop(mask: Tensor, settings: CropSettings) -> Crop:
         places = marked.any(axis).nonzero()[:, 0]
         spans.append((max(0, int(places[0]) - margin), min(size, int(places[-1]) + 1 + margin)))
     (left, right), (top, bottom) = spans
-    across = min(width, max(geometry.MIN_SIDE, math.ceil((right - left) * settings.context)))
-    down = min(height, max(geometry.MIN_SIDE, math.ceil((bottom - top) * settings.context)))
+    across = min(width, max(MIN_SIDE, math.ceil((right - left) * settings.context)))
+    down = min(height, max(MIN_SIDE, math.ceil((bottom - top) * settings.context)))
     across, down = (
         min(width, max(across, math.ceil(down / MOST_ASPECT))),
         min(height, max(down, math.ceil(across / MOST_ASPECT))),
@@ -108,8 +108,8 @@ def choose_working_size(across: int, down: int, settings: CropSettings) -> tuple
     multiple = settings.multiple
     scale = settings.target / math.sqrt(across * down) if settings.target else 1.0
     rounding = round if settings.target else math.ceil
-    least = math.ceil(geometry.MIN_SIDE / multiple) * multiple
-    most = geometry.MAX_SIDE // multiple * multiple
+    least = math.ceil(MIN_SIDE / multiple) * multiple
+    most = MAX_SIDE // multiple * multiple
     return tuple(min(most, max(least, rounding(side * scale / multiple) * multiple)) for side in (across, down))
 
 
@@ -189,7 +189,7 @@ def cut_part(image: Tensor, mask: Tensor, settings: CropSettings = CropSettings(
 
 def mask_cells(mask: Tensor) -> Tensor:
     """``mask`` (B, H, W) on the Stage C grid of a picture of its size: a cell counts as soon as it is touched."""
-    canvas = geometry.plan(int(mask.shape[2]), int(mask.shape[1]))
+    canvas = plan_canvas(int(mask.shape[2]), int(mask.shape[1]))
     left, top, right, bottom = canvas.crop
     sides = (left, canvas.padded_width - right, top, canvas.padded_height - bottom)
     padded = F.pad(mask[:, None], sides, mode="replicate") if any(sides) else mask[:, None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .canvas import Canvas, plan
+from .canvas import Canvas, plan_canvas
 
 MODES = ("bicubic", "bilinear", "nearest-exact")
 
@@ -32,7 +32,7 @@ def crop_prior(prior: Tensor, grid: tuple[int, int], area: Sequence[int], least:
 
 def enlarge_canvas(canvas: Canvas, factor: float, compression: float | None = None) -> Canvas:
     """The canvas of the same picture, ``factor`` times as large; raises WrongInput beyond the largest size."""
-    return plan(round(canvas.width * factor), round(canvas.height * factor), compression)
+    return plan_canvas(round(canvas.width * factor), round(canvas.height * factor), compression)
 
 
 def resample_prior(samples: Tensor, source: Canvas, target: Canvas, mode: str = "bicubic") -> Tensor:

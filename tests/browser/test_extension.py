@@ -9,7 +9,7 @@ import pytest
 from browser.page import QUEUE, Page, Small
 from harness import REPOSITORY
 
-from cascade_studio.stages.inputs import canvas as geometry
+from cascade_studio.stages.inputs.canvas import plan_canvas
 from cascade_studio.stages.nets import memory
 from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
 from cascade_studio.stages.nets.stage_b import StageBConfig
@@ -46,7 +46,7 @@ def sizes() -> list[list[float | None]]:
 
 def planned(width: int, height: int, compression: float | None) -> list[float] | None:
     try:
-        canvas = geometry.plan(width, height, compression)
+        canvas = plan_canvas(width, height, compression)
     except ValueError:
         return None
     left, top, _, _ = canvas.crop
@@ -90,7 +90,7 @@ def test_the_page_estimates_memory_as_the_server_does(page):
     )
     net = StageA(StageAConfig(), device="meta")
     for (width, height, batch, size), given in zip(asked, found):
-        canvas = geometry.plan(width, height)
+        canvas = plan_canvas(width, height)
         stage_c = memory.activation_memory(StageCConfig(), 2 * batch, *canvas.prior_shape()[2:], size, (1, 1))
         stage_b = memory.activation_memory(StageBConfig(), 2 * batch, *canvas.decoder_shape()[2:], size, (1, 2, 4, 8))
         assert given == [stage_c, stage_b, net.decode_memory(canvas.decoder_shape(batch), size)], (width, height, batch)
@@ -106,14 +106,14 @@ def test_snap_and_aspect_give_sizes_without_padding_and_with_the_aspect(page):
         asked,
     )
     for (width, height), (across, down), (long, short) in zip(asked, snapped, wide):
-        assert geometry.plan(across, down).padding == 0 and abs(across - width) <= 72 and abs(down - height) <= 72
+        assert plan_canvas(across, down).padding == 0 and abs(across - width) <= 72 and abs(down - height) <= 72
         assert abs(long / short / (16 / 9) - 1) < 0.02 and abs(long * short / (width * height) - 1) < 0.03
 
 
 def test_the_canvas_follows_its_widgets(page, pictures):
     node = page.add("CascadeStudio_Canvas", (500, 150), width=1000, height=648)
     text = page.browser.wait(f"document.querySelector('{CANVAS} .facts')?.innerText")
-    canvas = geometry.plan(1000, 648)
+    canvas = plan_canvas(1000, 648)
     assert f"{canvas.prior_width} x {canvas.prior_height}" in text and "1008 x 648" in text, text
     page.browser.run(
         "document.querySelector(arguments[0]).value = '16:9';"
@@ -125,9 +125,9 @@ def test_the_canvas_follows_its_widgets(page, pictures):
     page.browser.click(f"{CANVAS} button:nth-of-type(1)")
     assert [page.value(node, "width"), page.value(node, "height")] == [down, across]
     page.browser.click(f"{CANVAS} button:nth-of-type(2)")
-    assert geometry.plan(page.value(node, "width"), page.value(node, "height")).padding == 0
+    assert plan_canvas(page.value(node, "width"), page.value(node, "height")).padding == 0
     cells = page.browser.run(f"return document.querySelector('{CANVAS} .cells').getAttribute('d')").count("v")
-    assert cells == geometry.plan(page.value(node, "width"), page.value(node, "height")).prior_width - 1
+    assert cells == plan_canvas(page.value(node, "width"), page.value(node, "height")).prior_width - 1
     page.set(node, "width", 20)
     page.browser.wait(f"!!document.querySelector('{CANVAS} .warning')")
     (pictures / "canvas.png").write_bytes(page.browser.picture())
@@ -137,7 +137,7 @@ def test_the_canvas_follows_values_that_came_otherwise(page):
     """Set without a hand, as undo and other extensions do."""
     node = page.add("CascadeStudio_Canvas", (500, 150))
     page.set(node, "width", 2048, quietly=True)
-    canvas = geometry.plan(2048, page.value(node, "height"))
+    canvas = plan_canvas(2048, page.value(node, "height"))
     page.browser.wait(
         f"document.querySelector('{CANVAS} .facts').innerText.includes(arguments[0])",
         f"{canvas.prior_width} x {canvas.prior_height} Stage C",

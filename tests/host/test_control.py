@@ -16,6 +16,7 @@ from tiny import golden, index, tiny_net, tiny_weights
 from world import Studio, changed, pure, relative
 
 from cascade_studio.nodes.host.conditioning import controlnet as host_control
+from cascade_studio.nodes.host.conditioning.control_chain import pick_control
 from cascade_studio.nodes.host.conditioning.controlnet import CascadeControl
 from cascade_studio.nodes.host.models.model import PriorConfig
 from cascade_studio.nodes.host.models.nets import network_arguments
@@ -252,7 +253,7 @@ def test_published_layouts_through_the_loader(studio, name):
         core = core.copy().set_cond_hint(tensors["hint"])
         with torch.inference_mode():
             found = control_of(core, {"x": torch.zeros(1, 16, rows, columns)})
-        found = host_control.aligned(found, 64)["input"][::-1]
+        found = host_control.align(found, 64)["input"][::-1]
         assert [block for block, values in enumerate(found) if values is not None] == list(maps)
         assert all(relative(found[block], values) <= 5e-5 for block, values in maps.items())
 
@@ -440,7 +441,7 @@ def test_a_hint_for_every_picture(monkeypatch, studio, nets):
     assert relative(sample(studio, prompts, batch=2), batch) <= 1e-4
     assert prompts["positive"][0][1]["control"].cond_hint_original.shape[0] == 1
     one = apply(studio, nets["canny"])["positive"][0][1]["control"]
-    assert host_control.for_picture(one, 1) is one
+    assert pick_control(one, 1) is one
 
 
 def test_other_grids(studio, nets):

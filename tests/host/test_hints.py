@@ -13,7 +13,8 @@ from PIL import Image
 from torch.nn import functional as F
 from world import Studio, changed, relative
 
-from cascade_studio.stages.inputs import canny, canvas as geometry, hints
+from cascade_studio.stages.inputs import canny, hints
+from cascade_studio.stages.inputs.canvas import plan_canvas
 
 CANNY, INPAINT, OUTPAINT, LARGER, IDENTITY = (
     f"CascadeStudio_{name}"
@@ -44,7 +45,7 @@ def shown(studio: Studio, kind: str, **inputs: Any) -> list[np.ndarray]:
 def test_canny(studio):
     image = scene()
     hint = studio.call(CANNY, image=image)
-    canvas = geometry.plan(160, 128)
+    canvas = plan_canvas(160, 128)
     assert tuple(hint.shape) == (1, *reversed(canvas.encoder_size), 3)
     expected = canny.make_hint(hints.lay_on_canvas(image.movedim(-1, 1), canvas))
     for channel in range(3):
@@ -58,7 +59,7 @@ def test_canny(studio):
 def test_hints_follow_the_latent(studio):
     """With a latent they have its canvas: the net reads them without resizing."""
     latent = studio.canvas(300, 200)[0]
-    canvas = geometry.plan(300, 200)
+    canvas = plan_canvas(300, 200)
     for kind, more in ((CANNY, {}), (INPAINT, {"mask": torch.ones(1, 128, 160)})):
         hint = studio.call(kind, image=scene(), latent=latent, **more)
         assert tuple(hint.shape[1:3]) == tuple(reversed(canvas.encoder_size))
@@ -141,7 +142,7 @@ def test_identity(studio, held):
     count = 1 if held == "flat" else 2
     vectors = FACES if held == "faces" else torch.eye(512)[[3, 7]][:count]
     hint, preview = studio.call(IDENTITY, range(2), image=scene(), boxes=BOXES[held], embeddings=vectors)
-    canvas = geometry.plan(160, 128)
+    canvas = plan_canvas(160, 128)
     assert tuple(hint.shape) == (1, canvas.prior_height, canvas.prior_width, 512)
     assert hint[..., 3].sum() > 0 and (hint[..., 7].sum() > 0) == (count == 2)
     assert hint.sum() < hint.shape[1] * hint.shape[2]

@@ -401,7 +401,7 @@ def test_loading_makes_no_sampling_of_the_hosts(studio, monkeypatch, stage, shif
     import comfy.model_base
     import comfy.model_sampling
 
-    from cascade_studio.nodes.host.models.sampling_math import CascadeSampling
+    from cascade_studio.nodes.host.models.model import CascadeSampling
 
     def refuse(*_):
         raise AssertionError("the host's own table was made")

@@ -8,7 +8,8 @@ from measured import measured_peak
 from torch.nn import functional as F
 
 from cascade_studio.stages.errors import WrongInput
-from cascade_studio.stages.inputs import canvas as geometry, hints
+from cascade_studio.stages.inputs import hints
+from cascade_studio.stages.inputs.canvas import plan_canvas
 from cascade_studio.stages.inputs.control_rules import BlockWeights, check_hint, check_model, parse_curve
 from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
 from cascade_studio.stages.nets.encoder import EncoderConfig  # noqa: F401 - named in MODES
@@ -25,7 +26,7 @@ def ramp(height: int, width: int) -> torch.Tensor:
 
 def test_a_picture_of_the_canvas_size():
     """Padded as the picture nodes pad it and resized as officially: short side 768 of 1024 is bilinear, antialiased."""
-    image, canvas = torch.rand(1, 3, 1024, 1024), geometry.plan(1024, 1024)
+    image, canvas = torch.rand(1, 3, 1024, 1024), plan_canvas(1024, 1024)
     expected = F.interpolate(image, (768, 768), mode="bilinear", antialias=True)
     assert torch.equal(hints.lay_on_canvas(image, canvas), expected)
     small = torch.rand(2, 3, 768, 768)
@@ -35,7 +36,7 @@ def test_a_picture_of_the_canvas_size():
 @pytest.mark.parametrize("width, height", [(1000, 610), (333, 777), (64, 200)])
 def test_padding_keeps_the_picture_in_its_place(width, height):
     """A picture pixel lands where the canvas has it, also when the picture comes at half the size."""
-    canvas = geometry.plan(width, height)
+    canvas = plan_canvas(width, height)
     left, top, _, _ = canvas.crop
     across, down = canvas.encoder_size
     for scale in (1.0, 0.5):
@@ -51,7 +52,7 @@ def test_padding_keeps_the_picture_in_its_place(width, height):
 
 
 def test_another_aspect_is_cropped_from_the_middle():
-    canvas = geometry.plan(1024, 1024)
+    canvas = plan_canvas(1024, 1024)
     placed = hints.lay_on_canvas(ramp(100, 300), canvas, size=(100, 100))
     assert torch.equal(placed, ramp(100, 300)[..., 100:200])
     nearest = hints.lay_on_canvas((ramp(100, 300) > 120).float(), canvas, mode="nearest")
@@ -134,7 +135,7 @@ def test_outpaint_borders():
 
 def test_identity_map():
     """The official painting: boxes over 32 rounded, one cell at least, vectors of length 1, later faces on top."""
-    canvas = geometry.plan(1024, 1024)
+    canvas = plan_canvas(1024, 1024)
     boxes = torch.tensor([[0.0, 0, 512, 256], [1020, 1020, 1024, 1024], [256, 128, 600, 300]])
     cells = hints.find_face_cells(boxes, 1024, 1024, canvas)
     assert cells == [(0, 0, 12, 6), (23, 23, 24, 24), (6, 3, 14, 7)]
@@ -150,7 +151,7 @@ def test_identity_map():
 
 def test_faces_of_a_cropped_picture():
     """The canvas shows the middle third of a wide picture."""
-    canvas = geometry.plan(1024, 1024)
+    canvas = plan_canvas(1024, 1024)
     cells = hints.find_face_cells(torch.tensor([[1024.0, 0, 2048, 1024], [0, 0, 100, 100]]), 3072, 1024, canvas)
     assert cells == [(0, 0, 24, 24), (0, 0, 1, 2)]
 

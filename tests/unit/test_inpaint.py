@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cascade_studio.stages.errors import WrongInput
-from cascade_studio.stages.inputs import canvas as geometry, inpaint
+from cascade_studio.stages.inputs import inpaint
+from cascade_studio.stages.inputs.canvas import plan_canvas
 from cascade_studio.stages.inputs.inpaint import CropSettings
 
 
@@ -77,7 +78,7 @@ def test_target_and_default_multiple_need_no_padding():
     part = inpaint.cut_part(picture(1600, 1200), spot(1600, 1200, 700, 500, 900, 640))
     crop = part.stitch.crop
     assert abs(crop.width * crop.height / 1024**2 - 1) < 0.15
-    canvas = geometry.plan(crop.width, crop.height)
+    canvas = plan_canvas(crop.width, crop.height)
     assert canvas.padding == 0 and (canvas.prior_width, canvas.prior_height) == (
         crop.width * 3 // 128,
         crop.height * 3 // 128,
@@ -100,7 +101,7 @@ def test_every_touched_cell_counts():
     cells = inpaint.mask_cells(mask)
     assert cells.shape == (1, 24, 24) and cells[0, 0, 2:22].eq(1).all() and not cells[0, 1:].any()
     odd = inpaint.mask_cells(torch.ones(1, 500, 700))
-    assert odd.shape[1:] == geometry.plan(700, 500).prior_shape()[2:] and odd.eq(1).all()
+    assert odd.shape[1:] == plan_canvas(700, 500).prior_shape()[2:] and odd.eq(1).all()
 
 
 def test_soft_masks_and_no_feather():

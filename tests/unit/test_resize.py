@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascade_studio.stages.inputs.canvas import Canvas, plan
+from cascade_studio.stages.inputs.canvas import Canvas, plan_canvas
 from cascade_studio.stages.inputs.resize import MODES, enlarge_canvas, resample_prior
 
 
@@ -26,7 +26,7 @@ def ramp(canvas: Canvas) -> torch.Tensor:
     [((1000, 1000), 2.0, None), ((1024, 600), 1.5, None), ((777, 1301), 2.2, 64.0), ((1024, 1024), 1.0, 32.0)],
 )
 def test_every_cell_stays_at_its_place(size, factor, compression, mode):
-    source = plan(*size)
+    source = plan_canvas(*size)
     target = enlarge_canvas(source, factor, compression)
     assert (target.width, target.height) == tuple(round(side * factor) for side in size)
     moved, expected = resample_prior(ramp(source), source, target, mode), ramp(target)
@@ -37,7 +37,7 @@ def test_every_cell_stays_at_its_place(size, factor, compression, mode):
 
 
 def test_nearest_takes_the_cell_below():
-    source = plan(1024, 1024)
+    source = plan_canvas(1024, 1024)
     target = enlarge_canvas(source, 2.0)
     samples = torch.randn(2, 16, 24, 24)
     moved = resample_prior(samples, source, target, "nearest-exact")
@@ -46,14 +46,14 @@ def test_nearest_takes_the_cell_below():
 
 
 def test_the_same_canvas_is_a_copy():
-    canvas, samples = plan(640, 448), torch.randn(1, 16, 11, 15)
+    canvas, samples = plan_canvas(640, 448), torch.randn(1, 16, 11, 15)
     moved = resample_prior(samples, canvas, canvas)
     assert torch.equal(moved, samples) and moved is not samples
 
 
 def test_bicubic_keeps_more_contrast_than_bilinear():
     torch.manual_seed(0)
-    source, samples = plan(1024, 1024), torch.randn(1, 16, 24, 24)
+    source, samples = plan_canvas(1024, 1024), torch.randn(1, 16, 24, 24)
     target = enlarge_canvas(source, 1.7)
     sharp, soft = (resample_prior(samples, source, target, mode).std() for mode in MODES[:2])
     assert sharp > soft

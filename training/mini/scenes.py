@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_studio.stages.inputs.canvas import plan
+from cascade_studio.stages.inputs.canvas import plan_canvas
 from cascade_studio.stages.nets.encoder import normalise
 
 from .captions import batch_tokens, caption, fragment_tokens
@@ -24,7 +24,7 @@ from .towers import clip_normalise
 
 log = logging.getLogger(__name__)
 
-CANVAS = plan(SIDE, SIDE)
+CANVAS = plan_canvas(SIDE, SIDE)
 SHORT = 24
 """Tokens that nearly every caption fits into; training mostly leaves out the padding beyond them."""
 

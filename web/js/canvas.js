@@ -14,20 +14,20 @@ class CanvasPanel extends Panel {
     super(node, "canvas", 206);
     this.aspects = element("select", { onchange: () => this.chooseAspect(this.aspects.value) });
     this.swap = button("", "", () => this.resize(valueOf(node, "height"), valueOf(node, "width")));
-    this.snap = button("", "", () => this.resize(...snapped(...this.asked())));
+    this.snap = button("", "", () => this.resize(...snapped(...this.asked().slice(0, 3))));
     this.drawing = shape("svg", { viewBox: "0 0 300 120", role: "img" });
     this.facts = element("div", { className: "facts" });
     this.replace(element("div", { className: "row" }, this.aspects, this.swap, this.snap), this.drawing, this.facts);
     this.drawn = "";
-    onValues(node, ["width", "height", "batch_size", "compression"], () => this.draw());
+    onValues(node, ["width", "height", "batch_size", "compression", "grid"], () => this.draw());
     this.draw();
   }
 
-  /** Width, height, and the compression that was asked for or null. */
+  /** Width, height, the compression that was asked for or null, and the rule for the grid. */
   asked() {
     const compression = Number(valueOf(this.node, "compression"));
     const [width, height] = ["width", "height"].map((name) => Number(valueOf(this.node, name)));
-    return [width, height, compression > 0 ? compression : null];
+    return [width, height, compression > 0 ? compression : null, valueOf(this.node, "grid")];
   }
 
   resize(width, height) {
@@ -52,9 +52,9 @@ class CanvasPanel extends Panel {
   }
 
   draw() {
-    const [width, height, compression] = this.asked();
+    const [width, height, compression, grid] = this.asked();
     this.drawn = this.state();
-    const canvas = plan(width, height, compression);
+    const canvas = plan(width, height, compression, grid);
     this.label(width, height);
     if (canvas === null) {
       this.drawing.replaceChildren();

@@ -1,5 +1,5 @@
-// The grids of a picture: the same rule as stages/inputs/canvas.py, so that the node shows what the server will do.
-// tests/browser compares both over random sizes; a change there has to be made here too.
+// The grids of a picture: the same rule as stages/inputs/canvas.py and grids.py, so that the node shows what the server
+// will do. tests/unit/test_canvas_page.py compares both over a grid of sizes; a change there has to be made here too.
 
 export const MIN_SIDE = 64;
 export const MAX_SIDE = 8192;
@@ -7,7 +7,10 @@ export const PIXEL_STEP = 8;
 const LATENT_PIXELS = 4;
 const COMPRESSION = 1024 / 24;
 const PREFERRED = [38, 48];
-export const TRAINED = [32, 64];
+const OFFICIAL_COMPRESSION = 42.67;
+const TRAINED = [32, 64];
+const ASKED = [16, 64];
+export const OFFICIAL = "official";
 const MAX_PADDING = 0.06;
 const ASKED_BAND = 1.06;
 const LOG_TOLERANCE = Math.log1p(0.005) - 1e-9;
@@ -53,10 +56,11 @@ function fit(short, long, wish) {
 function wishes(compression) {
   const asked = compression !== null;
   const target = asked ? compression : COMPRESSION;
+  const most = TRAINED[1];
+  const least = asked && target < TRAINED[0] ? Math.max(ASKED[0], target / ASKED_BAND) : TRAINED[0];
   const [low, high] = asked
-    ? [Math.max(TRAINED[0], target / ASKED_BAND), Math.min(TRAINED[1], target * ASKED_BAND)]
+    ? [Math.max(least, target / ASKED_BAND), Math.min(most, target * ASKED_BAND)]
     : PREFERRED;
-  const [least, most] = TRAINED;
   return [
     { target, low, high, weight: asked ? ASKED_WEIGHT : WEIGHT },
     { target, low, high, weight: TIGHT_WEIGHT },
@@ -65,14 +69,14 @@ function wishes(compression) {
   ];
 }
 
-/**
- * The grids for a picture, or null where the server would refuse its size or compression.
- * `compression` null chooses it.
- */
-export function plan(width, height, compression = null) {
-  const bad = (side) => !Number.isInteger(side) || side < MIN_SIDE || side > MAX_SIDE;
-  if (bad(width) || bad(height)) return null;
-  if (compression !== null && !(compression >= TRAINED[0] && compression <= TRAINED[1])) return null;
+/** Steps and cells of width and height as the official code counts them, each side on its own. */
+function officialSides(width, height, compression) {
+  const ratio = compression ?? OFFICIAL_COMPRESSION;
+  return [width, height].map((side) => [PIXEL_STEP * Math.ceil(side / PIXEL_STEP), Math.ceil(side / ratio)]);
+}
+
+/** Padded pixels and cells of width and height without stretch. */
+function fittedSides(width, height, compression) {
   const [short, long] = [width, height].sort((a, b) => a - b).map((side) => Math.ceil(side / PIXEL_STEP));
   const rounding = (short * long * PIXEL_STEP ** 2) / (width * height);
   const fits = [];
@@ -89,7 +93,19 @@ export function plan(width, height, compression = null) {
     [PIXEL_STEP * best.shortSteps, best.shortCells],
     [PIXEL_STEP * best.longSteps, best.longCells],
   ];
-  const [[paddedWidth, columns], [paddedHeight, rows]] = width <= height ? sides : sides.reverse();
+  return width <= height ? sides : sides.reverse();
+}
+
+/**
+ * The grids for a picture, or null where the server would refuse its size or compression.
+ * `compression` null chooses it; `grid` is the option of the canvas node.
+ */
+export function plan(width, height, compression = null, grid = "") {
+  const bad = (side) => !Number.isInteger(side) || side < MIN_SIDE || side > MAX_SIDE;
+  if (bad(width) || bad(height)) return null;
+  if (compression !== null && !(compression >= ASKED[0] && compression <= ASKED[1])) return null;
+  const sides = (grid === OFFICIAL ? officialSides : fittedSides)(width, height, compression);
+  const [[paddedWidth, columns], [paddedHeight, rows]] = sides;
   return {
     width,
     height,

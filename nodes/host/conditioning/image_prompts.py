@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ....stages.errors import WrongInput
 from ....stages.inputs import image_prompts as rules
-from ..models.regions import PICTURES_KEY
-from ..models.times import in_time, time_of
+from ..models.regions import PICTURES_KEY, cut_in_time, time_of
 from .hints import to_image, to_rgb
 
 Entries = list[dict[str, Any]]
@@ -104,7 +103,7 @@ def add_during(conditioning: Any, entries: Entries, percents: tuple[float, float
     result = []
     for text, extra in conditioning:
         first, last = time_of(extra)
-        for inside, span in in_time(extra, [percents]) if first < last else [(extra, None)]:
+        for inside, span in cut_in_time(extra, [percents]) if first < last else [(extra, None)]:
             if span is None:
                 result.append([text, inside])
                 continue

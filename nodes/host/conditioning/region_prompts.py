@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ....stages.errors import WrongInput
-from ..models.regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, Region, Regions
-from ..models.times import in_time, time_of
-from .controlnet import MaskedControl, checked_mask
+from ..models.regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, Region, Regions, cut_in_time, time_of
+from .control_chain import MaskedControl, check_mask
 
 REFUSED = {"area": "an area", "mask": "a mask of its own", "hooks": "a hook", REGIONS_KEY: "regions of its own"}
 """Keys of a conditioning that a region cannot have."""
@@ -26,7 +25,7 @@ def with_region(base: Any, prompt: Any, mask: Tensor, strength: float, keep_base
     """
     if strength == 0:
         return base
-    spans = spans_of(prompt, checked_mask(mask, where), strength, where)
+    spans = spans_of(prompt, check_mask(mask, where), strength, where)
     controls: dict[tuple[int, Any], MaskedControl] = {}
 
     def placed(extra: dict[str, Any], span: Span) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def with_region(base: Any, prompt: Any, mask: Tensor, strength: float, keep_base
     return [
         [text, inside if span is None else placed(inside, span)]
         for text, extra in base
-        for inside, span in in_time(extra, spans)
+        for inside, span in cut_in_time(extra, spans)
     ]
 
 

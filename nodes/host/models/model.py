@@ -7,10 +7,12 @@ from typing import Any
 import comfy.conds
 import comfy.model_base
 import comfy.model_management
+import comfy.model_sampling
 import comfy.supported_models
 import torch
 from torch import Tensor
 
+from ....stages.diffusion.sampling import logsnr, logsnr_from_sigma, noise_condition, sigma_from_logsnr
 from ....stages.errors import BadValues, WrongInput
 from ....stages.files.marker import MARKER, marker_tensor
 from ....stages.inputs.resize import crop_prior
@@ -18,7 +20,6 @@ from ....stages.nets.sizes import is_published
 from ....stages.nets.stage_c import StageCConfig
 from .nets import HostStageB, HostStageC
 from .regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, image_embeds, region_conds, token_weights
-from .sampling_math import CascadeSampling
 
 OWN_SAMPLER = "cascade_studio_sampler"
 """Key in ``transformer_options`` by which our samplers say that the grid they ask for is meant."""
@@ -66,6 +67,35 @@ def check_finite(output: Tensor, stage: str, dtype: torch.dtype, given: Tensor |
 def is_finite(values: Tensor) -> bool:
     """Whether all values are finite, in one pass without a copy; both extremes are NaN where any value is."""
     return all(torch.isfinite(extreme).item() for extreme in torch.aminmax(values))
+
+
+class CascadeSampling(comfy.model_sampling.StableCascadeSampling, comfy.model_sampling.EPS):
+    """ComfyUI's Stable Cascade sampling with the official clamps and noise condition.
+
+    ``sigma`` is b/a of the variance-preserving process, ``timestep`` the noise condition r that the networks
+    embed. Core clamps only after the shift, so its smallest sigma at shift 2 is 0.010 instead of 0.020.
+    """
+
+    def set_parameters(self, shift: float = 1.0, cosine_s: float = 8e-3) -> None:
+        self.shift = shift
+        self.cosine_s = torch.tensor(cosine_s)
+        self._init_alpha_cumprod = torch.cos(self.cosine_s / (1 + self.cosine_s) * torch.pi * 0.5) ** 2
+        self.num_timesteps = 10000
+        self.set_sigmas(self.sigma(torch.arange(1, self.num_timesteps + 1) / self.num_timesteps))
+
+    def sigma(self, timestep: Tensor | float) -> Tensor:
+        t = torch.as_tensor(timestep, dtype=torch.float32)
+        return sigma_from_logsnr(logsnr(t, self.shift))
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return noise_condition(logsnr_from_sigma(sigma.float()))
+
+
+def make_sampling(shift: float) -> CascadeSampling:
+    """A sampling object with this shift, for an object patch."""
+    sampling = CascadeSampling()
+    sampling.set_parameters(shift)
+    return sampling
 
 
 class CascadeModel(comfy.model_base.BaseModel):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.conds
 import comfy.utils
@@ -24,6 +24,10 @@ OWN = {REGIONS_KEY: "regions (Regional prompt)", WEIGHTS_KEY: "token weights (En
 
 PICTURES_KEY = "unclip_conditioning"
 """The host's key of image prompts, a list of what CLIP vision gave for each."""
+
+
+Span = TypeVar("Span", bound=Sequence)
+"""Anything whose first two members are the start and the end, as percentages of the host, 0 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,3 +180,17 @@ def token_weights(text: Tensor, weights: Tensor | None, regions: Regions | None)
     if all(part is None for _, part in parts):
         return None
     return torch.cat([torch.ones(1, tokens.shape[1]) if part is None else part.cpu() for tokens, part in parts], dim=1)
+
+
+def time_of(extra: dict[str, Any]) -> tuple[float, float]:
+    """The part of the run in which an entry of a conditioning is heard."""
+    return extra.get("start_percent", 0.0), extra.get("end_percent", 1.0)
+
+
+def cut_in_time(extra: dict[str, Any], spans: Sequence[Span]) -> Iterator[tuple[dict[str, Any], Span | None]]:
+    """An entry of a conditioning cut where ``spans`` begin and end, each piece with the span that covers it, or None."""
+    first, last = time_of(extra)
+    cuts = sorted({first, last, *(cut for span in spans for cut in span[:2] if first < cut < last)})
+    for start, end in zip(cuts, cuts[1:] or cuts):
+        inside = extra if (start, end) == (first, last) else {**extra, "start_percent": start, "end_percent": end}
+        yield inside, next((span for span in spans if span[0] <= start and end <= span[1]), None)

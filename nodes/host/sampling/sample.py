@@ -18,11 +18,10 @@ from ....stages.diffusion import sampling
 from ....stages.diffusion.sampling import Guidance
 from ....stages.diffusion.seeds import Seeds
 from ....stages.errors import BadValues, OutOfMemory
-from ..conditioning import controlnet
+from ..conditioning.control_chain import pick_control, release_controls
 from ..models import regions
-from ..models.model import OWN_SAMPLER, CascadePrior
+from ..models.model import OWN_SAMPLER, CascadePrior, make_sampling
 from ..models.regions import REGIONS_KEY
-from ..models.sampling_math import with_shift
 from ..out_of_memory import is_out_of_memory, make_room
 from ..report.card import StageReport, find_weights_path
 from ..report.measure import measure_work
@@ -43,7 +42,7 @@ def patch_shift(model: Any, shift: float) -> Any:
     """A clone of ``model`` whose sampling has ``shift``; a sampling node already on the wire wins."""
     clone = model.clone()
     if "model_sampling" not in model.object_patches:
-        clone.add_object_patch("model_sampling", with_shift(shift))
+        clone.add_object_patch("model_sampling", make_sampling(shift))
     return clone
 
 
@@ -280,7 +279,7 @@ def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any
             seed=run.seed,
         )
     finally:
-        controlnet.release(positive, negative)
+        release_controls(positive, negative)
     return samples.to(comfy.model_management.intermediate_device())
 
 
@@ -334,7 +333,7 @@ def pick(conditioning: Any, index: int) -> Any:
             return value[place : place + 1]
         return value
 
-    special = {"control": controlnet.for_picture, REGIONS_KEY: regions.for_picture}
+    special = {"control": pick_control, REGIONS_KEY: regions.for_picture}
     return [
         [
             narrow(text),

@@ -1,0 +1,110 @@
+"""The official schedule, sampler and guider for core's custom sampling nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..stages.diffusion.sampling import schedule_sigmas
+from .host.sampling import sample
+from .sampling_inputs import guidance_inputs, make_guidance, step_input
+
+CATEGORY = "Cascade Studio/sampling"
+
+
+class CascadeStudioSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_Schedule",
+            display_name="Cascade Schedule",
+            category=CATEGORY,
+            description="The official noise levels as SIGMAS for core's custom sampling nodes.",
+            search_aliases=["stable cascade", "scheduler", "sigmas"],
+            inputs=[
+                io.Model.Input("model", tooltip="The prior or the decoder; its shift is used unless one is set here."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="20 for Stage C, 10 for Stage B."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip=("Part of the schedule to run, from its end; below 1 for image to image."),
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=0.0,
+                    min=0.0,
+                    max=16.0,
+                    step=0.1,
+                    round=0.01,
+                    advanced=True,
+                    tooltip="Shift of the schedule; 0 takes the model's own (2 for Stage C, 1 for B).",
+                ),
+            ],
+            outputs=[io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="Noise levels, ending at 0.")],
+        )
+
+    @classmethod
+    def execute(cls, model, steps, denoise, shift) -> io.NodeOutput:
+        own = getattr(model.get_model_object("model_sampling"), "shift", 1.0)
+        return io.NodeOutput(schedule_sigmas(steps, shift or own, denoise))
+
+
+class CascadeStudioSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_Sampler",
+            display_name="Cascade Sampler",
+            category=CATEGORY,
+            description="The official sampler as a SAMPLER for core's custom sampling nodes.",
+            search_aliases=["stable cascade", "ddpm", "lcm", "ddim"],
+            inputs=[step_input()],
+            outputs=[io.Sampler.Output("sampler", display_name="sampler", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, sampler) -> io.NodeOutput:
+        return io.NodeOutput(sample.official_sampler(sampler))
+
+
+class CascadeStudioGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_Guider",
+            display_name="Cascade Guider",
+            category=CATEGORY,
+            description="The official guidance (rescale, interval, linear scale) as a GUIDER.",
+            search_aliases=["stable cascade", "cfg", "rescale", "guidance interval"],
+            inputs=[
+                io.Model.Input("model", tooltip="The prior or the decoder."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt; for Stage B, from Cascade Decoder Conditioning."
+                ),
+                io.Conditioning.Input("negative", tooltip="The negative prompt, likewise."),
+                io.Float.Input(
+                    "cfg",
+                    default=4.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale; officially 4 for Stage C and 1.1 for Stage B.",
+                ),
+                *guidance_inputs(),
+            ],
+            outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, cfg, **guided) -> io.NodeOutput:
+        guider = sample.CascadeGuider(model)
+        guider.set_prompts(positive, negative)
+        guider.set_guidance(make_guidance(cfg, **guided))
+        return io.NodeOutput(guider)
+
+
+NODES = [CascadeStudioSchedule, CascadeStudioSampler, CascadeStudioGuider]

@@ -1,0 +1,200 @@
+"""The inputs that the sampler nodes share: seed, schedule, guidance, step, start and variations."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..stages.diffusion.sampling import Guidance
+from .host.sampling import sample
+
+SAME_CFG = -1.0
+
+
+def seed_input() -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip=("Where the noise comes from. Picture i of a batch is the picture of seed + i."),
+    )
+
+
+def schedule_inputs(steps: int, cfg: float, shift: float) -> list[io.Input]:
+    """Steps, guidance scale and shift with a stage's official defaults."""
+    return [
+        io.Int.Input("steps", default=steps, min=1, max=1000, tooltip=f"Denoising steps; {steps} officially."),
+        io.Float.Input(
+            "cfg",
+            default=cfg,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip=(
+                f"How strongly the prompt is followed; {cfg} officially. 1 ignores the negative prompt and is faster."
+            ),
+        ),
+        io.Float.Input(
+            "shift",
+            default=shift,
+            min=0.1,
+            max=16.0,
+            step=0.1,
+            round=0.01,
+            advanced=True,
+            tooltip=(
+                f"Moves the schedule towards noise; {shift:g} officially, more for larger Stage C grids. A "
+                "ModelSamplingStableCascade node on the model's wire is used instead of this number."
+            ),
+        ),
+    ]
+
+
+def guidance_inputs() -> list[io.Input]:
+    """The rest of the official guidance, under the advanced inputs."""
+    return [
+        io.Float.Input(
+            "rescale",
+            default=0.7,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            round=0.01,
+            advanced=True,
+            tooltip=(
+                "Pulls the contrast of the guided prediction back to the prompt's own; 0.7 officially, 0 is plain "
+                "guidance."
+            ),
+        ),
+        io.Boolean.Input(
+            "rescale_batch",
+            default=False,
+            advanced=True,
+            tooltip=("Rescale over the whole batch, as the official code does. Pictures then depend on their batch."),
+        ),
+        io.Float.Input(
+            "cfg_end",
+            default=SAME_CFG,
+            min=SAME_CFG,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            advanced=True,
+            tooltip="Guidance scale at the end; it changes linearly from cfg. -1 keeps cfg throughout.",
+        ),
+        io.Float.Input(
+            "guidance_start",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.001,
+            advanced=True,
+            tooltip="Part of the run after which guidance begins; before it the scale is 1.",
+        ),
+        io.Float.Input(
+            "guidance_end",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.001,
+            advanced=True,
+            tooltip="Part of the run after which guidance ends; after it the scale is 1.",
+        ),
+    ]
+
+
+def step_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "sampler",
+        options=list(sample.STEPS),
+        default="ddpm",
+        advanced=True,
+        tooltip=("Step of the sampler: ddpm is the official one, ddim adds no noise, lcm suits very few steps."),
+    )
+
+
+def denoise_input() -> io.Float.Input:
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.01,
+        max=1.0,
+        step=0.01,
+        round=0.001,
+        advanced=True,
+        tooltip=("Less than 1 starts from the latent with that much noise instead of from noise alone."),
+    )
+
+
+def start_inputs() -> list[io.Input]:
+    """How the official image to image differs from ours."""
+    return [
+        io.Boolean.Input(
+            "official_noise",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "With denoise below 1, noise the picture as at shift 1, as the official image to image does: at shift 2 "
+                "more of it is kept. Off noises it as the sampling expects."
+            ),
+        ),
+        io.Boolean.Input(
+            "fewer_steps",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "With denoise below 1, run only that part of the steps, as the official image to image does: 16 of 20 at "
+                "0.8."
+            ),
+        ),
+    ]
+
+
+def variation_inputs() -> list[io.Input]:
+    """Variations of one seed."""
+    return [
+        io.Int.Input(
+            "variation_seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "Which variation; picture i of a batch is that of variation_seed + i, all of them of the same seed."
+            ),
+        ),
+        io.Float.Input(
+            "variation_strength",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.001,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "How far from the seed's own picture: 0 is that picture itself, 0.1 a close relative, 1 the "
+                "picture of the variation's seed."
+            ),
+        ),
+    ]
+
+
+def make_guidance(
+    cfg: float, rescale: float, rescale_batch: bool, cfg_end: float, guidance_start: float, guidance_end: float
+) -> Guidance:
+    """The guidance that a node's inputs describe; the run goes from t = 1 to t = 0."""
+    return Guidance(
+        cfg,
+        None if cfg_end <= SAME_CFG else cfg_end,
+        (1.0 - guidance_start, 1.0 - guidance_end),
+        rescale,
+        not rescale_batch,
+    )
