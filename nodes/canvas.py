@@ -61,7 +61,8 @@ class CascadeStudioCanvas(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "Pixels to one cell of the Stage C latent. 0 chooses it (38 to 48, near 42.67); "
-                        "32 gives more detail and needs more memory, 64 less; from 16, below what Stage B was trained for."
+                        "32 gives more detail and needs more memory, 64 less; Stage B was not trained below 32, and "
+                        "16 is the least."
                     ),
                 ),
                 grid_input(),
