@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from .host import latents
-from .host.models import vae as vaes
+from .host.models import use_vae as vaes
 from .host.report import draft_board
 
 CATEGORY = "Cascade Studio/latent"

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..stages.inputs.canvas import MAX_SIDE, TRAINED
 from .host import latents
-from .host.models import vae as vaes
+from .host.models import use_vae as vaes
 from .host.report import card
 from .types import Report
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..stages.training import dataset, pictures_io, settings
 from .host import latents
-from .host.models import vae as vaes
+from .host.models import use_vae as vaes
 from .host.training import train
 
 CATEGORY = "Cascade Studio/training"

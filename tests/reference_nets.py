@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -23,9 +24,10 @@ def host_net(ours: StageC | StageB) -> nn.Module:
     import comfy.ops
     from comfy.ldm.cascade import stage_b, stage_c
 
-    config = {name: as_lists(value) for name, value in vars(ours.config).items()}
     dtype = next(ours.parameters()).dtype
     kind = stage_c.StageC if isinstance(ours, StageC) else stage_b.StageB
+    known = inspect.signature(kind).parameters
+    config = {name: as_lists(value) for name, value in vars(ours.config).items() if name in known}
     with torch.device("meta"):
         net = kind(**config, dropout=[0.0] * len(config["c_hidden"]), dtype=dtype, operations=comfy.ops.manual_cast)
     net.load_state_dict(ours.state_dict(), strict=True, assign=True)

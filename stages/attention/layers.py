@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..nets.blocks import NO_HOOKS, BlockHooks, FeedForwardBlock, Place, ResBlock
+from ..nets.backend import Attention
+from ..nets.blocks import FeedForwardBlock, ResBlock
+from ..nets.hooks import NO_HOOKS, BlockHooks, Place
 
 Attend = Callable[[Tensor, Tensor, Tensor, int, "Tensor | None"], Tensor]
 """``attend(q, k, v, n_self, mask)``: q (B, N, C), k and v (B, M, C), of which the first ``n_self`` are the picture's
@@ -51,21 +53,22 @@ NO_CHANGES = Changes()
 class LayeredHooks(BlockHooks):
     """Block hooks that make ``changes``: they ask every layer, and the network's own ``attention`` at the end."""
 
-    def __init__(self, changes: Changes, attention: Callable[..., Tensor], options: Any = None):
+    def __init__(self, changes: Changes, attention: Attention, options: Any = None):
+        super().__init__(options)
         self.layers = sorted(changes.layers, key=lambda layer: layer.order)
         self.blocks = changes.blocks
-        self.attend_plainly, self.passed_on = attention, options
+        self.attend_plainly = attention
 
-    def residual(
+    def run_block(
         self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
-        return self.blocks.residual(block, x, skip, dtype)
+        return self.blocks.run_block(block, x, skip, dtype)
 
-    def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.blocks.resized(x, size)
+    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.blocks.resize(x, size)
 
-    def rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-        return self.blocks.rowwise(layer, x, width)
+    def run_rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+        return self.blocks.run_rowwise(layer, x, width)
 
     def attention(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int) -> Tensor | None:
         if not self.layers:
@@ -76,7 +79,7 @@ class LayeredHooks(BlockHooks):
         """The innermost attention at ``place``."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None) -> Tensor:
-            return self.attend_plainly(q, k, v, place.heads, self.passed_on, mask=mask)
+            return self.attend_plainly(q, k, v, place.heads, self.options, mask=mask)
 
         return attend
 
@@ -108,7 +111,7 @@ class TokenLayer(AttentionLayer):
         self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
     ) -> Tensor:
         bias = F.pad(log_weights(self.weights), (n_self, k.shape[1] - n_self - self.weights.shape[1])).to(q.dtype)
-        return following(q, k, v, n_self, added(mask, bias[:, None].expand(-1, q.shape[1], -1)))
+        return following(q, k, v, n_self, add_masks(mask, bias[:, None].expand(-1, q.shape[1], -1)))
 
 
 def own_share(q: Tensor, k: Tensor, heads: int, n_self: int, mask: Tensor | None = None) -> Tensor:
@@ -117,7 +120,9 @@ def own_share(q: Tensor, k: Tensor, heads: int, n_self: int, mask: Tensor | None
     With it the joint attention is the sum of an attention to the own tokens and one to the others.
     """
     batch, length, width = q.shape
-    q, k = (x.view(batch, -1, heads, width // heads).transpose(1, 2).float() for x in (q, k))
+    q, k = (
+        x.view(batch, -1, heads, width // heads).transpose(1, 2).float() for x in (q, k)
+    )  # (B, heads, N, C / heads)
     shares = []
     for first in range(0, length, QUERIES):
         products = q[:, :, first : first + QUERIES] @ k.transpose(2, 3) * (width // heads) ** -0.5
@@ -127,7 +132,7 @@ def own_share(q: Tensor, k: Tensor, heads: int, n_self: int, mask: Tensor | None
     return torch.cat(shares, dim=-1).transpose(1, 2)[..., None]
 
 
-def added(mask: Tensor | None, bias: Tensor) -> Tensor:
+def add_masks(mask: Tensor | None, bias: Tensor) -> Tensor:
     """Two masks in one; ``mask`` may be None."""
     return bias if mask is None else mask + bias
 

@@ -1,7 +1,7 @@
 """Regional prompts in one pass: all prompts' tokens at once, and a mask that says which cells hear which of them.
 
 The attention of Stage C is one softmax over the picture's own tokens and the condition tokens. The logarithm of a
-region's weight at a cell is added to the products of that cell with the region's tokens, so a weight of 1 leaves them
+region's weight at a cell is add_masks to the products of that cell with the region's tokens, so a weight of 1 leaves them
 as they are, 0.5 counts them half and 0 takes them out. The cells still see each other, which keeps the picture one.
 
 Image prompts are tokens as well: those of a region are heard as its words are, those of the whole picture everywhere.
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import WrongInput
-from ..nets.blocks import Place
-from .layers import Attend, AttentionLayer, added, log_weights
+from ..nets.hooks import Place
+from .layers import Attend, AttentionLayer, add_masks, log_weights
 
 EVERYONE = -1
 """Owner of the image prompts of the whole picture: the last of the weights."""
@@ -99,10 +99,10 @@ class RegionLayer(AttentionLayer):
     ) -> Tensor:
         bias = self.bias(place.grid, k.shape[1] - n_self, q.dtype)
         bias = F.pad(bias, (n_self, 0))
-        return following(q, k, v, n_self, added(mask, bias))
+        return following(q, k, v, n_self, add_masks(mask, bias))
 
     def bias(self, grid: tuple[int, int], tokens: int, dtype: torch.dtype) -> Tensor:
-        """What is added to the products of ``grid``'s cells with the condition tokens: (B, N, ``tokens``)."""
+        """What is add_masks to the products of ``grid``'s cells with the condition tokens: (B, N, ``tokens``)."""
         if grid not in self.masks:
             weights = (
                 F.interpolate(self.weights.float(), size=grid, mode="area")

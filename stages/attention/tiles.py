@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from ..inputs.resize import crop_prior
-from ..nets.blocks import BlockHooks, FeedForwardBlock, Place, ResBlock, channel_lengths, nchw, nhwc
+from ..nets.blocks import FeedForwardBlock, ResBlock, channel_lengths
+from ..nets.channels_last import nchw, nhwc
+from ..nets.hooks import BlockHooks, Place
 from .layers import NO_CHANGES, Attend, AttentionLayer, Changes, log_weights
 
 PIECES, SHARED, OWN = "pieces", "tiles, shared norms", "tiles, own norms"
@@ -39,7 +41,7 @@ class PieceHooks(BlockHooks):
         """How many rows of ``x`` (B, H, W, C) may be ``width`` wide at once."""
         return max(1, self.elements // (x.shape[0] * x.shape[2] * width))
 
-    def residual(
+    def run_block(
         self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         mixer, step = block.channelwise, self.rows(x, block.channelwise.width)
@@ -48,16 +50,16 @@ class PieceHooks(BlockHooks):
         spans = [(first, min(first + step, x.shape[1])) for first in range(0, x.shape[1], step)]
 
         def wide(first: int, last: int) -> Tensor:
-            return mixer.widened(block.mixed_rows(x, skip, dtype, first, last), dtype)
+            return mixer.widen(block.mix_rows(x, skip, dtype, first, last), dtype)
 
         length = sum(channel_lengths(wide(*span)).square() for span in spans).sqrt()
         out = torch.empty_like(x)
         for first, last in spans:
-            change = mixer.narrowed(wide(first, last), dtype, lambda _: length)
+            change = mixer.narrow(wide(first, last), dtype, lambda _: length)
             torch.add(x[:, first:last], change, out=out[:, first:last])
         return out
 
-    def rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    def run_rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
         step = max(2, self.rows(x, width) // 2 * 2)
         if step >= x.shape[1]:
             return layer(x)
@@ -82,7 +84,7 @@ class Whole(BlockHooks, AttentionLayer):
         self.lengths: list[Tensor] = []
         self.tokens: list[tuple[Tensor, Tensor, tuple[int, int]]] = []
 
-    def residual(
+    def run_block(
         self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         def kept(h: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ class TileBlocks(BlockHooks):
     def __init__(self, tiles: list[Tile], size: tuple[int, int], whole: Whole | None):
         self.tiles, self.size, self.whole, self.calls = tiles, size, whole, 0
 
-    def residual(
+    def run_block(
         self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         if self.whole is None:
@@ -173,7 +175,7 @@ class TileBlocks(BlockHooks):
         self.calls += 1
         return block(x, skip, dtype, lambda _: length)
 
-    def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """A level of odd size is stretched on its way back up: each tile has to take its part of the whole stretch."""
         if tuple(x.shape[1:3]) == tuple(size):
             return x
@@ -211,7 +213,7 @@ class TileBlocks(BlockHooks):
         return index * ((level // 2 * 2 - 1) / max(level - 1, 1)) - start // stride
 
 
-def starts(length: int, tile: int, overlap: int, step: int) -> tuple[int, list[int]]:
+def place_tiles(length: int, tile: int, overlap: int, step: int) -> tuple[int, list[int]]:
     """One side cut into the fewest equal tiles: their size and where they begin, at multiples of ``step``.
 
     Neighbours share at least ``overlap`` cells. Multiples of ``step`` keep the levels of every tile in line with those
@@ -258,7 +260,7 @@ class Tiling:
 
     def cut(self, size: tuple[int, int], step: int) -> tuple[list[Tile], Tensor | None]:
         """The tiles of a latent of ``size`` and their weights (tiles, height, width)."""
-        (height, tops), (width, lefts) = (starts(side, self.tile, self.overlap, step) for side in size)
+        (height, tops), (width, lefts) = (place_tiles(side, self.tile, self.overlap, step) for side in size)
         down, across = feather(size[0], height, tops), feather(size[1], width, lefts)
         tiles = [Tile(top, left, height, width) for top in tops for left in lefts]
         return tiles, (down[:, None, :, None] * across[None, :, None, :]).flatten(0, 1)
@@ -270,10 +272,10 @@ class Tiling:
 
     def needs_tiles(self, size: tuple[int, int], step: int) -> bool:
         """Whether a latent of ``size`` is larger than a tile."""
-        return any(len(starts(side, self.tile, self.overlap, step)[1]) > 1 for side in size)
+        return any(len(place_tiles(side, self.tile, self.overlap, step)[1]) > 1 for side in size)
 
 
-def thin(x: Tensor, size: tuple[int, int]) -> Tensor:
+def thin_out(x: Tensor, size: tuple[int, int]) -> Tensor:
     """``x`` (B, C, H, W) at evenly spread cells: unlike an average, white noise stays white and as strong."""
     rows, columns = (
         ((torch.arange(new, device=x.device) + 0.5) * (old / new)).long() for old, new in zip(x.shape[-2:], size)
@@ -298,11 +300,11 @@ def run_in_tiles(call: Call, x: Tensor, prior: Tensor, tiling: Tiling, step: int
     whole, thinned = None, tiling.thinned(size, step)
     if tiling.method == SHARED:
         whole = Whole()
-        call(thin(x, thinned), prior, 1, whole.changes)
+        call(thin_out(x, thinned), prior, 1, whole.changes)
     out = torch.zeros(x.shape, device=x.device, dtype=torch.float32)
     for group, shares in batches(tiles, weights, tiling.batch):
-        parts = interleaved([tile.cut(x) for tile in group])
-        priors = interleaved([crop_prior(prior, size, (t.height, t.width, t.top, t.left), least) for t in group])
+        parts = interleave([tile.cut(x) for tile in group])
+        priors = interleave([crop_prior(prior, size, (t.height, t.width, t.top, t.left), least) for t in group])
         layers = () if whole is None else (Surroundings(whole, group, size, thinned),)
         changes = Changes(layers, TileBlocks(group, size, whole))
         given = call(parts, priors, len(group), changes)
@@ -317,11 +319,11 @@ def batches(tiles: list[Tile], weights: Tensor, count: int) -> Iterator[tuple[li
         yield tiles[first : first + count], weights[first : first + count]
 
 
-def interleaved(parts: list[Tensor]) -> Tensor:
+def interleave(parts: list[Tensor]) -> Tensor:
     """Several (B, ...) as one (B n, ...), the parts of a batch entry side by side."""
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
-def piece_elements(tiling: Tiling, width: int) -> int:
+def count_piece_elements(tiling: Tiling, width: int) -> int:
     """How many numbers a wide layer may hold in pieces: what a quarter tile of a level ``width`` wide needs."""
     return max(1, tiling.tile // 4) ** 2 * 4 * width

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..nets.blocks import Place
+from ..nets.hooks import Place
 from .layers import Attend, AttentionLayer
 
 
-def cuts(length: int, window: int, shifted: bool) -> list[tuple[int, int]]:
+def cut_side(length: int, window: int, shifted: bool) -> list[tuple[int, int]]:
     """One side in equal parts of at most ``window`` cells, or moved by half of one; (first, last) with last exclusive."""
     count = -(-length // window)
     edges = [round(length * index / count) for index in range(count + 1)]
@@ -43,8 +43,8 @@ class WindowLayer(AttentionLayer):
         cells = torch.arange(height * width, device=q.device).view(height, width)
         out = torch.empty_like(q)
         beyond = torch.arange(q.shape[1], k.shape[1], device=q.device)
-        for top, bottom in cuts(height, self.window, shifted):
-            for left, right in cuts(width, self.window, shifted):
+        for top, bottom in cut_side(height, self.window, shifted):
+            for left, right in cut_side(width, self.window, shifted):
                 own = cells[top:bottom, left:right].flatten()
                 seen = torch.cat([own, beyond])
                 part = None if mask is None else mask[:, own][:, :, seen]

@@ -17,7 +17,7 @@ from ..errors import WrongFile
 from ..nets.controlnet import ControlNetConfig
 from ..nets.encoder import EncoderConfig
 from ..nets.previewer import PreviewerConfig
-from ..nets.sizes import published_name, settled
+from ..nets.sizes import find_published_name, settle_config
 from ..nets.stage_a import StageAConfig
 from ..nets.stage_b import StageBConfig
 from ..nets.stage_c import StageCConfig
@@ -127,7 +127,7 @@ class FileKind:
     @property
     def size(self) -> str:
         """ "3.6B", "700M", …: the published name where there is one."""
-        return published_name(self.kind, self.config) or _count(self.parameters)
+        return find_published_name(self.kind, self.config) or _count(self.parameters)
 
     def describe(self) -> str:
         """A few words, such as "a Stable Cascade Stage B decoder (700M, bf16, official layout)"."""
@@ -269,7 +269,7 @@ def _config(kind: str, shapes: Shapes, layout: str, marker: Any) -> tuple[Any, s
             }
         else:
             found = getattr(derive, f"{kind}_config")(shapes)
-        return settled(kind, config_from(kind, found)), ""
+        return settle_config(kind, config_from(kind, found)), ""
     except LookupError as error:
         return None, str(error)
 
@@ -283,12 +283,12 @@ def config_from(kind: str, values: Mapping[str, Any]) -> Any:
             f"The config of this file has settings that this version does not know ({', '.join(unknown)}). "
             "It was made with another version of Cascade Studio: update the pack."
         )
-    settled_values = {}
+    settle_config_values = {}
     for name, value in values.items():
         if name in nested and isinstance(value, Mapping):
             value = nested[name](**{key: as_tuples(item) for key, item in value.items()})
-        settled_values[name] = as_tuples(value)
-    return cls(**settled_values)
+        settle_config_values[name] = as_tuples(value)
+    return cls(**settle_config_values)
 
 
 def _cut(infos: dict[str, TensorInfo], prefix: str) -> tuple[dict[str, TensorInfo], str]:

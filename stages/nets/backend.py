@@ -8,21 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Attention(Protocol):
+    """Scaled dot-product attention: ``q`` (B, N, C), ``k`` and ``v`` (B, M, C) -> (B, N, C), in ``heads`` heads.
+
+    ``options`` are whatever the caller of the network handed down (ComfyUI's ``transformer_options``, or None);
+    ``mask`` (B, N, M) is added to the products of queries and keys of every head before the softmax.
+    """
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None
+    ) -> Tensor: ...
+
+
 def torch_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Scaled dot-product attention: ``q`` (B, N, C), ``k`` and ``v`` (B, M, C) → (B, N, C).
-
-    ``mask`` (B, N, M) is added to the products of every head before the softmax.
-    """
+    """:class:`Attention` by PyTorch."""
     batch, length, width = q.shape
-    q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, C / heads)
     bias = None if mask is None else mask[:, None]
     return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(batch, length, width)
 
@@ -36,10 +45,8 @@ def cast_like(parameter: Tensor, like: Tensor) -> Tensor:
 class Backend:
     """The layer classes take the arguments of their ``torch.nn`` namesakes, ``dtype`` and ``device`` included.
 
-    ``attention(q, k, v, heads, options, mask)`` works on (B, tokens, C) tensors; ``options`` is whatever the caller of
-    the network handed down (ComfyUI's ``transformer_options``, or None), and ``mask`` (B, N, M) or None is added to the
-    products of queries and keys. ``cast(parameter, like)`` returns a raw
-    parameter ready for use beside ``like``; every raw ``nn.Parameter`` is read through it.
+    ``cast(parameter, like)`` returns a raw parameter ready for use beside ``like``; every raw ``nn.Parameter`` is read
+    through it.
     """
 
     Linear: type[nn.Module] = nn.Linear
@@ -48,7 +55,7 @@ class Backend:
     LayerNorm: type[nn.Module] = nn.LayerNorm
     BatchNorm2d: type[nn.Module] = nn.BatchNorm2d
     Embedding: type[nn.Module] = nn.Embedding
-    attention: Callable[..., Tensor] = torch_attention
+    attention: Attention = torch_attention
     cast: Callable[[Tensor, Tensor], Tensor] = cast_like
 
 

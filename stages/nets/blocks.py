@@ -1,8 +1,5 @@
 """The blocks that Stage B and Stage C are made of: residual, timestep, attention and feed-forward.
 
-Inside the networks every activation is channels-last, (B, H, W, C) and contiguous; a convolution sees the (B, C, H, W)
-view of it, which PyTorch calls ``channels_last``, so that no step has to copy a permutation.
-
 Sums are kept in the dtype of the residual stream: the computing dtype, or float32 when computing in float16, because
 the residuals of trained networks exceed 65,504. A layer that reads the raw stream then goes through :func:`widely`.
 """
@@ -12,121 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backend import TORCH, Backend
-from .response import EPS, GlobalResponseNorm, channel_lengths
+from .channels_last import channel_norm, convolve
+from .hooks import NO_HOOKS, BlockHooks, Place
+from .response import GlobalResponseNorm, channel_lengths
 
 POSITIONS = 10000
 HALF_ROOM = 2048.0  # a stream within this goes into a float16 layer as it is ...
 HALF_PEAK = 32.0  # ... and a wider one is brought down to this, so that the layer's weights may multiply it by 2,000
-
-
-class Place(NamedTuple):
-    """Where in the U a hook is called.
-
-    ``kind`` and ``number`` name the group: ("input", n), ("middle", 0) or ("output", n), in execution order, repeats
-    counted. For the attention hooks ``layer`` counts the attention blocks of the group, ``heads`` is their heads and
-    ``grid`` the height and width in which the picture's own tokens lie.
-    """
-
-    kind: str
-    number: int
-    layer: int = 0
-    heads: int = 0
-    grid: tuple[int, int] = (0, 0)
-
-
-class BlockHooks:
-    """What a host may do between and inside the blocks; this default does nothing.
-
-    Block hooks see (B, C, H, W) views, attention hooks (B, tokens, C); they return what they were given, changed or
-    not, and never write into it.
-    """
-
-    def input_block(self, place: Place, x: Tensor) -> Tensor:
-        """``x`` after an input group, before it is kept as a skip."""
-        return x
-
-    def input_block_after_skip(self, place: Place, x: Tensor) -> Tensor:
-        """``x`` after an input group, after it was kept as a skip."""
-        return x
-
-    def middle_block(self, place: Place, x: Tensor) -> Tensor:
-        """``x`` after the last group of the down path."""
-        return x
-
-    def output_block(self, place: Place, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """``x`` and the skip (None where the group has none) before an output group; both have the same H and W."""
-        return x, skip
-
-    def attention_tokens(
-        self, place: Place, own: Tensor, cond: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Tokens before the projections: query, (own keys, own values), (condition keys, condition values).
-
-        A block without self-attention drops the own keys and values.
-        """
-        return own, (own, own), (cond, cond)
-
-    def attention(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int) -> Tensor | None:
-        """Replace the joint attention, or None to leave it; the first ``n_self`` keys are the picture's own tokens."""
-        return None
-
-    def attention_output(self, place: Place, x: Tensor) -> Tensor:
-        """What the attention adds, after its output projection and before the sum."""
-        return x
-
-    def residual(
-        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        """``block`` on x (B, H, W, C): the place to give its response norm other lengths, or to run it in pieces."""
-        return block(x, skip, dtype)
-
-    def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """``x`` (B, H, W, C) in the size of the skip that it meets."""
-        return resized(x, size)
-
-    def rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-        """A ``layer`` on x (B, H, W, C) in which pairs of rows do not see each other; it needs ``width`` numbers a cell.
-
-        It may have half or twice as many rows and columns as ``x``.
-        """
-        return layer(x)
-
-
-NO_HOOKS = BlockHooks()
-
-
-def nchw(x: Tensor) -> Tensor:
-    """(B, H, W, C) seen as (B, C, H, W)."""
-    return x.permute(0, 3, 1, 2)
-
-
-def nhwc(x: Tensor) -> Tensor:
-    """(B, C, H, W) seen as contiguous (B, H, W, C); copies only what is not in channels-last memory."""
-    return x.permute(0, 2, 3, 1).contiguous()
-
-
-def channel_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """LayerNorm without affine over the last axis, computed in the dtype of ``x`` and returned in ``dtype``."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS).to(dtype)
-
-
-def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """``x`` (B, H, W, C) bilinearly resized (corners aligned, in float32) to ``size``; itself where it fits."""
-    if x.shape[1:3] == tuple(size):
-        return x
-    return nhwc(F.interpolate(nchw(x).float(), size=size, mode="bilinear", align_corners=True)).to(x.dtype)
-
-
-def conv_last(conv: nn.Module, x: Tensor) -> Tensor:
-    """A convolution on (B, H, W, C)."""
-    return nhwc(conv(nchw(x)))
 
 
 def widely(layer: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,14 +73,14 @@ class Mixer(nn.Sequential):
         self.width = c * 4
 
     def forward(self, x: Tensor, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
-        return self.narrowed(self.widened(x, dtype), dtype, lengths)
+        return self.narrow(self.widen(x, dtype), dtype, lengths)
 
-    def widened(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def widen(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Before the response norm: (B, H, W, c_in) -> (B, H, W, 4c)."""
         h = widely(self[0], x, dtype)
         return self[1](h) if torch.is_grad_enabled() else torch.ops.aten.gelu_(h)
 
-    def narrowed(self, h: Tensor, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+    def narrow(self, h: Tensor, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
         """The response norm and what follows: (B, H, W, 4c) -> (B, H, W, c)."""
         return widely(self[4], self[3](self[2](h, lengths)), dtype)
 
@@ -206,18 +101,18 @@ class ResBlock(nn.Module):
     def forward(
         self, x: Tensor, skip: Tensor | None, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths
     ) -> Tensor:
-        return x + self.channelwise(self.mixed(x, skip, dtype), dtype, lengths)
+        return x + self.channelwise(self.mix(x, skip, dtype), dtype, lengths)
 
-    def mixed(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def mix(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
         """What the mixer reads: the normed convolution of ``x``, and the skip behind it."""
-        h = channel_norm(widely(partial(conv_last, self.depthwise), x, dtype), dtype)
+        h = channel_norm(widely(partial(convolve, self.depthwise), x, dtype), dtype)
         # The skip is raw residual stream, so from here on the mixer has to be as wide as that.
         return h if skip is None else torch.cat([h.to(skip.dtype), skip], dim=-1)
 
-    def mixed_rows(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last`` (exclusive) of :meth:`mixed`, computed from no more rows than they depend on."""
+    def mix_rows(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last`` (exclusive) of :meth:`mix`, computed from no more rows than they depend on."""
         top, bottom = max(0, first - self.radius), min(x.shape[1], last + self.radius)
-        h = widely(partial(conv_last, self.depthwise), x[:, top:bottom], dtype)[:, first - top : last - top]
+        h = widely(partial(convolve, self.depthwise), x[:, top:bottom], dtype)[:, first - top : last - top]
         h = channel_norm(h, dtype)
         return h if skip is None else torch.cat([h.to(skip.dtype), skip[:, first:last]], dim=-1)
 
@@ -234,7 +129,7 @@ class FeedForwardBlock(nn.Module):
     ) -> Tensor:
         return x + self.channelwise(channel_norm(x, dtype), dtype, lengths)
 
-    def mixed_rows(self, x: Tensor, skip: None, dtype: torch.dtype, first: int, last: int) -> Tensor:
+    def mix_rows(self, x: Tensor, skip: None, dtype: torch.dtype, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` (exclusive) of what the mixer reads."""
         return channel_norm(x[:, first:last], dtype)
 
@@ -291,27 +186,21 @@ class AttnBlock(nn.Module):
         self.kv_mapper = nn.Sequential(nn.SiLU(), backend.Linear(c_cond, c, dtype=dtype, device=device))
 
     def forward(
-        self,
-        x: Tensor,
-        cond: Tensor,
-        dtype: torch.dtype,
-        place: Place,
-        hooks: BlockHooks = NO_HOOKS,
-        options: Any = None,
+        self, x: Tensor, cond: Tensor, dtype: torch.dtype, place: Place, hooks: BlockHooks = NO_HOOKS
     ) -> Tensor:
         attn = self.attention["attn"]
         place = place._replace(heads=self.heads, grid=(x.shape[1], x.shape[2]))
-        own = channel_norm(x, dtype).flatten(1, 2)
-        cond = self.kv_mapper[1](cond).expand(x.shape[0], -1, -1)
-        query, keys, values, n_self = self.joined(*hooks.attention_tokens(place, own, cond))
+        own = channel_norm(x, dtype).flatten(1, 2)  # (B, H, W, C) -> (B, N, C)
+        cond = self.kv_mapper[1](cond).expand(x.shape[0], -1, -1)  # (1 or B, M, c_cond) -> (B, M, C)
+        query, keys, values, n_self = self.join_tokens(*hooks.attention_tokens(place, own, cond))
         q, k, v = attn.to_q(query), attn.to_k(keys), attn.to_v(values)
         out = hooks.attention(place, q, k, v, n_self)
         if out is None:
-            out = self.attend(q, k, v, self.heads, options)
+            out = self.attend(q, k, v, self.heads, hooks.options)
         out = hooks.attention_output(place, attn.out_proj(out))
-        return x + out.reshape(x.shape)
+        return x + out.reshape(x.shape)  # (B, N, C) -> (B, H, W, C)
 
-    def joined(
+    def join_tokens(
         self, query: Tensor, own: tuple[Tensor, Tensor], cond: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Query, keys, values and how many of the keys are the picture's own, which come first."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .backend import TORCH, Backend
+from .channels_last import EPS
 
-EPS = 1e-6
 TINY = 1e-30  # keeps the gradient of a root at 0 finite
 CPU_TILE = 1 << 21  # elements: a few megabytes, which stay in a cache
 TRAINING_TILE = 1 << 17  # the same for the many float32 copies that a backward pass makes

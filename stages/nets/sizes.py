@@ -38,7 +38,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-def settled(kind: str, config: Any) -> Any:
+def settle_config(kind: str, config: Any) -> Any:
     """The published config that builds the same network as ``config``, else ``config``.
 
     They may differ in the head count of a level without attention, which no tensor tells and nothing reads.
@@ -51,7 +51,7 @@ def is_published(kind: str, config: Any) -> bool:
     return any(_used(known) == _used(config) for known in PUBLISHED.get(kind, {}).values())
 
 
-def published_name(kind: str, config: Any) -> str:
+def find_published_name(kind: str, config: Any) -> str:
     """ "3.6B", "1B", "1.5B", "700M", "Canny", …, or "" for any other config."""
     return next((name for name, known in PUBLISHED.get(kind, {}).items() if known == config), "")
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import WrongInput
 from .backend import TORCH, Backend
-from .blocks import NO_HOOKS, BlockHooks, channel_norm, conv_last, nhwc, resized
-from .unet import CascadeUNet, Run, UNetConfig, joined_tokens, rescaled
+from .channels_last import channel_norm, convolve, nhwc, resize
+from .hooks import NO_HOOKS, BlockHooks
+from .unet import CascadeUNet, Run, UNetConfig, change_level, join_conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,66 +67,54 @@ class StageB(CascadeUNet):
         clip: Tensor,
         pixels: Tensor | None = None,
         sca: Tensor | None = None,
+        hooks: BlockHooks = NO_HOOKS,
     ) -> Tensor:
         """The noise in ``x``: (B, 4, H, W) with even H and W -> (B, 4, H, W), in the dtype of ``x``.
 
         ``r`` (B,) is the noise condition in [0, 1], and so is ``sca``, 0 unless given. ``effnet`` (B, 16, h, w) is the
         Stage C latent, ``clip`` (B, 1280) or (B, n, 1280) the pooled text, ``pixels`` (B, 3, h, w) an optional small
-        picture, zeros unless given; all three may have a batch of 1.
+        picture, zeros unless given; all three may have a batch of 1. ``hooks`` are what a host does between the blocks.
 
         Raises :class:`~.errors.WrongInput` for a latent or a conditioning that another stage or model needs.
         """
-        return self.denoise(x, r, effnet, clip, pixels, sca)
-
-    def denoise(
-        self,
-        x: Tensor,
-        r: Tensor,
-        effnet: Tensor,
-        clip: Tensor,
-        pixels: Tensor | None,
-        sca: Tensor | None,
-        hooks: BlockHooks = NO_HOOKS,
-        options: Any = None,
-    ) -> Tensor:
-        """``forward`` with what a host hands down: block hooks, and the options that its attention receives."""
         self.check_latent(x)
         dtype = x.dtype
-        tokens = self.clip_mapper(self.checked_condition("clip", clip, self.config.c_clip, x))
-        cond = joined_tokens([tokens], self.config.c_cond)
-        run = Run(dtype, self.embed_times(r, {"sca": sca}, dtype), cond, (), hooks, options)
-        # The start of the U is handed on and not kept here, where it would outlive its use.
-        return self.read_out(self.through(self.start(x, effnet, pixels, dtype, hooks), run), dtype)
+        tokens = self.clip_mapper(self.check_condition("clip", clip, self.config.c_clip, x))
+        cond = join_conditions([tokens], self.config.c_cond)
+        run = Run(dtype, self.embed_times(r, {"sca": sca}, dtype), cond, (), hooks)
+        # Its start is handed on and not kept here, where it would outlive its use.
+        x, skips = self.down(self.start(x, effnet, pixels, dtype, hooks), run)
+        return self.read_out(self.up(x, skips, run), dtype)
 
     def start(self, x: Tensor, effnet: Tensor, pixels: Tensor | None, dtype: torch.dtype, hooks: BlockHooks) -> Tensor:
         """The embedded latent with the Stage C latent and the picture added: (B, H/2, W/2, C)."""
         h = self.embed(x)
-        h = h + self.mapped_effnet(effnet, h, dtype, hooks)
-        return h + self.mapped_pixels(pixels, h, dtype)
+        h = h + self.map_effnet(effnet, h, dtype, hooks)
+        return h + self.map_pixels(pixels, h, dtype)
 
     def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:
-        return run.hooks.rowwise(partial(rescaled, scaler, run.dtype), x, 8 * x.shape[-1])
+        return run.hooks.run_rowwise(partial(change_level, scaler, run.dtype), x, 8 * x.shape[-1])
 
-    def mapped_effnet(self, effnet: Tensor, h: Tensor, dtype: torch.dtype, hooks: BlockHooks = NO_HOOKS) -> Tensor:
+    def map_effnet(self, effnet: Tensor, h: Tensor, dtype: torch.dtype, hooks: BlockHooks = NO_HOOKS) -> Tensor:
         """Stage C latent (1 or B, 16, h, w), resized first and mapped then, as (1 or B, H, W, C) to add to ``h``."""
-        effnet = self.checked_map("effnet", effnet, self.config.c_effnet, h)
-        stretched = resized(nhwc(effnet.float()), h.shape[1:3]).to(dtype)
+        effnet = self.check_map("effnet", effnet, self.config.c_effnet, h)
+        stretched = resize(nhwc(effnet.float()), h.shape[1:3]).to(dtype)
         width = 8 * self.config.c_hidden[0]  # before and after the activation
-        return hooks.rowwise(partial(self.map, self.effnet_mapper), stretched, width).to(h.dtype)
+        return hooks.run_rowwise(partial(self.map, self.effnet_mapper), stretched, width).to(h.dtype)
 
-    def mapped_pixels(self, pixels: Tensor | None, h: Tensor, dtype: torch.dtype) -> Tensor:
+    def map_pixels(self, pixels: Tensor | None, h: Tensor, dtype: torch.dtype) -> Tensor:
         """Picture (1 or B, 3, h, w), mapped first and resized then; the zeros of no picture are mapped as one pixel."""
         if pixels is None:
             return self.map(self.pixels_mapper, h.new_zeros((1, 1, 1, self.config.c_pixels), dtype=dtype)).to(h.dtype)
-        pixels = self.checked_map("pixels", pixels, self.config.c_pixels, h)
-        return resized(self.map(self.pixels_mapper, nhwc(pixels.to(dtype))), h.shape[1:3]).to(h.dtype)
+        pixels = self.check_map("pixels", pixels, self.config.c_pixels, h)
+        return resize(self.map(self.pixels_mapper, nhwc(pixels.to(dtype))), h.shape[1:3]).to(h.dtype)
 
     @staticmethod
     def map(mapper: nn.Sequential, x: Tensor) -> Tensor:
-        h = conv_last(mapper, x)
+        h = convolve(mapper, x)
         return channel_norm(h, h.dtype)
 
-    def checked_map(self, name: str, value: Tensor, channels: int, like: Tensor) -> Tensor:
+    def check_map(self, name: str, value: Tensor, channels: int, like: Tensor) -> Tensor:
         """``value`` on the device of ``like``, if it is (1 or B, ``channels``, h, w)."""
         if value.dim() != 4 or value.shape[1] != channels or value.shape[0] not in (1, like.shape[0]):
             raise WrongInput(

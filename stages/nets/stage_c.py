@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backend import TORCH, Backend
-from .blocks import NO_HOOKS, BlockHooks
-from .unet import CascadeUNet, Run, UNetConfig, joined_tokens
+from .hooks import NO_HOOKS, BlockHooks
+from .unet import CascadeUNet, Run, UNetConfig, join_conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +53,10 @@ class UpDownBlock2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.up:
-            return self.blocks[1](self.switched(x, 2.0))
-        return self.switched(self.blocks[0](x), 0.5)
+            return self.blocks[1](self.switch_size(x, 2.0))
+        return self.switch_size(self.blocks[0](x), 0.5)
 
-    def switched(self, x: Tensor, factor: float) -> Tensor:
+    def switch_size(self, x: Tensor, factor: float) -> Tensor:
         if not self.switch:
             return x
         size = [max(1, int(side * factor)) for side in x.shape[-2:]]
@@ -92,47 +91,34 @@ class StageC(CascadeUNet):
         sca: Tensor | None = None,
         crp: Tensor | None = None,
         control: Sequence[Tensor | None] | None = None,
+        hooks: BlockHooks = NO_HOOKS,
     ) -> Tensor:
         """The noise in ``x``: (B, 16, H, W) -> (B, 16, H, W), computed and returned in the dtype of ``x``.
 
         ``r`` (B,) is the noise condition in [0, 1], and so are ``sca`` and ``crp``, 0 unless given. ``clip_text``
         (B, T, 1280), ``clip_text_pooled`` (B, 1280) or (B, n, 1280) and ``clip_img`` (B, 768) or (B, n, 768), zeros
         unless given, may also have a batch of 1. ``control`` holds by ResBlock, in execution order, a map
-        (B, C, h, w) of any size to be added before it, or None; it may be shorter and is only read.
+        (B, C, h, w) of any size to be added before it, or None; it may be shorter and is only read. ``hooks`` are what a
+        host does between the blocks.
 
         Raises :class:`~.errors.WrongInput` for a latent or a conditioning that another stage or model needs.
         """
-        return self.denoise(x, r, clip_text, clip_text_pooled, clip_img, sca, crp, control)
-
-    def denoise(
-        self,
-        x: Tensor,
-        r: Tensor,
-        clip_text: Tensor,
-        clip_text_pooled: Tensor,
-        clip_img: Tensor | None,
-        sca: Tensor | None,
-        crp: Tensor | None,
-        control: Sequence[Tensor | None] | None,
-        hooks: BlockHooks = NO_HOOKS,
-        options: Any = None,
-    ) -> Tensor:
-        """``forward`` with what a host hands down: block hooks, and the options that its attention receives."""
         self.check_latent(x)
         dtype = x.dtype
         if clip_img is None:
             clip_img = x.new_zeros((1, 1, self.config.c_clip_img))
         cond = self.embed_conditions(x, clip_text, clip_text_pooled, clip_img)
-        run = Run(dtype, self.embed_times(r, {"sca": sca, "crp": crp}, dtype), cond, control or (), hooks, options)
-        return self.read_out(self.through(self.embed(x), run), dtype)
+        run = Run(dtype, self.embed_times(r, {"sca": sca, "crp": crp}, dtype), cond, control or (), hooks)
+        x, skips = self.down(self.embed(x), run)
+        return self.read_out(self.up(x, skips, run), dtype)
 
     def embed_conditions(self, x: Tensor, clip_text: Tensor, clip_text_pooled: Tensor, clip_img: Tensor) -> Tensor:
         """Text, pooled and image tokens in this order, normed, after the SiLU of the blocks: (1 or B, M, c_cond)."""
         config = self.config
-        text = self.checked_condition("clip_text", clip_text, config.c_clip_text, x)
-        pooled = self.checked_condition("clip_text_pooled", clip_text_pooled, config.c_clip_text_pooled, x)
-        image = self.checked_condition("clip_img", clip_img, config.c_clip_img, x)
-        return joined_tokens(
+        text = self.check_condition("clip_text", clip_text, config.c_clip_text, x)
+        pooled = self.check_condition("clip_text_pooled", clip_text_pooled, config.c_clip_text_pooled, x)
+        image = self.check_condition("clip_img", clip_img, config.c_clip_img, x)
+        return join_conditions(
             [self.clip_txt_mapper(text), self.clip_txt_pooled_mapper(pooled), self.clip_img_mapper(image)],
             config.c_cond,
         )

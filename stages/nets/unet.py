@@ -12,26 +12,14 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from .backend import TORCH, Backend
-from .blocks import (
-    AttnBlock,
-    BlockHooks,
-    FeedForwardBlock,
-    Place,
-    ResBlock,
-    TimestepBlock,
-    channel_norm,
-    conv_last,
-    nchw,
-    nhwc,
-    resized,
-    timestep_embedding,
-    widely,
-)
+from .blocks import AttnBlock, FeedForwardBlock, ResBlock, TimestepBlock, timestep_embedding, widely
+from .channels_last import channel_norm, convolve, nchw, nhwc, resize
+from .hooks import BlockHooks, Place
 
 
-def frozen(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """``value`` with every list in it turned into a tuple, as read from JSON."""
-    return tuple(frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+    return tuple(as_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +48,7 @@ class UNetConfig:
 
     def __post_init__(self):
         for field in fields(self):
-            object.__setattr__(self, field.name, frozen(getattr(self, field.name)))
+            object.__setattr__(self, field.name, as_tuples(getattr(self, field.name)))
 
     @property
     def res_blocks(self) -> int:
@@ -82,10 +70,9 @@ class Run:
     cond: Tensor
     control: Sequence[Tensor | None]
     hooks: BlockHooks
-    options: Any
     res_blocks: int = 0
 
-    def controlled(self, x: Tensor) -> Tensor:
+    def add_control(self, x: Tensor) -> Tensor:
         """``x`` (B, H, W, C) plus the control map of the ResBlock that comes next, if there is one."""
         index, self.res_blocks = self.res_blocks, self.res_blocks + 1
         hint = self.control[index] if index < len(self.control) else None
@@ -97,19 +84,19 @@ class Run:
                 f"needs {x.shape[-1]} channels and a batch of 1 or {x.shape[0]}. Use a ControlNet that "
                 "was made for this model; the published ones belong to the 3.6B Stage C."
             )
-        return x + resized(nhwc(hint.to(x.device)), x.shape[1:3]).to(x.dtype)
+        return x + resize(nhwc(hint.to(x.device)), x.shape[1:3]).to(x.dtype)
 
 
-def joined_tokens(parts: Sequence[Tensor], c_cond: int) -> Tensor:
+def join_conditions(parts: Sequence[Tensor], c_cond: int) -> Tensor:
     """Mapped conditions (1 or B, n, k c_cond) as normed tokens (1 or B, M, c_cond), after the SiLU of every block."""
     batch = max(part.shape[0] for part in parts)
     tokens = torch.cat([part.reshape(part.shape[0], -1, c_cond).expand(batch, -1, -1) for part in parts], dim=1)
     return F.silu(channel_norm(tokens, tokens.dtype))
 
 
-def rescaled(scaler: nn.Module, dtype: torch.dtype, x: Tensor) -> Tensor:
+def change_level(scaler: nn.Module, dtype: torch.dtype, x: Tensor) -> Tensor:
     """``x`` (B, H, W, C) on another level."""
-    return conv_last(scaler[1], channel_norm(x, dtype)).to(x.dtype)
+    return convolve(scaler[1], channel_norm(x, dtype)).to(x.dtype)
 
 
 class CascadeUNet(nn.Module):
@@ -146,32 +133,25 @@ class CascadeUNet(nn.Module):
 
     def add_levels(self) -> None:
         """Blocks, scalers and repeat mappers under the official names; index 0 of a scaler is its weightless norm."""
-        config, widths = self.config, self.config.c_hidden
-        last = len(widths) - 1
-        down = [(i, config.blocks[0][i], config.block_repeat[0][i], 0) for i in range(last + 1)]
-        up = [
-            (i, config.blocks[1][last - i], config.block_repeat[1][last - i], widths[i] if i < last else 0)
-            for i in range(last, -1, -1)
-        ]
-        self.down_downscalers = nn.ModuleList(
-            [nn.Identity()]
-            + [nn.Sequential(nn.Identity(), self.downscaler(widths[i], widths[i + 1], i)) for i in range(last)]
-        )
-        self.up_upscalers = nn.ModuleList(
-            [nn.Sequential(nn.Identity(), self.upscaler(widths[i + 1], widths[i], i)) for i in range(last - 1, -1, -1)]
-            + [nn.Identity()]
-        )
-        for way, levels in (("down", down), ("up", up)):
-            self.add_module(f"{way}_blocks", nn.ModuleList([self.level(i, n, skip) for i, n, _, skip in levels]))
-            self.add_module(
-                f"{way}_repeat_mappers",
-                nn.ModuleList(
-                    [
-                        nn.ModuleList([self.conv(widths[i], widths[i]) for _ in range(repeat - 1)])
-                        for i, _, repeat, _ in levels
-                    ]
-                ),
-            )
+        (down, up), (down_repeats, up_repeats) = self.config.blocks, self.config.block_repeat
+        widths, last = self.config.c_hidden, len(self.config.c_hidden) - 1
+        self.down_downscalers, self.up_upscalers = nn.ModuleList(), nn.ModuleList()
+        self.down_blocks, self.down_repeat_mappers = nn.ModuleList(), nn.ModuleList()
+        self.up_blocks, self.up_repeat_mappers = nn.ModuleList(), nn.ModuleList()
+        for i in range(last + 1):
+            scaler = self.downscaler(widths[i - 1], widths[i], i - 1) if i > 0 else None
+            self.down_downscalers.append(nn.Sequential(nn.Identity(), scaler) if scaler else nn.Identity())
+            self.down_blocks.append(self.level(i, down[i], c_skip=0))
+            self.down_repeat_mappers.append(self.repeat_mappers(widths[i], down_repeats[i]))
+        for i in range(last, -1, -1):
+            scaler = self.upscaler(widths[i], widths[i - 1], i - 1) if i > 0 else None
+            self.up_blocks.append(self.level(i, up[last - i], c_skip=widths[i] if i < last else 0))
+            self.up_repeat_mappers.append(self.repeat_mappers(widths[i], up_repeats[last - i]))
+            self.up_upscalers.append(nn.Sequential(nn.Identity(), scaler) if scaler else nn.Identity())
+
+    def repeat_mappers(self, width: int, repeats: int) -> nn.ModuleList:
+        """What runs between two repetitions of a level."""
+        return nn.ModuleList([self.conv(width, width) for _ in range(repeats - 1)])
 
     def level(self, level: int, groups: int, c_skip: int) -> nn.ModuleList:
         """The blocks of one level in a flat list; the skip goes to the very first block if that is a ResBlock."""
@@ -212,7 +192,7 @@ class CascadeUNet(nn.Module):
                 "are multiples of 8 pixels, or take the latent from the canvas."
             )
 
-    def checked_condition(self, name: str, value: Tensor, width: int, x: Tensor) -> Tensor:
+    def check_condition(self, name: str, value: Tensor, width: int, x: Tensor) -> Tensor:
         """``value`` (1 or B, width) or (1 or B, n, width) as (1 or B, n, width) in the dtype and on the device of x."""
         value = value[:, None] if value.dim() == 2 else value
         if value.dim() != 3 or value.shape[-1] != width or value.shape[0] not in (1, x.shape[0]):
@@ -233,19 +213,14 @@ class CascadeUNet(nn.Module):
         """Latent (B, c_in, H, W) -> (B, H/patch, W/patch, C), normed, in the dtype of the residual stream."""
         stream = torch.float32 if x.dtype == torch.float16 else x.dtype
         x = self.embedding[0](x).contiguous(memory_format=torch.channels_last)
-        return channel_norm(conv_last(self.embedding[1], x.permute(0, 2, 3, 1)).to(stream), stream)
+        return channel_norm(convolve(self.embedding[1], x.permute(0, 2, 3, 1)).to(stream), stream)
 
     def read_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The last norm and projection: (B, H, W, C) -> (B, c_out, H patch, W patch) in ``dtype``."""
         return self.clf[2](self.clf[1](nchw(channel_norm(x, dtype)))).contiguous()
 
-    def through(self, x: Tensor, run: Run) -> Tensor:
-        """Down and up the U: (B, H, W, C) -> (B, H, W, C)."""
-        x, skips = self.down(x, run)
-        return self.up(x, skips, run)
-
     def down(self, x: Tensor, run: Run) -> tuple[Tensor, list[Tensor]]:
-        """Returns the deepest level's output and the skips of the levels above it, deepest first."""
+        """Returns the deepest level's output and the skips of the levels above it, the shallowest first."""
         groups = sum(n * repeat for n, repeat in zip(self.config.blocks[0], self.config.block_repeat[0]))
         number, skips = 0, []
         for level, blocks in enumerate(self.down_blocks):
@@ -264,18 +239,20 @@ class CascadeUNet(nn.Module):
                     number += 1
                 if repeat < len(mappers):
                     x = skip = self.repeat(mappers[repeat], x, run)
-            skips.insert(0, skip)
-        return x, skips[1:]
+            if level < len(self.down_blocks) - 1:
+                skips.append(skip)
+        return x, skips
 
     def up(self, x: Tensor, skips: list[Tensor], run: Run) -> Tensor:
+        """Back to the shallowest level; ``skips`` are used up, so that none outlives its level."""
         number, last = 0, len(self.up_blocks) - 1
         for index, blocks in enumerate(self.up_blocks):
-            mappers = self.up_repeat_mappers[index]
+            mappers, from_below = self.up_repeat_mappers[index], skips.pop() if index > 0 else None
             for repeat in range(len(mappers) + 1):
                 for j, group in enumerate(self.groups(last - index, blocks)):
-                    skip = skips[index - 1] if index > 0 and j == 0 and isinstance(group[0], ResBlock) else None
+                    skip = from_below if j == 0 and isinstance(group[0], ResBlock) else None
                     if skip is not None:
-                        x = run.hooks.resized(x, skip.shape[1:3])
+                        x = run.hooks.resize(x, skip.shape[1:3])
                     place = Place("output", number)
                     x, skip = run.hooks.output_block(place, nchw(x), None if skip is None else nchw(skip))
                     x, handed = None, [nhwc(x)]  # kept here, it would outlive the first block of the group
@@ -296,21 +273,21 @@ class CascadeUNet(nn.Module):
         attentions = 0
         for block in group:
             if isinstance(block, ResBlock):
-                x, skip = run.hooks.residual(block, run.controlled(x), skip, run.dtype), None
+                x, skip = run.hooks.run_block(block, run.add_control(x), skip, run.dtype), None
             elif isinstance(block, TimestepBlock):
                 x = block(x, run.times)
             elif isinstance(block, AttnBlock):
-                x = block(x, run.cond, run.dtype, place._replace(layer=attentions), run.hooks, run.options)
+                x = block(x, run.cond, run.dtype, place._replace(layer=attentions), run.hooks)
                 attentions += 1
             else:
-                x = run.hooks.residual(block, x, None, run.dtype)
+                x = run.hooks.run_block(block, x, None, run.dtype)
         return x
 
     def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:
-        return rescaled(scaler, run.dtype, x)
+        return change_level(scaler, run.dtype, x)
 
     def repeat(self, mapper: nn.Module, x: Tensor, run: Run) -> Tensor:
         def mapped(rows: Tensor) -> Tensor:
-            return widely(lambda h: conv_last(mapper, h), rows, run.dtype)
+            return widely(lambda h: convolve(mapper, h), rows, run.dtype)
 
-        return run.hooks.rowwise(mapped, x, 2 * x.shape[-1])
+        return run.hooks.run_rowwise(mapped, x, 2 * x.shape[-1])

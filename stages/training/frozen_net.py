@@ -86,12 +86,13 @@ class FrozenConvTranspose2d(nn.ConvTranspose2d):
         )
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None) -> Tensor:
     """Attention; by plain products on a processor, whose fused kernel trains slower on few tokens."""
     if q.device.type != "cpu" or q.shape[1] > 1024:
-        return torch_attention(q, k, v, heads, options)
+        return torch_attention(q, k, v, heads, options, mask)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
+    scores = scores if mask is None else scores + mask[:, None]
     return (scores.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 

@@ -7,6 +7,8 @@ import torch
 from reference_nets import diffusers_net, host_net, reference
 from tiny import golden, relative, tiny_net
 
+from cascade_studio.stages.nets.backend import torch_attention
+
 TOLERANCE = 1e-4
 STAGE_C = [
     {},
@@ -69,3 +71,16 @@ def test_same_pixels(maker):
     given = [*inputs("stage_b_tiny"), golden("stage_b_tiny")["pixels"]]
     with torch.inference_mode():
         assert relative(net(*given), reference(maker, net)(*given)) <= TOLERANCE
+
+
+def test_the_hosts_attention_keeps_the_contract(host):
+    """As the others are held to it in tests/unit/test_blocks.py."""
+    from cascade_studio.nodes.host.models.backend import attention
+
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 6, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 16)
+    mask = torch.randn(2, 6, 9)
+    for bias in (None, mask):
+        for options in (None, {"any": 1}):
+            expected = torch_attention(q, k, v, 2, mask=bias)
+            assert relative(attention(q, k, v, 2, options, mask=bias), expected) < 1e-4

@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from cascade_studio.stages.nets.backend import TORCH, torch_attention
 from cascade_studio.stages.nets.blocks import (
     HALF_PEAK,
-    BlockHooks,
     GlobalResponseNorm,
-    Place,
     ResBlock,
     channel_lengths,
     timestep_embedding,
     widely,
 )
+from cascade_studio.stages.nets.hooks import BlockHooks, Place
+from cascade_studio.stages.training.frozen_net import FROZEN
+from training.mini.generators import small_attention
 
 INPUTS = {
     "stage_c_tiny": ("x", "r", "clip_text", "clip_text_pooled", "clip_img", "sca", "crp"),
@@ -184,10 +185,8 @@ class Recorder(BlockHooks):
 
 
 def denoise(name: str, hooks: BlockHooks, **changes) -> Tensor:
-    given = {"clip_img": None, "sca": None, "crp": None, "control": None} if name == "stage_c_tiny" else {}
-    given = {**given, **inputs(name)}
-    given.pop("crp" if name == "stage_b_tiny" else None, None)
-    return tiny_net(name, **changes).denoise(**{"sca": None, **given}, hooks=hooks)
+    given = inputs(name)
+    return tiny_net(name, **changes)(**given, hooks=hooks)
 
 
 def test_hooks_see_every_group_in_order():
@@ -258,19 +257,38 @@ def test_own_tokens_may_be_extended():
 def test_options_reach_the_attention_and_inputs_stay(name):
     seen = []
 
-    def attention(q, k, v, heads, options):
+    def attention(q, k, v, heads, options=None, mask=None):
         seen.append(options)
         return torch_attention(q, k, v, heads)
 
     net = tiny_net(name)
-    given = {"clip_img": None, "crp": None, "control": None, **inputs(name)} if name == "stage_c_tiny" else inputs(name)
-    before = {key: value.clone() for key, value in given.items() if value is not None}
+    given = inputs(name)
+    before = {key: value.clone() for key, value in given.items()}
     lent = type(net)(net.config, backend=replace(TORCH, attention=attention))
     lent.load_state_dict(net.state_dict())
     with torch.inference_mode():
-        lent.denoise(**{"sca": None, **given}, options="options")
+        lent(**given, hooks=BlockHooks("options"))
     assert set(seen) == {"options"}
     assert all(torch.equal(given[key], value) for key, value in before.items())
+
+
+ATTENTIONS = {"torch": torch_attention, "LoRA training": FROZEN.attention, "training of Mini": small_attention}
+
+
+@pytest.mark.parametrize("attend", ATTENTIONS.values(), ids=ATTENTIONS)
+def test_every_attention_keeps_the_contract(attend):
+    """The host's own is held to the same in tests/host/test_net_parity.py."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 6, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 16)
+    mask = torch.randn(2, 6, 9)
+    mask[:, :, 4] = -30000
+    for bias in (None, mask):
+        expected = F.scaled_dot_product_attention(
+            *(x.unflatten(-1, (2, 8)).transpose(1, 2) for x in (q, k, v)), None if bias is None else bias[:, None]
+        )
+        for options in (None, {"any": 1}):
+            given = attend(q, k, v, 2, options, mask=bias)
+            assert relative(given, expected.transpose(1, 2).flatten(2)) < 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)

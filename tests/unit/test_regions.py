@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cascade_studio.stages.attention.layers import Changes, LayeredHooks, own_share
 from cascade_studio.stages.attention.regions import EVERYONE, Layout, RegionLayer, weights_of
-from cascade_studio.stages.attention.windows import WindowLayer, cuts
+from cascade_studio.stages.attention.windows import WindowLayer, cut_side
 from cascade_studio.stages.errors import WrongInput
 from cascade_studio.stages.nets.backend import torch_attention
 
@@ -34,7 +34,7 @@ def inputs() -> dict[str, Tensor]:
 def denoised(given: dict, *layers, **changes) -> Tensor:
     net = tiny_net("stage_c_tiny", **changes)
     with torch.inference_mode():
-        return net.denoise(**given, hooks=LayeredHooks(Changes(layers), torch_attention))
+        return net(**given, hooks=LayeredHooks(Changes(layers), torch_attention))
 
 
 def region(weights: Tensor, text: tuple[int, int] = (7, 5)) -> RegionLayer:
@@ -163,7 +163,7 @@ def test_two_halves_make_the_joint_attention(masked):
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("length, window", [(24, 12), (25, 8), (100, 33), (7, 9), (5, 1)])
 def test_cuts_cover_a_side_once(length, window, shifted):
-    found = cuts(length, window, shifted)
+    found = cut_side(length, window, shifted)
     assert [cell for first, last in found for cell in range(first, last)] == list(range(length))
     assert max(last - first for first, last in found) <= window + 1
 

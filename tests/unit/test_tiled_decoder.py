@@ -22,9 +22,9 @@ from cascade_studio.stages.attention.tiles import (
     Tile,
     Tiling,
     feather,
+    place_tiles,
     run_in_tiles,
-    starts,
-    thin,
+    thin_out,
 )
 from cascade_studio.stages.diffusion import sampling
 from cascade_studio.stages.errors import WrongInput
@@ -66,7 +66,7 @@ def caller(net: StageB, r: Tensor, clip: Tensor):
 
     def call(x: Tensor, prior: Tensor, count: int, changes: Changes) -> Tensor:
         r_each, clip_each = (value.repeat_interleave(count, 0) for value in (r, clip))
-        return net.denoise(x, r_each, prior, clip_each, None, None, LayeredHooks(changes, torch_attention))
+        return net(x, r_each, prior, clip_each, None, None, LayeredHooks(changes, torch_attention))
 
     return call
 
@@ -102,7 +102,7 @@ def test_tiles_cover_everything_and_their_weights_sum_to_one():
         tile = step * picks.randrange(3, 12)
         overlap = picks.randrange(1, tile // 2 + 1)
         length = picks.randrange(4, 700)
-        size, begins = starts(length, tile, overlap, step)
+        size, begins = place_tiles(length, tile, overlap, step)
         assert begins[0] == 0 and begins[-1] + size == length and size <= tile + step
         assert all(begin % step == 0 for begin in begins)
         assert all(0 < later - earlier <= size - overlap for earlier, later in zip(begins, begins[1:]))
@@ -115,7 +115,7 @@ def test_tiles_cover_everything_and_their_weights_sum_to_one():
 
 
 def test_weights_of_tiles_fade_without_a_step():
-    _, begins = starts(256, 96, 32, 16)
+    _, begins = place_tiles(256, 96, 32, 16)
     weights = feather(256, 96, begins)
     assert weights[0, 0] == 1 and weights[0, -1] < 0.02 and weights[1, 0] < 0.02
     assert (weights[:, 1:] - weights[:, :-1]).abs().max() < 0.1
@@ -132,12 +132,12 @@ def test_weights_of_a_plane():
 
 def test_overlap_without_room_is_refused():
     with pytest.raises(WrongInput, match="64 px smaller"):
-        starts(400, 64, 60, 16)
+        place_tiles(400, 64, 60, 16)
 
 
 def test_thinning_keeps_white_noise_white():
     torch.manual_seed(2)
-    small = thin(torch.randn(4, 4, 160, 200), (64, 80))
+    small = thin_out(torch.randn(4, 4, 160, 200), (64, 80))
     assert small.shape == (4, 4, 64, 80)
     assert abs(small.std() - 1) < 0.02 and abs((small[..., 1:] * small[..., :-1]).mean()) < 0.02
 
@@ -210,7 +210,7 @@ def test_without_global_layers_tiles_are_exact_inside(given):
 
 
 def test_no_border_shows(net, given, whole):
-    _, begins = starts(128, 64, 16, STEP)
+    _, begins = place_tiles(128, 64, 16, STEP)
     lines = sorted({edge for begin in begins for edge in (begin, begin + 64)} - {0, 128})
     out = tiled(net, given, Tiling(SHARED, 64, 16))
     assert abs(border_contrast(out, lines) / border_contrast(whole, lines) - 1) <= 0.05
@@ -275,7 +275,7 @@ net = StageB(StageBConfig(**{WIDE}))
 for each in net.parameters(): torch.nn.init.normal_(each, std=0.02)
 def run(x, prior, count, changes):
     hooks = LayeredHooks(changes, torch_attention)
-    return net.denoise(x, torch.rand(len(x)), prior, torch.zeros(1, 1, 64), None, None, hooks)
+    return net(x, torch.rand(len(x)), prior, torch.zeros(1, 1, 64), None, None, hooks)
 def warm(): run(torch.zeros(1, 4, 32, 32), torch.zeros(1, 16, 3, 3), 1, Changes())
 prior = torch.randn(1, 16, 8, 8)
 """
@@ -294,7 +294,7 @@ def test_at_most_half_the_memory(method):
     """Measured on this network, and estimated for the published one at 2048 and 4096 pixels."""
     tiling = Tiling(method, 96, 32)
     call = {
-        PIECES: f"run(x, prior, 1, Changes(blocks=PieceHooks(piece_elements({tiling}, 64))))",
+        PIECES: f"run(x, prior, 1, Changes(blocks=PieceHooks(count_piece_elements({tiling}, 64))))",
         SHARED: f"run_in_tiles(run, x, prior, {tiling}, 16)",
     }[method]
     used, plain = peak_of(call), peak_of("run(x, prior, 1, Changes())")
@@ -333,7 +333,7 @@ def test_mini_pictures(record_property):
         record_property(f"psnr of {method}", value)
     assert found[PIECES] >= 60
     assert found[SHARED] >= 30 and found[SHARED] > found[OWN], found
-    size, begins = starts(128, *MINI_TILES, STEP)
+    size, begins = place_tiles(128, *MINI_TILES, STEP)
     lines = sorted({4 * edge for begin in begins for edge in (begin, begin + size)} - {0, 512})
     steep = {
         method: border_contrast(pictures[method], lines) + border_contrast(pictures[method].mT, lines)

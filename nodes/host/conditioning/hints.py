@@ -12,7 +12,7 @@ from ....stages.errors import WrongInput
 from ....stages.inputs import canny, hints
 from ....stages.inputs.canvas import Canvas
 from .. import latents
-from ..models import vae as vaes
+from ..models import use_vae as vaes
 
 IDENTITY_WIDTH = 512
 

@@ -17,7 +17,7 @@ from ....stages.files import convert, identify
 from ....stages.files.marker import MARKER, marker_text
 from ....stages.lora import extract as lora_extract
 from ....stages.lora.merge import group_of
-from ....stages.nets.sizes import is_published, published_name
+from ....stages.nets.sizes import find_published_name, is_published
 from ..files import write as model_files
 from ..models.load import DTYPES
 from .apply import TITLES, kind_of, shapes_of
@@ -173,7 +173,7 @@ def cast(tensor: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
 
 def metadata_for(kind: str, config: Any, layout: str, notes: Mapping[str, str]) -> dict[str, str]:
     """What the file says about itself; sizes that were never published carry their configuration."""
-    size = published_name(kind, config)
+    size = find_published_name(kind, config)
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ....stages.attention.layers import NO_CHANGES, Attend, AttentionLayer, Changes, LayeredHooks, own_share
 from ....stages.errors import WrongInput
-from ....stages.nets.blocks import NO_HOOKS, BlockHooks, Place
+from ....stages.nets.hooks import BlockHooks, Place
 from .backend import attention
 
 HEAD_WIDTH_KEY = "dim_head"
@@ -29,11 +29,11 @@ LAYERS_KEY = "cascade_studio_layers"
 CHANGES_KEY = "cascade_studio_changes"
 
 
-def hooks_for(options: dict[str, Any] | None, layers: tuple[AttentionLayer, ...] = ()) -> BlockHooks:
-    """Block hooks for these ``transformer_options`` and ``layers``; the free default where nothing is changed."""
+def choose_hooks(options: dict[str, Any] | None, layers: tuple[AttentionLayer, ...] = ()) -> BlockHooks:
+    """Block hooks for these ``transformer_options`` and ``layers``; the default, which only hands them on, where nothing is changed."""
     options = options or {}
     asked = layers or any(options.get(key) for key in (*PATCH_KEYS, LAYERS_KEY)) or CHANGES_KEY in options
-    return TransformerHooks(options, layers) if asked else NO_HOOKS
+    return TransformerHooks(options, layers) if asked else BlockHooks(options)
 
 
 class TransformerHooks(LayeredHooks):
@@ -43,16 +43,15 @@ class TransformerHooks(LayeredHooks):
         changes = options.get(CHANGES_KEY, NO_CHANGES)
         every = (*layers, *changes.layers, *options.get(LAYERS_KEY, ()))
         super().__init__(Changes(every, changes.blocks), attention, options)
-        self.options = options
         self.patches = options.get("patches", {})
         self.replace = options.get("patches_replace", {})
         self.plain = {key: value for key, value in options.items() if key not in ("patches", "patches_replace")}
 
-    def at(self, place: Place) -> dict[str, Any]:
+    def options_at(self, place: Place) -> dict[str, Any]:
         """The host's options for a block patch at ``place``."""
         return {**self.options, "block": (place.kind, place.number)}
 
-    def extra(self, place: Place, width: int, n_self: int | None = None) -> dict[str, Any]:
+    def extra_options(self, place: Place, width: int, n_self: int | None = None) -> dict[str, Any]:
         """The host's ``extra_options`` for an attention patch at ``place``."""
         return {
             **self.plain,
@@ -66,24 +65,24 @@ class TransformerHooks(LayeredHooks):
         }
 
     def input_block(self, place: Place, x: Tensor) -> Tensor:
-        return self.through("input_block_patch", place, x)
+        return self.run_patches("input_block_patch", place, x)
 
     def input_block_after_skip(self, place: Place, x: Tensor) -> Tensor:
-        return self.through("input_block_patch_after_skip", place, x)
+        return self.run_patches("input_block_patch_after_skip", place, x)
 
-    def through(self, name: str, place: Place, x: Tensor) -> Tensor:
+    def run_patches(self, name: str, place: Place, x: Tensor) -> Tensor:
         for patch in self.patches.get(name, ()):
-            x = patch(x, self.at(place))
+            x = patch(x, self.options_at(place))
         return x
 
     def middle_block(self, place: Place, x: Tensor) -> Tensor:
         for patch in self.patches.get("middle_block_after_patch", ()):
-            x = patch({"h": x, "x": x, "transformer_options": self.at(place)})["h"]
+            x = patch({"h": x, "x": x, "transformer_options": self.options_at(place)})["h"]
         return x
 
     def output_block(self, place: Place, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
         for patch in self.patches.get("output_block_patch", ()):
-            x, skip = patch(x, skip, self.at(place))
+            x, skip = patch(x, skip, self.options_at(place))
         return x, skip
 
     def attention_tokens(
@@ -91,7 +90,7 @@ class TransformerHooks(LayeredHooks):
     ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         query, own_pair, cond_pair = own, (own, own), (cond, cond)
         if self.patches.get("attn1_patch") or self.patches.get("attn2_patch"):
-            extra = self.extra(place, own.shape[-1], own.shape[1])
+            extra = self.extra_options(place, own.shape[-1], own.shape[1])
             for patch in self.patches.get("attn1_patch", ()):
                 query, *own_pair = patch(query, *own_pair, extra)
             for patch in self.patches.get("attn2_patch", ()):
@@ -99,24 +98,24 @@ class TransformerHooks(LayeredHooks):
         return query, tuple(own_pair), tuple(cond_pair)
 
     def attention(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int) -> Tensor | None:
-        patches = self.replacement("attn1", place), self.replacement("attn2", place)
+        patches = self.find_replacement("attn1", place), self.find_replacement("attn2", place)
         if patches == (None, None):
             return super().attention(place, q, k, v, n_self)
         layers = [layer for layer in self.layers if not layer.yields]
-        return self.through_layers(place, q, k, v, n_self, layers, self.replaced(place, *patches))
+        return self.through_layers(place, q, k, v, n_self, layers, self.attend_in_halves(place, *patches))
 
-    def replacement(self, name: str, place: Place) -> Any:
+    def find_replacement(self, name: str, place: Place) -> Any:
         """The patch that replaces the attention ``name`` at ``place``, or None."""
         table, block = self.replace.get(name, {}), (place.kind, place.number)
         return table.get((*block, place.layer), table.get(block))
 
-    def replaced(self, place: Place, own_patch: Any, cond_patch: Any) -> Attend:
+    def attend_in_halves(self, place: Place, own_patch: Any, cond_patch: Any) -> Attend:
         """The joint attention, put together again from its two halves."""
 
         def half(patch: Any, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None) -> Tensor:
             if patch is None:
                 return self.plainly(place)(q, k, v, n_self, mask)
-            out = patch(q, k, v, self.extra(place, q.shape[-1], n_self))
+            out = patch(q, k, v, self.extra_options(place, q.shape[-1], n_self))
             if out.shape != q.shape:
                 raise WrongInput(
                     f"A node replaced the attention of the block {place.kind} {place.number} by something "
@@ -140,5 +139,5 @@ class TransformerHooks(LayeredHooks):
     def attention_output(self, place: Place, x: Tensor) -> Tensor:
         for name in ("attn1_output_patch", "attn2_output_patch"):
             for patch in self.patches.get(name, ()):
-                x = patch(x, self.extra(place, x.shape[-1]))
+                x = patch(x, self.extra_options(place, x.shape[-1]))
         return x

@@ -17,7 +17,7 @@ from ....stages.nets.stage_b import StageB, StageBConfig
 from ....stages.nets.stage_c import StageC, StageCConfig
 from ....stages.nets.unet import UNetConfig
 from .backend import backend_for
-from .hooks import hooks_for
+from .hooks import choose_hooks
 
 
 def network_arguments(config: UNetConfig, stage: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class HostNet:
         patch, stride = self.config.patch_size, self.level_strides[-1]
         return max(1, -(-height // patch) // stride), max(1, -(-width // patch) // stride)
 
-    def wrapped(self, call: Any, options: dict[str, Any] | None, *args: Any, **kwargs: Any) -> Tensor:
+    def run_wrapped(self, call: Any, options: dict[str, Any] | None, *args: Any, **kwargs: Any) -> Tensor:
         """Run ``call`` inside the host's DIFFUSION_MODEL wrappers."""
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(
             call,
@@ -80,7 +80,7 @@ class HostStageC(StageC, HostNet):
         transformer_options: dict[str, Any] | None = None,
         **conditions: Any,
     ) -> Tensor:
-        return self.wrapped(
+        return self.run_wrapped(
             self.denoise_for_host, transformer_options, x, r, context, control, transformer_options, **conditions
         )
 
@@ -107,7 +107,7 @@ class HostStageC(StageC, HostNet):
             layers += (TokenLayer(text_weights),)
         if region_weights is not None:
             layers += (RegionLayer(region_weights, region_layout),)
-        return self.denoise(
+        return super().forward(
             x,
             r,
             text,
@@ -116,8 +116,7 @@ class HostStageC(StageC, HostNet):
             sca,
             crp,
             control_by_block(control),
-            hooks_for(transformer_options, layers),
-            transformer_options,
+            choose_hooks(transformer_options, layers),
         )
 
     @property
@@ -157,7 +156,7 @@ class HostStageB(StageB, HostNet):
         transformer_options: dict[str, Any] | None = None,
         **conditions: Any,
     ) -> Tensor:
-        return self.wrapped(
+        return self.run_wrapped(
             self.denoise_for_host, transformer_options, x, r, context, control, transformer_options, **conditions
         )
 
@@ -179,7 +178,7 @@ class HostStageB(StageB, HostNet):
         extra = (0, max(-width % patch, least - width), 0, max(-height % patch, least - height))
         if any(extra) and x.shape[1] == self.config.c_in:
             x = F.pad(x, extra, mode="replicate")
-        out = self.denoise(x, r, effnet, clip, pixels, sca, hooks_for(transformer_options), transformer_options)
+        out = super().forward(x, r, effnet, clip, pixels, sca, choose_hooks(transformer_options))
         return out[..., :height, :width]
 
     @property

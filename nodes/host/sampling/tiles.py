@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ....stages.attention.layers import NO_CHANGES, Changes
-from ....stages.attention.tiles import METHODS, PIECES, PieceHooks, Tiling, piece_elements, run_in_tiles
+from ....stages.attention.tiles import METHODS, PIECES, PieceHooks, Tiling, count_piece_elements, run_in_tiles
 from ....stages.errors import WrongInput
 from ....stages.inputs.canvas import LATENT_PIXELS
 from ....stages.nets.memory import activation_memory, pieces_memory
@@ -70,7 +70,7 @@ class TileWrapper:
             return executor(parts, repeated(r, count), context, control, asked, effnet=priors, **given)
 
         if tiling.method == PIECES:
-            elements = piece_elements(tiling, net.config.c_hidden[0])
+            elements = count_piece_elements(tiling, net.config.c_hidden[0])
             return call(x, prior, 1, Changes(blocks=PieceHooks(elements)))
         return run_in_tiles(call, x, prior, tiling, deepest_cell(net), net.least_cells)
 
@@ -99,7 +99,7 @@ def needed_memory(model: Any, shape: Any) -> float:
     batch, _, height, width = shape
     strides = net.level_strides
     if tiling.method == PIECES:
-        elements = piece_elements(tiling, net.config.c_hidden[0])
+        elements = count_piece_elements(tiling, net.config.c_hidden[0])
         return float(
             min(
                 pieces_memory(net.config, batch, height, width, dtype, strides, elements),

@@ -31,7 +31,7 @@ from ....stages.training.pictures_io import draw_losses
 from ....stages.training.run import Lesson, Run, add_words
 from ....stages.training.settings import Settings
 from ....stages.training.trainer import Trainer
-from ..models.vae import preview
+from ..models.use_vae import preview
 from ..out_of_memory import explain_out_of_memory, make_room
 from .weights import encoders, prior_weights, text_weights
 

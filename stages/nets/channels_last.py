@@ -1,0 +1,40 @@
+"""Activations of the networks: channels-last, (B, H, W, C) and contiguous.
+
+A convolution sees the (B, C, H, W) view of it, which PyTorch calls ``channels_last``, so that no step has to copy a
+permutation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-6
+
+
+def nchw(x: Tensor) -> Tensor:
+    """(B, H, W, C) seen as (B, C, H, W)."""
+    return x.permute(0, 3, 1, 2)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """(B, C, H, W) seen as contiguous (B, H, W, C); copies only what is not in channels-last memory."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def channel_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """LayerNorm without affine over the last axis, computed in the dtype of ``x`` and returned in ``dtype``."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS).to(dtype)
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``x`` (B, H, W, C) bilinearly resized (corners aligned, in float32) to ``size``; itself where it fits."""
+    if x.shape[1:3] == tuple(size):
+        return x
+    return nhwc(F.interpolate(nchw(x).float(), size=size, mode="bilinear", align_corners=True)).to(x.dtype)
+
+
+def convolve(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution on (B, H, W, C)."""
+    return nhwc(conv(nchw(x)))

@@ -1,0 +1,91 @@
+"""What a host may do between and inside the blocks of Stage B and Stage C, and how it is told where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .channels_last import resize
+
+
+class Place(NamedTuple):
+    """Where in the U a hook is called.
+
+    ``kind`` and ``number`` name the group: ("input", n), ("middle", 0) or ("output", n), in execution order, repeats
+    counted. For the attention hooks ``layer`` counts the attention blocks of the group, ``heads`` is their heads and
+    ``grid`` the height and width in which the picture's own tokens lie.
+    """
+
+    kind: str
+    number: int
+    layer: int = 0
+    heads: int = 0
+    grid: tuple[int, int] = (0, 0)
+
+
+class BlockHooks:
+    """Called by a forward pass; this default changes nothing.
+
+    Block hooks see (B, C, H, W) views, attention hooks (B, tokens, C); they return what they were given, changed or
+    not, and never write into it. ``options`` are what the backend's attention receives: whatever the caller of the
+    network handed down (ComfyUI's ``transformer_options``), or None.
+    """
+
+    options: Any = None
+
+    def __init__(self, options: Any = None):
+        self.options = options
+
+    def input_block(self, place: Place, x: Tensor) -> Tensor:
+        """``x`` after an input group, before it is kept as a skip."""
+        return x
+
+    def input_block_after_skip(self, place: Place, x: Tensor) -> Tensor:
+        """``x`` after an input group, after it was kept as a skip."""
+        return x
+
+    def middle_block(self, place: Place, x: Tensor) -> Tensor:
+        """``x`` after the last group of the down path."""
+        return x
+
+    def output_block(self, place: Place, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``x`` and the skip (None where the group has none) before an output group; both have the same H and W."""
+        return x, skip
+
+    def attention_tokens(
+        self, place: Place, own: Tensor, cond: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Tokens before the projections: query, (own keys, own values), (condition keys, condition values).
+
+        A block without self-attention drops the own keys and values.
+        """
+        return own, (own, own), (cond, cond)
+
+    def attention(self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int) -> Tensor | None:
+        """Replace the joint attention, or None to leave it; the first ``n_self`` keys are the picture's own tokens."""
+        return None
+
+    def attention_output(self, place: Place, x: Tensor) -> Tensor:
+        """What the attention adds, after its output projection and before the sum."""
+        return x
+
+    def run_block(self, block: nn.Module, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """A residual ``block`` on x (B, H, W, C): its place to get other lengths for its response norm, or to run in pieces."""
+        return block(x, skip, dtype)
+
+    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """``x`` (B, H, W, C) in the size of the skip that it meets."""
+        return resize(x, size)
+
+    def run_rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+        """A ``layer`` on x (B, H, W, C) in which pairs of rows do not see each other; it needs ``width`` numbers a cell.
+
+        It may have half or twice as many rows and columns as ``x``.
+        """
+        return layer(x)
+
+
+NO_HOOKS = BlockHooks()
