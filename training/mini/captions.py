@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data import PLAIN, Subject
+from .data import COLOURS, LANGUAGES, PLAIN, Subject
+from .words import FOREIGN_TEMPLATES, SHADES, C, S, colour_word, make_names
 
 LENGTH = 77
 START, END = 49406, 49407
-S, C = "{subject}", "{colour}"
 Fragment = str | tuple[int, ...]
 
 PLAIN_TEMPLATES = ([S], ["a", S], ["a picture of", S], ["a", S, "emoji"], [S, "icon"], ["the", S], ["an image of a", S])
@@ -78,18 +78,46 @@ def tokens(fragments: list[Fragment], length: int = LENGTH) -> list[int]:
     return [START, *body, *[END] * (length - 1 - len(body))]
 
 
-def caption(subject: Subject, colour: str, rng: random.Random) -> list[str]:
-    """Fragments of a random caption of ``subject`` on ``colour``: mostly its English name, at times tags or others."""
-    name = subject.labels["en"]
-    kind = rng.random()
-    if kind < 0.12:
-        name = subject.labels[rng.choice([language for language in subject.labels if language != "en"])]
-    elif kind < 0.30 and subject.tags:
-        extra = rng.sample(subject.tags, min(len(subject.tags), rng.choice((1, 2))))
-        name = " ".join([name, *extra]) if rng.random() < 0.6 else " ".join([*extra, name])
-    unnamed = colour == PLAIN and rng.random() < 0.7
-    template = rng.choice(PLAIN_TEMPLATES if unnamed else COLOUR_TEMPLATES)
-    return [{S: name, C: colour}.get(part, part) for part in template]
+class Speaker:
+    """Names pictures at random: in English or one of the other languages, by a label or another word, barely or in a
+    sentence.
+    """
+
+    FOREIGN, ANOTHER, TAGGED, UNNAMED = 0.25, 0.45, 0.1, 0.7
+    """Shares of other languages, of other English words than the label, of added tags, and of white left unsaid."""
+
+    def __init__(self, subjects: list[Subject]) -> None:
+        self.subjects, self.names = subjects, make_names(subjects)
+
+    def caption(self, index: int, colour: str, rng: random.Random, bare: float = 0.5) -> list[str]:
+        """Fragments of a caption of a subject on ``colour``; the share ``bare`` says little but the two words."""
+        language = "en"
+        if colour not in SHADES and rng.random() < self.FOREIGN:
+            language = rng.choice(LANGUAGES[1:])
+        names, tags = self.names[index][language], self.subjects[index].tags
+        name = rng.choice(names) if language != "en" or rng.random() < self.ANOTHER else names[0]
+        if language == "en" and tags and rng.random() < self.TAGGED:
+            name = " ".join(rng.sample([name, rng.choice(tags)], 2))
+        said = rng.choice(colour_word(colour, language))
+        if colour == PLAIN and rng.random() < self.UNNAMED:
+            template = rng.choice(PLAIN_TEMPLATES[: 2 if rng.random() < bare else None] if language == "en" else ([S],))
+        elif language == "en":
+            template = rng.choice(COLOUR_TEMPLATES[: 4 if rng.random() < bare else None])
+        else:
+            template = rng.choice(FOREIGN_TEMPLATES[language][: 1 if rng.random() < bare else None])
+        return [{S: name, C: said}.get(part, part) for part in template]
+
+    def words(self) -> set[str]:
+        """Everything that :meth:`caption` can say, in fragments."""
+        templates = [
+            *PLAIN_TEMPLATES,
+            *COLOUR_TEMPLATES,
+            *(each for some in FOREIGN_TEMPLATES.values() for each in some),
+        ]
+        found = {part for template in templates for part in template} - {S, C}
+        found |= {word for colour in COLOURS for language in LANGUAGES for word in colour_word(colour, language)}
+        found |= {*SHADES, *(tag for subject in self.subjects for tag in subject.tags)}
+        return found | {name for entry in self.names for names in entry.values() for name in names}
 
 
 def batch_tokens(captions: list[list[Fragment]], length: int = LENGTH) -> Tensor:
