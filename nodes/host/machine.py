@@ -9,6 +9,7 @@ import comfy.model_management
 import torch
 from comfy.cli_args import args
 
+from ...stages.nets.backend import processor_has_bf16
 from ..checkpoints import presets
 from ..checkpoints.presets import Choice, Machine
 
@@ -44,15 +45,6 @@ ATTACHMENT = "cascade_studio_choice"
 def has_dtype_flag() -> bool:
     """Whether the host was started with a switch for the format of diffusion models."""
     return any(getattr(args, name, False) for name in FLAGS)
-
-
-def processor_has_bf16() -> bool:
-    """Whether the processor has instructions for bf16: AVX512-BF16, AMX, or those of ARM."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")):
-        return True
-    older = (getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(ask() for ask in older)
 
 
 def describe_machine() -> Machine:

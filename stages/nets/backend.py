@@ -60,3 +60,12 @@ class Backend:
 
 
 TORCH = Backend()
+
+
+def processor_has_bf16() -> bool:
+    """Whether the processor has instructions for bf16: AVX512-BF16, AMX, or those of ARM."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")):
+        return True
+    older = (getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(ask() for ask in older)

@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .sizes import SHIPPED, Sizes
+
 log = logging.getLogger(__name__)
 
 SAVE_SECONDS, SHEET_SECONDS, LOG_SECONDS = 300, 300, 20
@@ -25,16 +27,15 @@ WARM_UP, FINAL = 0.02, 0.03
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how to train: the work folder, the device, whether products are computed in bfloat16, and the seed.
-
-    ``warm``: Stage B and Stage C start from their results in the work folder instead of from nothing.
+    """Where, what and how to train: the work folder, the device, whether products are computed in bfloat16, the seed
+    and the sizes of the nets.
     """
 
     work: Path
     device: torch.device
     bfloat16: bool = True
     seed: int = 0
-    warm: bool = False
+    sizes: Sizes = SHIPPED
 
     def autocast(self) -> torch.autocast:
         """Products in bfloat16, sums and weights in float32."""
@@ -46,9 +47,11 @@ class Place:
 
 
 class Part:
-    """One thing to train. ``state`` names everything with a state_dict that a resumed run needs."""
+    """One thing to train, for at most ``STEPS`` steps. ``state`` names everything with a state_dict that a resumed run
+    needs.
+    """
 
-    name = ""
+    name, STEPS = "", 1_000_000
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -96,16 +99,43 @@ def grid(images: Tensor, columns: int) -> Tensor:
     return torch.cat([torch.cat(list(row), dim=2) for row in padded.split(columns)], dim=1)
 
 
+class Speed:
+    """How many steps a second a part takes, and once a warning where its minutes are too few for half of its steps."""
+
+    def __init__(self, name: str, steps: int, seconds: float) -> None:
+        self.name, self.wanted, self.seconds = name, steps, seconds
+        self.warned, self.last = False, None
+
+    def describe(self, steps: int, used: float) -> str:
+        """The rate since the last call, "0.91 steps a second", after ``steps`` steps and ``used`` seconds."""
+        before, self.last = self.last or (0, 0.0), (steps, used)
+        rate = (steps - before[0]) / max(1e-9, used - before[1])
+        fit = steps + rate * max(0.0, self.seconds - used)
+        if not self.warned and fit < self.wanted / 2:
+            self.warned = True
+            log.warning(
+                "%s: %.2f steps a second are slow: its %.0f minutes will see %.0f of the %d steps that it is "
+                "planned for. Give it more minutes, a faster processor or a GPU.",
+                self.name,
+                rate,
+                self.seconds / 60,
+                fit,
+                self.wanted,
+            )
+        return f"{rate:.2f} steps a second"
+
+
 class Loop:
-    """Runs one part until ``minutes`` of training are used up, over any number of starts.
+    """Runs one part until its steps are done or ``minutes`` of training are used up, over any number of starts.
 
     On a CPU those are minutes of a calm machine, processor time over threads, so that other work beside the training
-    makes it longer but not worse.
+    makes it longer but not worse. What of the two is nearer to its end sets the learning rate.
     """
 
-    def __init__(self, part: Part, minutes: float) -> None:
-        self.part, self.seconds = part, minutes * 60
+    def __init__(self, part: Part, minutes: float | None = None) -> None:
+        self.part, self.seconds = part, math.inf if minutes is None else minutes * 60
         self.used, self.steps, self.taken = 0.0, 0, defaultdict(list)
+        self.speed = Speed(part.name, part.STEPS, self.seconds)
         self.path = part.place.work / f"{part.name}.state.pt"
 
     def now(self) -> float:
@@ -113,6 +143,11 @@ class Loop:
         if self.part.place.device.type == "cpu":
             return time.process_time() / torch.get_num_threads()
         return time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        """The share of the steps or of the minutes that is used up."""
+        return max(self.used / self.seconds, self.steps / self.part.STEPS)
 
     def load(self) -> None:
         """Continue from the last save, if there is one."""
@@ -123,6 +158,7 @@ class Loop:
             self.used, self.steps = saved["used"], saved["steps"]
             self.part.rng.setstate(saved["random"])
             torch.set_rng_state(saved["torch"])
+            self.speed.last = self.steps, self.used
             log.info("%s: continues after %d steps and %.1f minutes", self.part.name, self.steps, self.used / 60)
 
     def save(self) -> None:
@@ -143,14 +179,14 @@ class Loop:
     def run(self) -> None:
         """Train. An interrupt saves first."""
         self.load()
-        if self.used >= self.seconds:
-            log.info("%s: its %.0f minutes are used up", self.part.name, self.seconds / 60)
+        if self.progress >= 1:
+            log.info("%s: done, after %d steps and %.0f minutes", self.part.name, self.steps, self.used / 60)
             return
         saved = sheet = logged = time.monotonic()
         try:
-            while self.used < self.seconds:
+            while self.progress < 1:
                 started = self.now()
-                self.part.progress = self.used / self.seconds
+                self.part.progress = self.progress
                 for name, value in self.part.step(factor_at(self.part.progress)).items():
                     self.taken[name].append(value)
                 self.used += self.now() - started
@@ -186,7 +222,14 @@ class Loop:
                 for name, value in means.items()
             )
         text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        log.info("%s: step %d, %.1f min, %s", self.part.name, self.steps, self.used / 60, text)
+        log.info(
+            "%s: step %d, %.1f min, %s, %s",
+            self.part.name,
+            self.steps,
+            self.used / 60,
+            self.speed.describe(self.steps, self.used),
+            text,
+        )
 
     def _sheet(self) -> None:
         with torch.no_grad():
