@@ -100,7 +100,7 @@ class Mini:
 
     def picture(self, latent: Tensor, prompts: list[str], seeds: list[int]) -> Tensor:
         """Stage C latents → RGB (B, 3, 256, 256) in [0, 1], through Stage B and A."""
-        from training.mini.generators import decode, told
+        from training.mini.nets import decode, told
 
         made = decode(self.stage_b, latent, told(self.text, prompts)[1], told(self.text, [""])[1], seeds)
         with torch.no_grad():
@@ -119,7 +119,7 @@ class Mini:
     @torch.no_grad()
     def said(self, prompts: list[str]) -> Tensor:
         """Embeddings (N, width), unit length, of prompts."""
-        from training.mini.generators import told
+        from training.mini.nets import told
 
         return F.normalize(told(self.text, prompts)[1], dim=-1)
 

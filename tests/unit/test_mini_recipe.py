@@ -24,8 +24,8 @@ from cascade_studio.stages.training.optimiser import Optimiser
 from training.mini import compose, export, generators, language, sizes
 from training.mini.captions import END, START
 from training.mini.data import COLOURS
-from training.mini.generators import TRAINING
 from training.mini.loop import Loop, Part, Place, factor_at, grid
+from training.mini.nets import TRAINING
 from training.mini.precondition import Preconditioning, probe
 from training.mini.towers import TextTower
 

@@ -34,7 +34,7 @@ from cascade_studio.stages.nets.memory import activation_memory, pieces_memory
 from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
 from mini import Mini, need
 from tools.scenes import SHEET
-from training.mini.generators import paint
+from training.mini.nets import paint
 
 STEP = 16
 

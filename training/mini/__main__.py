@@ -9,39 +9,81 @@ from pathlib import Path
 
 import torch
 
+<<<<<<< HEAD
 from cascade_studio.commands.places import cache_root
 
+=======
+>>>>>>> 5874085 (wip recipe)
 from . import data
 from .autoencoders import EncoderPart, StageAPart
-from .generators import StageBPart, StageCPart
+from .decoder import CriticPart, RefinePart, StageBPart
+from .generators import StageCPart
 from .language import LanguagePart
 from .loop import Loop, Place
+from .machine import choose_threads, has_fast_bfloat16
+from .sizes import NEXT, PLANS
 
-PARTS = {part.name: part for part in (StageAPart, EncoderPart, LanguagePart, StageBPart, StageCPart)}
-MINUTES = {"stage_a": 10.0, "encoder": 11.0, "language": 9.0, "stage_b": 62.0, "stage_c": 180.0}
+PARTS = {
+    part.name: part for part in (StageAPart, EncoderPart, LanguagePart, CriticPart, StageBPart, StageCPart, RefinePart)
+}
+SHARES = {"stage_a": 10, "encoder": 20, "language": 15, "critic": 10, "stage_b": 170, "stage_c": 300, "refine": 55}
+"""Of the minutes of ``all``, about as the steps of the parts take them."""
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.mini", description=__doc__)
     parser.add_argument("step", choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "evaluate"])
+    parser.add_argument("--plan", choices=list(PLANS), default=NEXT.name, help="the sizes (sizes.py)")
     parser.add_argument(
-        "--work", type=Path, default=cache_root() / "mini-work", help="where states and sheets are kept"
+        "--work", type=Path, help="where states and sheets are kept (default: mini/PLAN in the cache folder)"
     )
-    parser.add_argument("--minutes", type=float, help="training time of this part (for all: of the whole, shared out)")
+    parser.add_argument(
+        "--minutes", type=float, help="the most that training may take (for all: the whole, shared out)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--float32", action="store_true", help="compute products in float32 instead of bfloat16")
-    parser.add_argument("--seed", type=int, default=data.SEED)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all where they make it faster, else one)")
     parser.add_argument(
-        "--warm", action="store_true", help="start Stage B or Stage C from its result in the work folder (see restore)"
+        "--float32", action="store_true", help="compute products in float32 even where bfloat16 is fast"
     )
+    parser.add_argument(
+        "--fresh", action="store_true", help="for all: learn Stage A and the encoder from nothing as well"
+    )
+    parser.add_argument("--seed", type=int, default=data.SEED)
     return parser.parse_args()
 
 
-def _train(names: list[str], options: argparse.Namespace, place: Place) -> None:
-    share = options.minutes / sum(MINUTES[name] for name in names) if options.minutes else 1.0
+def _place(options: argparse.Namespace) -> Place:
+    device, sizes = torch.device(options.device), PLANS[options.plan]
+    if device.type == "cpu":
+        choose_threads(options.threads)
+    work = options.work or sizes.work
+    work.mkdir(parents=True, exist_ok=True)
+    bfloat16 = not options.float32 and has_fast_bfloat16(device)
+    logging.info(
+        "%s on %s, products in %s, plan %s in %s",
+        options.step,
+        device,
+        "bfloat16" if bfloat16 else "float32",
+        sizes.name,
+        work,
+    )
+    return Place(work, device, bfloat16, options.seed, sizes)
+
+
+def _train(names: list[str], minutes: float | None, place: Place) -> None:
+    whole = sum(SHARES[name] for name in names)
     for name in names:
-        Loop(PARTS[name](place), MINUTES[name] * share).run()
+        Loop(PARTS[name](place), minutes and minutes * SHARES[name] / whole).run()
+
+
+def _train_all(options: argparse.Namespace, place: Place) -> None:
+    names = list(PARTS)
+    if not options.fresh:
+        from .export import restore_kept
+
+        restore_kept(place)
+        names.remove("stage_a")
+    _train(names, options.minutes, place)
 
 
 def main() -> None:
@@ -50,10 +92,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if hasattr(os, "nice"):
         os.nice(max(0, 19 - os.nice(0)))
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    options.work.mkdir(parents=True, exist_ok=True)
-    place = Place(options.work, torch.device(options.device), not options.float32, options.seed, options.warm)
+    place = _place(options)
     if options.step == "split":
         data.write_split()
     elif options.step == "data":
@@ -76,8 +115,10 @@ def main() -> None:
         from .evaluate import evaluate
 
         evaluate(place)
+    elif options.step == "all":
+        _train_all(options, place)
     else:
-        _train(list(PARTS) if options.step == "all" else [options.step], options, place)
+        _train([options.step], options.minutes, place)
 
 
 if __name__ == "__main__":

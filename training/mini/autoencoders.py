@@ -15,7 +15,6 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .loop import Part, Place, grid
 from .scenes import Scenes, for_encoder
-from .sizes import ENCODER, PREVIEWER, STAGE_A
 
 SETTLE = 0.6
 """From this share of the budget on, batch norms keep their running statistics, as they will when used."""
@@ -96,7 +95,7 @@ class StageAPart(Part):
     """Stage A on crops: picture loss, half of the batches through the codebook, a hinge discriminator later on."""
 
     name = "stage_a"
-    LR, BATCH, CROP = 2e-3, 8, 96
+    STEPS, LR, BATCH, CROP = 4000, 2e-3, 8, 96
     ADVERSARY, ADVERSARY_FROM = 0.02, 0.4
     CODES_FROM, CODES_EVERY = 100, 200
 
@@ -104,14 +103,15 @@ class StageAPart(Part):
         super().__init__(place)
         torch.manual_seed(place.seed)
         self.scenes = Scenes(self.rng, others=0.5)
-        self.net = StageA(STAGE_A)
+        self.config = place.sizes.stage_a
+        self.net = StageA(self.config)
         initialise_stage_a(self.net)
         self.net.to(place.device)
         self.net.eval()
         self.following = Following(self.net.down_blocks[-1][1].requires_grad_(False))
         self.judge = Discriminator().to(place.device)
         self.ema = EMA(self.net, 0.995)
-        self.steps, self.usage = 0, torch.zeros(STAGE_A.codebook_size)
+        self.steps, self.usage = 0, torch.zeros(self.config.codebook_size)
         self.state = {
             "net": self.net,
             "following": self.following,
@@ -161,7 +161,7 @@ class StageAPart(Part):
         self.steps += 1
         self.usage += torch.bincount(indices.flatten().cpu(), minlength=len(self.usage))
         if self.steps == self.CODES_FROM or self.steps % self.CODES_EVERY == 0 and self.progress < FINISH:
-            rows = (latent * STAGE_A.scale_factor).permute(0, 2, 3, 1).reshape(-1, STAGE_A.c_latent)
+            rows = (latent * self.config.scale_factor).permute(0, 2, 3, 1).reshape(-1, self.config.c_latent)
             dead = torch.nonzero(self.usage < (1e9 if self.steps == self.CODES_FROM else 1)).flatten().to(rows.device)
             self.net.vquantizer.codebook.weight[dead] = rows[torch.randint(len(rows), (len(dead),), device=rows.device)]
             self.usage.zero_()
@@ -204,22 +204,30 @@ class Sketch(nn.Sequential):
 class EncoderPart(Part):
     """The image encoder as an autoencoder through two decoders: the Previewer, and a finer one that is thrown away.
 
-    Noise on the latents keeps them smooth, so that what Stage C gets slightly wrong still decodes.
+    Noise on the latents keeps them smooth, so that what Stage C gets slightly wrong still decodes. It starts from the
+    encoder that shipped before where the work folder has one (``encoder.start.pt``, see :func:`.export.restore_kept`).
     """
 
     name = "encoder"
-    LR, BATCH, NOISE = 2e-3, 24, 0.25
+    STEPS, LR, BATCH, NOISE = 2500, 2e-3, 24, 0.25
+    SIZES, MIRRORED, OTHERS = (0.74, 0.92), 0.3, 0.25
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         torch.manual_seed(place.seed + 1)
-        self.scenes = Scenes(self.rng, others=0.4)
-        self.encoder, self.previewer, self.sketch = ImageEncoder(ENCODER), Previewer(PREVIEWER), Sketch()
+        self.scenes = Scenes(self.rng, self.OTHERS, sizes=self.SIZES, mirrored=self.MIRRORED)
+        self.canvas = place.sizes.canvas
+        self.encoder, self.previewer = ImageEncoder(place.sizes.encoder), Previewer(place.sizes.previewer)
+        self.sketch = Sketch()
         for net in (self.encoder, self.previewer, self.sketch):
             for module in net.modules():
                 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             net.to(place.device)
+        start = place.work / "encoder.start.pt"
+        if start.is_file():
+            for name, tensors in torch.load(start, map_location=place.device).items():
+                getattr(self, name).load_state_dict(tensors)
         self.following = Following(self.encoder.mapper[1])
         nets = nn.ModuleList([self.encoder, self.previewer, self.sketch])
         self.ema = EMA(nets, 0.995)
@@ -238,12 +246,13 @@ class EncoderPart(Part):
         batch = self.scenes.batch(self.BATCH)
         rgb, alpha = batch.rgb.to(self.place.device), batch.alpha.to(self.place.device)
         with self.place.autocast():
-            latent = self.encoder(for_encoder(rgb)).float()
+            latent = self.encoder(for_encoder(rgb, self.canvas)).float()
             strength = self.NOISE * torch.rand(len(latent), 1, 1, 1, device=latent.device)
             latent = latent + strength * torch.randn_like(latent)
             losses = {}
-            for name, net, side in (("sketch", self.sketch, 96), ("preview", self.previewer, 48)):
-                wanted, mask = (F.interpolate(x, size=(side, side), mode="area") for x in (rgb, alpha))
+            for name, net, pixels in (("sketch", self.sketch, 16), ("preview", self.previewer, 8)):
+                size = [pixels * side for side in latent.shape[2:]]
+                wanted, mask = (F.interpolate(x, size=size, mode="area") for x in (rgb, alpha))
                 losses[name] = picture_loss(net(latent).float(), wanted, 1 + mask)
         self.state["optimiser"].step(losses["sketch"] + losses["preview"], factor)
         self.ema.update(self.nets)
@@ -257,7 +266,7 @@ class EncoderPart(Part):
         """Rows: pictures, finer decoder, Previewer."""
         encoder, previewer, sketch = self.averaged()
         batch = self.scenes.batch(8)
-        latent = encoder(for_encoder(batch.rgb.to(self.place.device)))
+        latent = encoder(for_encoder(batch.rgb.to(self.place.device), self.canvas))
         rows = [F.interpolate(x.cpu(), size=(192, 192)) for x in (batch.rgb, sketch(latent), previewer(latent))]
         return grid(torch.cat(rows), 8)
 

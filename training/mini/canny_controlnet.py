@@ -1,8 +1,8 @@
 """A small canny ControlNet for Mini's Stage C: python3 dev.py run -m training.mini.canny_controlnet
 
 Its trunk starts from Mini's image encoder and first learns to tell the latent of a picture from its edges
-(stages/inputs/canny.py) alone; then the whole is trained by the loop of the nodes. Pictures are mirrored half the time, which
-no caption says. The result goes into mini/controlnet. Stopped, the same command goes on.
+(stages/inputs/canny.py) alone; then the whole is trained by the loop of the nodes. Pictures are mirrored half the
+time, which no caption says. The result goes into mini/controlnet. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from .captions import batch_tokens
 from .compose import LARGE
 from .data import SEED
 from .export import FOLDER, _save, put_on_record
-from .generators import trained
 from .loop import Place, write_atomically
+from .nets import trained
 from .precondition import carrying
-from .scenes import CANVAS, SHORT, Scenes, for_encoder
-from .sizes import ENCODER, STAGE_C
+from .scenes import SHORT, Scenes, for_encoder
+from .sizes import ENCODER, SHIPPED, STAGE_C
 from .style_lora import OutOfTime, limited
 
 log = logging.getLogger(__name__)
@@ -112,13 +112,13 @@ def make_rows(place: Place, count: int, hint: Callable[[Tensor], Tensor]) -> tup
     scenes = Scenes(random.Random(SEED), sizes=LARGE, mirrored=0.5)
     nets = {name: trained(place, name) for name in ("encoder", "text")}
     rows: list[Row] = []
-    size = CANVAS.encoder_size[::-1]
+    size = place.sizes.canvas.encoder_size[::-1]
     while len(rows) < count:
         batch = scenes.batch(min(32, count - len(rows)))
         text, pooled = nets["text"](scenes.captions(batch.subjects, batch.colours).to(place.device))
         seen = F.interpolate(batch.rgb, size=size, mode="bilinear", antialias=True).clamp(0, 1)
         found = {
-            "latent": nets["encoder"](for_encoder(batch.rgb.to(place.device))),
+            "latent": nets["encoder"](for_encoder(batch.rgb.to(place.device), place.sizes.canvas)),
             "text": text,
             "pooled": pooled[:, None],
             "hint": hint(seen),
@@ -186,7 +186,7 @@ def learn(
 def main() -> None:
     """Train the ControlNet that ships."""
     parser = argparse.ArgumentParser(prog="training.mini.canny_controlnet", description=__doc__.split("\n")[0])
-    parser.add_argument("--mini", type=Path, default=cache_root() / "mini-work", help="the recipe's work folder")
+    parser.add_argument("--mini", type=Path, default=SHIPPED.work, help="the recipe's work folder")
     parser.add_argument("--work", type=Path, default=cache_root() / "mini-canny", help="where the state is kept")
     parser.add_argument("--steps", type=int, default=SETTINGS.steps)
     parser.add_argument("--minutes", type=float, default=25.0, help="the most that training may take")
@@ -194,7 +194,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+<<<<<<< HEAD
     hint = importlib.import_module("cascade_studio.stages.inputs.canny").make_hint
+=======
+    hint = importlib.import_module("stages.inputs.canny").hint
+>>>>>>> 5874085 (wip recipe)
     place = Place(options.mini, torch.device(options.device), False)
     tensors, losses = learn(
         place, options.work, replace(SETTINGS, steps=options.steps), options.minutes, options.pictures, hint

@@ -20,8 +20,8 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 from .autoencoders import psnr, settle_norms
 from .compose import compose
 from .data import COLOURS, OTHER_STYLES, SIDE, pictures
-from .generators import decode, paint, told, trained
 from .loop import Loop, Part, Place, frozen, grid, save_sheet
+from .nets import decode, paint, told, trained
 from .scenes import Scenes, for_encoder
 
 log = logging.getLogger(__name__)

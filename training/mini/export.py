@@ -18,10 +18,9 @@ from tools.cache import sha256
 from tools.edit import CATALOGUE
 from tools.small import MINI_FILES, MINI_FOLDER as FOLDER
 
-from .generators import NETS, RESULTS, trained
 from .language import FLOAT8, TABLE
 from .loop import Place, write_atomically
-from .sizes import ENCODER, PREVIEWER
+from .nets import RESULTS, build, configs, trained
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +39,12 @@ def export(place: Place, folder: Path = FOLDER) -> dict[str, int]:
     """Write every finished part to ``folder``; returns bytes by file. Raises where the files would be too large."""
     sizes = {}
     for part, (kind, name) in FILES.items():
-        sizes[name] = _save(folder, name, kind, NETS[part][1], trained(place, part).state_dict())
+        sizes[name] = _save(folder, name, kind, configs(place.sizes)[part], trained(place, part).state_dict())
     parts = {"encoder": trained(place, "encoder"), "previewer": trained(place, "previewer")}
     tensors = {f"{part}.{key}": value for part, net in parts.items() for key, value in net.state_dict().items()}
-    sizes[PRIOR_CODER] = _save(folder, PRIOR_CODER, "stage_c_vae", _prior_coder(), tensors)
+    sizes[PRIOR_CODER] = _save(
+        folder, PRIOR_CODER, "stage_c_vae", PriorCoderConfig(place.sizes.encoder, place.sizes.previewer), tensors
+    )
     total = sum(sizes.values())
     log.info("%d files, %.1f MB in all", len(sizes), total / 1e6)
     if total > MOST or max(sizes.values()) > MOST_OF_ONE:
@@ -55,13 +56,46 @@ def export(place: Place, folder: Path = FOLDER) -> dict[str, int]:
 
 
 def restore(place: Place, folder: Path = FOLDER) -> None:
-    """Inverse of :func:`export`: the results of all parts in the work folder, from the files that ship."""
+    """Inverse of :func:`export`: the results of all parts in the work folder, from the files that ship.
+
+    Raises SystemExit where these were made with other sizes.
+    """
+    nets = shipped_nets(folder)
+    for part, names in RESULTS.items():
+        for name in names:
+            _check_sizes(place, name, nets[name])
+        write_atomically({name: nets[name] for name in names}, place.weights(part))
+
+
+def restore_kept(place: Place, folder: Path = FOLDER) -> None:
+    """Stage A as it ships, and the image encoder that ships as a start for the next one, unless they are there."""
+    nets = shipped_nets(folder)
+    for name in ("stage_a", "encoder", "previewer"):
+        _check_sizes(place, name, nets[name])
+    if not place.weights("stage_a").is_file():
+        write_atomically({"stage_a": nets["stage_a"]}, place.weights("stage_a"))
+    start = place.work / "encoder.start.pt"
+    if not start.is_file():
+        write_atomically({name: nets[name] for name in ("encoder", "previewer")}, start)
+
+
+def shipped_nets(folder: Path = FOLDER) -> dict[str, dict[str, Tensor]]:
+    """The tensors of every net in the files that ship, in float32."""
     nets = {part: _wide(folder / f"{name}.safetensors") for part, (_, name) in FILES.items()}
     for key, value in _wide(folder / f"{PRIOR_CODER}.safetensors").items():
         net, _, name = key.partition(".")
         nets.setdefault(net, {})[name] = value
-    for part, names in RESULTS.items():
-        write_atomically({name: nets[name] for name in names}, place.weights(part))
+    return nets
+
+
+def _check_sizes(place: Place, name: str, tensors: dict[str, Tensor]) -> None:
+    with torch.device("meta"):
+        wanted = {key: value.shape for key, value in build(place.sizes, name).state_dict().items()}
+    if wanted != {key: value.shape for key, value in tensors.items() if key in wanted}:
+        raise SystemExit(
+            f"The {name} in mini/ has other sizes than the plan {place.sizes.name!r}: train it anew, or "
+            "name the plan of the files that ship."
+        )
 
 
 def _wide(path: Path) -> dict[str, Tensor]:
@@ -81,10 +115,6 @@ def put_on_record(folder: Path = FOLDER, catalogue: Path = CATALOGUE) -> None:
         if found != 1:
             raise SystemExit(f"{path.name} has {found} entries in {catalogue.name}. It needs one.")
     catalogue.write_text(text, encoding="utf-8")
-
-
-def _prior_coder() -> Any:
-    return PriorCoderConfig(ENCODER, PREVIEWER)
 
 
 def _says(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:

@@ -1,14 +1,17 @@
-"""Parts 4 and 5: Stage B and Stage C, on pictures encoded once."""
+"""Stage C, and what training it has in common with Stage B (decoder.py): pictures are encoded once."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+<<<<<<< HEAD
 from cascade_studio.stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
 from cascade_studio.stages.nets.backend import Backend
 from cascade_studio.stages.nets.encoder import ImageEncoder
@@ -19,6 +22,15 @@ from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
 from cascade_studio.stages.training.losses import (
     add_training_noise,
+=======
+from stages.nets.initial import initialise_unet
+from stages.nets.stage_b import StageB
+from stages.nets.stage_c import StageC
+from stages.training.losses import (
+    EMA,
+    Noised,
+    Optimiser,
+>>>>>>> 5874085 (wip recipe)
     epsilon_losses,
     keep_mask,
     replace_dropped,
@@ -28,9 +40,10 @@ from cascade_studio.stages.training.losses import (
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import LENGTH, Fragment, batch_tokens
-from .compose import LARGE
-from .data import COLOURS
+from .compose import PAINTED
+from .data import COLOURS, Subject
 from .language import TunedText, known_tokens
+<<<<<<< HEAD
 from .loop import Part, Place, frozen, grid
 from .precondition import Exact, ExactConv, Preconditioning
 from .scenes import CANVAS, SHORT, Scenes, make_pool
@@ -76,6 +89,13 @@ def small_attention(
 
 
 TRAINING = Backend(Linear=Exact, Conv2d=ExactConv, attention=small_attention)
+=======
+from .loop import Part, Place, grid
+from .nets import TRAINING, paint, trained
+from .precondition import Preconditioning, eight_bits
+from .scenes import SHORT, Scenes, make_pool
+from .words import everyday
+>>>>>>> 5874085 (wip recipe)
 
 
 class MatrixOptimiser:
@@ -109,10 +129,13 @@ class MatrixOptimiser:
 class DiffusionPart(Part):
     """What training Stage B and Stage C has in common: a start as v-prediction, noise, averaged weights."""
 
-    LR, BATCH, EMA_DECAY = 2e-3, 32, 0.998
+    LR, BATCH, EMA_DECAY = 2e-3, 32, 0.999
     SEED = 3
     NOISY, NOISY_FROM = 0.0, 0.75
     """The share of a batch whose times are drawn from the noisy end alone."""
+    SETTLE = 0.8
+    """From this share of the budget on, weights are read as float8 keeps them, and what ships is rounded so: three bits
+    of mantissa are then all that it needs. Gradients pass through the rounding."""
 
     def __init__(self, place: Place, net: StageB | StageC) -> None:
         super().__init__(place)
@@ -120,9 +143,6 @@ class DiffusionPart(Part):
         initialise_unet(net)
         self.net = net.to(place.device)
         self.start = Preconditioning(self.net)
-        if place.warm:
-            self.net.load_state_dict(trained(place, self.name).state_dict())
-            self.start.hold()
         self.text = trained(place, "text", "language")
         self.ema = EMA(net, self.EMA_DECAY)
         matrices = [
@@ -151,13 +171,22 @@ class DiffusionPart(Part):
         t = sample_times(len(x0), device=x0.device)
         chosen = torch.rand_like(t) < self.NOISY
         t = torch.where(chosen, self.NOISY_FROM + (1 - self.NOISY_FROM) * t, t)
+<<<<<<< HEAD
         seen = add_training_noise(x0, torch.randn_like(x0), t)
         with self.place.autocast():
             predicted = self.net(seen.x, seen.r, **conditions)
         losses = epsilon_losses(predicted, seen.noise)
         weighted = losses * velocity_weight(seen.logsnr)
+=======
+        seen = noised(x0, torch.randn_like(x0), t)
+>>>>>>> 5874085 (wip recipe)
         self.state["optimiser"].clear()
-        (weighted.mean() + beside).backward()
+        with round_weights(self.net if self.progress >= self.SETTLE else None):
+            with self.place.autocast():
+                predicted = self.net(seen.x, seen.r, **conditions)
+            losses = epsilon_losses(predicted, seen.noise)
+            weighted = losses * velocity_weight(seen.logsnr)
+            (weighted.mean() + beside + self.judge_guess(seen, predicted, x0)).backward()
         self.start.still()
         norm = self.state["optimiser"].update(factor)
         if math.isfinite(norm):
@@ -171,79 +200,76 @@ class DiffusionPart(Part):
                 taken[name] = float(these.mean())
         return taken
 
+    def judge_guess(self, seen: Noised, predicted: Tensor, x0: Tensor) -> Tensor | float:
+        """A loss on what ``predicted`` makes of the noise in ``seen``, beside that of the noise."""
+        return 0.0
+
+    def averaged(self) -> nn.Module:
+        """The averaged net, as it will ship."""
+        return settle_weights(self.ema.copy_of(self.net), self.progress >= self.SETTLE)
+
     def result(self) -> dict[str, dict[str, Tensor]]:
-        return {self.name: self.ema.copy_of(self.net).state_dict()}
+        return {self.name: self.averaged().state_dict()}
 
 
-class StageBPart(DiffusionPart):
-    """Stage B from latents of the image encoder, with a little noise on them, and the pooled caption.
+@contextlib.contextmanager
+def round_weights(net: nn.Module | None) -> Iterator[None]:
+    """Within, the parameters of ``net`` are those that float8 keeps; their gradients reach the exact ones."""
+    parameters = [] if net is None else list(net.parameters())
+    exact = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = eight_bits(parameter.data)
+    try:
+        yield
+    finally:
+        for parameter, value in zip(parameters, exact):
+            parameter.data = value
 
-    Half of every batch is nearly pure noise: there it learns what a latent says, and the rest only sharpens that.
-    """
 
-    name = "stage_b"
-    BATCH, SEED, NOISY = 24, 4, 0.5
-    PICTURES, OTHERS, SIZES, MIRRORED = 8000, 0.25, (0.74, 0.92), 0.3
-    DROP_TEXT, DROP_EFFNET, NOISE = 0.1, 0.05, 0.4
+@torch.no_grad()
+def settle_weights(net: nn.Module, now: bool = True) -> nn.Module:
+    """``net`` with its parameters rounded to float8, where that is to be ``now``."""
+    for parameter in net.parameters() if now else ():
+        parameter.copy_(eight_bits(parameter))
+    return net
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place, StageB(STAGE_B, backend=TRAINING))
-        self.scenes = Scenes(self.rng, others=self.OTHERS, sizes=self.SIZES, mirrored=self.MIRRORED)
-        self.stage_a = trained(place, "stage_a")
-        subjects = [self.rng.randrange(len(self.scenes.subjects)) for _ in range(self.PICTURES)]
-        nets = {"stage_a": self.stage_a, "encoder": trained(place, "encoder")}
-        self.pool = make_pool(place.work / "pool_b.pt", self.scenes, subjects, nets, place.device)
-        self.nothing = self.said(batch_tokens([[]], SHORT))[1]
 
-    def step(self, factor: float) -> dict[str, float]:
-        index = self.rng.sample(range(len(self.pool)), self.BATCH)
-        rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
-        ids = self.scenes.captions([self.pool.subjects[i] for i in index], [self.pool.colours[i] for i in index])
-        clip = replace_dropped(self.said(ids)[1], keep_mask(len(index), self.DROP_TEXT), self.nothing)
-        effnet = rows["effnet"]
-        blur = self.NOISE * torch.rand(len(effnet), 1, 1, 1, device=effnet.device)
-        effnet = replace_dropped(effnet + blur * torch.randn_like(effnet), keep_mask(len(index), self.DROP_EFFNET))
-        return self.learn(rows["latent"], {"effnet": effnet, "clip": clip}, factor)
-
-    def sheet(self) -> Tensor:
-        """Rows: pictures through Stage A alone, and through encoder, Stage B and Stage A."""
-        index = [i * len(self.pool) // 8 for i in range(8)]
-        rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
-        ids = self.scenes.captions([self.pool.subjects[i] for i in index], [self.pool.colours[i] for i in index])
-        made = decode(self.ema.copy_of(self.net), rows["effnet"], self.said(ids)[1], self.nothing, list(range(8)))
-        return grid(torch.cat([self.stage_a.decode(rows["latent"]), self.stage_a.decode(made)]).cpu(), 8)
+def repeat_common(subjects: list[Subject], common: int, rest: int) -> list[int]:
+    """Numbers of ``subjects``: those with everyday words ``common`` times, the others ``rest`` times."""
+    known = everyday()
+    return [i for i, subject in enumerate(subjects) for _ in range(common if subject.labels["en"] in known else rest)]
 
 
 class StageCPart(DiffusionPart):
     """Stage C from captions, and at times from the image embedding of the vision tower.
 
-    Its subjects nearly fill the canvas, hardly move and are seldom mirrored: of a cell of 43 pixels, every shift is a
-    latent of its own. The text encoder learns with it, so that similar pictures come to lie close in what it says;
-    its pooled output is held where the language part left it, for Stage B and the vision tower. Words that say
-    nothing about the picture are strewn in.
+    Its subjects stand in one place and are never mirrored, and the commonest come three times as often. Captions are
+    mostly bare at first. The text encoder learns with it, so that similar pictures come to lie close in what it says;
+    its pooled output is held where the language part left it, for Stage B and the vision tower. Words that say nothing
+    about the picture are strewn in.
     """
 
     name = "stage_c"
-    BATCH, SEED, NOISY = 64, 5, 0.5
-    VARIANTS, MIRRORED, ROOM = 10, 0.04, 0.3
+    STEPS, BATCH, SEED, NOISY = 25000, 64, 5, 0.5
+    COMMON, REST, SHADES = 18, 6, 0.15
     DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.3
     LR, TEXT_LR, HELD = 1e-3, 1e-3, 1.0
 
     def __init__(self, place: Place) -> None:
-        super().__init__(place, StageC(STAGE_C, backend=TRAINING))
-        self.scenes = Scenes(self.rng, sizes=LARGE, mirrored=self.MIRRORED, room=self.ROOM)
+        super().__init__(place, StageC(place.sizes.stage_c, backend=TRAINING))
+        self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
         self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
-        known = known_tokens(self.scenes.subjects).to(place.device)
-        self.tuned = TunedText(trained(place, "text") if place.warm else self.text, known)
+        known = known_tokens(self.scenes.speaker).to(place.device)
+        self.tuned = TunedText(self.text, known)
         self.text_ema = EMA(self.tuned, self.EMA_DECAY)
         self.state.update(
             text=self.tuned,
             text_ema=self.text_ema,
             text_optimiser=Optimiser(self.tuned.parameters(), self.TEXT_LR, betas=(0.9, 0.98)),
         )
-        subjects = [i for _ in range(self.VARIANTS) for i in range(len(self.scenes.subjects))]
         nets = {"encoder": trained(place, "encoder"), "vision": trained(place, "vision")}
-        self.pool = make_pool(place.work / "pool_c.pt", self.scenes, subjects, nets, place.device)
+        subjects = repeat_common(self.scenes.subjects, self.COMMON, self.REST)
+        self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
 
     def step(self, factor: float) -> dict[str, float]:
         length = LENGTH if self.progress > self.LONG_FROM else SHORT
@@ -252,11 +278,11 @@ class StageCPart(DiffusionPart):
         subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
         said = [
             fragments if self.rng.random() >= self.DROP_TEXT else []
-            for fragments in self.scenes.fragments(subjects, colours)
+            for fragments in self.scenes.fragments(subjects, colours, bare=0.9 - 0.6 * self.progress)
         ]
         meant = self.said(batch_tokens(said, length))[1]
         ids = batch_tokens([self._strewn(fragments) for fragments in said], length)
-        with self.place.autocast():
+        with round_weights(self.tuned if self.progress >= self.SETTLE else None), self.place.autocast():
             text, pooled = (value.float() for value in self.tuned(ids.to(self.place.device)))
         held = (pooled - meant).square().mean() / meant.square().mean()
         image = replace_dropped(rows["image"], keep_mask(len(index), 1 - self.KEEP_IMAGE))
@@ -268,94 +294,30 @@ class StageCPart(DiffusionPart):
         return {**taken, "held": float(held.detach()), "text_norm": norm}
 
     def _strewn(self, fragments: list[Fragment]) -> list[Fragment]:
-        """``fragments``, at times with one to three words between them that nobody knows or that tag another subject."""
+        """``fragments``, at times with one to three words between them that nobody knows or that tag others."""
         fragments = list(fragments)
-        if fragments and self.rng.random() < self.STRANGE:
+        if fragments and self.rng.random() < self.STRANGE * self.progress:
             for _ in range(self.rng.randint(1, 3)):
                 word = (self.tuned.stranger,) if self.rng.random() < 0.5 else self.rng.choice(self.tags)
                 fragments.insert(self.rng.randint(0, len(fragments)), word)
         return fragments
 
+    def average_text(self) -> TunedText:
+        """The averaged text encoder, as it will ship."""
+        return settle_weights(self.text_ema.copy_of(self.tuned), self.progress >= self.SETTLE)
+
     def result(self) -> dict[str, dict[str, Tensor]]:
-        return {**super().result(), "text": self.text_ema.copy_of(self.tuned).tensors()}
+        return {**super().result(), "text": self.average_text().tensors()}
 
     def sheet(self) -> Tensor:
         """Sixteen held-out prompts, seen through the Previewer."""
-        previewer = trained(self.place, "previewer")
+        previewer, canvas = trained(self.place, "previewer"), self.place.sizes.canvas
         prompts = [prompt["prompt"] for prompt in self.scenes.prompts[::12]][:16]
-        latent = paint(self.ema.copy_of(self.net), self.text_ema.copy_of(self.tuned), prompts, list(range(16)))
+        latent = paint(
+            self.averaged(),
+            self.average_text(),
+            prompts,
+            list(range(16)),
+            grid_size=(canvas.prior_height, canvas.prior_width),
+        )
         return F.interpolate(grid(previewer(latent).cpu(), 8)[None], scale_factor=3.0)[0]
-
-
-# Sampling, as the nodes do it
-
-
-def told(text: nn.Module, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Hidden states (B, 77, width) and pooled text (B, width) of prompts as written."""
-    device = next(text.parameters()).device
-    return text(batch_tokens([[prompt] if prompt else [] for prompt in prompts]).to(device))
-
-
-@torch.no_grad()
-def paint(
-    net: StageC,
-    text: nn.Module,
-    prompts: list[str],
-    seeds: list[int],
-    *,
-    steps: int = 20,
-    cfg: float = 4.0,
-    shift: float = 2.0,
-    image: Tensor | None = None,
-    grid_size: tuple[int, int] | None = None,
-) -> Tensor:
-    """Stage C latents of ``prompts``, one seed each."""
-    (said, pooled), (said_empty, pooled_empty) = told(text, prompts), told(text, [""] * len(prompts))
-    image = pooled.new_zeros(len(prompts), STAGE_C.c_clip_img) if image is None else image
-    cond = {"clip_text": said, "clip_text_pooled": pooled, "clip_img": image}
-    uncond = {"clip_text": said_empty, "clip_text_pooled": pooled_empty, "clip_img": torch.zeros_like(image)}
-    rows, columns = grid_size or (CANVAS.prior_height, CANVAS.prior_width)
-    return _sampled(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, said.device)
-
-
-@torch.no_grad()
-def decode(
-    net: StageB,
-    effnet: Tensor,
-    pooled: Tensor,
-    empty: Tensor,
-    seeds: list[int],
-    *,
-    steps: int = 10,
-    cfg: float = 1.1,
-    shift: float = 1.0,
-) -> Tensor:
-    """Stage A latents for Stage C latents (B, 16, h, w) and pooled text (B, width)."""
-    cond = {"effnet": effnet, "clip": pooled}
-    uncond = {"effnet": torch.zeros_like(effnet), "clip": empty.expand_as(pooled)}
-    shape = CANVAS.decoder_shape()[1:]
-    return _sampled(net, cond, uncond, seeds, shape, steps, cfg, shift, effnet.device)
-
-
-def _sampled(
-    net: nn.Module,
-    cond: dict[str, Any],
-    uncond: dict[str, Any],
-    seeds: list[int],
-    shape: tuple[int, ...],
-    steps: int,
-    cfg: float,
-    shift: float,
-    device: torch.device,
-) -> Tensor:
-    start = NoiseStreams(seeds).next((len(seeds), *shape)).to(device)
-    for step in sample(
-        paired(net, cond, uncond),
-        start,
-        timesteps=timesteps(steps),
-        shift=shift,
-        guidance=Guidance(cfg),
-        noise=NoiseStreams(seeds, 1).next,
-    ):
-        last = step.x0
-    return last

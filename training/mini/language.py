@@ -11,24 +11,19 @@ from torch.nn import functional as F
 
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
-from .captions import COLOUR_TEMPLATES, END, PLAIN_TEMPLATES, START, C, S, word_tokens
-from .data import COLOURS, Subject
+from .captions import END, START, Speaker, word_tokens
+from .compose import GROUNDS
 from .loop import Part, Place, grid
 from .scenes import Scenes, for_vision
-from .sizes import TEXT, VISION, WIDTH
 from .towers import TextTower, VisionTower, contrastive_loss
 
 FLOAT8 = torch.float8_e4m3fn
 TABLE = "text_model.embeddings.token_embedding.weight"
 
 
-def known_tokens(subjects: list[Subject]) -> Tensor:
+def known_tokens(speaker: Speaker) -> Tensor:
     """Every token id that a caption of the training can hold, sorted."""
-    words = {part for template in (*PLAIN_TEMPLATES, *COLOUR_TEMPLATES) for part in template} - {S, C}
-    words.update(COLOURS)
-    for subject in subjects:
-        words.update(subject.labels.values(), subject.tags)
-    return torch.tensor(sorted({START, END, *(token for word in words for token in word_tokens(word))}))
+    return torch.tensor(sorted({START, END, *(token for word in speaker.words() for token in word_tokens(word))}))
 
 
 @torch.no_grad()
@@ -73,17 +68,19 @@ class LanguagePart(Part):
     """Contrastive pairs of captions and pictures, and beside them both towers name subject and background."""
 
     name = "language"
-    LR, BATCH = 1e-3, 128
+    STEPS, LR, BATCH, SHADES = 3000, 1e-3, 128, 0.15
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         torch.manual_seed(place.seed + 2)
-        self.scenes = Scenes(self.rng, side=VISION.image_size)
-        self.text, self.vision = TextTower(TEXT).to(place.device), VisionTower(VISION).to(place.device)
-        heads = nn.ModuleList([nn.Linear(WIDTH, len(self.scenes.subjects)), nn.Linear(WIDTH, len(COLOURS))])
+        self.side, width = place.sizes.vision.image_size, place.sizes.width
+        self.scenes = Scenes(self.rng, side=self.side, shades=self.SHADES)
+        self.text = TextTower(place.sizes.text).to(place.device)
+        self.vision = VisionTower(place.sizes.vision).to(place.device)
+        heads = nn.ModuleList([nn.Linear(width, len(self.scenes.subjects)), nn.Linear(width, len(GROUNDS))])
         self.heads = heads.to(place.device)
         self.scale = nn.ParameterList([nn.Parameter(torch.tensor(math.log(1 / 0.07), device=place.device))])
-        self.names = {colour: index for index, colour in enumerate(COLOURS)}
+        self.names = {colour: index for index, colour in enumerate(GROUNDS)}
         self.nets = nn.ModuleList([self.text, self.vision])
         self.ema = EMA(self.nets, 0.995)
         parameters = [*self.nets.parameters(), *self.heads.parameters(), *self.scale.parameters()]
@@ -99,7 +96,7 @@ class LanguagePart(Part):
         batch = self.scenes.batch(self.BATCH)
         device = self.place.device
         ids = self.scenes.captions(batch.subjects, batch.colours).to(device)
-        image = for_vision(batch.rgb.to(device), VISION.image_size)
+        image = for_vision(batch.rgb.to(device), self.side)
         subject = torch.tensor(batch.subjects, device=device)
         colour = torch.tensor([self.names[name] for name in batch.colours], device=device)
         with self.place.autocast():
@@ -121,7 +118,7 @@ class LanguagePart(Part):
     def result(self) -> dict[str, dict[str, Tensor]]:
         text, vision = self.ema.copy_of(self.nets)
         table = text.text_model.embeddings.token_embedding.weight
-        table.copy_(settled_table(table, known_tokens(self.scenes.subjects).to(table.device)))
+        table.copy_(settled_table(table, known_tokens(self.scenes.speaker).to(table.device)))
         return {"text": text.state_dict(), "vision": vision.state_dict()}
 
     def sheet(self) -> Tensor:
@@ -130,5 +127,5 @@ class LanguagePart(Part):
         batch = self.scenes.batch(32)
         ids = self.scenes.captions(batch.subjects, batch.colours).to(self.place.device)
         said = F.normalize(text(ids)[1], dim=-1)
-        seen = F.normalize(vision(for_vision(batch.rgb.to(self.place.device), VISION.image_size)), dim=-1)
+        seen = F.normalize(vision(for_vision(batch.rgb.to(self.place.device), self.side)), dim=-1)
         return grid((said @ seen.T).clamp(0, 1).expand(1, 3, -1, -1), 1)

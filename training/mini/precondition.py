@@ -1,18 +1,21 @@
 """Networks that start as v-prediction: epsilon = b x + a v, with only v to be learned (Salimans & Ho 2022).
 
-The official networks say the noise, and close to pure noise that has to be right to a hundredth: x0 = (x - b epsilon) / a
-with a down to 0.01. Learning to copy ``x`` through the norms of a U that exactly takes longer than all else, so here it
-is written into the first weights, as the preconditioning of Karras et al. 2022 is written into a formula. Nothing of this
-is needed when the network is used: it is the published architecture with ordinary weights.
+The official networks say the noise, and close to pure noise that has to be right to a hundredth: x0 = (x - b epsilon)
+/ a with a down to 0.01. Learning to copy ``x`` through the norms of a U that exactly takes longer than all else, so
+here it is written into the first weights, as the preconditioning of Karras et al. 2022 is written into a formula.
+Nothing of this is needed when the network is used: it is the published architecture with ordinary weights.
 
 Channels of the first level are shared out. ``x`` lies in pairs +x and -x, whose difference a constant added by a norm
-cannot change. One pair holds a large constant, which dominates every norm, so that the scale of the signal survives it.
-The rest is free for what is learned. The time block of the last group multiplies the signal by b(r) and the rest by a(r).
-All that this rests on is pinned: it gets no gradient (:meth:`Preconditioning.still`), and after every update
-:meth:`Preconditioning.hold` puts it back, because weight decay and Muon move more than gradients do.
+cannot change. Two pairs hold a large constant, which dominates every norm, so that the scale of the signal survives
+it. The rest is free for what is learned. The time block of the last group multiplies the signal by b(r) and the rest
+by a(r). Every number that is written is one of float8 (e4m3, three bits of mantissa), so that low-memory settings
+keep the start. All that this rests on is pinned: it gets no gradient (:meth:`Preconditioning.still`), and after every
+update :meth:`Preconditioning.hold` puts it back, because weight decay and Muon move more than gradients do.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +25,28 @@ from cascade_studio.stages.nets.blocks import AttnBlock, ResBlock, TimestepBlock
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
 
-LARGE = 100.0
+LARGE = 128.0
 """The constant, in units of the signal."""
-SLOWEST = 6
+CONSTANTS = 4
+SLOWEST = 8
 """How many of the timestep embedding's frequencies, slowest first, the factors of time are made of."""
+RIDGES = tuple(0.005 * 1.25**step for step in range(20))
+FLOAT8, MOST = torch.float8_e4m3fn, 448.0
 
 
 def carrying(n: int) -> int:
-    """How many channels carry a latent of ``n`` channels (after patching) and the constant; they come first."""
-    return 2 * n + 2
+    """How many channels carry a latent of ``n`` channels (after patching) and the constants; they come first."""
+    return 2 * n + CONSTANTS
+
+
+def eight_bits(value: Tensor) -> Tensor:
+    """``value`` rounded to float8 (e4m3), in its own dtype."""
+    return value.float().clamp(-MOST, MOST).to(FLOAT8).to(value.dtype)
+
+
+def power_of_two(value: float) -> float:
+    """The nearest power of two, by ratio."""
+    return 2.0 ** round(math.log2(value))
 
 
 class Exact(nn.Linear):
@@ -61,8 +77,8 @@ class Preconditioning:
         width, n = net.embedding[1].weight.shape[:2]
         if width < carrying(n) + 2:
             raise ValueError(
-                f"The first level is {width} wide, but it takes {2 * n} channels for the signal, 2 for the "
-                "constant and some that are free."
+                f"The first level is {width} wide, but it takes {2 * n} channels for the signal, "
+                f"{CONSTANTS} for the constant and some that are free."
             )
         self.n, self.plus, self.minus = n, slice(0, n), slice(n, 2 * n)
         self.signal, self.constant, self.fixed, self.free = (
@@ -71,7 +87,7 @@ class Preconditioning:
             slice(0, carrying(n)),
             slice(carrying(n), width),
         )
-        self.size = (width / 2) ** 0.5 / LARGE  # of the signal behind a norm
+        self.size = (width / CONSTANTS) ** 0.5 / LARGE  # of the signal behind a norm
         with torch.no_grad():
             self._embedding()
             for level, (down, up) in enumerate(zip(net.down_blocks, reversed(net.up_blocks))):
@@ -79,7 +95,7 @@ class Preconditioning:
                     for block in (*down, *up):
                         self._block(block)
             self._scalers()
-            self._last_time(net.up_blocks[-1])
+            self._last_time(net.up_blocks[-1], 1.0)
             if isinstance(net, StageB):
                 self._silent(net.effnet_mapper[2])
                 self._silent(net.pixels_mapper[2])
@@ -120,7 +136,7 @@ class Preconditioning:
         bias.zero_()
         eye = torch.eye(self.n, device=weight.device)[:, :, None, None]
         weight[self.plus], weight[self.minus] = eye, -eye
-        bias[self.constant] = torch.tensor([LARGE, -LARGE], device=bias.device)
+        bias[self.constant] = torch.tensor([LARGE, -LARGE] * (CONSTANTS // 2), device=bias.device)
         self._pin(weight, self.fixed)
         self._pin(bias, self.fixed)
 
@@ -164,35 +180,31 @@ class Preconditioning:
                 parameter[where] = 0
                 self._pin(parameter, where)
 
-    def _last_time(self, blocks: nn.ModuleList) -> None:
-        """The last time block: b on the signal, a on the free channels. Attention behind it stays silent."""
+    def _last_time(self, blocks: nn.ModuleList, gain: float) -> None:
+        """The last time block: b on the signal, times ``gain``, and a on the free channels. Attention behind it stays
+        silent.
+        """
         last = max(i for i, block in enumerate(blocks) if isinstance(block, TimestepBlock))
         for block in blocks[last + 1 :]:
             if isinstance(block, AttnBlock):
                 for parameter in block.attention["attn"].out_proj.parameters():
                     parameter.zero_()
                     self._pin(parameter, slice(None))
-        c_r, width = self.net.config.c_r, self.net.config.c_hidden[0]
-        t = torch.linspace(0, 1, 2000)
-        level = logsnr(t)
-        a, b = (value.double() for value in alpha_sigma(level))
-        features = timestep_embedding(noise_condition(level), c_r).double()
-        half = c_r // 2
+        config, block = self.net.config, blocks[last]
+        width, half = config.c_hidden[0], config.c_r // 2
         columns = [*range(half - SLOWEST, half), *range(2 * half - SLOWEST, 2 * half)]
-        chosen = torch.cat([features[:, columns], torch.ones(len(t), 1, dtype=torch.float64)], 1)
-        mapper = blocks[last].mapper
-        for where, factor in ((self.signal, b), (self.free, a)):
-            weigh = (1 / a)[:, None]
-            ridge = 0.02 * torch.eye(chosen.shape[1], dtype=torch.float64)
-            found = torch.linalg.lstsq(
-                torch.cat([chosen * weigh, ridge]), torch.cat([(factor - 1) * weigh[:, 0], ridge.new_zeros(len(ridge))])
-            ).solution
-            mapper.weight[:width][where] = 0
-            for column, value in zip(columns, found[:-1]):
-                mapper.weight[where, column] = float(value)
-            mapper.bias[where] = float(found[-1])
-        for name in blocks[last].names:
-            layer = getattr(blocks[last], name)
+        level = logsnr(torch.linspace(0, 1, 2000))
+        a, b = (value.double() for value in alpha_sigma(level))
+        features = timestep_embedding(noise_condition(level), config.c_r).double()[:, columns]
+        layers = [getattr(block, name) for name in block.names]
+        for where, factor in ((self.signal, gain * b), (self.free, a)):
+            weights, constants = time_factor(features, factor - 1, 1 / a, len(layers))
+            for layer, constant in zip(layers, constants):
+                layer.weight[:width][where] = 0
+                layer.bias[where] = constant
+            for column, value in zip(columns, weights):
+                block.mapper.weight[where, column] = value
+        for layer in layers:
             self._pin(layer.weight, slice(0, width))
             self._pin(layer.bias, slice(0, width))
 
@@ -204,7 +216,7 @@ class Preconditioning:
         enter.weight[units], enter.bias[units] = 0, 0
         leave.weight[:, units] = 0
         for channel in range(self.fixed.stop):
-            gain = 1 / self.size if channel < 2 * self.n else 1 / (LARGE * self.size)
+            gain = power_of_two(1 / self.size if channel < 2 * self.n else 1 / (LARGE * self.size))
             for unit, sign in ((2 * channel, 1), (2 * channel + 1, -1)):
                 enter.weight[unit, width + channel] = sign * gain
                 leave.weight[channel, unit] = sign / gain
@@ -216,15 +228,54 @@ class Preconditioning:
             self._pin(parameter, (slice(None), slice(None), slice(None), units))
 
     def _read_out(self) -> None:
-        """The last convolution: the difference of the pairs, scaled so that at r = 1 the answer is ``x``."""
+        """The last convolution: the difference of the pairs, which is ``x`` at r = 1 as far as a power of two makes it;
+        what is left over goes to the last time block.
+        """
         net, clf = self.net, self.net.clf[1]
         clf.bias.zero_()
         eye = torch.eye(self.n, device=clf.weight.device)[:, :, None, None]
         clf.weight[:, self.plus], clf.weight[:, self.minus] = eye, -eye
-        x, out = probe(net)
-        scale = (x * out).sum() / out.square().sum()
+        scale = power_of_two(_gain(net))
         clf.weight.mul_(scale)
+        self._last_time(net.up_blocks[-1], _gain(net))
         self._pin(clf.weight, (slice(None), self.fixed))
+
+
+def _gain(net: StageB | StageC) -> float:
+    """What the answers of ``net`` to pure noise have to be multiplied by to be the noise itself."""
+    x, out = probe(net)
+    return float((x * out).sum() / out.square().sum())
+
+
+def time_factor(features: Tensor, target: Tensor, weight: Tensor, constants: int) -> tuple[list[float], list[float]]:
+    """Numbers of float8 that make ``target`` (T,) out of ``features`` (T, F) and a sum of ``constants`` numbers.
+
+    Least squares weighted by ``weight``. The largest coefficient is rounded first and the others found anew for what
+    it leaves, so that they make up for its rounding; the constants round each other's rest.
+    """
+    found = [_rounded_fit(features, target, weight, ridge, constants) for ridge in RIDGES]
+    return min(found, key=lambda fit: fit[2])[:2]
+
+
+def _rounded_fit(
+    features: Tensor, target: Tensor, weight: Tensor, ridge: float, constants: int
+) -> tuple[list[float], list[float], float]:
+    """One fit of :func:`time_factor`, and its weighted error."""
+    table = torch.cat([features, torch.ones_like(target)[:, None]], 1)
+    rest, weights, left = target, [0.0] * features.shape[1], list(range(features.shape[1]))
+    while left:
+        chosen = [*left, -1]
+        known = torch.cat([table[:, chosen] * weight[:, None], ridge * torch.eye(len(chosen), dtype=table.dtype)])
+        solved = torch.linalg.lstsq(known, torch.cat([rest * weight, rest.new_zeros(len(chosen))])).solution[:-1]
+        index = int(solved.abs().argmax())
+        value = float(eight_bits(solved[index]))
+        weights[left[index]] = value
+        rest = rest - value * table[:, left.pop(index)]
+    offset, chain = float((rest * weight.square()).sum() / weight.square().sum()), []
+    for _ in range(constants):
+        chain.append(float(eight_bits(torch.tensor(offset))))
+        offset -= chain[-1]
+    return weights, chain, float(((rest - sum(chain)) * weight).square().mean())
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+<<<<<<< HEAD
 from cascade_studio.stages.inputs.canvas import plan_canvas
 from cascade_studio.stages.nets.encoder import normalise
+=======
+from stages.inputs.canvas import Canvas
+from stages.nets.encoder import normalise
+>>>>>>> 5874085 (wip recipe)
 
-from .captions import batch_tokens, caption, fragment_tokens
+from .captions import Speaker, batch_tokens, fragment_tokens
 from .compose import MIRRORED, ROOM, SIZES, compose, random_colour
 from .data import MAIN, OTHER_STYLES, SIDE, is_there, pictures, read_split
-from .loop import write_atomically
+from .loop import Place, write_atomically
 from .towers import clip_normalise
 
 log = logging.getLogger(__name__)
 
+<<<<<<< HEAD
 CANVAS = plan_canvas(SIDE, SIDE)
+=======
+>>>>>>> 5874085 (wip recipe)
 SHORT = 24
 """Tokens that nearly every caption fits into; training mostly leaves out the padding beyond them."""
 
@@ -42,7 +49,7 @@ class Batch:
 class Scenes:
     """Draws subjects in the main style, with the share ``others`` in one of the others, at ``side`` (256, 128) px.
 
-    ``sizes``, ``mirrored`` and ``room``: see :func:`.compose.compose`.
+    ``sizes``, ``mirrored`` and ``room``: see :func:`.compose.compose`; ``shades``: :func:`.compose.random_colour`.
     """
 
     def __init__(
@@ -53,10 +60,12 @@ class Scenes:
         sizes: tuple[float, float] = SIZES,
         mirrored: float = MIRRORED,
         room: float = ROOM,
+        shades: float = 0.0,
     ) -> None:
-        self.rng, self.others, self.side = rng, others, side
+        self.rng, self.others, self.side, self.shades = rng, others, side, shades
         self.placed = {"sizes": sizes, "mirrored": mirrored, "room": room}
         self.subjects, self.prompts = read_split()
+        self.speaker = Speaker(self.subjects)
         self.styles = {style: pictures(style) for style in (MAIN, *(OTHER_STYLES if others else ()))}
         if side != SIDE:
             self.styles = {style: shrunk(array, SIDE // side) for style, array in self.styles.items()}
@@ -73,7 +82,7 @@ class Scenes:
     def batch(self, count: int, subjects: list[int] | None = None, held: bool = False) -> Batch:
         """``count`` pictures of different subjects, or of the given ones."""
         chosen = self.rng.sample(range(len(self.subjects)), count) if subjects is None else subjects
-        colours = [random_colour(self.subjects[i], self.rng, held) for i in chosen]
+        colours = [random_colour(self.subjects[i], self.rng, held, self.shades) for i in chosen]
         rgb, alpha = compose(np.stack([self.picture(i) for i in chosen]), colours, self.rng, self.side, **self.placed)
         return Batch(rgb, alpha, chosen, colours)
 
@@ -81,12 +90,12 @@ class Scenes:
         """Tokens (B, length) of random captions that fit into ``SHORT`` of them, as far as eight tries find one."""
         return batch_tokens(self.fragments(subjects, colours), length)
 
-    def fragments(self, subjects: list[int], colours: list[str]) -> list[list[str]]:
-        """The captions of :meth:`captions` before they are tokens."""
+    def fragments(self, subjects: list[int], colours: list[str], bare: float = 0.5) -> list[list[str]]:
+        """The captions of :meth:`captions` before they are tokens; ``bare``: see :meth:`.captions.Speaker.caption`."""
         said = []
         for index, colour in zip(subjects, colours):
             for _ in range(8):
-                fragments = caption(self.subjects[index], colour, self.rng)
+                fragments = self.speaker.caption(index, colour, self.rng, bare)
                 if sum(len(fragment_tokens(part)) for part in fragments) <= SHORT - 2:
                     break
             said.append(fragments)
@@ -102,9 +111,9 @@ def shrunk(array: np.ndarray, factor: int) -> np.ndarray:
     return small
 
 
-def for_encoder(rgb: Tensor) -> Tensor:
-    """RGB at 256 px → the image encoder's input, resized as the nodes do."""
-    size = CANVAS.encoder_size[::-1]
+def for_encoder(rgb: Tensor, canvas: Canvas) -> Tensor:
+    """RGB of any size → the image encoder's input for the grid of ``canvas``, resized as the nodes do."""
+    size = canvas.encoder_size[::-1]
     return normalise(F.interpolate(rgb, size=size, mode="bilinear", antialias=True))
 
 
@@ -130,23 +139,22 @@ class Pool:
 
 
 @torch.no_grad()
-def make_pool(
-    path: Path, scenes: Scenes, subjects: list[int], nets: dict[str, nn.Module], device: torch.device
-) -> Pool:
-    """Compose and encode one picture for each entry of ``subjects``; read from ``path`` if it is there.
+def make_pool(place: Place, name: str, scenes: Scenes, subjects: list[int], nets: dict[str, nn.Module]) -> Pool:
+    """Compose and encode one picture for each entry of ``subjects``; read from the file ``name`` if it is there.
 
     ``nets``: "encoder" gives ``effnet``, "stage_a" gives ``latent``, "vision" gives ``image``; kept in float16.
     """
+    path = place.work / f"{name}.pt"
     if path.is_file():
         return Pool(torch.load(path, weights_only=False))
     kept: dict[str, list[Tensor]] = {}
     colours: list[str] = []
     for start in range(0, len(subjects), 32):
         batch = scenes.batch(0, subjects[start : start + 32])
-        rgb = batch.rgb.to(device)
+        rgb = batch.rgb.to(place.device)
         found = {}
         if "encoder" in nets:
-            found["effnet"] = nets["encoder"](for_encoder(rgb))
+            found["effnet"] = nets["encoder"](for_encoder(rgb, place.sizes.canvas))
         if "stage_a" in nets:
             found["latent"] = nets["stage_a"].encode(rgb)
         if "vision" in nets:

@@ -1,27 +1,76 @@
-"""The widths of Mini: all files together take 43 MB, none more than 20."""
+"""The widths of Mini and its grid: those of the files that ship, and those of the next training."""
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from cascade_studio.stages.files.clip import TextConfig, VisionConfig
 from cascade_studio.stages.nets.encoder import EncoderConfig
 from cascade_studio.stages.nets.previewer import PreviewerConfig
 from cascade_studio.stages.nets.stage_a import StageAConfig
 from cascade_studio.stages.nets.stage_b import StageBConfig
 from cascade_studio.stages.nets.stage_c import StageCConfig
+=======
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from stages.files.clip import TextConfig, VisionConfig
+from stages.inputs.canvas import Canvas, plan
+from stages.nets.encoder import EncoderConfig
+from stages.nets.previewer import PreviewerConfig
+from stages.nets.stage_a import StageAConfig
+from stages.nets.stage_b import StageBConfig
+from stages.nets.stage_c import StageCConfig
+from tools.cache import cache_root
+>>>>>>> 5874085 (wip recipe)
 
 SIDE = 256
 """Of the pictures that Mini paints, in pixels."""
 
-WIDTH = 192
-"""Of text tokens, pooled text and image embeddings."""
 
-TEXT = TextConfig(
-    hidden_size=WIDTH,
-    intermediate_size=4 * WIDTH,
-    num_hidden_layers=3,
-    num_attention_heads=WIDTH // 64,
-    projection_dim=WIDTH,
-)
+@dataclass(frozen=True)
+class Sizes:
+    """One Mini: the nets, and how many cells a side Stage C has. ``text`` and ``vision`` share a width."""
+
+    name: str
+    cells: int
+    text: TextConfig
+    vision: VisionConfig
+    stage_a: StageAConfig
+    encoder: EncoderConfig
+    previewer: PreviewerConfig
+    stage_b: StageBConfig
+    stage_c: StageCConfig
+
+    @property
+    def width(self) -> int:
+        """Of text tokens, pooled text and image embeddings."""
+        return self.text.hidden_size
+
+    @cached_property
+    def canvas(self) -> Canvas:
+        """The grids of a picture."""
+        return plan(SIDE, SIDE, SIDE / self.cells if SIDE % self.cells == 0 else None)
+
+    @property
+    def work(self) -> Path:
+        """The folder for states, results and sheets."""
+        return cache_root() / "mini" / self.name
+
+
+def text_sizes(width: int) -> TextConfig:
+    """A text encoder of three layers."""
+    return TextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=3,
+        num_attention_heads=width // 64,
+        projection_dim=width,
+    )
+
+
+WIDTH = 192
+TEXT = text_sizes(WIDTH)
 VISION = VisionConfig(
     hidden_size=128,
     intermediate_size=512,
@@ -58,3 +107,22 @@ STAGE_C = StageCConfig(
     c_clip_img=WIDTH,
     native_side=SIDE,
 )
+
+SHIPPED = Sizes("shipped", 6, TEXT, VISION, STAGE_A, ENCODER, PREVIEWER, STAGE_B, STAGE_C)
+"""What lies in mini/: all files together take 46 MB, none more than 20."""
+
+NARROW = 128
+NEXT = replace(
+    SHIPPED,
+    name="next",
+    cells=8,
+    text=text_sizes(NARROW),
+    vision=replace(VISION, projection_dim=NARROW),
+    stage_b=replace(
+        STAGE_B, c_clip=NARROW, c_hidden=(64, 128, 256, 256), nhead=(-1, -1, 4, 4), blocks=((1, 2, 2, 1), (1, 2, 2, 2))
+    ),
+    stage_c=replace(STAGE_C, c_clip_text=NARROW, c_clip_text_pooled=NARROW, c_clip_img=NARROW),
+)
+"""What the recipe trains: the grid that the pilot chose, a narrower text table, and its bytes in Stage B instead."""
+
+PLANS = {sizes.name: sizes for sizes in (SHIPPED, NEXT)}

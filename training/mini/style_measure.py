@@ -18,17 +18,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+<<<<<<< HEAD
 from cascade_studio.commands.places import cache_root
 from cascade_studio.stages.lora.match import match
 from cascade_studio.stages.nets.stage_c import StageC
+=======
+from stages.lora.match import match
+from stages.nets.stage_c import StageC
+>>>>>>> 5874085 (wip recipe)
 
 from .compose import LARGE, compose, random_colour
 from .data import MAIN, SEED, SIDE, is_there, pictures, read_split
 from .evaluate import at_sight, first_five, trained_judge
 from .export import FOLDER
-from .generators import decode, paint, told, trained
 from .loop import Place, frozen, grid, save_sheet
+from .nets import decode, paint, told, trained
 from .scenes import for_encoder
+from .sizes import SHIPPED
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +79,7 @@ def renders(style: str, chosen: list[int], encoder: torch.nn.Module) -> Tensor:
         part = chosen[start : start + 32]
         colours = [random_colour(subjects[i], rng) for i in part]
         rgb, _ = compose(np.stack([array[i] for i in part]), colours, rng, SIDE, sizes=LARGE)
-        found.append(encoder(for_encoder(rgb)))
+        found.append(encoder(for_encoder(rgb, SHIPPED.canvas)))
     return torch.cat(found)
 
 
@@ -134,7 +140,7 @@ def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(prog="training.mini.style_measure", description=__doc__.split("\n")[0])
     parser.add_argument("--style", default="noto")
-    parser.add_argument("--mini", type=Path, default=cache_root() / "mini-work", help="the recipe's work folder")
+    parser.add_argument("--mini", type=Path, default=SHIPPED.work, help="the recipe's work folder")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     place = Place(options.mini, torch.device("cpu"))

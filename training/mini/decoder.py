@@ -1,0 +1,248 @@
+"""Stage B: from encoded pictures, then from what Stage C paints; and the critic that compares its pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.nets.stage_b import StageB
+from stages.training.losses import EMA, Noised, Optimiser, keep_mask, replace_dropped
+
+from .autoencoders import settle_norms
+from .captions import batch_tokens
+from .compose import PAINTED
+from .generators import DiffusionPart, repeat_common
+from .loop import Part, Place, frozen, grid, write_atomically
+from .nets import TRAINING, decode, paint, trained
+from .scenes import SHORT, Pool, Scenes, make_pool
+
+PICTURES = 6000
+
+
+def decoder_pool(place: Place, scenes: Scenes) -> Pool:
+    """Pictures through image encoder and Stage A; the commonest subjects come three times as often."""
+    numbers = repeat_common(scenes.subjects, 3, 1)
+    subjects = [scenes.rng.choice(numbers) for _ in range(PICTURES)]
+    nets = {"stage_a": trained(place, "stage_a"), "encoder": trained(place, "encoder")}
+    return make_pool(place, "pool_b", scenes, subjects, nets)
+
+
+def decoder_scenes(part: Part) -> Scenes:
+    """Mostly as Stage C paints, with some motion and some pictures of other styles."""
+    return Scenes(part.rng, others=0.2, sizes=(0.82, 0.92), mirrored=0.1, room=0.4, shades=0.1)
+
+
+class Critic(nn.Module):
+    """Stage A latents (B, 4, 64, 64) → scores of the subjects; ``maps`` are the features that lie between."""
+
+    def __init__(self, classes: int, c_in: int = 4, widths: tuple[int, ...] = (48, 96, 160, 224)) -> None:
+        super().__init__()
+        layers, c = [], c_in
+        for width in widths:
+            layers.append(
+                nn.Sequential(
+                    nn.Conv2d(c, width, 3, 2 if c > c_in else 1, 1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                    nn.Conv2d(width, width, 3, 1, 1, groups=width // 16, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                )
+            )
+            c = width
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Linear(c * 4, classes)
+
+    def maps(self, latent: Tensor) -> list[Tensor]:
+        """The features of every level."""
+        found = []
+        for layer in self.layers:
+            latent = layer(latent)
+            found.append(latent)
+        return found
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.head(F.adaptive_avg_pool2d(self.maps(latent)[-1], 2).flatten(1))
+
+    def distances(self, made: Tensor, wanted: Tensor) -> Tensor:
+        """How far the features of two batches are apart, (B,): they have unit length in every place."""
+        with torch.no_grad():
+            aims = [F.normalize(value.float(), dim=1) for value in self.maps(wanted)]
+        pairs = zip((F.normalize(value.float(), dim=1) for value in self.maps(made)), aims)
+        return sum((one - other).square().sum(1).flatten(1).mean(1) for one, other in pairs) / len(aims)
+
+
+class CriticPart(Part):
+    """Names the subject of Stage A latents, softened and noisy at times. The judge that measures stays apart."""
+
+    name = "critic"
+    STEPS, LR, BATCH = 2500, 2e-3, 64
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        torch.manual_seed(place.seed + 6)
+        self.scenes = decoder_scenes(self)
+        self.pool = decoder_pool(place, self.scenes)
+        self.net = Critic(len(self.scenes.subjects)).to(place.device)
+        self.ema = EMA(self.net, 0.995)
+        self.state = {"net": self.net, "ema": self.ema, "optimiser": Optimiser(self.net.parameters(), self.LR)}
+
+    def step(self, factor: float) -> dict[str, float]:
+        settle_norms(self.net, self.progress < 0.9)
+        index = self.rng.sample(range(len(self.pool)), self.BATCH)
+        latent = self.pool.rows(index)["latent"].to(self.place.device)
+        subject = torch.tensor([self.pool.subjects[i] for i in index], device=self.place.device)
+        shift = [self.rng.randrange(-3, 4) for _ in range(2)]
+        latent = torch.roll(latent, shift, (2, 3)) + 0.5 * self.rng.random() * torch.randn_like(latent)
+        if self.rng.random() < 0.3:
+            latent = F.avg_pool2d(F.pad(latent, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        with self.place.autocast():
+            scores = self.net(latent).float()
+        loss = F.cross_entropy(scores, subject, label_smoothing=0.05)
+        self.state["optimiser"].step(loss, factor)
+        self.ema.update(self.net)
+        return {"loss": loss.item(), "right": float((scores.argmax(1) == subject).float().mean())}
+
+    def sheet(self) -> Tensor:
+        """The first level's features of eight pictures, four at a time as colours."""
+        with torch.no_grad():
+            maps = frozen(self.ema.copy_of(self.net)).maps(
+                self.pool.rows(list(range(8)))["latent"].to(self.place.device)
+            )
+        return grid(maps[0][:, :3].clamp(0, 3).cpu() / 3, 8)
+
+    def result(self) -> dict[str, Tensor]:
+        return self.ema.copy_of(self.net).state_dict()
+
+
+class StageBPart(DiffusionPart):
+    """Stage B from latents of the image encoder, with a little noise on them, and the pooled caption.
+
+    Most of every batch is close to pure noise: there it learns what a latent says, and the rest only sharpens that.
+    From ``FEATURES_FROM`` of the budget on, its guess has to have the features that the critic sees in the picture.
+    """
+
+    name = "stage_b"
+    STEPS, BATCH, SEED, NOISY, NOISY_FROM = 20000, 24, 4, 0.7, 0.6
+    DROP_TEXT, DROP_EFFNET, NOISE = 0.1, 0.05, 0.2
+    FEATURES_FROM, FEATURES = 0.6, 0.5
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place, StageB(place.sizes.stage_b, backend=TRAINING))
+        self.scenes = decoder_scenes(self)
+        self.pool = decoder_pool(place, self.scenes)
+        self.stage_a, self.critic = trained(place, "stage_a"), trained_critic(place, len(self.scenes.subjects))
+        self.nothing = self.said(batch_tokens([[]], SHORT))[1]
+
+    def step(self, factor: float) -> dict[str, float]:
+        index = self.rng.sample(range(len(self.pool)), self.BATCH)
+        latent, effnet = (self.pool.rows(index)[name].to(self.place.device) for name in ("latent", "effnet"))
+        strength = self.NOISE * torch.rand(len(effnet), 1, 1, 1, device=effnet.device)
+        return self.decode_rows(
+            latent,
+            effnet + strength * torch.randn_like(effnet),
+            [self.pool.subjects[i] for i in index],
+            [self.pool.colours[i] for i in index],
+            factor,
+        )
+
+    def decode_rows(
+        self, latent: Tensor, effnet: Tensor, subjects: list[int], colours: list[str], factor: float
+    ) -> dict[str, float]:
+        """One update on Stage A latents, given Stage C latents and what they show."""
+        ids = self.scenes.captions(subjects, colours)
+        clip = replace_dropped(self.said(ids)[1], keep_mask(len(subjects), self.DROP_TEXT), self.nothing)
+        effnet = replace_dropped(effnet, keep_mask(len(subjects), self.DROP_EFFNET))
+        return self.learn(latent, {"effnet": effnet, "clip": clip}, factor)
+
+    def judge_guess(self, seen: Noised, predicted: Tensor, x0: Tensor) -> Tensor | float:
+        """The critic's distance of what the network says lies below the noise."""
+        if self.progress < self.FEATURES_FROM:
+            return 0.0
+        a, b = seen.logsnr.sigmoid().sqrt().view(-1, 1, 1, 1), (-seen.logsnr).sigmoid().sqrt().view(-1, 1, 1, 1)
+        made = (seen.x - b * predicted.float()) / a.clamp(min=0.03)
+        with self.place.autocast():
+            return self.FEATURES * self.critic.distances(made.clamp(-4, 4), x0).mean()
+
+    def sheet(self) -> Tensor:
+        """Rows: pictures through Stage A alone, and through encoder, Stage B and Stage A."""
+        index = [i * len(self.pool) // 8 for i in range(8)]
+        rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
+        ids = self.scenes.captions([self.pool.subjects[i] for i in index], [self.pool.colours[i] for i in index])
+        made = decode(self.averaged(), rows["effnet"], self.said(ids)[1], self.nothing, list(range(8)))
+        return grid(torch.cat([self.stage_a.decode(rows["latent"]), self.stage_a.decode(made)]).cpu(), 8)
+
+
+class RefinePart(StageBPart):
+    """Stage B further, half of it from latents that Stage C painted, with the pictures that it should have painted."""
+
+    name = "refine"
+    STEPS, SEED, LR, FEATURES_FROM = 6000, 7, 1e-3, 0.0
+    PAINTED = 3000
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.net.load_state_dict(trained(place, "stage_b", "stage_b").state_dict())
+        self.start.hold()
+        self.painted = painted_pool(place, self)
+
+    def step(self, factor: float) -> dict[str, float]:
+        half = self.BATCH // 2
+        drawn = [(pool, self.rng.sample(range(len(pool)), half)) for pool in (self.pool, self.painted)]
+        latent, effnet = (
+            torch.cat([pool.rows(index)[name] for pool, index in drawn]).to(self.place.device)
+            for name in ("latent", "effnet")
+        )
+        subjects, colours = (
+            [getattr(pool, name)[i] for pool, index in drawn for i in index] for name in ("subjects", "colours")
+        )
+        return self.decode_rows(latent, effnet, subjects, colours, factor)
+
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        return {"stage_b": self.averaged().state_dict()}
+
+
+@torch.no_grad()
+def painted_pool(place: Place, part: RefinePart) -> Pool:
+    """What Stage C paints of ``PAINTED`` captions (``effnet``), and real pictures of the same (``latent``)."""
+    path = place.work / "pool_painted.pt"
+    if path.is_file():
+        return Pool(torch.load(path, weights_only=False))
+    nets, canvas = {name: trained(place, name) for name in ("stage_a", "stage_c", "text")}, place.sizes.canvas
+    scenes = Scenes(part.rng, shades=0.1, **PAINTED)
+    numbers = repeat_common(scenes.subjects, 3, 1)
+    rows: dict[str, list[Tensor]] = {"latent": [], "effnet": []}
+    subjects, colours = [], []
+    while len(subjects) < part.PAINTED:
+        batch = scenes.batch(0, part.rng.sample(numbers, 32))
+        prompts = [" ".join(fragments) for fragments in scenes.fragments(batch.subjects, batch.colours)]
+        seeds = [part.rng.randrange(2**32) for _ in prompts]
+        rows["latent"].append(nets["stage_a"].encode(batch.rgb.to(place.device)).half().cpu())
+        rows["effnet"].append(
+            paint(
+                nets["stage_c"],
+                nets["text"],
+                prompts,
+                seeds,
+                steps=10,
+                grid_size=(canvas.prior_height, canvas.prior_width),
+            )
+            .half()
+            .cpu()
+        )
+        subjects, colours = subjects + batch.subjects, colours + batch.colours
+    saved = {
+        "tensors": {name: torch.cat(parts) for name, parts in rows.items()},
+        "subjects": subjects,
+        "colours": colours,
+    }
+    write_atomically(saved, path)
+    return Pool(saved)
+
+
+def trained_critic(place: Place, classes: int) -> Critic:
+    """The finished critic."""
+    critic = Critic(classes)
+    critic.load_state_dict(torch.load(place.weights("critic"), map_location="cpu"))
+    return frozen(critic).to(place.device)

@@ -1,0 +1,146 @@
+"""The nets of Mini by name, their results in the work folder, and sampling as the nodes do it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
+from stages.nets.backend import Backend
+from stages.nets.encoder import ImageEncoder
+from stages.nets.previewer import Previewer
+from stages.nets.stage_a import StageA
+from stages.nets.stage_b import StageB
+from stages.nets.stage_c import StageC
+
+from .captions import batch_tokens
+from .loop import Place, frozen
+from .precondition import Exact, ExactConv
+from .sizes import SHIPPED, Sizes
+from .towers import TextTower, VisionTower
+
+KINDS = {
+    "stage_a": StageA,
+    "encoder": ImageEncoder,
+    "previewer": Previewer,
+    "text": TextTower,
+    "vision": VisionTower,
+    "stage_b": StageB,
+    "stage_c": StageC,
+}
+RESULTS = {
+    "stage_a": ("stage_a",),
+    "encoder": ("encoder", "previewer"),
+    "language": ("text", "vision"),
+    "stage_b": ("stage_b",),
+    "stage_c": ("stage_c", "text"),
+    "refine": ("stage_b",),
+}
+"""The nets in the result of each part; Stage C tunes the text encoder of the language part, the last one Stage B."""
+
+
+def configs(sizes: Sizes) -> dict[str, Any]:
+    """The config of every net by its name."""
+    return {name: getattr(sizes, name) for name in KINDS}
+
+
+def build(sizes: Sizes, name: str) -> nn.Module:
+    """A net without its weights."""
+    return KINDS[name](getattr(sizes, name))
+
+
+def trained(place: Place, name: str, part: str | None = None) -> nn.Module:
+    """A net out of the result of ``part`` (default: the last that trained it so far); eval mode, no gradients."""
+    parts = [part] if part else [part for part, nets in RESULTS.items() if name in nets]
+    path = next((place.weights(part) for part in reversed(parts) if place.weights(part).is_file()), None)
+    if path is None:
+        raise SystemExit(f"{place.work} has no {name} yet: train {' or '.join(parts)} first.")
+    net = build(place.sizes, name)
+    net.load_state_dict(torch.load(path, map_location="cpu")[name])
+    return frozen(net).to(place.device)
+
+
+def small_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None) -> Tensor:
+    """Attention by plain products: for 36 cells PyTorch's fused kernel takes three times as long to train on a CPU."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (scores.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+TRAINING = Backend(Linear=Exact, Conv2d=ExactConv, attention=small_attention)
+
+
+# Sampling, as the nodes do it
+
+
+def told(text: nn.Module, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, 77, width) and pooled text (B, width) of prompts as written."""
+    device = next(text.parameters()).device
+    return text(batch_tokens([[prompt] if prompt else [] for prompt in prompts]).to(device))
+
+
+@torch.no_grad()
+def paint(
+    net: StageC,
+    text: nn.Module,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    steps: int = 20,
+    cfg: float = 4.0,
+    shift: float = 2.0,
+    image: Tensor | None = None,
+    grid_size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Stage C latents of ``prompts``, one seed each; ``grid_size``: cells down and across, if not those that ship."""
+    (said, pooled), (said_empty, pooled_empty) = told(text, prompts), told(text, [""] * len(prompts))
+    image = pooled.new_zeros(len(prompts), net.config.c_clip_img) if image is None else image
+    cond = {"clip_text": said, "clip_text_pooled": pooled, "clip_img": image}
+    uncond = {"clip_text": said_empty, "clip_text_pooled": pooled_empty, "clip_img": torch.zeros_like(image)}
+    rows, columns = grid_size or (SHIPPED.canvas.prior_height, SHIPPED.canvas.prior_width)
+    return _sampled(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, said.device)
+
+
+@torch.no_grad()
+def decode(
+    net: StageB,
+    effnet: Tensor,
+    pooled: Tensor,
+    empty: Tensor,
+    seeds: list[int],
+    *,
+    steps: int = 10,
+    cfg: float = 1.1,
+    shift: float = 1.0,
+) -> Tensor:
+    """Stage A latents for Stage C latents (B, 16, h, w) and pooled text (B, width)."""
+    cond = {"effnet": effnet, "clip": pooled}
+    uncond = {"effnet": torch.zeros_like(effnet), "clip": empty.expand_as(pooled)}
+    shape = SHIPPED.canvas.decoder_shape()[1:]
+    return _sampled(net, cond, uncond, seeds, shape, steps, cfg, shift, effnet.device)
+
+
+def _sampled(
+    net: nn.Module,
+    cond: dict[str, Any],
+    uncond: dict[str, Any],
+    seeds: list[int],
+    shape: tuple[int, ...],
+    steps: int,
+    cfg: float,
+    shift: float,
+    device: torch.device,
+) -> Tensor:
+    start = NoiseStreams(seeds).next((len(seeds), *shape)).to(device)
+    for step in sample(
+        paired(net, cond, uncond),
+        start,
+        timesteps=timesteps(steps),
+        shift=shift,
+        guidance=Guidance(cfg),
+        noise=NoiseStreams(seeds, 1).next,
+    ):
+        last = step.x0
+    return last
