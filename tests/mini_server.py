@@ -14,9 +14,9 @@ from harness import REPOSITORY
 from PIL import Image
 from torch import Tensor
 
+from cascade_studio.commands.workflow.api_prompt import Converted, convert
 from mini import Mini
 from tools import small
-from tools.api_prompt import Converted, convert
 from tools.client import Run
 from tools.edit import set_seed
 from tools.scenes import FIRST, SCENES, SILENT, Scene

@@ -8,8 +8,8 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from cascade_studio.commands.workflow.api_prompt import Converted, convert
 from tools import small
-from tools.api_prompt import Converted, convert
 
 
 def prepared(server: Any, workflow: dict[str, Any]) -> Converted:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cascade_studio.commands.messages import Stop, say
+from cascade_studio.commands.workflow.api_prompt import Converted, convert, is_prompt
 
 from . import small
-from .api_prompt import Converted, convert, is_prompt
 from .client import Run
 from .edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from .env import REPOSITORY, Setup

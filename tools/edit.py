@@ -9,11 +9,11 @@ from functools import lru_cache
 from typing import Any
 
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.workflow.api_prompt import Converted
+from cascade_studio.commands.workflow.inputs import find_meant
 
-from .api_prompt import Converted
 from .env import REPOSITORY
 
-TEXTS = ("text", "prompt", "clip_l", "clip_g")
 FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
 
@@ -25,23 +25,17 @@ def _bundled() -> frozenset[str]:
     return frozenset(file["name"] for file in files if file.get("bundled"))
 
 
-def _constants(converted: Converted, *names: str) -> list[tuple[str, str]]:
-    """The (node, input) pairs with one of these names that hold a number of their own."""
-    return [
-        (node, name)
-        for node, entry in converted.prompt.items()
-        for name in names
-        if isinstance(entry["inputs"].get(name), (int, float))
-    ]
-
-
 def set_seed(converted: Converted, seed: int) -> None:
     """Give every sampler the same seed, as the official pipelines do."""
-    found = _constants(converted, "seed", "noise_seed")
-    if not found:
-        raise Stop("--seed has no effect: the workflow has no input called seed or noise_seed.")
-    for node, name in found:
-        converted.set(node, name, seed)
+    _set(converted, "seed", seed, "the workflow has no input called seed or noise_seed.", "--seed")
+
+
+def _set(converted: Converted, name: str, value: Any, lack: str, option: str) -> None:
+    places = find_meant(converted.prompt, name)
+    if not places:
+        raise Stop(f"{option} has no effect: {lack}")
+    for node, own in places:
+        converted.set(node, own, value)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -54,42 +48,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def set_size(converted: Converted, width: int, height: int) -> None:
     """Set width and height wherever a node keeps both."""
-    nodes = {node for node, _ in _constants(converted, "width")} & {node for node, _ in _constants(converted, "height")}
-    if not nodes:
-        raise Stop("--size has no effect: no node of the workflow has a width and a height.")
-    for node in nodes:
-        converted.set(node, "width", width)
-        converted.set(node, "height", height)
-
-
-def _text_inputs(converted: Converted, start: str) -> list[tuple[str, str]]:
-    """The text inputs nearest upstream of a node, itself included."""
-    waiting, seen = [start], set()
-    while waiting:
-        node = waiting.pop(0)
-        if node in seen or node not in converted.prompt:
-            continue
-        seen.add(node)
-        inputs = converted.prompt[node]["inputs"]
-        texts = [name for name in inputs if name in TEXTS and isinstance(inputs[name], str)]
-        if texts:
-            return [(node, name) for name in texts]
-        waiting += [value[0] for value in inputs.values() if isinstance(value, list) and len(value) == 2]
-    return []
+    for name, value in (("width", width), ("height", height)):
+        _set(converted, name, value, "no node of the workflow has a width and a height.", "--size")
 
 
 def set_prompt(converted: Converted, text: str) -> None:
     """Set the texts that reach an input called ``positive``."""
-    starts = [
-        entry["inputs"]["positive"][0]
-        for entry in converted.prompt.values()
-        if isinstance(entry["inputs"].get("positive"), list)
-    ]
-    found = {pair for start in starts for pair in _text_inputs(converted, start)}
-    if not found:
-        raise Stop("--prompt has no effect: no text of the workflow leads to an input called positive.")
-    for node, name in found:
-        converted.set(node, name, text)
+    _set(converted, "prompt", text, "no text of the workflow leads to an input called positive.", "--prompt")
 
 
 def _options(definition: dict[str, Any], name: str) -> list[Any] | None:

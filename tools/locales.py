@@ -18,8 +18,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cascade_studio.commands.workflow.widgets import specs
+
 from .env import REPOSITORY
-from .widgets import specs
 
 LANGUAGES = ("en", "it", "zh", "ja", "ko", "de", "fr", "es", "pt-BR", "ru")
 """The frontend's own codes; it and de are ready for the day it offers them."""

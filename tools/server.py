@@ -230,7 +230,7 @@ class Server:
         raise AssertionError("unreachable")
 
     def _spawn(self, port: int) -> None:
-        guard = str(REPOSITORY / "tools" / "guard.py")
+        guard = str(REPOSITORY / "commands" / "guard.py")
         command = [str(self.setup.python), guard, "main.py", "--listen", "127.0.0.1", "--port", str(port), *self.flags]
         group = (
             {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}

@@ -13,11 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .api_prompt import Converted
+from cascade_studio.commands.workflow.api_prompt import Converted
+from cascade_studio.commands.workflow.widgets import read_widgets
+
 from .edit import CATALOGUE, FILES, set_prompt
 from .env import REPOSITORY
 from .scenes import Scene
-from .widgets import read_widgets
 
 MINI_FOLDER = REPOSITORY / "mini"
 SIDES = ("width", "height", "target_size", "resolution", "left", "right", "top", "bottom")

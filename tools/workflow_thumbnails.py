@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 
 from cascade_studio.commands.messages import Stop, say, speak_plainly
+from cascade_studio.commands.workflow.api_prompt import convert
 
 from . import small
-from .api_prompt import convert
 from .authoring.__main__ import WORKFLOWS, current_setup
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY

@@ -9,7 +9,7 @@ from typing import Any
 
 from browser.driver import FRAMES, Browser
 
-from tools.api_prompt import Converted, convert
+from cascade_studio.commands.workflow.api_prompt import Converted, convert
 from tools.edit import fit_files
 from tools.server import PACK
 

@@ -11,7 +11,7 @@ from browser.page import NOT_THERE, QUEUE, Page, Small
 from harness import REPOSITORY
 from PIL import Image
 
-from tools.api_prompt import convert
+from cascade_studio.commands.workflow.api_prompt import convert
 from tools.server import PACK
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))

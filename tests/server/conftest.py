@@ -14,7 +14,7 @@ from harness import main_setup
 from PIL import Image
 from small_extras import write_controlnets, write_tuned_prior
 
-from tools.api_prompt import convert
+from cascade_studio.commands.workflow.api_prompt import convert
 from tools.authoring.recipes.parts import ANOTHER
 from tools.client import Run
 from tools.env import Setup

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tools.api_prompt import convert
+from cascade_studio.commands.workflow.api_prompt import convert
 from tools.demo import WORKFLOW, _edit, _save
 from tools.edit import fit_files
 from tools.png import text_chunks

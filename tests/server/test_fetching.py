@@ -11,7 +11,7 @@ import pytest
 from faulty_server import FaultyServer, File
 from harness import main_setup
 
-from tools.api_prompt import convert
+from cascade_studio.commands.workflow.api_prompt import convert
 from tools.client import Run
 from tools.demo import WORKFLOW
 from tools.server import Base, Server

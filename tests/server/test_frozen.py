@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from small_runs import check_pictures, prepared
 
-from tools.api_prompt import convert
+from cascade_studio.commands.workflow.api_prompt import convert
+from cascade_studio.commands.workflow.widgets import specs
 from tools.authoring.freeze import FROZEN, RECORD, WORKFLOW, choices, kinds_of, switched_on, widget_names
 from tools.authoring.write import pack_version
 from tools.locales import own
-from tools.widgets import specs
 
 VERSIONS = sorted(path.name for path in FROZEN.iterdir())
 FOR_OTHERS = {"CascadeStudio_IdentityHint"}

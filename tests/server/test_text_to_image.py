@@ -10,7 +10,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from tools.api_prompt import Converted, convert
+from cascade_studio.commands.workflow.api_prompt import Converted, convert
 from tools.client import Refused, Run
 from tools.demo import WORKFLOW
 from tools.edit import fit_files, set_prompt, set_seed, set_size

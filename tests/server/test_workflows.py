@@ -12,13 +12,13 @@ import pytest
 from harness import REPOSITORY
 from small_runs import check_pictures, prepared, saved_picture
 
+from cascade_studio.commands.workflow.api_prompt import convert
+from cascade_studio.commands.workflow.graph import NEVER
 from tools import widgets
-from tools.api_prompt import convert
 from tools.authoring.__main__ import written
 from tools.authoring.flow import Feature, Output
 from tools.authoring.recipes import RECIPES
 from tools.edit import FILES
-from tools.graph import NEVER
 
 FOLDER = REPOSITORY / "workflows"
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -9,14 +9,14 @@ import pytest
 from test_prompt_converter import INFO
 
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.workflow.api_prompt import Converted, convert
+from cascade_studio.commands.workflow.widgets import read_widgets, written_values
 from tools import small
-from tools.api_prompt import Converted, convert
 from tools.authoring.flow import Flow, unwrapped
 from tools.authoring.recipes import RECIPES, parts, text_to_image
 from tools.authoring.write import workflow
 from tools.edit import fit_files
 from tools.scenes import FIRST, SCENES, SHEET
-from tools.widgets import read_widgets, written_values
 from training.mini.data import COLOURS, read_split
 from training.mini.outlines import SUBJECTS
 

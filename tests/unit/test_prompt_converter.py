@@ -7,8 +7,8 @@ import copy
 import pytest
 
 from cascade_studio.commands.messages import Stop
-from tools.api_prompt import convert
-from tools.widgets import plain_prompt
+from cascade_studio.commands.workflow.api_prompt import convert
+from cascade_studio.commands.workflow.widgets import plain_prompt
 
 CONTROL = {"control_after_generate": True}
 INFO = {

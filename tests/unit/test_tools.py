@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.workflow.api_prompt import Converted
 from tools import server
-from tools.api_prompt import Converted
 from tools.edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from tools.png import text_chunks
 from tools.websocket import Closed, WebSocket
@@ -66,7 +66,7 @@ def test_a_server_is_stopped_with_everything_that_it_started():
 def test_a_server_ends_with_its_starter(tmp_path):
     script = tmp_path / "main.py"
     script.write_text("import os, sys, time; print(os.getpid(), sys.argv, sys.path[0], flush=True); time.sleep(60)")
-    guard = str(Path(server.__file__).with_name("guard.py"))
+    guard = str(server.REPOSITORY / "commands" / "guard.py")
     starter = (
         "import subprocess, sys, time;"
         "started = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True);"

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from cascade_studio.commands.messages import Stop, say, speak_plainly
+from cascade_studio.commands.workflow.api_prompt import convert
+from cascade_studio.commands.workflow.widgets import is_widget, specs
 
-from ..api_prompt import convert
 from ..edit import FILES
 from ..env import REPOSITORY
 from ..locales import PREFIX, own
 from ..server import Base, Server
-from ..widgets import is_widget, specs
 from .__main__ import WORKFLOWS, as_text, current_setup
 from .write import identity, pack_version
 

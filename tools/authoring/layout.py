@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..widgets import is_widget, specs
+from cascade_studio.commands.workflow.widgets import is_widget, specs
+
 from .flow import Flow, Node, Step
 
 WIDTH, NOTE_WIDTH, TOP, LEFT = 340, 420, 120, 40

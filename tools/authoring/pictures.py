@@ -12,8 +12,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from cascade_studio.commands.workflow.graph import NEVER
+
 from ..env import REPOSITORY
-from ..graph import NEVER
 
 PICTURES = REPOSITORY / "web" / "docs" / "pictures"
 NAMES = REPOSITORY / "locales" / "en" / "nodeDefs.json"

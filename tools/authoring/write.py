@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.workflow.graph import NEVER
+from cascade_studio.commands.workflow.widgets import AUTOGROW, is_widget, specs, written_values
 
 from ..edit import FILES
 from ..env import REPOSITORY
-from ..graph import NEVER
 from ..hosts import DEFAULT_VERSION
-from ..widgets import AUTOGROW, is_widget, specs, written_values
 from . import files
 from .flow import Flow, Node, Output
 from .layout import place, size_of

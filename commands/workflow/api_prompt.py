@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cascade_studio.commands.messages import Stop
-
+from ..messages import Stop
 from .graph import BYPASS, INPUT_NODE, NEVER, OUTPUT_NODE, Node, Reader, Scope, running, sent_value
 from .widgets import Box
 

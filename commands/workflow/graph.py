@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cascade_studio.commands.messages import Stop
-
+from ..messages import Stop
 from .widgets import AUTOGROW, Box, Widget, is_widget, plain_prompt, read_widgets, specs
 
 NEVER, BYPASS = 2, 4
