@@ -21,12 +21,13 @@ from cascade_studio.stages.nets.initial import initialise_unet
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
 from cascade_studio.stages.training.optimiser import Optimiser
-from training.mini import compose, export, generators, language, sizes
+from training.mini import compose, export, language, machine, nets, precondition, sizes
 from training.mini.captions import END, START
 from training.mini.data import COLOURS
-from training.mini.loop import Loop, Part, Place, factor_at, grid
+from training.mini.generators import round_weights, settle_weights
+from training.mini.loop import Loop, Part, Place, Speed, factor_at, grid
 from training.mini.nets import TRAINING
-from training.mini.precondition import Preconditioning, probe
+from training.mini.precondition import Preconditioning, eight_bits, probe, time_factor
 from training.mini.towers import TextTower
 
 
@@ -127,13 +128,14 @@ def test_grid_places_pictures_in_rows():
     assert grid(images, 3)[0, ::2, ::2].tolist() == [[0, 1, 2], [3, 4, 0]]
 
 
-def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("plan", sizes.PLANS)
+def test_exported_files_rebuild_their_nets_within_the_size_limits(plan, tmp_path, monkeypatch):
     """Untrained nets of Mini's sizes, through the files that would ship and the pack's own loader."""
+    place = Place(tmp_path, torch.device("cpu"), sizes=sizes.PLANS[plan])
 
     def fresh(_: Place, name: str) -> nn.Module:
         torch.manual_seed(0)
-        kind, config = export.NETS[name]
-        net = kind(config)
+        net = nets.build(place.sizes, name)
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.uniform_(-1, 1)
@@ -141,10 +143,10 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_pat
 
     monkeypatch.setattr(export, "trained", fresh)
     files = export.export(place, tmp_path)
-    assert sum(files.values()) <= 43_500_000, "a LoRA and a ControlNet have to fit into the 48 MB as well"
+    assert sum(files.values()) <= 44_600_000, "a LoRA and a ControlNet have to fit into the 48 MB as well"
     for part in ("stage_a", "stage_b", "stage_c"):
         net = from_file(tmp_path / f"{export.FILES[part][1]}.safetensors")
-        assert net.config == getattr(sizes, part.upper())
+        assert net.config == getattr(place.sizes, part)
         wanted = fresh(place, part).state_dict()
         assert all(
             torch.equal(value, wanted[key].half() if value.is_floating_point() else wanted[key])
@@ -152,14 +154,14 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(place, tmp_pat
             if key in wanted
         )
     coder = from_file(tmp_path / f"{export.PRIOR_CODER}.safetensors")
-    assert (coder.config.encoder, coder.config.previewer) == (sizes.ENCODER, sizes.PREVIEWER)
+    assert (coder.config.encoder, coder.config.previewer) == (place.sizes.encoder, place.sizes.previewer)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     export.export(place, tmp_path)
     assert written == {path: path.stat().st_mtime_ns for path in written}, "what is there already stays, byte for byte"
     export.restore(place, tmp_path)
-    for part, nets in generators.RESULTS.items():
-        for name in nets:
-            again, wanted = generators.trained(place, name, part).state_dict(), fresh(place, name).state_dict()
+    for part, names in nets.RESULTS.items():
+        for name in names:
+            again, wanted = nets.trained(place, name, part).state_dict(), fresh(place, name).state_dict()
             assert list(again) == list(wanted)
             for key, value in again.items():
                 rounding = 0.07 if key == language.TABLE else 0.001
@@ -220,6 +222,108 @@ def test_exported_files_are_put_on_record(tmp_path):
         export.put_on_record(tmp_path, catalogue)
 
 
+def test_what_ships_is_only_restored_for_its_own_sizes(tmp_path):
+    """The next plan keeps Stage A and starts from the image encoder; the others it cannot take, and says so."""
+    place = Place(tmp_path, torch.device("cpu"), sizes=sizes.NEXT)
+    with pytest.raises(SystemExit, match="has other sizes than the plan 'next'"):
+        export.restore(place)
+    export.restore_kept(place)
+    shipped, kept = export.shipped_nets(), nets.trained(place, "stage_a").state_dict()
+    assert all(torch.equal(value, shipped["stage_a"][key]) for key, value in kept.items())
+    start = torch.load(tmp_path / "encoder.start.pt")
+    nets.build(sizes.NEXT, "encoder").load_state_dict(start["encoder"])
+    with pytest.raises(SystemExit, match="no stage_b yet"):
+        nets.trained(place, "stage_b")
+
+
+@pytest.mark.parametrize("plan", sizes.PLANS.values(), ids=sizes.PLANS)
+def test_a_plan_names_its_grid(plan):
+    canvas = plan.canvas
+    assert (canvas.prior_width, canvas.prior_height) == (plan.cells, plan.cells)
+    assert (canvas.padded_width, canvas.padded_height) == (sizes.SIDE, sizes.SIDE)
+    assert {plan.width} == {
+        plan.vision.projection_dim,
+        plan.stage_b.c_clip,
+        plan.stage_c.c_clip_text,
+        plan.stage_c.c_clip_text_pooled,
+        plan.stage_c.c_clip_img,
+    }
+
+
+# The machine and the budget
+
+
+def test_a_part_ends_with_its_steps_or_its_minutes_whichever_comes_first(place):
+    part = Line(place)
+    part.STEPS = 40
+    by_steps = Steps(part)
+    by_steps.run()
+    assert by_steps.steps == 40
+    by_minutes = Steps(Line(Place(place.work / "other", place.device)), minutes=0.1)
+    by_minutes.part.place.work.mkdir()
+    by_minutes.run()
+    assert by_minutes.steps == 6
+
+
+def test_speed_is_told_and_too_little_time_is_warned_of_once(caplog):
+    speed = Speed("stage_c", 25_000, seconds=600)
+    assert speed.describe(30, 20.0) == "1.50 steps a second"
+    assert "900 of the 25000 steps" in caplog.text and caplog.text.count("are slow") == 1
+    assert speed.describe(40, 40.0) == "0.50 steps a second" and caplog.text.count("are slow") == 1
+    caplog.clear()
+    Speed("stage_c", 25_000, seconds=float("inf")).describe(30, 20.0)
+    assert not caplog.text, "without a limit there is time for all steps"
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+def test_bfloat16_is_used_where_the_processor_has_it(has_it, monkeypatch):
+    monkeypatch.setattr(machine, "processor_has_bf16", lambda: has_it)
+    assert machine.has_fast_bfloat16(torch.device("cpu")) is has_it
+    assert not machine.has_fast_bfloat16(torch.device("meta"))
+
+
+@pytest.mark.parametrize("together, chosen", [(0.6, 4), (0.99, 1), (5.0, 1)])
+def test_threads_are_used_where_they_help(together, chosen, monkeypatch):
+    before, used = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(machine, "_measure", lambda: 1.0 if used[-1] == 1 else together)
+    assert machine.choose_threads(4) == chosen == used[-1]
+    assert torch.get_num_threads() == before
+
+
+# Stages B and C
+
+
+def test_weights_are_read_as_eight_bits_keep_them_and_learn_in_full():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 1))
+    before, x = [value.clone() for value in net.parameters()], torch.randn(5, 8)
+    with round_weights(net):
+        inside = net(x)
+        inside.sum().backward()
+        assert all(torch.equal(value, eight_bits(value)) for value in net.parameters())
+    assert all(torch.equal(value, old) for value, old in zip(net.parameters(), before, strict=True))
+    assert all(value.grad.abs().sum() > 0 for value in net.parameters())
+    with round_weights(None):
+        assert not torch.equal(net(x), inside)
+    settle_weights(net, False)
+    assert not torch.equal(net(x), inside)
+    assert torch.equal(settle_weights(net)(x), inside), "what ships computes what was trained"
+    assert all(torch.equal(value, value.to(torch.float8_e4m3fn).to(value.dtype)) for value in net.parameters())
+
+
+def test_factors_of_time_are_numbers_of_eight_bits():
+    level = logsnr(torch.linspace(0, 1, 500))
+    a, b = (value.double() for value in alpha_sigma(level))
+    features = precondition.timestep_embedding(noise_condition(level), 64).double()[:, [*range(24, 32), *range(56, 64)]]
+    for wanted, constants in ((b, 2), (0.97 * b, 3), (a, 2)):
+        weights, offsets = time_factor(features, wanted - 1, 1 / a, constants)
+        numbers = torch.tensor([*weights, *offsets])
+        assert len(offsets) == constants and torch.equal(numbers, eight_bits(numbers))
+        error = 1 + features @ torch.tensor(weights).double() + sum(offsets) - wanted
+        assert error.abs().max() < 0.01 and error[-1].abs() < 1e-3
+
+
 @pytest.mark.parametrize("kind", ["b", "c"])
 def test_networks_start_as_v_prediction_and_are_held_there(kind):
     """A fresh net answers b x, however near to pure noise; training moves what is free and nothing else."""
@@ -227,6 +331,7 @@ def test_networks_start_as_v_prediction_and_are_held_there(kind):
     torch.manual_seed(0)
     initialise_unet(net)
     start = Preconditioning(net)
+    assert all(torch.equal(value, eight_bits(value)) for _, _, value in start.pins), "low-memory settings keep it"
     for t, near in ((1.0, 4e-3), (0.97, 4e-3), (0.8, 0.04)):
         level = logsnr(torch.tensor(t))
         x, answer = probe(net, float(noise_condition(level)), seed=5)

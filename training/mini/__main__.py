@@ -9,11 +9,6 @@ from pathlib import Path
 
 import torch
 
-<<<<<<< HEAD
-from cascade_studio.commands.places import cache_root
-
-=======
->>>>>>> 5874085 (wip recipe)
 from . import data
 from .autoencoders import EncoderPart, StageAPart
 from .decoder import CriticPart, RefinePart, StageBPart
@@ -32,7 +27,9 @@ SHARES = {"stage_a": 10, "encoder": 20, "language": 15, "critic": 10, "stage_b":
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.mini", description=__doc__)
-    parser.add_argument("step", choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "evaluate"])
+    parser.add_argument(
+        "step", choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "evaluate", "free"]
+    )
     parser.add_argument("--plan", choices=list(PLANS), default=NEXT.name, help="the sizes (sizes.py)")
     parser.add_argument(
         "--work", type=Path, help="where states and sheets are kept (default: mini/PLAN in the cache folder)"
@@ -108,13 +105,17 @@ def main() -> None:
 
         restore(place)
     elif options.step == "judge":
-        from .evaluate import train_judge
+        from .judge import train_judge
 
         train_judge(place, options.minutes)
     elif options.step == "evaluate":
         from .evaluate import evaluate
 
         evaluate(place)
+    elif options.step == "free":
+        from .evaluate import paint_free
+
+        paint_free(place)
     elif options.step == "all":
         _train_all(options, place)
     else:

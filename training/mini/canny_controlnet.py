@@ -194,11 +194,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-<<<<<<< HEAD
     hint = importlib.import_module("cascade_studio.stages.inputs.canny").make_hint
-=======
-    hint = importlib.import_module("stages.inputs.canny").hint
->>>>>>> 5874085 (wip recipe)
     place = Place(options.mini, torch.device(options.device), False)
     tensors, losses = learn(
         place, options.work, replace(SETTINGS, steps=options.steps), options.minutes, options.pictures, hint

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .data import COLOURS, LANGUAGES, PLAIN, Subject
-from .words import FOREIGN_TEMPLATES, SHADES, C, S, colour_word, make_names
+from .words import FOREIGN_TEMPLATES, SHADES, C, N, S, colour_words, make_names, nominative, speak
 
 LENGTH = 77
 START, END = 49406, 49407
@@ -47,7 +47,7 @@ HELD_TEMPLATES = (
 
 def spoken(template: list[str], subject: str, colour: str = "") -> str:
     """The caption as one writes it."""
-    return " ".join({S: subject, C: colour}.get(part, part) for part in template).replace(" ,", ",")
+    return " ".join(speak(template, subject, colour)).replace(" ,", ",")
 
 
 @lru_cache(maxsize=1)
@@ -96,16 +96,16 @@ class Speaker:
             language = rng.choice(LANGUAGES[1:])
         names, tags = self.names[index][language], self.subjects[index].tags
         name = rng.choice(names) if language != "en" or rng.random() < self.ANOTHER else names[0]
-        if language == "en" and tags and rng.random() < self.TAGGED:
-            name = " ".join(rng.sample([name, rng.choice(tags)], 2))
-        said = rng.choice(colour_word(colour, language))
+        if language == "en" and set(tags) - {name} and rng.random() < self.TAGGED:
+            name = " ".join(rng.sample([name, rng.choice([tag for tag in tags if tag != name])], 2))
+        said = rng.choice(colour_words(colour, language))
         if colour == PLAIN and rng.random() < self.UNNAMED:
             template = rng.choice(PLAIN_TEMPLATES[: 2 if rng.random() < bare else None] if language == "en" else ([S],))
         elif language == "en":
             template = rng.choice(COLOUR_TEMPLATES[: 4 if rng.random() < bare else None])
         else:
             template = rng.choice(FOREIGN_TEMPLATES[language][: 1 if rng.random() < bare else None])
-        return [{S: name, C: said}.get(part, part) for part in template]
+        return speak(template, name, said)
 
     def words(self) -> set[str]:
         """Everything that :meth:`caption` can say, in fragments."""
@@ -114,8 +114,9 @@ class Speaker:
             *COLOUR_TEMPLATES,
             *(each for some in FOREIGN_TEMPLATES.values() for each in some),
         ]
-        found = {part for template in templates for part in template} - {S, C}
-        found |= {word for colour in COLOURS for language in LANGUAGES for word in colour_word(colour, language)}
+        found = {part for template in templates for part in template} - {S, C, N}
+        colours = {word for colour in COLOURS for language in LANGUAGES for word in colour_words(colour, language)}
+        found |= colours | {nominative(word) for word in colours}
         found |= {*SHADES, *(tag for subject in self.subjects for tag in subject.tags)}
         return found | {name for entry in self.names for names in entry.values() for name in names}
 

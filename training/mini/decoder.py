@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.nets.stage_b import StageB
-from stages.training.losses import EMA, Noised, Optimiser, keep_mask, replace_dropped
+from cascade_studio.stages.nets.stage_b import StageB
+from cascade_studio.stages.training.losses import Noised, keep_mask, replace_dropped
+from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .autoencoders import settle_norms
 from .captions import batch_tokens

@@ -1,121 +1,42 @@
-"""Measures Mini: a judge trained on real renders only, 200 held-out prompts, and a table with chance and ceiling.
+"""Measures Mini: held-out prompts with chance and ceiling, languages, decibels, eight bits, a sheet of free prompts.
 
-``judge`` trains the judge (its state in the work folder), ``evaluate`` writes ``results.md`` beside this file.
+``evaluate`` writes ``results.md``: beside this file for the files that ship, else into the work folder.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade_studio.stages.training.optimiser import EMA, Optimiser
-
-from .autoencoders import psnr, settle_norms
-from .compose import compose
-from .data import COLOURS, OTHER_STYLES, SIDE, pictures
-from .loop import Loop, Part, Place, frozen, grid, save_sheet
-from .nets import decode, paint, told, trained
+from .autoencoders import psnr
+from .captions import spoken
+from .compose import PAINTED, compose
+from .data import COLOURS, LANGUAGES, OTHER_STYLES, pictures
+from .generators import settle_weights
+from .judge import SIGHT, at_sight, first_five, trained_judge
+from .loop import Place, grid, save_sheet
+from .nets import KINDS, decode, paint, told, trained
 from .scenes import Scenes, for_encoder
+from .sizes import SHIPPED
+from .words import HELD_FOREIGN, colour_words
 
 log = logging.getLogger(__name__)
 
 TABLE = Path(__file__).with_name("results.md")
-SIGHT = 128
-JUDGE_MINUTES, JUDGE_NEEDS = 25.0, 0.95
-BATCH = 20
-
-
-class Judge(nn.Sequential):
-    """A plain convolutional classifier: RGB at 128 px → one score for each subject."""
-
-    def __init__(self, classes: int, widths: tuple[int, ...] = (32, 64, 128, 192, 256)) -> None:
-        layers: list[nn.Module] = []
-        for c_in, c_out in zip((3, *widths), widths):
-            layers += [nn.Conv2d(c_in, c_out, 3, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
-            if c_out >= 64:
-                layers += [nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], classes))
-
-
-class JudgePart(Part):
-    """The judge on real renders, on every background, softened and re-exposed a little as a decoder might do."""
-
-    name = "judge"
-    LR, BATCH = 2e-3, 96
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        torch.manual_seed(place.seed + 9)
-        self.scenes = Scenes(self.rng, side=SIGHT)
-        self.net = Judge(len(self.scenes.subjects)).to(place.device)
-        self.ema = EMA(self.net, 0.995)
-        self.state = {"net": self.net, "ema": self.ema, "optimiser": Optimiser(self.net.parameters(), self.LR)}
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Softened pictures, half of them on the subject's held-out backgrounds, and their subjects."""
-        batch = self.scenes.batch(self.BATCH, held=self.rng.random() < 0.5)
-        rgb = batch.rgb.to(self.place.device)
-        if self.rng.random() < 0.5:
-            small = F.interpolate(rgb, scale_factor=self.rng.uniform(0.45, 1.0), mode="area")
-            rgb = F.interpolate(small, size=(SIGHT, SIGHT), mode="bilinear")
-        gain = 1 + 0.1 * (torch.rand(len(rgb), 3, 1, 1, device=rgb.device) - 0.5)
-        noise = 0.03 * self.rng.random() * torch.randn_like(rgb)
-        return rgb * gain + noise, torch.tensor(batch.subjects, device=self.place.device)
-
-    def step(self, factor: float) -> dict[str, float]:
-        settle_norms(self.net, self.progress < 0.9)
-        image, subject = self.batch()
-        with self.place.autocast():
-            scores = self.net(image).float()
-        loss = F.cross_entropy(scores, subject, label_smoothing=0.05)
-        self.state["optimiser"].step(loss, factor)
-        self.ema.update(self.net)
-        return {"loss": loss.item(), "right": float((scores.argmax(1) == subject).float().mean())}
-
-    def sheet(self) -> Tensor:
-        return grid(self.batch()[0][:16].clamp(0, 1), 8)
-
-    def result(self) -> dict[str, Any]:
-        return self.ema.copy_of(self.net).state_dict()
-
-
-def train_judge(place: Place, minutes: float | None = None) -> None:
-    """Train the judge and print how often it is right on fresh renders."""
-    part = JudgePart(place)
-    Loop(part, minutes or JUDGE_MINUTES).run()
-    judge = frozen(part.ema.copy_of(part.net))
-    with torch.no_grad():
-        right = [
-            float((judge(image).argmax(1) == subject).float().mean())
-            for image, subject in (part.batch() for _ in range(20))
-        ]
-    share = 100 * sum(right) / len(right)
-    log.info("judge: right on %.1f %% of held-out renders (needs %.0f %%)", share, 100 * JUDGE_NEEDS)
-
-
-def trained_judge(place: Place, classes: int) -> nn.Module:
-    """The finished judge."""
-    judge = Judge(classes).to(place.device)
-    judge.load_state_dict(torch.load(place.weights("judge"), map_location="cpu"))
-    return frozen(judge)
-
-
-def at_sight(image: Tensor) -> Tensor:
-    """RGB of any size as the judge sees it."""
-    return F.interpolate(image, size=(SIGHT, SIGHT), mode="bilinear", antialias=True)
-
-
-def first_five(judge: nn.Module, seen: Tensor, device: torch.device) -> list[list[int]]:
-    """The five subjects that the judge finds likeliest in each picture of :func:`at_sight`."""
-    scores = torch.cat([judge(part.to(device)).float().cpu() for part in seen.split(50)])
-    return scores.topk(5).indices.tolist()
+FREE = Path(__file__).with_name("free_prompts.json")
+BATCH, DECODED, FOREIGN, ROUNDED = 20, 96, 40, 12
+"""Pictures at once; those whose decoding is measured in dB; prompts of each language; those painted in eight bits."""
+STEPS = (4, 6, 10)
+"""Of Stage B."""
 
 
 # Hand-made features
@@ -170,39 +91,152 @@ def _real(scenes: Scenes, subjects: list[int], colour: str) -> Tensor:
     return compose(chosen, [colour] * len(subjects), scenes.rng, SIGHT, centred=True)[0]
 
 
-# The table
+# Painting
+
+
+class Painter:
+    """All nets of a place, and what they make of prompts."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.canvas = place, place.sizes.canvas
+        self.nets = {name: trained(place, name) for name in KINDS if name != "vision"}
+
+    def through_b(self, latent: Tensor, prompts: list[str], seeds: list[int], steps: int = 10) -> Tensor:
+        """Stage C latents → RGB (B, 3, 256, 256) in [0, 1] through Stage B and A."""
+        said, empty = (told(self.nets["text"], words)[1] for words in (prompts, [""]))
+        made = decode(self.nets["stage_b"], latent, said, empty, seeds, steps=steps)
+        return self.nets["stage_a"].decode(made).float().clamp(0, 1).cpu()
+
+    def picture(self, prompts: list[str], seeds: list[int]) -> Tensor:
+        """Pictures of prompts, one seed each."""
+        grid_size = self.canvas.prior_height, self.canvas.prior_width
+        parts = []
+        for start in range(0, len(prompts), BATCH):
+            part = prompts[start : start + BATCH], seeds[start : start + BATCH]
+            latent = paint(self.nets["stage_c"], self.nets["text"], *part, grid_size=grid_size)
+            parts.append(self.through_b(latent, *part))
+            log.info("evaluate: painted %d of %d prompts", start + len(part[0]), len(prompts))
+        return torch.cat(parts)
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        """Stage C latents of pictures."""
+        return self.nets["encoder"](for_encoder(rgb.to(self.place.device), self.canvas))
+
+
+# The measures
 
 
 @torch.no_grad()
 def evaluate(place: Place) -> None:
-    """Paint the held-out prompts, judge them and write the table and a sheet."""
-    nets = {name: trained(place, name) for name in ("stage_a", "encoder", "text", "stage_b", "stage_c")}
-    scenes = Scenes(random.Random(place.seed + 7))
+    """Paint the held-out prompts, judge them and write the table and sheets."""
+    painter, scenes = Painter(place), Scenes(random.Random(place.seed + 7))
     judge = trained_judge(place, len(scenes.subjects))
-    subjects = [p["subject"] for p in scenes.prompts]
-    colours = [p["background"] for p in scenes.prompts]
-    empty = told(nets["text"], [""])[1]
-
-    def through_b(latent: Tensor, prompts: list[str], seeds: list[int]) -> Tensor:
-        made = decode(nets["stage_b"], latent, told(nets["text"], prompts)[1], empty, seeds)
-        return nets["stage_a"].decode(made).float().clamp(0, 1).cpu()
-
-    painted, ceiling = [], []
-    for start in range(0, len(scenes.prompts), BATCH):
-        part = scenes.prompts[start : start + BATCH]
-        prompts, seeds = [p["prompt"] for p in part], [p["seed"] for p in part]
-        painted.append(through_b(paint(nets["stage_c"], nets["text"], prompts, seeds), prompts, seeds))
-        real = _at_full_size(scenes, subjects[start : start + BATCH], colours[start : start + BATCH])
-        ceiling.append(through_b(nets["encoder"](for_encoder(real.to(place.device))), prompts, seeds))
-        log.info("evaluate: %d of %d prompts", start + len(part), len(scenes.prompts))
-    rows = {"prompts": torch.cat(painted), "ceiling: real pictures through encoder, B and A": torch.cat(ceiling)}
+    asked = scenes.prompts
+    subjects, colours = [p["subject"] for p in asked], [p["background"] for p in asked]
+    prompts, seeds = [p["prompt"] for p in asked], [p["seed"] for p in asked]
+    real = _as_painted(scenes, subjects, colours)
+    rows = {
+        "prompts": painter.picture(prompts, seeds),
+        "ceiling: pictures as Stage C paints them, through encoder, B and A": torch.cat(
+            [
+                painter.through_b(painter.encode(real[i : i + BATCH]), prompts[i : i + BATCH], seeds[i : i + BATCH])
+                for i in range(0, len(asked), BATCH)
+            ]
+        ),
+    }
     measured = {name: _measure(judge, image, subjects, colours, scenes, place) for name, image in rows.items()}
-    _write(measured, _stage_a_psnr(nets["stage_a"], place), len(scenes.subjects))
     save_sheet(grid(rows["prompts"][:48], 12), place.work / "sheets" / "evaluate.png")
+    tables = [_share_table("200 held-out prompts", {**measured, "chance": _chance(len(scenes.subjects))})]
+    tables.append(_share_table(f"{FOREIGN} held-out prompts a language", measure_languages(painter, scenes, judge)))
+    tables.append(_decibel_table(measure_decoding(painter, scenes)))
+    _write(place, tables)
 
 
-def _at_full_size(scenes: Scenes, subjects: list[int], colours: list[str]) -> Tensor:
-    return compose(np.stack([scenes.picture(i) for i in subjects]), colours, scenes.rng, SIDE)[0]
+def measure_languages(painter: Painter, scenes: Scenes, judge: nn.Module) -> dict[str, dict[str, float]]:
+    """Subjects and backgrounds told right for wordings of every language that training never saw."""
+    found, asked = {}, scenes.prompts[:: len(scenes.prompts) // FOREIGN][:FOREIGN]
+    subjects, colours = [p["subject"] for p in asked], [p["background"] for p in asked]
+    for language in LANGUAGES[1:]:
+        prompts = [
+            spoken(
+                HELD_FOREIGN[language],
+                scenes.subjects[p["subject"]].labels[language],
+                colour_words(p["background"], language)[0],
+            )
+            for p in asked
+        ]
+        image = painter.picture(prompts, [p["seed"] for p in asked])
+        found[language] = _measure(judge, image, subjects, colours, scenes, painter.place)
+    return found
+
+
+def measure_decoding(painter: Painter, scenes: Scenes) -> dict[str, float]:
+    """Decibels inside the subject: pictures as Stage C paints them, through what decodes latents; and eight bits."""
+    found = _measure_stage_a(painter.nets["stage_a"], painter.place)
+    rng = random.Random(painter.place.seed + 8)
+    batch = Scenes(rng, **PAINTED).batch(DECODED, held=True)
+    prompts = [f"{scenes.subjects[i].labels['en']} on {colour}" for i, colour in zip(batch.subjects, batch.colours)]
+    latent = torch.cat([painter.encode(part) for part in batch.rgb.split(BATCH)])
+    ways: dict[str, Callable[..., Tensor]] = {
+        "encoder, Previewer": lambda part, *_: F.interpolate(
+            painter.nets["previewer"](part).float().clamp(0, 1).cpu(), size=batch.rgb.shape[2:], mode="bilinear"
+        )
+    }
+    ways |= {f"encoder, Stage B in {steps} steps, A": partial(painter.through_b, steps=steps) for steps in STEPS}
+    for name, way in ways.items():
+        made = [
+            way(latent[i : i + BATCH], prompts[i : i + BATCH], list(range(i, min(i + BATCH, DECODED))))
+            for i in range(0, DECODED, BATCH)
+        ]
+        found[name] = psnr(torch.cat(made), batch.rgb, batch.alpha)
+    found["float8 storage against float32, whole picture"] = measure_eight_bits(painter, prompts[:ROUNDED])
+    return found
+
+
+def measure_eight_bits(painter: Painter, prompts: list[str]) -> float:
+    """PSNR in dB between pictures of the same prompts with the weights of B, C and text as they are and in float8."""
+    seeds, exact = list(range(len(prompts))), dict(painter.nets)
+    wanted = painter.picture(prompts, seeds)
+    for name in ("stage_b", "stage_c", "text"):
+        painter.nets[name] = settle_weights(trained(painter.place, name))
+    made = painter.picture(prompts, seeds)
+    painter.nets = exact
+    return psnr(made, wanted, torch.ones_like(wanted[:, :1]))
+
+
+@torch.no_grad()
+def paint_free(place: Place) -> None:
+    """The sheet of sixty free prompts, numbered in an order of its own, for somebody who does not know it.
+
+    Writes ``free.png``, the names by the alphabet (``free_names.txt``) and the answers (``free_key.json``) into the
+    work folder's ``free``.
+    """
+    asked = json.loads(FREE.read_text(encoding="utf-8"))
+    random.Random(place.seed + 10).shuffle(asked)
+    image = Painter(place).picture([p["prompt"] for p in asked], [p["seed"] for p in asked])
+    folder = place.work / "free"
+    save_sheet(grid(_number(image), 10), folder / "free.png")
+    (folder / "free_names.txt").write_text("\n".join(sorted(p["name"] for p in asked)) + "\n", encoding="utf-8")
+    key = {str(number): p["name"] for number, p in enumerate(asked, 1)}
+    (folder / "free_key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+    log.info("%s: a sheet, its names and its key", folder)
+
+
+def _number(image: Tensor) -> Tensor:
+    """Pictures with their number, from 1, on a strip above each."""
+    from PIL import Image, ImageDraw
+
+    strips = []
+    for number in range(1, len(image) + 1):
+        strip = Image.new("RGB", (image.shape[-1], 24), "white")
+        ImageDraw.Draw(strip).text((6, 6), str(number), fill="black")
+        strips.append(torch.from_numpy(np.array(strip)).movedim(-1, 0) / 255)
+    return torch.cat([torch.stack(strips), image], 2)
+
+
+def _as_painted(scenes: Scenes, subjects: list[int], colours: list[str]) -> Tensor:
+    """Real pictures in the place where Stage C paints them."""
+    return compose(np.stack([scenes.picture(i) for i in subjects]), colours, scenes.rng, **PAINTED)[0]
 
 
 def _measure(
@@ -220,30 +254,38 @@ def _measure(
     }
 
 
-def _stage_a_psnr(net: nn.Module, place: Place) -> dict[str, float]:
+def _chance(classes: int) -> dict[str, float]:
+    return {"top-1": 1 / classes, "top-5": 5 / classes, "feature top-5": 5 / classes, "background": 1 / len(COLOURS)}
+
+
+def _measure_stage_a(net: nn.Module, place: Place) -> dict[str, float]:
     """PSNR inside the subject on fresh pictures, of the main style on held-out backgrounds and of the others."""
     out = {}
-    for name, others in (("Fluent 3D", 0.0), (", ".join(OTHER_STYLES), 1.0)):
+    for name, others in (("Stage A alone, Fluent 3D", 0.0), (f"Stage A alone, {', '.join(OTHER_STYLES)}", 1.0)):
         batch = Scenes(random.Random(place.seed + 8), others).batch(48, held=True)
         made = [net.decode(net.encode(part.to(place.device))).cpu() for part in batch.rgb.split(8)]
         out[name] = psnr(torch.cat(made), batch.rgb, batch.alpha)
     return out
 
 
-def _write(measured: dict[str, dict[str, float]], quality: dict[str, float], classes: int) -> None:
-    names = list(next(iter(measured.values())))
-    chance = {"top-1": 1 / classes, "top-5": 5 / classes, "feature top-5": 5 / classes, "background": 1 / len(COLOURS)}
-    lines = [
-        "# Cascade Mini, measured",
-        "",
-        "Written by `python3 dev.py run -m training.mini evaluate`.",
-        "",
-        "| 200 held-out prompts | " + " | ".join(names) + " |",
-        "| --- " * (len(names) + 1) + "|",
+def _share_table(title: str, rows: dict[str, dict[str, float]]) -> list[str]:
+    names = list(next(iter(rows.values())))
+    lines = [f"| {title} | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+    return lines + [
+        f"| {name} | " + " | ".join(f"{100 * values[key]:.1f} %" for key in names) + " |"
+        for name, values in rows.items()
     ]
-    for name, values in {**measured, "chance": chance}.items():
-        lines.append(f"| {name} | " + " | ".join(f"{100 * values[key]:.1f} %" for key in names) + " |")
-    lines += ["", "| Stage A, PSNR inside the subject | dB |", "| --- | --- |"]
-    lines += [f"| {name} | {value:.1f} |" for name, value in quality.items()]
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    log.info("\n%s", "\n".join(lines))
+
+
+def _decibel_table(values: dict[str, float]) -> list[str]:
+    lines = ["| PSNR inside the subject | dB |", "| --- | --- |"]
+    return lines + [f"| {name} | {value:.1f} |" for name, value in values.items()]
+
+
+def _write(place: Place, tables: list[list[str]]) -> None:
+    path = TABLE if place.sizes is SHIPPED else place.work / TABLE.name
+    lines = ["# Cascade Mini, measured", "", "Written by `python3 dev.py run -m training.mini evaluate`."]
+    for table in tables:
+        lines += ["", *table]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    log.info("%s\n%s", path, "\n".join(lines))

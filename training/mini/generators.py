@@ -11,26 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-<<<<<<< HEAD
-from cascade_studio.stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
-from cascade_studio.stages.nets.backend import Backend
-from cascade_studio.stages.nets.encoder import ImageEncoder
 from cascade_studio.stages.nets.initial import initialise_unet
-from cascade_studio.stages.nets.previewer import Previewer
-from cascade_studio.stages.nets.stage_a import StageA
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
 from cascade_studio.stages.training.losses import (
-    add_training_noise,
-=======
-from stages.nets.initial import initialise_unet
-from stages.nets.stage_b import StageB
-from stages.nets.stage_c import StageC
-from stages.training.losses import (
-    EMA,
     Noised,
-    Optimiser,
->>>>>>> 5874085 (wip recipe)
+    add_training_noise,
     epsilon_losses,
     keep_mask,
     replace_dropped,
@@ -43,59 +29,11 @@ from .captions import LENGTH, Fragment, batch_tokens
 from .compose import PAINTED
 from .data import COLOURS, Subject
 from .language import TunedText, known_tokens
-<<<<<<< HEAD
-from .loop import Part, Place, frozen, grid
-from .precondition import Exact, ExactConv, Preconditioning
-from .scenes import CANVAS, SHORT, Scenes, make_pool
-from .sizes import ENCODER, PREVIEWER, STAGE_A, STAGE_B, STAGE_C, TEXT, VISION
-from .towers import TextTower, VisionTower
-
-NETS = {
-    "stage_a": (StageA, STAGE_A),
-    "encoder": (ImageEncoder, ENCODER),
-    "previewer": (Previewer, PREVIEWER),
-    "text": (TextTower, TEXT),
-    "vision": (VisionTower, VISION),
-    "stage_b": (StageB, STAGE_B),
-    "stage_c": (StageC, STAGE_C),
-}
-RESULTS = {
-    "stage_a": ("stage_a",),
-    "encoder": ("encoder", "previewer"),
-    "language": ("text", "vision"),
-    "stage_b": ("stage_b",),
-    "stage_c": ("stage_c", "text"),
-}
-"""The nets in the result of each part; Stage C tunes the text encoder of the language part."""
-
-
-def trained(place: Place, name: str, part: str | None = None) -> nn.Module:
-    """A net out of the result of ``part`` (default: the last that trains it); eval mode, no gradients."""
-    kind, config = NETS[name]
-    part = part or [part for part, nets in RESULTS.items() if name in nets][-1]
-    net = kind(config)
-    net.load_state_dict(torch.load(place.weights(part), map_location="cpu")[name])
-    return frozen(net).to(place.device)
-
-
-def small_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None
-) -> Tensor:
-    """Attention by plain products: for 36 cells PyTorch's fused kernel takes three times as long to train on a CPU."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    scores = scores if mask is None else scores + mask[:, None]
-    return (scores.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
-
-
-TRAINING = Backend(Linear=Exact, Conv2d=ExactConv, attention=small_attention)
-=======
 from .loop import Part, Place, grid
 from .nets import TRAINING, paint, trained
 from .precondition import Preconditioning, eight_bits
 from .scenes import SHORT, Scenes, make_pool
 from .words import everyday
->>>>>>> 5874085 (wip recipe)
 
 
 class MatrixOptimiser:
@@ -171,15 +109,7 @@ class DiffusionPart(Part):
         t = sample_times(len(x0), device=x0.device)
         chosen = torch.rand_like(t) < self.NOISY
         t = torch.where(chosen, self.NOISY_FROM + (1 - self.NOISY_FROM) * t, t)
-<<<<<<< HEAD
         seen = add_training_noise(x0, torch.randn_like(x0), t)
-        with self.place.autocast():
-            predicted = self.net(seen.x, seen.r, **conditions)
-        losses = epsilon_losses(predicted, seen.noise)
-        weighted = losses * velocity_weight(seen.logsnr)
-=======
-        seen = noised(x0, torch.randn_like(x0), t)
->>>>>>> 5874085 (wip recipe)
         self.state["optimiser"].clear()
         with round_weights(self.net if self.progress >= self.SETTLE else None):
             with self.place.autocast():

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import nn
 
-from stages.nets.backend import processor_has_bf16
+from cascade_studio.stages.nets.backend import processor_has_bf16
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def choose_threads(most: int | None = None) -> int:
     found = {}
     for threads in {1, everything}:
         torch.set_num_threads(threads)
-        found[threads] = _seconds()
+        found[threads] = _measure()
     chosen = everything if found[everything] * GAIN < found[1] else 1
     torch.set_num_threads(chosen)
     log.info(
@@ -41,7 +41,7 @@ def choose_threads(most: int | None = None) -> int:
     return chosen
 
 
-def _seconds(repeats: int = 5) -> float:
+def _measure(repeats: int = 5) -> float:
     """The median wall time of a few layers as Mini's nets have them, forth and back."""
     net = nn.Sequential(
         nn.Conv2d(128, 128, 3, padding=1, groups=128), nn.Conv2d(128, 256, 1), nn.GELU(), nn.Conv2d(256, 128, 1)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
-from stages.nets.backend import Backend
-from stages.nets.encoder import ImageEncoder
-from stages.nets.previewer import Previewer
-from stages.nets.stage_a import StageA
-from stages.nets.stage_b import StageB
-from stages.nets.stage_c import StageC
+from cascade_studio.stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
+from cascade_studio.stages.nets.backend import Backend
+from cascade_studio.stages.nets.encoder import ImageEncoder
+from cascade_studio.stages.nets.previewer import Previewer
+from cascade_studio.stages.nets.stage_a import StageA
+from cascade_studio.stages.nets.stage_b import StageB
+from cascade_studio.stages.nets.stage_c import StageC
 
 from .captions import batch_tokens
 from .loop import Place, frozen
@@ -62,10 +62,13 @@ def trained(place: Place, name: str, part: str | None = None) -> nn.Module:
     return frozen(net).to(place.device)
 
 
-def small_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None) -> Tensor:
+def small_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None
+) -> Tensor:
     """Attention by plain products: for 36 cells PyTorch's fused kernel takes three times as long to train on a CPU."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = scores if mask is None else scores + mask[:, None]
     return (scores.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.nets.encoder import ImageEncoder, normalise
-from stages.nets.initial import initialise_unet
-from stages.nets.stage_c import StageC
-from stages.training.losses import EMA, Optimiser
+from cascade_studio.stages.nets.encoder import ImageEncoder, normalise
+from cascade_studio.stages.nets.initial import initialise_unet
+from cascade_studio.stages.nets.stage_c import StageC
+from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .autoencoders import Following, picture_loss, psnr, settle_norms
 from .compose import LARGE
 from .data import SEED
-from .evaluate import SIGHT, first_five, trained_judge
 from .export import PRIOR_CODER, _wide
+from .judge import SIGHT, first_five, trained_judge
 from .loop import Place, factor_at, frozen, grid, save_sheet
 from .nets import TRAINING
 from .scenes import SHORT, Scenes

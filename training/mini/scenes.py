@@ -12,13 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-<<<<<<< HEAD
-from cascade_studio.stages.inputs.canvas import plan_canvas
+from cascade_studio.stages.inputs.canvas import Canvas
 from cascade_studio.stages.nets.encoder import normalise
-=======
-from stages.inputs.canvas import Canvas
-from stages.nets.encoder import normalise
->>>>>>> 5874085 (wip recipe)
 
 from .captions import Speaker, batch_tokens, fragment_tokens
 from .compose import MIRRORED, ROOM, SIZES, compose, random_colour
@@ -28,10 +23,6 @@ from .towers import clip_normalise
 
 log = logging.getLogger(__name__)
 
-<<<<<<< HEAD
-CANVAS = plan_canvas(SIDE, SIDE)
-=======
->>>>>>> 5874085 (wip recipe)
 SHORT = 24
 """Tokens that nearly every caption fits into; training mostly leaves out the padding beyond them."""
 

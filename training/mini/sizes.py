@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from cascade_studio.commands.places import cache_root
 from cascade_studio.stages.files.clip import TextConfig, VisionConfig
+from cascade_studio.stages.inputs.canvas import Canvas, plan_canvas
 from cascade_studio.stages.nets.encoder import EncoderConfig
 from cascade_studio.stages.nets.previewer import PreviewerConfig
 from cascade_studio.stages.nets.stage_a import StageAConfig
 from cascade_studio.stages.nets.stage_b import StageBConfig
 from cascade_studio.stages.nets.stage_c import StageCConfig
-=======
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-
-from stages.files.clip import TextConfig, VisionConfig
-from stages.inputs.canvas import Canvas, plan
-from stages.nets.encoder import EncoderConfig
-from stages.nets.previewer import PreviewerConfig
-from stages.nets.stage_a import StageAConfig
-from stages.nets.stage_b import StageBConfig
-from stages.nets.stage_c import StageCConfig
-from tools.cache import cache_root
->>>>>>> 5874085 (wip recipe)
 
 SIDE = 256
 """Of the pictures that Mini paints, in pixels."""
@@ -50,7 +41,7 @@ class Sizes:
     @cached_property
     def canvas(self) -> Canvas:
         """The grids of a picture."""
-        return plan(SIDE, SIDE, SIDE / self.cells if SIDE % self.cells == 0 else None)
+        return plan_canvas(SIDE, SIDE, SIDE / self.cells if SIDE % self.cells == 0 else None)
 
     @property
     def work(self) -> Path:

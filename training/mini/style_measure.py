@@ -18,19 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-<<<<<<< HEAD
-from cascade_studio.commands.places import cache_root
 from cascade_studio.stages.lora.match import match
 from cascade_studio.stages.nets.stage_c import StageC
-=======
-from stages.lora.match import match
-from stages.nets.stage_c import StageC
->>>>>>> 5874085 (wip recipe)
 
 from .compose import LARGE, compose, random_colour
 from .data import MAIN, SEED, SIDE, is_there, pictures, read_split
-from .evaluate import at_sight, first_five, trained_judge
 from .export import FOLDER
+from .judge import at_sight, first_five, trained_judge
 from .loop import Place, frozen, grid, save_sheet
 from .nets import decode, paint, told, trained
 from .scenes import for_encoder

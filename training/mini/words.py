@@ -104,77 +104,34 @@ injection, vaccine | pill: medicine, tablet | stethoscope | door | mirror | wind
 """
 
 COLOUR_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "white": {
-        "de": ("weiß", "weißem", "weißen"),
-        "fr": ("blanc",),
-        "es": ("blanco",),
-        "it": ("bianco",),
-        "pt": ("branco",),
-    },
-    "black": {
-        "de": ("schwarz", "schwarzem", "schwarzen"),
-        "fr": ("noir",),
-        "es": ("negro",),
-        "it": ("nero",),
-        "pt": ("preto",),
-    },
-    "gray": {
-        "en": ("grey",),
-        "de": ("grau", "grauem", "grauen"),
-        "fr": ("gris",),
-        "es": ("gris",),
-        "it": ("grigio",),
-        "pt": ("cinza",),
-    },
-    "red": {"de": ("rot", "rotem", "roten"), "fr": ("rouge",), "es": ("rojo",), "it": ("rosso",), "pt": ("vermelho",)},
-    "orange": {
-        "de": ("orange", "orangem", "orangen"),
-        "fr": ("orange",),
-        "es": ("naranja",),
-        "it": ("arancione",),
-        "pt": ("laranja",),
-    },
-    "yellow": {
-        "de": ("gelb", "gelbem", "gelben"),
-        "fr": ("jaune",),
-        "es": ("amarillo",),
-        "it": ("giallo",),
-        "pt": ("amarelo",),
-    },
-    "green": {
-        "de": ("grün", "grünem", "grünen"),
-        "fr": ("vert",),
-        "es": ("verde",),
-        "it": ("verde",),
-        "pt": ("verde",),
-    },
+    "white": {"de": ("weißem",), "fr": ("blanc",), "es": ("blanco",), "it": ("bianco",), "pt": ("branco",)},
+    "black": {"de": ("schwarzem",), "fr": ("noir",), "es": ("negro",), "it": ("nero",), "pt": ("preto",)},
+    "gray": {"en": ("grey",), "de": ("grauem",), "fr": ("gris",), "es": ("gris",), "it": ("grigio",), "pt": ("cinza",)},
+    "red": {"de": ("rotem",), "fr": ("rouge",), "es": ("rojo",), "it": ("rosso",), "pt": ("vermelho",)},
+    "orange": {"de": ("orangem",), "fr": ("orange",), "es": ("naranja",), "it": ("arancione",), "pt": ("laranja",)},
+    "yellow": {"de": ("gelbem",), "fr": ("jaune",), "es": ("amarillo",), "it": ("giallo",), "pt": ("amarelo",)},
+    "green": {"de": ("grünem",), "fr": ("vert",), "es": ("verde",), "it": ("verde",), "pt": ("verde",)},
     "teal": {
         "en": ("turquoise",),
-        "de": ("türkis", "türkisem", "türkisen"),
+        "de": ("türkisem",),
         "fr": ("turquoise",),
         "es": ("turquesa",),
         "it": ("turchese",),
         "pt": ("turquesa",),
     },
-    "blue": {"de": ("blau", "blauem", "blauen"), "fr": ("bleu",), "es": ("azul",), "it": ("blu",), "pt": ("azul",)},
+    "blue": {"de": ("blauem",), "fr": ("bleu",), "es": ("azul",), "it": ("blu",), "pt": ("azul",)},
     "purple": {
         "en": ("violet",),
-        "de": ("lila", "lila", "lila"),
+        "de": ("lila",),
         "fr": ("violet",),
         "es": ("morado",),
         "it": ("viola",),
         "pt": ("roxo",),
     },
-    "pink": {"de": ("rosa", "rosa", "rosa"), "fr": ("rose",), "es": ("rosa",), "it": ("rosa",), "pt": ("rosa",)},
-    "brown": {
-        "de": ("braun", "braunem", "braunen"),
-        "fr": ("brun", "marron"),
-        "es": ("marrón",),
-        "it": ("marrone",),
-        "pt": ("marrom",),
-    },
+    "pink": {"de": ("rosa",), "fr": ("rose",), "es": ("rosa",), "it": ("rosa",), "pt": ("rosa",)},
+    "brown": {"de": ("braunem",), "fr": ("brun", "marron"), "es": ("marrón",), "it": ("marrone",), "pt": ("marrom",)},
 }
-"""Other words for each background colour by language; German ones as dictionary form, dative and declined dative."""
+"""Other words for each background colour by language; German ones in the dative, see :func:`nominative`."""
 
 SHADES: dict[str, tuple[int, int, int]] = {
     "light blue": (160, 200, 245),
@@ -196,11 +153,12 @@ SHADES: dict[str, tuple[int, int, int]] = {
 }
 """Two-word colours, in sRGB; no held-out prompt names one."""
 
-S, C = "{subject}", "{colour}"
+S, C, N = "{subject}", "{colour}", "{colour as subject}"
 FOREIGN_TEMPLATES: dict[str, tuple[list[str], ...]] = {
     "de": (
         [S, "auf", C, "hintergrund"],
         ["ein", S, "auf", C, "hintergrund"],
+        [S, ",", N, "hintergrund"],
         [S, "vor", C, "hintergrund"],
         ["ein bild von", S, "auf", C, "hintergrund"],
     ),
@@ -220,15 +178,13 @@ FOREIGN_TEMPLATES: dict[str, tuple[list[str], ...]] = {
     "pt": ([S, "em fundo", C], ["um", S, "num fundo", C], [S, ", fundo", C], ["uma imagem de", S, "em fundo", C]),
 }
 HELD_FOREIGN = {
-    "de": [S, "mit einem", C, "hintergrund"],
+    "de": [S, "gezeichnet auf", C, "hintergrund"],
     "fr": ["dessin :", S, "avec un fond", C],
     "es": ["dibujo de", S, "con fondo", C],
     "it": ["disegno di", S, "con sfondo", C],
     "pt": ["desenho de", S, "com fundo", C],
 }
 """Only for the measure of languages (``evaluate``)."""
-DECLINED = {"de": 1}
-"""Which form of a colour's word the templates of a language take, and the first otherwise."""
 
 
 @lru_cache(maxsize=1)
@@ -283,11 +239,17 @@ def make_names(subjects: list[Subject]) -> list[dict[str, tuple[str, ...]]]:
     return [{language: tuple(found) for language, found in entry.items()} for entry in names]
 
 
-def colour_word(colour: str, language: str) -> tuple[str, ...]:
+def colour_words(colour: str, language: str) -> tuple[str, ...]:
     """Words for a background colour as the templates of ``language`` take them; its English name where it has none."""
     words = COLOUR_WORDS.get(colour, {}).get(language, ())
-    if language == "en":
-        return (colour, *words)
-    if not words:
-        return (colour,)
-    return words[DECLINED[language] : DECLINED[language] + 1] if language in DECLINED else words
+    return (colour, *words) if language == "en" else words or (colour,)
+
+
+def nominative(word: str) -> str:
+    """The German word of a colour where the background is the subject: "blauer" for "blauem", "rosa" as it is."""
+    return f"{word[:-1]}r" if word.endswith("em") else word
+
+
+def speak(template: list[str], name: str, colour: str = "") -> list[str]:
+    """The fragments of ``template`` with the words for subject and background put in."""
+    return [{S: name, C: colour, N: nominative(colour)}.get(part, part) for part in template]

@@ -1,0 +1,164 @@
+"""What Mini is told: everyday words, languages and colours, each reaching one subject; and what measures it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+
+import harness
+import pytest
+import torch
+
+from training.mini import evaluate
+from training.mini.captions import HELD_TEMPLATES, SHADES, Speaker, spoken, tokens
+from training.mini.compose import GROUNDS, random_colour
+from training.mini.data import COLOURS, LANGUAGES, PLAIN, read_split
+from training.mini.decoder import Critic
+from training.mini.generators import repeat_common
+from training.mini.language import known_tokens
+from training.mini.pilot import GRIDS, SmallDecoder
+from training.mini.words import FOREIGN_TEMPLATES, HELD_FOREIGN, colour_words, everyday, nominative, speak
+
+SUBJECTS, PROMPTS = read_split()
+LABELS = [subject.labels["en"] for subject in SUBJECTS]
+
+
+@pytest.fixture(scope="module")
+def speaker() -> Speaker:
+    os.environ.setdefault("CASCADE_STUDIO_HOST_PATH", str(harness.host_root()))
+    return Speaker(SUBJECTS)
+
+
+def owner(speaker: Speaker, name: str, language: str = "en") -> str:
+    """The label of the one subject that has this name."""
+    found = [LABELS[i] for i, names in enumerate(speaker.names) if name in names[language]]
+    assert len(found) == 1, (name, found)
+    return found[0]
+
+
+def test_everyday_words_reach_the_subject_that_they_are_written_for(speaker):
+    assert len(everyday()) >= 300 and set(everyday()) <= set(LABELS)
+    for label, words in everyday().items():
+        for word in (label, *words):
+            assert owner(speaker, word) == label
+
+
+@pytest.mark.parametrize(
+    "word, language, label",
+    [
+        ("apple", "en", "red apple"), ("car", "en", "automobile"), ("man", "en", "man"), ("bird", "en", "bird"),
+        ("apfel", "de", "red apple"), ("pomme", "fr", "red apple"), ("manzana", "es", "red apple"),
+        ("mela", "it", "red apple"), ("maçã", "pt", "red apple"), ("hund", "de", "dog"), ("perro", "es", "dog"),
+        ("voiture", "fr", "automobile"), ("casa", "it", "house"),
+    ],
+)  # fmt: skip
+def test_plain_nouns_name_the_commonest_thing(speaker, word, language, label):
+    assert owner(speaker, word, language) == label
+
+
+def test_no_name_means_two_subjects_and_every_subject_has_one_in_every_language(speaker):
+    for language in LANGUAGES:
+        names = [name for entry in speaker.names for name in entry[language]]
+        assert len(names) == len(set(names))
+        assert all(entry[language] for entry in speaker.names)
+    assert sum(len(entry["en"]) for entry in speaker.names) > 2 * len(SUBJECTS)
+    assert not {name for entry in speaker.names for name in entry["en"]} & set(COLOURS)
+
+
+def test_free_prompts_name_their_subject_by_a_word_that_is_learned(speaker):
+    asked = json.loads(evaluate.FREE.read_text(encoding="utf-8"))
+    assert len(asked) == 60 == len({prompt["subject"] for prompt in asked})
+    for prompt in asked:
+        assert LABELS[prompt["subject"]] == prompt["name"]
+        noun = prompt["prompt"].split(" on ")[0].removeprefix("a ").removeprefix("an ").removeprefix("the ")
+        assert owner(speaker, noun) == prompt["name"]
+
+
+def test_captions_say_words_that_the_token_table_knows(speaker):
+    """Of every language and template; those that are held back for measuring are never said."""
+    rng, known, said = random.Random(0), set(known_tokens(speaker).tolist()), []
+    for _ in range(3000):
+        index = rng.randrange(len(SUBJECTS))
+        said.append(speaker.caption(index, random_colour(SUBJECTS[index], rng, shades=0.2), rng, bare=rng.random()))
+        assert set(tokens(said[-1])) <= known
+    fragments = {part for fragments in said for part in fragments}
+    for template in (*HELD_TEMPLATES, *HELD_FOREIGN.values()):
+        assert any(part not in fragments for part in template if "{" not in part), template
+    for language in LANGUAGES[1:]:
+        own = {part for template in FOREIGN_TEMPLATES[language] for part in template if "{" not in part}
+        assert own & fragments, language
+    assert set(SHADES) & fragments and {"grey", "turquoise"} <= fragments
+    assert any(len(fragments) == 1 for fragments in said), "a name alone"
+
+
+def test_held_out_colours_stay_held_out_in_every_shade():
+    rng = random.Random(0)
+    for subject in SUBJECTS[:40]:
+        seen = {random_colour(subject, rng, shades=0.5) for _ in range(300)}
+        assert not {name.split()[-1] for name in seen} & set(subject.held)
+        assert seen & set(SHADES)
+    assert set(GROUNDS) == {*COLOURS, *SHADES}
+    values = torch.tensor(list(GROUNDS.values())).float()
+    assert (torch.cdist(values, values) + 1000 * torch.eye(len(values))).min() > 15, "no two look the same"
+
+
+def test_colours_are_said_in_every_language():
+    for language in LANGUAGES:
+        words = [colour_words(colour, language) for colour in COLOURS]
+        assert all(words) and len({word for some in words for word in some}) == sum(map(len, words))
+    assert colour_words("gray", "en") == ("gray", "grey") and colour_words("light blue", "fr") == ("light blue",)
+    assert nominative("blauem") == "blauer" and nominative("rosa") == "rosa"
+    german = [spoken(template, "apfel", colour_words("blue", "de")[0]) for template in FOREIGN_TEMPLATES["de"]]
+    assert "apfel auf blauem hintergrund" in german and "apfel, blauer hintergrund" in german
+    assert all(
+        "{" not in part for template in (*HELD_TEMPLATES, *HELD_FOREIGN.values()) for part in speak(template, "x", "y")
+    )
+
+
+def test_the_commonest_subjects_come_three_times_as_often():
+    numbers = repeat_common(SUBJECTS, 3, 1)
+    counts = torch.bincount(torch.tensor(numbers), minlength=len(SUBJECTS)).tolist()
+    assert all(count == (3 if label in everyday() else 1) for count, label in zip(counts, LABELS, strict=True))
+
+
+def test_white_may_be_left_unsaid(speaker):
+    rng = random.Random(0)
+    said = [" ".join(speaker.caption(0, PLAIN, rng)) for _ in range(400)]
+    words = {word for language in LANGUAGES for word in colour_words(PLAIN, language)}
+    named = sum(any(word in text.split() for word in words) for text in said) / len(said)
+    assert named == pytest.approx(1 - Speaker.UNNAMED, abs=0.07)
+
+
+@pytest.mark.parametrize("cells", GRIDS)
+def test_the_pilots_decoder_takes_every_grid(cells):
+    assert SmallDecoder()(torch.zeros(2, 16, cells, cells)).shape == (2, 3, 128, 128)
+
+
+def test_the_critic_tells_how_far_two_pictures_are_apart():
+    torch.manual_seed(0)
+    critic, latent = Critic(10).eval(), torch.randn(3, 4, 64, 64)
+    assert critic(latent).shape == (3, 10)
+    near, far = latent + 0.05 * torch.randn_like(latent), torch.randn_like(latent)
+    made = far.clone().requires_grad_()
+    same, close, apart = (critic.distances(other, latent) for other in (latent, near, made))
+    assert same.abs().max() < 1e-6 and (close < apart).all()
+    apart.sum().backward()
+    assert made.grad.abs().sum() > 0
+
+
+def test_the_sheet_of_free_prompts_is_numbered_in_another_order(tmp_path, monkeypatch):
+    class Painter:
+        def __init__(self, place):
+            pass
+
+        def picture(self, prompts, seeds):
+            return torch.zeros(len(prompts), 3, 32, 32)
+
+    monkeypatch.setattr(evaluate, "Painter", Painter)
+    evaluate.paint_free(evaluate.Place(tmp_path, torch.device("cpu")))
+    key = json.loads((tmp_path / "free" / "free_key.json").read_text())
+    names = (tmp_path / "free" / "free_names.txt").read_text().split("\n")[:-1]
+    listed = [prompt["name"] for prompt in json.loads(evaluate.FREE.read_text(encoding="utf-8"))]
+    assert sorted(key.values()) == names == sorted(listed)
+    assert list(key.values()) not in (names, listed) and (tmp_path / "free" / "free.png").is_file()
