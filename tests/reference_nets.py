@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,19 @@ def as_lists(value):
     return [as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
+def host_config(config) -> dict[str, Any]:
+    """The fields of a config that ComfyUI's nets know, as it writes them."""
+    return {name: as_lists(value) for name, value in vars(config).items() if name != "native_side"}
+
+
 def host_net(ours: StageC | StageB) -> nn.Module:
     """ComfyUI's net for the configuration of ``ours``, sharing its weights."""
     import comfy.ops
     from comfy.ldm.cascade import stage_b, stage_c
 
+    config = host_config(ours.config)
     dtype = next(ours.parameters()).dtype
     kind = stage_c.StageC if isinstance(ours, StageC) else stage_b.StageB
-    known = inspect.signature(kind).parameters
-    config = {name: as_lists(value) for name, value in vars(ours.config).items() if name in known}
     with torch.device("meta"):
         net = kind(**config, dropout=[0.0] * len(config["c_hidden"]), dtype=dtype, operations=comfy.ops.manual_cast)
     net.load_state_dict(ours.state_dict(), strict=True, assign=True)

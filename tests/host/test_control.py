@@ -516,14 +516,14 @@ def test_our_net_on_a_core_model(studio, nets):
     """Core's model with the same weights gives what ours gives."""
     import comfy.model_patcher
     from comfy.supported_models import Stable_Cascade_C
-    from reference_nets import as_lists
+    from reference_nets import host_config
 
     weights = tiny_family.stage_c_weights()
     rows = len(weights["clip_img_mapper.weight"])
     weights["clip_img_mapper.weight"] = tiny_family.tensor_for("clip_img", (rows, 768))
     weights = tiny_family.split(weights)
     ours = studio.load("prior", studio.write("diffusion_models/control_pair", weights))
-    config = {name: as_lists(value) for name, value in vars(ours.model.diffusion_model.config).items()}
+    config = host_config(ours.model.diffusion_model.config)
     made = Stable_Cascade_C({**config, "stable_cascade_stage": "c"})
     made.set_inference_dtype(torch.float32, None)
     model = made.get_model({}, "", device=torch.device("cpu"))

@@ -6,7 +6,7 @@ import family as tiny_family
 import pytest
 import torch
 from graphs import check_sentence
-from reference_nets import as_lists
+from reference_nets import host_config
 from world import Studio, changed, relative
 
 from cascade_studio.stages import PUBLISHED
@@ -50,7 +50,7 @@ class Pair:
         from comfy.supported_models import Stable_Cascade_B, Stable_Cascade_C
 
         prior, net_config = self.stage == "prior", self.ours.model.diffusion_model.config
-        config = {name: as_lists(value) for name, value in vars(net_config).items()}
+        config = host_config(net_config)
         kind = Stable_Cascade_C if prior else Stable_Cascade_B
         made = kind({**config, "stable_cascade_stage": "c" if prior else "b"})
         made.set_inference_dtype(torch.float32, None)

@@ -375,7 +375,7 @@ def test_presets_go_by_title_and_by_key(shop):
     ],
 )
 def test_automatic_takes_what_suits_the_machine(shop, monkeypatch, machine, expected):
-    monkeypatch.setattr(advice, "machine", lambda: machine)
+    monkeypatch.setattr(advice, "describe_machine", lambda: machine)
     text = shop.graph(preset="automatic", missing_files="ask").error(["1", 0])
     assert f"{expected}, " in text and shop.server.requests == []
 

@@ -258,7 +258,7 @@ def test_short_memory_keeps_weights_in_eight_bits(monkeypatch, studio):
 
     set_flags(monkeypatch)
     monkeypatch.setattr(machine, "processor_has_bf16", lambda: False)
-    monkeypatch.setattr(machine, "room", lambda device: 1)
+    monkeypatch.setattr(machine, "measure_room", lambda device: 1)
     chosen = studio.load("prior", FILES["prior"], "fp8_e4m3fn")
     advised = studio.load("prior", FILES["prior"], "auto")
     assert advised.model.get_dtype() == torch.float8_e4m3fn and advised.model.get_dtype_inference() == torch.float32
