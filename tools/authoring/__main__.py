@@ -1,4 +1,4 @@
-"""``python3 dev.py run -m tools.authoring``: rewrites workflows/, subgraphs/, locales/ and the help's pictures."""
+"""``python3 dev.py run -m tools.authoring``: rewrites workflows/ with api/, subgraphs/, locales/ and help pictures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade_studio.commands.messages import Stop, say, speak_plainly
+from cascade_studio.commands.workflow.api_prompt import convert
 
 from .. import locales
 from ..env import REPOSITORY, Setup
@@ -20,6 +21,7 @@ from .recipes import BLOCKS, RECIPES
 from .write import workflow
 
 WORKFLOWS, SUBGRAPHS = REPOSITORY / "workflows", REPOSITORY / "subgraphs"
+PROMPTS = WORKFLOWS / "api"
 
 
 def as_text(content: dict[str, Any]) -> str:
@@ -29,6 +31,7 @@ def as_text(content: dict[str, Any]) -> str:
 def written(definitions: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     """The content of every file that the recipes give."""
     found = {WORKFLOWS / f"{name}.json": workflow(recipe(), definitions) for name, recipe in RECIPES.items()}
+    found.update({PROMPTS / path.name: convert(content, definitions).prompt for path, content in found.items()})
     for block in (recipe() for recipe in BLOCKS):
         found[SUBGRAPHS / f"{block.name}.json"] = blueprint(block, definitions)
     return found
