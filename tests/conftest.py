@@ -1,21 +1,14 @@
-"""Puts the host's root before the pack's on ``sys.path`` and names the pack, before any test module is imported."""
+"""For all tests: no network, the repository's root is no test package, and long tests wait to be asked for."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
+import harness
 import pytest
 
 os.environ.setdefault("CASCADE_STUDIO_OFFLINE", "1")  # no test asks for a file of the real catalogue
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
-
-import harness  # noqa: E402
-
-harness.arrange_path()
 
 
 class PlainRoot:

@@ -22,7 +22,9 @@ from typing import Any
 
 import harness
 
-from tools.server import FAILURES, link_pack, unlink_pack
+from tools.env import current_setup
+from tools.links import link_pack, unlink_pack
+from tools.server import FAILURES
 
 FLAGS = (
     "--cpu",
@@ -63,7 +65,7 @@ class Result:
 
 def prepare() -> Path:
     """Give ComfyUI's argument parser our flags and a temporary base folder; returns that folder."""
-    harness.main_setup()
+    current_setup()
     base = Path(tempfile.mkdtemp(prefix="cascade-studio-tests-"))
     for name in ("models", "custom_nodes", "input", "output", "user", "temp"):
         (base / name).mkdir()

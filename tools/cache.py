@@ -42,6 +42,11 @@ def is_complete(folder: Path) -> bool:
     return (folder / STAMP).is_file()
 
 
+def read_mark(folder: Path) -> str:
+    """The text of the stamp of ``folder``; empty where there is none."""
+    return (folder / STAMP).read_text(encoding="utf-8") if is_complete(folder) else ""
+
+
 def mark_complete(folder: Path, text: str) -> None:
     """Write the stamp of ``folder`` in one step."""
     draft = folder / (STAMP + ".new")

@@ -20,7 +20,7 @@ from .client import Run
 from .edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from .env import REPOSITORY, Setup
 from .png import text_chunks
-from .server import Base, Server, has_accelerator, host_flags, server_environment
+from .server import Base, Server, has_accelerator, host_flags
 
 WORKFLOW = REPOSITORY / "workflows" / "text_to_image.json"
 FIRST_PICTURE = REPOSITORY / "workflows" / "a_first_picture.json"
@@ -232,7 +232,7 @@ def run_host(setup: Setup, options: argparse.Namespace) -> int:
         kept = options.base is not None and options.model is None
         flags = [] if kept else _models(setup, base, options.model)
         command = [
-            str(setup.python),
+            str(setup.host_python),
             "main.py",
             "--port",
             str(options.port),
@@ -241,7 +241,7 @@ def run_host(setup: Setup, options: argparse.Namespace) -> int:
             *options.arguments,
         ]
         say(f"ComfyUI {setup.host.version} with the pack: http://127.0.0.1:{options.port} (Ctrl-C stops it)")
-        process = subprocess.Popen(command, cwd=setup.host.root, env=server_environment(setup))
+        process = subprocess.Popen(command, cwd=setup.host.root, env=setup.environment())
         try:
             return process.wait()
         except KeyboardInterrupt:

@@ -75,11 +75,23 @@ def python_in(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def make_venv(folder: Path) -> None:
-    """Make a virtual environment of the running Python in ``folder``, pip included."""
+def site_folders(python: Path) -> list[Path]:
+    """The folders of packages of a Python."""
+    code = (
+        "import site; print(*site.getsitepackages(), "
+        "*([site.getusersitepackages()] * bool(site.ENABLE_USER_SITE)), sep='\\n')"
+    )
+    told = subprocess.run(
+        [str(python), "-c", code], stdout=subprocess.PIPE, check=True, encoding="utf-8", cwd=python.parent
+    )
+    return [Path(line) for line in told.stdout.splitlines()]
+
+
+def make_venv(folder: Path, python: Path | str = sys.executable, *, with_pip: bool = True) -> None:
+    """Make a virtual environment of ``python`` in ``folder``."""
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "venv", "--clear", str(folder)],
+            [str(python), "-m", "venv", "--clear", *([] if with_pip else ["--without-pip"]), str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -92,7 +104,7 @@ def make_venv(folder: Path) -> None:
     if problem:
         hint = "Install the package python3-venv and run the same command again." if "ensurepip" in problem else ""
         reason = hint or problem.strip()
-        raise Stop(f"Python {sys.executable} could not make a virtual environment in {folder}. {reason}")
+        raise Stop(f"Python {python} could not make a virtual environment in {folder}. {reason}")
 
 
 def python_with_pip() -> Path:

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import tempfile
 import time
@@ -20,10 +19,10 @@ from cascade_studio.commands.messages import Stop
 
 from .client import Client, Unreachable
 from .env import REPOSITORY, Setup
+from .links import link_pack, unlink_pack
 
 PACK = "cascade-studio"
 FAILURES = ("IMPORT FAILED", "Cannot import", "Error while calling comfy_entrypoint")
-COPY_MARK = ".copied-by-dev-py"
 READY_SECONDS = 300.0
 MODEL_FOLDERS = (
     "checkpoints",
@@ -40,47 +39,6 @@ MODEL_FOLDERS = (
 )
 
 
-def link_pack(custom_nodes: Path, pack: Path = REPOSITORY, name: str = PACK) -> Path:
-    """Make ``custom_nodes/name`` lead to the pack: a link, else (Windows without rights) a junction, else a copy."""
-    custom_nodes.mkdir(parents=True, exist_ok=True)
-    target = custom_nodes / name
-    if target.exists() or target.is_symlink():
-        raise Stop(f"{target} is there already and was not made by dev.py. Move it away, or choose another folder.")
-    try:
-        target.symlink_to(pack, target_is_directory=True)
-        return target
-    except OSError:
-        pass
-    if os.name == "nt":
-        made = subprocess.run(
-            ["cmd", "/c", "mklink", "/J", str(target), str(pack)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        if made.returncode == 0:
-            return target
-    shutil.copytree(pack, target, ignore=shutil.ignore_patterns(".git", "__pycache__", "tests", ".pytest_cache"))
-    (target / COPY_MARK).write_text("A copy made by dev.py, which removes it again.\n", encoding="utf-8")
-    return target
-
-
-def unlink_pack(target: Path) -> None:
-    """Undo :func:`link_pack`: the link, junction or copy goes, the pack behind it and folders of others stay."""
-    if target.is_symlink():
-        target.unlink()
-    elif (target / COPY_MARK).is_file():
-        shutil.rmtree(target)
-    elif _is_junction(target):
-        os.rmdir(target)
-
-
-def _is_junction(path: Path) -> bool:
-    if os.name != "nt" or not path.exists():
-        return False
-    return bool(os.lstat(path).st_file_attributes & stat.FILE_ATTRIBUTE_REPARSE_POINT)
-
-
 class Base:
     """A ComfyUI base folder (models, custom_nodes, input, output, user, temp) with the pack linked in."""
 
@@ -91,7 +49,7 @@ class Base:
             (self.path / name).mkdir(parents=True, exist_ok=True)
         self.link = self.path / "custom_nodes" / PACK
         unlink_pack(self.link)
-        link_pack(self.link.parent, pack)
+        link_pack(self.link.parent, pack, PACK)
 
     @property
     def models(self) -> Path:
@@ -162,12 +120,6 @@ def host_flags(setup: Setup, base: Base, cpu: bool) -> list[str]:
     return flags
 
 
-def server_environment(setup: Setup) -> dict[str, str]:
-    """The environment of a server: nothing of ours on its path, so that the pack is loaded as at a user's."""
-    hidden = {"PYTHONPATH", "PYTHONSAFEPATH"}
-    return {key: value for key, value in setup.environment().items() if key not in hidden}
-
-
 def stop_tree(process: subprocess.Popen, patience: float = 10.0) -> None:
     """End a process started in its own group, and everything that it started."""
     if os.name == "nt":
@@ -231,7 +183,16 @@ class Server:
 
     def _spawn(self, port: int) -> None:
         guard = str(REPOSITORY / "commands" / "guard.py")
-        command = [str(self.setup.python), guard, "main.py", "--listen", "127.0.0.1", "--port", str(port), *self.flags]
+        command = [
+            str(self.setup.host_python),
+            guard,
+            "main.py",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            *self.flags,
+        ]
         group = (
             {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
         )
@@ -239,7 +200,7 @@ class Server:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.setup.host.root,
-                env=server_environment(self.setup),
+                env=self.setup.environment(),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

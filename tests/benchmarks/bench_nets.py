@@ -18,19 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+import torch
+from reference_nets import diffusers_net, host_net, reference
+from torch import Tensor
 
-import harness  # noqa: E402
-
-harness.arrange_path()
-
-import torch  # noqa: E402
-from reference_nets import diffusers_net, host_net, reference  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from cascade_studio.stages.nets.stage_b import StageB, StageBConfig  # noqa: E402
-from cascade_studio.stages.nets.stage_c import StageC, StageCConfig  # noqa: E402
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
+from cascade_studio.stages.nets.stage_c import StageC, StageCConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGETS = {"eager": 1.03, "compiled": 0.95}

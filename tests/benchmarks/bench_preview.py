@@ -14,15 +14,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+import torch
+from bench_nets import DTYPES, build, cases
+from torch import Tensor, nn
 
-import torch  # noqa: E402
-from bench_nets import DTYPES, build, cases  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from cascade_studio.stages.nets.previewer import Previewer  # noqa: E402
+from cascade_studio.stages.nets.previewer import Previewer
 
 SHARE, INTERVAL = 0.05, 0.1
 """As in ``nodes/host/models/preview.py``, which needs the host."""

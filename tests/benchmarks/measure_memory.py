@@ -15,11 +15,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
-
-from cascade_studio.stages.nets.memory import activation_memory  # noqa: E402
-from cascade_studio.stages.nets.stage_b import StageB, StageBConfig  # noqa: E402
-from cascade_studio.stages.nets.stage_c import StageC, StageCConfig  # noqa: E402
+from cascade_studio.stages.nets.memory import activation_memory
+from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
+from cascade_studio.stages.nets.stage_c import StageC, StageCConfig
 
 B = StageBConfig(
     c_hidden=(320, 576, 1152, 1152),

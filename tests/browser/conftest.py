@@ -12,8 +12,9 @@ import pytest
 from browser.driver import Browser, find_chromium
 from browser.page import SETTINGS, Page, Small
 from browser.shop import IN_THE_WAY, Shop
-from harness import REPOSITORY, main_setup
+from harness import REPOSITORY
 
+from tools.env import current_setup
 from tools.server import Base, Server
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the small family's layers mostly wait for each other on more
@@ -52,7 +53,7 @@ def server(family_models: Path, shop: Shop) -> Iterator[Server]:
     base = Base()
     try:
         shutil.copytree(family_models, base.models, dirs_exist_ok=True)
-        running = Server(main_setup(), base, cpu=True)
+        running = Server(current_setup(), base, cpu=True)
         with pytest.MonkeyPatch.context() as environment:  # of this one process: other tests stay offline
             for name in IN_THE_WAY:
                 environment.delenv(name, raising=False)

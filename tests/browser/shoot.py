@@ -16,18 +16,14 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import harness
+from browser.driver import Browser, BrowserError, find_chromium
+from browser.page import SETTINGS, Page
+from browser.walk import illustrate, tiny, walk
 
-import harness  # noqa: E402
-
-harness.arrange_path()
-
-from browser.driver import Browser, BrowserError, find_chromium  # noqa: E402
-from browser.page import SETTINGS, Page  # noqa: E402
-from browser.walk import illustrate, tiny, walk  # noqa: E402
-
-from cascade_studio.commands.messages import Stop, say  # noqa: E402
-from tools.server import Base, Server, has_accelerator  # noqa: E402
+from cascade_studio.commands.messages import Stop, say
+from tools.env import current_setup
+from tools.server import Base, Server, has_accelerator
 
 SIZE, WALK_SIZE = (2400, 1350), (1600, 900)
 WORKFLOWS = harness.REPOSITORY / "workflows"
@@ -56,7 +52,7 @@ def shoot_all(base: Base, options: argparse.Namespace) -> None:
     from family import write_family
 
     write_family(base.models)
-    with Server(harness.main_setup(), base) as server, Browser(SIZE) as browser:
+    with Server(current_setup(), base) as server, Browser(SIZE) as browser:
         server.client.fetch("/settings", CHROME)
         page = Page(browser, server.client.url)
         page.open()
@@ -75,7 +71,7 @@ def shoot_walk(base: Base, options: argparse.Namespace) -> None:
         from family import write_family
 
         write_family(base.models)
-    setup, name = harness.main_setup(), options.names[0]
+    setup, name = current_setup(), options.names[0]
     with Server(setup, base, cpu=not has_accelerator(setup), flags=flags) as server, Browser(WALK_SIZE) as browser:
         server.client.fetch("/settings", CHROME)
         page = Page(browser, server.client.url)

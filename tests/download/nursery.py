@@ -8,21 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent.parent)]
-
-import harness  # noqa: E402
-
-harness.arrange_path()
-
-import cascade_studio.stages.files.identify  # noqa: E402, F401 - what a fetch imports late belongs to the time in which it may be killed
-from cascade_studio.nodes.checkpoints.catalogue import Entry  # noqa: E402
-from cascade_studio.nodes.checkpoints.errors import CheckpointError  # noqa: E402
-from cascade_studio.nodes.checkpoints.fetch import fetch_plan  # noqa: E402
-from cascade_studio.nodes.checkpoints.find import Finder, models_roots  # noqa: E402
-from cascade_studio.nodes.checkpoints.plan import make_plan  # noqa: E402
-from cascade_studio.nodes.checkpoints.settings import Settings  # noqa: E402
+import cascade_studio.stages.files.identify  # noqa: F401 - what a fetch imports late belongs to the time in which it may be killed
+from cascade_studio.nodes.checkpoints.catalogue import Entry
+from cascade_studio.nodes.checkpoints.errors import CheckpointError
+from cascade_studio.nodes.checkpoints.fetch import fetch_plan
+from cascade_studio.nodes.checkpoints.find import Finder, models_roots
+from cascade_studio.nodes.checkpoints.plan import make_plan
+from cascade_studio.nodes.checkpoints.settings import Settings
 
 
 def fetch(job: dict) -> int:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
 import pytest
-from harness import main_setup
 from PIL import Image
 from small_extras import write_controlnets, write_tuned_prior
 
 from cascade_studio.commands.workflow.api_prompt import convert
 from tools.authoring.recipes.parts import ANOTHER
 from tools.client import Run
-from tools.env import Setup
-from tools.hosts import pinned_host, supported
+from tools.env import current_setup, set_up
+from tools.hosts import supported
 from tools.server import Base, Server
 
 MAIN = "main"
@@ -67,7 +65,7 @@ def server(request: pytest.FixtureRequest, family_models: Path) -> Iterator[Test
     base = Base()
     try:
         shutil.copytree(family_models, base.models, dirs_exist_ok=True)
-        setup = main_setup() if request.param == MAIN else Setup(pinned_host(request.param), Path(sys.executable))
+        setup = current_setup() if request.param == MAIN else set_up(request.param)
         with TestServer(setup, base, cpu=True) as running:
             yield running
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -17,11 +16,9 @@ from tools.scenes import FIRST
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     return subprocess.run(
         [sys.executable, "dev.py", "demo", *arguments],
         cwd=REPOSITORY,
-        env=environment,
         timeout=600,
         stdin=subprocess.DEVNULL,
         capture_output=True,

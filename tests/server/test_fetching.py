@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from faulty_server import FaultyServer, File
-from harness import main_setup
 
 from cascade_studio.commands.workflow.api_prompt import convert
 from tools.client import Run
 from tools.demo import WORKFLOW
+from tools.env import current_setup
 from tools.server import Base, Server
 
 FILES = {
@@ -80,7 +80,7 @@ def test_two_servers_fetch_once_and_paint_twice(shop, tmp_path):
     wanted = sum(len(file.data) for file in shop.files.values())
     shop.rate = wanted / 20
     try:
-        servers = [Server(main_setup(), base, flags=base.add_models(models)) for base in bases]
+        servers = [Server(current_setup(), base, flags=base.add_models(models)) for base in bases]
         with servers[0] as first, servers[1] as second, ThreadPoolExecutor() as pool:
             heard: list[list[dict[str, Any]]] = [[], []]
             runs = list(pool.map(queue, (first, second), heard))

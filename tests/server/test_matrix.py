@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from harness import main_setup
 from matrix import LATENT, SAMPLE, matrix, write_files
 from safetensors.torch import load_file
 
 from tools.client import Run
+from tools.env import current_setup
 from tools.server import Base, Server
 
 
@@ -42,7 +42,7 @@ def fresh(server, family_models: Path) -> Server:
     try:
         shutil.copytree(family_models, base.models, dirs_exist_ok=True)
         write_files(base.models, base.path / "input")
-        with Server(main_setup(), base, cpu=True) as running:
+        with Server(current_setup(), base, cpu=True) as running:
             yield running
     finally:
         base.close()

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
 PROGRAM = """
 import sys, threading
 from pathlib import Path
-sys.path.insert(0, {root!r})
 import psutil, torch
 torch.manual_seed(0)
 process, peak, done = psutil.Process(), [0], threading.Event()
@@ -47,7 +44,7 @@ def measured_peak(setup: str, given: str, call: str) -> int:
 
     The C library returns freed memory at once here: what it would keep for later depends on chance, not on the code.
     """
-    program = PROGRAM.format(root=str(ROOT), setup=setup.strip().replace("\n", "\n    "), given=given, call=call)
+    program = PROGRAM.format(setup=setup.strip().replace("\n", "\n    "), given=given, call=call)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, env={**os.environ, **AT_ONCE}
     )

@@ -21,7 +21,7 @@ from cascade_studio.stages.nets.blocks import (
 )
 from cascade_studio.stages.nets.hooks import BlockHooks, Place
 from cascade_studio.stages.training.frozen_net import FROZEN
-from training.mini.generators import small_attention
+from training.mini.nets import small_attention
 
 INPUTS = {
     "stage_c_tiny": ("x", "r", "clip_text", "clip_text_pooled", "clip_img", "sca", "crp"),

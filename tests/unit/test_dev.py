@@ -24,10 +24,12 @@ from tools.pip import explain
 needs_host = pytest.mark.skipif(harness.host_root() is None, reason="no ComfyUI host is set up")
 
 
-def launch(*arguments: str, cwd: Path = harness.REPOSITORY) -> str:
-    host = harness.host_root()
-    command = [sys.executable, str(harness.REPOSITORY / "tools" / "launch.py"), str(host), *arguments]
-    return subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout.strip()
+def run_here(*arguments: str | Path) -> list[str]:
+    """The lines that a command of ``dev.py run`` prints."""
+    setup = env.current_setup()
+    command = setup.command(*map(str, arguments))
+    done = subprocess.run(command, cwd=harness.REPOSITORY, env=setup.environment(), stdout=subprocess.PIPE, check=True)
+    return done.stdout.decode().splitlines()
 
 
 # Whose modules are imported
@@ -39,20 +41,33 @@ def test_nodes_is_the_hosts_under_pytest():
 
 
 @needs_host
-@pytest.mark.parametrize("kind", ("-c", "-m", "script"))
-def test_nodes_is_the_hosts_under_dev_run(kind, tmp_path):
+@pytest.mark.parametrize("kind", ("-c", "script"))
+def test_nodes_is_the_hosts_and_the_pack_has_its_name_under_dev_run(kind, tmp_path):
     code = (
-        "import importlib.util as u, sys;print(u.find_spec('nodes').origin, u.find_spec('stages').origin, sys.argv[1:])"
+        "import sys, importlib.util as u; "
+        "print(*(u.find_spec(name).origin for name in ('nodes', 'cascade_studio')), sys.argv[1:])"
     )
     (tmp_path / "look.py").write_text(code, encoding="utf-8")
-    arguments = {"-c": ["-c", code], "-m": ["-m", "look"], "script": [str(tmp_path / "look.py")]}[kind]
-    os.environ["PYTHONPATH"], before = str(tmp_path), os.environ.get("PYTHONPATH", "")
-    try:
-        printed = launch(*arguments, "more", "-x")
-    finally:
-        os.environ["PYTHONPATH"] = before
-    stages = harness.REPOSITORY / "stages" / "__init__.py"
-    assert printed == f"{harness.host_root() / 'nodes.py'} {stages} ['more', '-x']"
+    printed = run_here(*{"-c": ["-c", code], "script": [tmp_path / "look.py"]}[kind], "more", "-x")[0]
+    nodes, pack, rest = printed.split(" ", 2)
+    assert Path(nodes) == harness.host_root() / "nodes.py" and rest == "['more', '-x']"
+    assert Path(pack).resolve() == harness.REPOSITORY / "__init__.py"
+
+
+@needs_host
+def test_the_path_under_dev_run_with_a_module():
+    """``-m`` puts no working folder first; the host's root comes before the clone's."""
+    path = [line.strip(" ',") for line in run_here("-m", "site")]
+    assert path.index(str(harness.host_root())) < path.index(str(harness.REPOSITORY))
+
+
+@needs_host
+def test_the_host_runs_without_anything_of_ours():
+    setup = env.current_setup()
+    code = "import importlib.util as u; print(*(u.find_spec(name) for name in ('cascade_studio', 'stages', 'tools')))"
+    command = [str(setup.host_python), "-c", code]
+    found = subprocess.run(command, cwd=setup.host.root, env=setup.environment(), stdout=subprocess.PIPE, check=True)
+    assert found.stdout.split() == [b"None"] * 3
 
 
 def test_stages_need_torch_only():
@@ -201,16 +216,16 @@ def test_a_half_made_environment_is_made_again(own_cache, tmp_path, monkeypatch)
     requirements.write_text("torch\n")
     steps = []
 
-    def fake_create(folder):
+    def fake_create(folder, *rest, **options):
         steps.append("create")
         python = env.python_in(folder)
         python.parent.mkdir(parents=True)
         python.write_text("")
 
     def fake_pip(python, arguments, purpose, log=None):
-        steps.append("pip")
-        assert "torch==2.11.0" in arguments and str(requirements) in arguments
-        if steps.count("pip") == 1:
+        steps.append("tests" if "test packages" in purpose else "pip")
+        assert "test packages" in purpose or ("torch==2.11.0" in arguments and str(requirements) in arguments)
+        if len(steps) == 2:
             raise Stop("offline")
 
     monkeypatch.setattr(env, "make_venv", fake_create)
@@ -218,13 +233,35 @@ def test_a_half_made_environment_is_made_again(own_cache, tmp_path, monkeypatch)
     with pytest.raises(Stop):
         env.environment_python(requirements)
     python = env.environment_python(requirements)
-    assert steps == ["create", "pip", "create", "pip"] and python.is_file()
-    assert env.environment_python(requirements) == python and len(steps) == 4
+    whole = ["create", "pip", "tests"]
+    assert steps == ["create", "pip", *whole] and python.is_file()
+    assert env.environment_python(requirements) == python and len(steps) == 5
+    monkeypatch.setattr(env, "WITH_TEST_PACKAGES", "another list")
+    assert env.environment_python(requirements) == python and steps[5:] == ["tests"], "torch was fetched again"
     python.unlink()
     env.environment_python(requirements)
-    assert len(steps) == 6, "an environment whose Python is gone was taken"
+    assert steps[6:] == whole, "an environment whose Python is gone was taken"
     requirements.write_text("torch\nnew\n")
-    assert env.environment_python(requirements) != python and len(steps) == 8
+    assert env.environment_python(requirements) != python and steps[9:] == whole
+
+
+def test_two_clones_share_packages_and_nothing_else(own_cache, tmp_path, monkeypatch):
+    """The pack of each is the pack of its own folder."""
+    host = hosts.Host("9.8.7", tmp_path / "host")
+    host.root.mkdir()
+    seen = {}
+    for name in ("one", "two"):
+        clone = tmp_path / name
+        clone.mkdir()
+        (clone / "__init__.py").write_text("")
+        monkeypatch.setattr(env, "REPOSITORY", clone)
+        python = env.clone_python(Path(sys.executable), host)
+        assert env.clone_python(Path(sys.executable), host) == python
+        code = "import cascade_studio, torch; print(cascade_studio.__file__, torch.__file__, sep='\\n')"
+        command = [str(python), "-I", "-c", code]
+        seen[name] = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout.splitlines()
+        assert Path(seen[name][0]).resolve() == clone / "__init__.py"
+    assert seen["one"][1] == seen["two"][1] and seen["one"][0] != seen["two"][0]
 
 
 def test_two_setups_wait_for_each_other(own_cache):
@@ -265,6 +302,7 @@ def test_an_installation_brings_its_python(tmp_path, monkeypatch):
         (tmp_path / name).write_text('__version__ = "1.2.3"')
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
+    monkeypatch.setattr(env, "clone_python", lambda python, host: python)
     assert env.set_up().python == Path(sys.executable)
     python = tmp_path / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     python.parent.mkdir(parents=True)

@@ -207,7 +207,6 @@ def test_two_processes_equal_one(tmp_path):
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join((str(UNIT.parents[1]), str(UNIT))),
     }
     running = [
         subprocess.Popen(
@@ -271,12 +270,7 @@ def test_an_interrupted_run_goes_on_with_nothing_lost(tmp_path, stop):
 def test_a_killed_run_goes_on(tmp_path):
     """The process dies at once, in the middle of a step; what was saved last is whole."""
     command = [sys.executable, str(UNIT / "lesson_process.py"), str(tmp_path / "out.pt"), str(tmp_path / "run")]
-    variables = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "LESSON_SLOWLY": "1",
-        "PYTHONPATH": os.pathsep.join((str(UNIT.parents[1]), str(UNIT))),
-    }
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "LESSON_SLOWLY": "1"}
     process = subprocess.Popen(command, env=variables)
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "state.before.pt").exists() and time.monotonic() < deadline:

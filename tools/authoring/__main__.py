@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from cascade_studio.commands.messages import Stop, say, speak_plainly
 from cascade_studio.commands.workflow.api_prompt import convert
 
 from .. import locales
-from ..env import REPOSITORY, Setup
-from ..hosts import Host, version_of
+from ..env import REPOSITORY, current_setup
 from ..server import Base, Server
 from . import pictures
 from .blueprints import blueprint
@@ -35,14 +33,6 @@ def written(definitions: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     for block in (recipe() for recipe in BLOCKS):
         found[SUBGRAPHS / f"{block.name}.json"] = blueprint(block, definitions)
     return found
-
-
-def current_setup() -> Setup:
-    """The setup that ``dev.py run`` started this process in."""
-    root = os.environ.get("CASCADE_STUDIO_HOST_PATH")
-    if not root:
-        raise Stop("Start this with 'python3 dev.py run -m tools.authoring', which sets ComfyUI up.")
-    return Setup(Host(version_of(Path(root)), Path(root)), Path(sys.executable))
 
 
 def main() -> int:
