@@ -8,7 +8,11 @@ from collections.abc import Sequence
 
 from .messages import say
 
-COMMANDS = {"models": "list, plan, fetch and verify checkpoints", "train": "train a LoRA from a configuration file"}
+COMMANDS = {
+    "models": "list, plan, fetch and verify checkpoints",
+    "train": "train a LoRA from a configuration file",
+    "batch": "paint many pictures from a list, on one machine or many",
+}
 COMES_WITH_COMFYUI = ("torch", "numpy", "safetensors", "einops", "transformers", "PIL")
 
 

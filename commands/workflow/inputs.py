@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 Prompt = dict[str, dict[str, Any]]
@@ -120,18 +122,12 @@ def convert_value(column: str, value: Any, present: Any) -> Any:
 
 def _number(column: str, text: str, whole: bool, value: Any) -> int | float:
     try:
-        if isinstance(value, bool):
-            raise ValueError
-        number: int | float = int(text) if whole or column in SEEDS else float(text)
+        number: int | float = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     except ValueError:
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if number != number or abs(number) == float("inf") or (whole and number != int(number)):
-            kind = "a whole number" if whole else "a number"
-            raise ValueError(f"{column} is '{text}'. It has to be {kind}.") from None
-        number = int(number) if whole else number
+        number = float("nan")
+    fits = isinstance(number, int) or (math.isfinite(number) and not (whole and number % 1))
+    if not fits or isinstance(value, bool):
+        raise ValueError(f"{column} is '{text}'. It has to be {'a whole number' if whole else 'a number'}.")
     if column.rpartition(".")[2] in SEEDS and not 0 <= number <= LARGEST_SEED:
         raise ValueError(f"{column} is {text}. A seed is a whole number from 0 to 2^64 - 1.")
-    return number
+    return int(number) if whole else float(number)

@@ -20,6 +20,9 @@ COMMANDS = [REPOSITORY / "studio.py", *sorted((REPOSITORY / "commands").rglob("*
 TOOLS = [REPOSITORY / "dev.py", *COMMANDS, *sorted((REPOSITORY / "tools").rglob("*.py"))]
 RUN_INSIDE = {
     "train.py": {"torch", "transformers", "PIL"},
+    "sheets.py": {"PIL"},
+    "results.py": {"fsspec"},
+    "cluster.py": {"ray"},
     "workflow_thumbnails.py": {"PIL"},
     "sheet.py": {"PIL"},
     "icon.py": {"PIL"},

@@ -1,0 +1,250 @@
+"""The driver of a batch: hands rows to workers, writes what they paint, and stops at once without losing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..messages import Stop, say
+from .lock import beat
+from .manifest import ASKED, MOST_FAILURES, RUNNING, Manifest
+from .records import Claim, Held
+from .results import DiskFull, Results
+from .server import Failed, Job, Lost, Stopped, Unreachable, prompt_id
+from .template import PRIORS, Template
+from .workers import Painter, Pool, Worker
+
+GIB = 1024**3
+HEADROOM = 1.5 * GIB
+"""Bytes of a card's memory that are wanted beside the largest network, to call it fitting."""
+PAUSE, TICK, KEEP_SECONDS, AWAY_SECONDS, END_SECONDS = 0.3, 0.25, 5.0, 5.0, 8.0
+
+
+class Driver:
+    """One run over the rows that the manifest asks for.
+
+    priors: the folder of the Stage C latents, for the stages B and A. any_card: rows go to cards that are too small for
+    their largest network, too. patience: seconds without any worker after which the batch gives up.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        results: Results,
+        pool: Pool,
+        template: Template,
+        *,
+        priors: Path | None = None,
+        any_card: bool = False,
+        patience: float = 600.0,
+    ) -> None:
+        self.manifest, self.results, self.pool, self.template = manifest, results, pool, template
+        self.priors, self.any_card, self.patience = priors, any_card, patience
+        self.workers: dict[str, Worker] = {}
+        self.threads: list[threading.Thread] = []
+        self.problem: Stop | None = None
+        self._stop = threading.Event()
+        self._idle = threading.Condition()
+
+    def stopped(self) -> bool:
+        """Whether the run is ending."""
+        return self._stop.is_set()
+
+    def run(self, show: Callable[[Driver], None] = lambda driver: None) -> None:
+        """Paint until nothing is asked; ``show`` is called several times a second.
+
+        Raises ``Stop`` where it cannot go on. However it ends: rows that were being painted are asked again.
+        """
+        try:
+            self._refresh(first=True)
+            kept = seen = time.monotonic()
+            while not self._stop.is_set():
+                counts = self._open()
+                show(self)
+                if not counts:
+                    break
+                if time.monotonic() - kept > KEEP_SECONDS:
+                    kept = time.monotonic()
+                    self._keep()
+                if any(worker.state == "ready" or worker.doing for worker in self.workers.values()):
+                    seen = time.monotonic()
+                self._check_hope(seen)
+                time.sleep(TICK)
+        finally:
+            self._stop.set()
+            self._end()
+        if self.problem:
+            raise self.problem
+
+    def _open(self) -> int:
+        return self.manifest.read(
+            "SELECT COUNT(*) FROM (SELECT 1 FROM rows WHERE state IN (?, ?) LIMIT 1)", ASKED, RUNNING
+        )[0][0]
+
+    def _refresh(self, first: bool = False) -> None:
+        """Let workers join and leave."""
+        painters = {painter.name: painter for painter in self.pool.refresh()}
+        if first:
+            self.manifest.give_back_others(painters)
+        for name, worker in list(self.workers.items()):
+            worker.leaving = name not in painters
+            if worker.leaving and not worker.doing:
+                del self.workers[name]
+        for name, painter in painters.items():
+            if name not in self.workers:
+                self._hire(painter)
+
+    def _hire(self, painter: Painter) -> None:
+        worker = Worker(painter, taken_up=self.manifest.taken_up(painter.name))
+        self.workers[painter.name] = worker
+        for number in range(painter.slots):
+            thread = threading.Thread(target=self._work, args=(worker,), name=f"{painter.name}/{number}", daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def _keep(self) -> None:
+        """What has to happen every few seconds."""
+        beat(self.manifest)
+        self.manifest.give_back_expired()
+        self.manifest.show_workers([worker.describe() for worker in list(self.workers.values())])
+        self._refresh()
+
+    def _check_hope(self, seen: float) -> None:
+        """Raise ``Stop`` where no worker is left that could paint what is asked."""
+        workers = list(self.workers.values())
+        if workers and all(worker.state == "broken" for worker in workers):
+            raise Stop(f"No worker is left. {workers[0].name}: {workers[0].error}")
+        if time.monotonic() - seen > self.patience:
+            names = (
+                ", ".join(f"{worker.name} ({worker.error or worker.state})" for worker in workers) or "none is named"
+            )
+            raise Stop(
+                f"No worker was there for {self.patience:.0f} s: {names}. Start one and give the same command again."
+            )
+        ready = [worker for worker in workers if worker.state == "ready"]
+        if len(ready) == len(workers) > 0 and not any(worker.doing for worker in workers):
+            sizes = [self._room(worker) for worker in ready]
+            if None not in sizes:
+                least = self.manifest.read("SELECT MIN(need) FROM rows WHERE state=?", ASKED)[0][0]
+                if least is not None and least > max(sizes):
+                    raise Stop(
+                        f"The rows that are left need {(least + HEADROOM) / GIB:.1f} GiB of a card's memory for their "
+                        f"largest network, and the largest card has {(max(sizes) + HEADROOM) / GIB:.1f}. Choose the "
+                        "lite models in the workflow, or give --any-card: ComfyUI then moves weights in and out."
+                    )
+
+    def _room(self, worker: Worker) -> int | None:
+        return None if self.any_card or worker.memory is None else int(worker.memory - HEADROOM)
+
+    # One worker
+
+    def _work(self, worker: Worker) -> None:
+        """One slot of a worker: claim, paint, write, until there is nothing more or the worker leaves."""
+        try:
+            while not (self._stop.is_set() or worker.leaving):
+                if not self._connect(worker):
+                    if worker.state == "broken":
+                        return
+                    self._stop.wait(AWAY_SECONDS)
+                    continue
+                claim = self._claim(worker)
+                if claim is None:
+                    self._stop.wait(PAUSE)
+                else:
+                    self._paint(worker, claim)
+        except Stopped:
+            pass
+        except Exception as error:
+            self._give_up(error)
+
+    def _connect(self, worker: Worker) -> bool:
+        with worker.lock:
+            if worker.state == "broken":
+                return False
+            try:
+                worker.painter.connect(self.stopped)
+                if worker.state != "ready":
+                    worker.memory = worker.painter.memory()
+                worker.state, worker.error = "ready", ""
+                return True
+            except (Unreachable, Failed) as silence:
+                worker.state, worker.error = "away", str(silence)
+            except Stop as end:
+                worker.state, worker.error = "broken", str(end)
+                say(f"{worker.name}: {end}")
+        return False
+
+    def _claim(self, worker: Worker) -> Claim | None:
+        with worker.lock:
+            if worker.taken_up:
+                return worker.taken_up.pop()
+            others = [other.held for other in list(self.workers.values()) if other is not worker and other.held]
+            claim = self.manifest.claim(worker.name, self._room(worker), worker.held, others)
+            if claim:
+                worker.held = Held(claim.models, claim.text)
+            return claim
+
+    def _paint(self, worker: Worker, claim: Claim) -> None:
+        """Paint one row and write it, or say what happened instead."""
+        worker.doing[claim.key] = (claim.name, time.time())
+        key = claim.key
+        try:
+            painted = worker.painter.paint(self._job(claim), self.stopped, lambda: self.manifest.renew(key))
+            self.results.save(claim, painted.pictures, worker.name, painted.seconds)
+            worker.pictures += 1
+        except Failed as failure:
+            if self.manifest.fail(key, str(failure)):
+                say(f"line {claim.line} failed {MOST_FAILURES} times and is set aside: {failure}")
+        except Lost as loss:
+            worker.state, worker.error = "away", str(loss)
+            self.manifest.give_back(key, lost=True)
+            self._stop.wait(1.0)
+        except Stopped:
+            self.manifest.give_back(key)
+            raise
+        finally:
+            worker.doing.pop(key, None)
+
+    def _job(self, claim: Claim) -> Job:
+        uploads = {}
+        for name, digest in claim.values.get(PRIORS, ()):
+            try:
+                data = (self.priors / name).read_bytes()
+            except OSError as error:
+                raise Failed(f"{name} cannot be read ({error.strerror}).") from None
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise Failed(f"{name} is not the Stage C latent that was painted. Paint it again with --stages c.")
+            uploads[f"cascade_{digest[:24]}.latent"] = data
+        filled = self.template.fill(claim.values, claim.key, tuple(uploads))
+        return Job(prompt_id(claim.key, claim.failures), filled, uploads)
+
+    def _give_up(self, error: Exception) -> None:
+        """End the batch for a reason that no other worker can help with."""
+        if isinstance(error, Stop):
+            self.problem = self.problem or error
+        elif isinstance(error, sqlite3.Error):
+            full = "full" in str(error)
+            self.problem = self.problem or DiskFull(
+                f"The manifest {self.manifest.path} cannot be written ({error}). Every finished picture is kept; "
+                f"{'make room' if full else 'put that right'} and give the same command again."
+            )
+        else:
+            self.problem = self.problem or Stop(
+                f"The batch stopped at a fault of its own ({type(error).__name__}: {error})."
+            )
+        self._stop.set()
+
+    def _end(self) -> None:
+        """Let every thread give its row back, then the pool."""
+        limit = time.monotonic() + END_SECONDS
+        for thread in self.threads:
+            thread.join(max(0.0, limit - time.monotonic()))
+        self.pool.close()
+        try:
+            self.manifest.give_back_others(())
+        except sqlite3.Error as error:
+            self._give_up(error)

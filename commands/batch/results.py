@@ -1,0 +1,268 @@
+"""Puts finished pictures into the output folder: whole or not at all, under the row's name, and proves it later.
+
+A picture's card tells how long each stage took on that machine. That is taken out of the file and kept in the manifest,
+so that the same row gives the same bytes wherever it was painted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...nodes.checkpoints import disk
+from ..messages import Stop
+from .manifest import ASKED, DONE, FILE, RUNNING, Manifest
+from .records import Claim, FileRecord
+
+PARTIAL = ".partial"
+"""Folder, inside the output folder, of files that are still being written."""
+CARD = "cascade_studio"
+MEASURED = ("seconds", "peak_memory")
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+OURS = (FILE, f"{FILE}-wal", f"{FILE}-shm", "results.csv")
+SHEET = "sheet_"
+
+
+class DiskFull(Stop):
+    """There is no room for the next picture; what is written stays."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file as the server gave it: its name there (for its ending) and its bytes."""
+
+    name: str
+    data: bytes
+
+
+def file_names(stem: str, given: Sequence[str]) -> list[str]:
+    """The names of a row's files: the row's own name, and from the second of a kind on with a number."""
+    names: list[str] = []
+    for name in given:
+        ending = os.path.splitext(name)[1].lower() or ".bin"
+        before = sum(other.endswith(ending) for other in names)
+        names.append(f"{stem}@{before + 1}{ending}" if before else stem + ending)
+    return names
+
+
+def split_card(data: bytes) -> tuple[bytes, Any]:
+    """A PNG without what was measured in its card, and that; any other file as it is, and None."""
+    if not data.startswith(SIGNATURE):
+        return data, None
+    parts, position, measured = [SIGNATURE], len(SIGNATURE), None
+    while position + 12 <= len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        chunk = data[position : position + 12 + size]
+        kind, body = chunk[4:8], chunk[8 : 8 + size]
+        if kind == b"tEXt" and body.startswith(CARD.encode() + b"\0"):
+            card = json.loads(body.split(b"\0", 1)[1].decode("latin-1"))
+            measured = _take_measured(card)
+            chunk = _chunk(kind, CARD.encode() + b"\0" + json.dumps(card).encode("latin-1"))
+        parts.append(chunk)
+        position += 12 + size
+    return b"".join(parts), measured
+
+
+def _take_measured(card: dict[str, Any]) -> dict[str, Any]:
+    """Remove what differs from run to run from the card; returns it."""
+    stages = [
+        {"stage": stage.get("stage"), **{name: stage.pop(name, None) for name in MEASURED}}
+        for stage in card.get("stages", ())
+    ]
+    return {"seconds": card.pop("seconds", None), "stages": stages}
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+class Results:
+    """The files of a batch. ``store`` is where they go: the output folder, or an object store by fsspec."""
+
+    def __init__(self, manifest: Manifest, store: Store | None = None) -> None:
+        self.manifest, self.folder = manifest, manifest.folder
+        self.store = store or Store(self.folder)
+
+    def save(self, claim: Claim, pictures: Sequence[Picture], worker: str, seconds: float | None) -> None:
+        """Write the files of a row, then tell the manifest. Raises :class:`DiskFull`; a row that is done stays so."""
+        split = [split_card(picture.data) for picture in pictures]
+        names = file_names(claim.name, [picture.name for picture in pictures])
+        records = [
+            FileRecord(name, hashlib.sha256(data).hexdigest(), len(data))
+            for name, (data, _) in zip(names, split, strict=True)
+        ]
+        if not self.manifest.note_files(claim.key, records):
+            return
+        try:
+            for record, (data, _) in zip(records, split, strict=True):
+                self.store.write(record.name, data)
+        except OSError as error:
+            if disk.is_full(error):
+                raise DiskFull(
+                    f"The disk of {self.store.name} is full. Every finished picture is kept; make room and give the "
+                    "same command again."
+                ) from error
+            raise Stop(
+                f"{error.filename or self.store.name} cannot be written ({error.strerror or error}). Every finished "
+                "picture is kept; put that right and give the same command again."
+            ) from error
+        measured = next((taken for _, taken in split if taken), None)
+        self.manifest.finish(claim.key, worker, seconds, measured, self.store.sync)
+
+    def recover(self) -> tuple[int, int]:
+        """After a driver that ended anywhere: rows whose files are all there are done, done rows whose files are gone
+        are asked again. Returns how many of each."""
+        self.store.tidy()
+        written = []
+        begun = "SELECT DISTINCT key FROM files JOIN rows USING(key) WHERE state IN (?, ?)"
+        for (key,) in self.manifest.read(begun, ASKED, RUNNING):
+            if all(self.store.sha256(file.name) == file.sha256 for file in self.manifest.files(key)):
+                written.append(key)
+        for key in written:
+            self.manifest.finish(key, "", None, sync=self.store.sync)
+        gone = {
+            key
+            for key, name, size in self.manifest.iterate(
+                "SELECT rows.key, files.name, files.bytes FROM rows JOIN files USING(key) WHERE state=?", DONE
+            )
+            if self.store.size(name) != size
+        }
+        self.manifest.ask_again(gone)
+        return len(written), len(gone)
+
+    def check(self) -> Iterator[str]:
+        """What is wrong with the batch, in sentences; none where every row is there and as the manifest says."""
+        known = set()
+        for line, state, key, name, digest in self.manifest.iterate(
+            "SELECT line, state, rows.key, files.name, sha256 FROM rows LEFT JOIN files USING(key) ORDER BY position"
+        ):
+            if state != DONE:
+                yield f"line {line} is {state}."
+            elif name is None:
+                yield f"line {line} is done but has no file (row {key})."
+            else:
+                known.add(name)
+                found = self.store.sha256(name)
+                if found != digest:
+                    yield f"{name} (line {line}) is {'gone' if found is None else 'not what was painted'}."
+        for line, reason in self.manifest.read("SELECT line, reason FROM bad ORDER BY line"):
+            yield f"line {line} is bad: {reason}"
+        for name in self.store.names():
+            if name not in known and name not in OURS and not name.startswith(SHEET):
+                yield f"{name} is not of this batch."
+
+
+class Store:
+    """A folder of files that are there whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.partial = folder, folder / PARTIAL
+        self.name = str(folder)
+        self._renamed: queue.SimpleQueue[Path] = queue.SimpleQueue()
+
+    def _path(self, name: str) -> Path:
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise Stop(f"The name {name} leads out of {self.folder}. Give that row another name.")
+        return path
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file beside its place, make it durable, and move it there in one step; see :meth:`sync`."""
+        path = self._path(name)
+        self.partial.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.partial / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}-{os.getpid()}"
+        try:
+            with open(part, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            disk.replace(part, path)
+        except BaseException:
+            disk.remove(part)
+            raise
+        self._renamed.put(path.parent)
+
+    def sync(self) -> None:
+        """Make the names of all that was written durable."""
+        folders = set()
+        while not self._renamed.empty():
+            folders.add(self._renamed.get())
+        for folder in folders:
+            disk.sync_folder(folder)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where it is not there."""
+        try:
+            return os.stat(disk.system_path(self._path(name))).st_size
+        except OSError:
+            return None
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file."""
+        with open(disk.system_path(self._path(name)), "rb") as file:
+            return file.read()
+
+    def sha256(self, name: str) -> str | None:
+        """The hash of a file; None where it is not there."""
+        try:
+            return hashlib.sha256(self.read(name)).hexdigest()
+        except OSError:
+            return None
+
+    def names(self) -> Iterator[str]:
+        """Every file, as its path below the folder; hidden folders are left out."""
+        for root, folders, files in os.walk(self.folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from (Path(root, name).relative_to(self.folder).as_posix() for name in files)
+
+    def tidy(self) -> None:
+        """Remove what was being written when a run ended."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+class ObjectStore(Store):
+    """The same on any file system that fsspec knows (``s3://bucket/folder``); its puts are whole or not at all."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            import fsspec
+        except ImportError:
+            raise Stop("--store needs fsspec: python -m pip install fsspec, and the package of your store.") from None
+        self.name = address.split("?")[0]
+        self.files, self.root = fsspec.core.url_to_fs(address)
+
+    def _key(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/{name}"
+
+    def write(self, name: str, data: bytes) -> None:
+        self.files.makedirs(self._key(name).rpartition("/")[0], exist_ok=True)
+        self.files.pipe_file(self._key(name), data)
+
+    def size(self, name: str) -> int | None:
+        try:
+            return int(self.files.size(self._key(name)))
+        except OSError:
+            return None
+
+    def read(self, name: str) -> bytes:
+        return self.files.cat_file(self._key(name))
+
+    def names(self) -> Iterator[str]:
+        start = len(self.files._strip_protocol(self.root).rstrip("/")) + 1
+        return (path[start:] for path in self.files.find(self.root))
+
+    def sync(self) -> None:
+        """A put is durable when it has returned."""
+
+    def tidy(self) -> None:
+        """Nothing is left half written."""

@@ -1,0 +1,256 @@
+"""A batch from its files to its results: the function behind the command, for scripts too."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..messages import Stop, say
+from ..places import PACK
+from ..workflow.api_prompt import Converted, convert, is_prompt
+from ..workflow.inputs import UnknownInput
+from . import sheets
+from .driver import Driver
+from .local import Comfy
+from .lock import lock_driver, unlock_driver
+from .manifest import ASIDE, DONE, FILE, Manifest
+from .progress import Progress, count_line
+from .records import Asked
+from .results import ObjectStore, Results, Store
+from .rows import BadRow, Expander, Expansion, Row, read_rows
+from .template import NAME, PRIORS, Template
+from .workers import LocalPool, NamedPool, Pool
+
+WORKFLOW = PACK / "workflows" / "text_to_image.json"
+CHUNK = 1000
+WORK = ".work"
+"""Folder, inside the output folder, of the servers that the batch starts."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is asked; the fields are the options of the command, see docs/batch.md."""
+
+    rows: Path
+    out: Path
+    workflow: Path | None = None
+    servers: str | None = None
+    ray: str | None = None
+    workers: int | None = None
+    comfyui: str | None = None
+    comfyui_flags: tuple[str, ...] = ()
+    count: int = 1
+    seeds: Sequence[int] = ()
+    grid: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    wildcards: Path | None = None
+    shard: tuple[int, int] | None = None
+    any_card: bool = False
+    patience: float = 600.0
+    stages: str = ""
+    store: str | None = None
+    sheet: int = 512
+    retry: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind: rows by state, the files beside the pictures."""
+
+    folder: Path
+    counts: dict[str, int]
+    files: tuple[Path, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row of the list is painted."""
+        return not any(count for state, count in self.counts.items() if state != DONE)
+
+    def describe(self) -> str:
+        """One line."""
+        names = ", ".join(path.name for path in self.files[:3])
+        return f"{count_line(self.counts, 0.0)}: {self.folder} ({names})"
+
+
+def run_batch(batch: Batch, pool: Pool | None = None) -> Outcome:
+    """Paint what is asked and not done yet. Raises ``Stop`` where it cannot go on, and keeps all that is painted.
+
+    ``pool``: workers of another kind than the options name.
+    """
+    if batch.count < 1:
+        raise Stop(f"--count {batch.count} is too few. Give 1 or more.")
+    try:
+        batch.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Stop(f"The output folder {batch.out} cannot be made ({error.strerror}). Give another --out.") from None
+    manifest = Manifest(batch.out)
+    try:
+        lock_driver(manifest)
+        try:
+            return _run(batch, manifest, pool)
+        finally:
+            unlock_driver(manifest)
+    finally:
+        manifest.close()
+
+
+def _run(batch: Batch, manifest: Manifest, pool: Pool | None) -> Outcome:
+    results = Results(manifest, open_store(manifest, batch.store))
+    source = _Source(batch)
+    pool = pool or make_pool(batch)
+    try:
+        template = _template(source.workflow(), batch, pool)
+        manifest.set("workflow", source.workflow())
+        _ask(batch, manifest, template, source)
+        written, gone = results.recover()
+        if batch.retry:
+            manifest.ask_again([key for (key,) in manifest.read("SELECT key FROM rows WHERE state=?", ASIDE)])
+        if written or gone:
+            say(f"{written} pictures were written before the last stop; {gone} are gone and are painted anew.")
+        driver = Driver(
+            manifest, results, pool, template, priors=source.priors, any_card=batch.any_card, patience=batch.patience
+        )
+        progress = Progress(manifest)
+        try:
+            driver.run(lambda one: progress.show([worker.describe() for worker in list(one.workers.values())]))
+        finally:
+            progress.end()
+    finally:
+        pool.close()
+    files: list[Path] = []
+    try:
+        files.append(sheets.write_table(manifest))
+        if batch.sheet:
+            files += sheets.write_sheets(manifest, results.store, batch.sheet)
+    except OSError as error:
+        say(f"The table or a sheet cannot be written ({error}). Close it where it is open; the same command writes it.")
+    return Outcome(manifest.folder, manifest.counts(), tuple(files))
+
+
+class _Source:
+    """Where rows and workflow come from: a list and a file, or the folder of an earlier run of Stage C."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.priors = batch.rows if batch.stages == "ba" else None
+        if self.priors is not None and not (self.priors / FILE).is_file():
+            raise Stop(
+                f"{batch.rows} is no folder of drafts: --stages ba finishes what --stages c painted. Give the folder "
+                "that its --out named."
+            )
+        self._drafts = Manifest(self.priors, read_only=True) if self.priors else None
+
+    def workflow(self) -> dict[str, Any]:
+        """The content of the workflow file."""
+        path = self.batch.workflow
+        if self._drafts and path is None:
+            return self._drafts.get("workflow")
+        path = path or WORKFLOW
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise Stop(
+                f"The workflow {path} cannot be read ({error.strerror}). Give the path of a workflow file."
+            ) from None
+        except ValueError as error:
+            raise Stop(f"The workflow {path} is no JSON ({error}). Save it again from ComfyUI.") from None
+
+    def rows(self, first_seed: int) -> Iterator[Row | BadRow]:
+        """Every picture that is asked for."""
+        if self._drafts:
+            yield from self._chosen()
+            return
+        batch = self.batch
+        folder = batch.wildcards or batch.rows.parent / "wildcards"
+        expander = Expander(Expansion(batch.grid, batch.seeds, batch.count, folder, first_seed))
+        for row in read_rows(batch.rows):
+            yield from [row] if isinstance(row, BadRow) else expander.expand(row)
+
+    def _chosen(self) -> Iterator[Row]:
+        """The drafts whose latent is still in the folder."""
+        query = (
+            'SELECT rows.key, line, rows.name, "values", files.name, sha256 FROM rows JOIN files USING(key) '
+            "WHERE state=? AND files.name LIKE '%.latent' ORDER BY position, number"
+        )
+        for _, group in itertools.groupby(self._drafts.iterate(query, DONE), key=lambda item: item[0]):
+            files = list(group)
+            if all((self.priors / file[4]).is_file() for file in files):
+                _, line, name, values, *_ = files[0]
+                yield Row(line, {**json.loads(values), NAME: name, PRIORS: [[file[4], file[5]] for file in files]})
+
+
+def open_store(manifest: Manifest, address: str | None) -> Store:
+    """The object store at ``address``, or the output folder."""
+    return ObjectStore(address) if address else Store(manifest.folder)
+
+
+def make_pool(batch: Batch) -> Pool:
+    """The workers that the options name."""
+    if batch.servers and batch.ray:
+        raise Stop("--servers and --ray name two kinds of workers. Give one of them.")
+    if batch.servers:
+        return NamedPool(batch.servers)
+    comfy = Comfy.find(batch.comfyui, batch.comfyui_flags)
+    if batch.ray:
+        from .cluster import RayPool
+
+        return RayPool(batch.ray, comfy, batch.workers)
+    return LocalPool(comfy, batch.out / WORK, batch.workers)
+
+
+def _template(data: dict[str, Any], batch: Batch, pool: Pool) -> Template:
+    """The workflow as a template. The API format needs no server; a saved workflow needs one that knows its nodes."""
+    if is_prompt(data):
+        return Template(convert(data, {}), None, batch.stages)
+    problems = []
+    for painter in pool.refresh():
+        try:
+            painter.connect(lambda: False)
+            converted: Converted = convert(data, painter.describe_nodes())
+            return Template(converted, data, batch.stages)
+        except Stop:
+            raise
+        except Exception as error:
+            problems.append(f"{painter.name}: {error}")
+    raise Stop(
+        f"No server tells its nodes, which a saved workflow needs ({'; '.join(problems) or 'none is named'}). Start "
+        "one, or give the workflow in the API format."
+    )
+
+
+def _ask(batch: Batch, manifest: Manifest, template: Template, source: _Source) -> None:
+    """Put every row of the list into the manifest, and say what is wrong with the others."""
+    run = manifest.begin_list()
+    position = twins = bad = 0
+    rows = iter(source.rows(template.first_seed))
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        asked: list[tuple[int, Asked]] = []
+        wrong: list[tuple[int, str]] = []
+        for row in chunk:
+            position += 1
+            try:
+                if isinstance(row, BadRow):
+                    raise ValueError(row.reason)
+                one = template.ask(row)
+                if batch.shard is None or int(one.key[:8], 16) % batch.shard[1] == batch.shard[0] - 1:
+                    asked.append((position, one))
+            except UnknownInput as error:
+                if batch.rows.suffix.lower() == ".csv":
+                    raise Stop(f"{batch.rows.name}: {error}") from None
+                wrong.append((row.line, str(error)))
+            except ValueError as error:
+                wrong.append((row.line, str(error)))
+        for line, first in manifest.ask(run, asked):
+            twins += 1
+            if twins <= 5:
+                say(f"line {line} asks for the same picture as line {first}: it is painted once.")
+        manifest.report_bad(wrong)
+        for line, reason in wrong[: max(0, 10 - bad)]:
+            say(f"line {line} is bad and left out: {reason}")
+        bad += len(wrong)
+    left = manifest.end_list(run)
+    if left:
+        say(f"{left} rows that were not painted yet are no longer in the list.")

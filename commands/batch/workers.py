@@ -1,0 +1,210 @@
+"""The workers of a batch: servers that were named, servers of our own, and the pools that let them join and leave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..messages import Stop
+from .local import Comfy, LocalServer
+from .records import Claim, Held
+from .server import Failed, Job, Painted, Server, Unreachable
+
+MOST_STARTS = 3
+"""Starts without a picture between them after which a server of our own counts as broken."""
+REREAD_SECONDS = 5.0
+
+
+class Painter(Protocol):
+    """What paints for a worker. ``slots``: rows that it may hold at once, so that it never waits for the next one."""
+
+    name: str
+    slots: int
+
+    def connect(self, stopped: Callable[[], bool]) -> None:
+        """Be ready to paint. Raises :class:`Unreachable` for one that may come back, ``Stop`` for one that will not."""
+
+    def describe_nodes(self) -> dict[str, Any]:
+        """The node definitions of its ComfyUI, as /object_info gives them."""
+
+    def memory(self) -> int | None:
+        """Bytes of its card; None where that is not known."""
+
+    def paint(self, job: Job, stopped: Callable[[], bool], alive: Callable[[], None]) -> Painted:
+        """The files of one row; see :meth:`.server.Server.paint`."""
+
+    def close(self) -> None:
+        """End what was started for it."""
+
+
+@dataclass
+class Worker:
+    """A painter and what it does now. ``taken_up``: rows that it was given by a driver that is gone."""
+
+    painter: Painter
+    state: str = "starting"
+    doing: dict[str, tuple[str, float]] = field(default_factory=dict)
+    pictures: int = 0
+    held: Held | None = None
+    memory: int | None = None
+    error: str = ""
+    taken_up: list[Claim] = field(default_factory=list)
+    leaving: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def name(self) -> str:
+        return self.painter.name
+
+    def describe(self) -> tuple[str, str, str, float, int]:
+        """Name, state, what it paints, since when, and how many pictures it has painted."""
+        doing = sorted(self.doing.values(), key=lambda item: item[1])
+        text, since = doing[0] if doing else (self.error, time.time())
+        return self.name, self.state, text, since, self.pictures
+
+
+class NamedPainter:
+    """A server that was running before and goes on after the batch."""
+
+    slots = 2
+
+    def __init__(self, url: str) -> None:
+        self.server = Server(url)
+        self.name = self.server.name
+        self.ready = False
+
+    def connect(self, stopped: Callable[[], bool]) -> None:
+        if not self.ready:
+            try:
+                self.server.ask("/system_stats")
+            except Failed as refusal:
+                raise Unreachable(str(refusal)) from None
+            self.ready = True
+
+    def describe_nodes(self) -> dict[str, Any]:
+        return self.server.describe_nodes()
+
+    def memory(self) -> int | None:
+        return self.server.memory()
+
+    def paint(self, job: Job, stopped: Callable[[], bool], alive: Callable[[], None]) -> Painted:
+        try:
+            return self.server.paint(job, stopped, alive)
+        except Exception:
+            self.ready = False
+            raise
+
+    def close(self) -> None:
+        """The server is not ours to stop."""
+
+
+class LocalPainter:
+    """A server of our own on this machine, started anew when it ends."""
+
+    slots = 2
+
+    def __init__(self, local: LocalServer, name: str) -> None:
+        self.local, self.name = local, name
+        self.server: Server | None = None
+        self.starts = 0
+
+    def connect(self, stopped: Callable[[], bool]) -> None:
+        running = self.local.process is not None and self.local.process.poll() is None
+        if running:
+            return
+        self.starts += 1
+        if self.starts > MOST_STARTS:
+            raise Stop(f"its ComfyUI ended {MOST_STARTS} times without a picture.")
+        self.server = self.local.start(stopped)
+
+    def describe_nodes(self) -> dict[str, Any]:
+        return self.server.describe_nodes()
+
+    def memory(self) -> int | None:
+        return self.server.memory()
+
+    def paint(self, job: Job, stopped: Callable[[], bool], alive: Callable[[], None]) -> Painted:
+        painted = self.server.paint(job, stopped, alive)
+        self.starts = 0
+        self.local.prune()
+        return painted
+
+    def close(self) -> None:
+        self.local.stop()
+
+
+class Pool(Protocol):
+    """Where workers come from."""
+
+    def refresh(self) -> Iterable[Painter]:
+        """The painters that should be at work now; called now and then."""
+
+    def close(self) -> None:
+        """End every worker that is the pool's own."""
+
+
+class NamedPool:
+    """Servers by address: ``URL,URL``, or ``@FILE`` with one address a line, read again while the batch runs."""
+
+    def __init__(self, servers: str) -> None:
+        self.file = Path(servers[1:]).expanduser() if servers.startswith("@") else None
+        self._known: dict[str, NamedPainter] = {}
+        self._text, self._read = "" if self.file else servers.replace(",", "\n"), 0.0
+
+    def refresh(self) -> Iterable[Painter]:
+        if self.file is not None and time.monotonic() - self._read > REREAD_SECONDS:
+            try:
+                self._text = self.file.read_text(encoding="utf-8")
+            except OSError as error:
+                if not self._known:
+                    raise Stop(f"The list of servers {self.file} cannot be read ({error.strerror}).") from None
+            self._read = time.monotonic()
+        lines = [line.strip() for line in self._text.splitlines()]
+        addresses = [line for line in lines if line and not line.startswith("#")]
+        if not addresses and not self.file:
+            raise Stop("--servers names no server. Write --servers http://HOST:PORT,http://HOST:PORT.")
+        self._known = {address: self._known.get(address) or NamedPainter(address) for address in addresses}
+        return list({painter.name: painter for painter in self._known.values()}.values())
+
+    def close(self) -> None:
+        """They go on."""
+
+
+class LocalPool:
+    """Servers of our own: one a card, or ``count`` of them."""
+
+    def __init__(self, comfy: Comfy, home: Path, count: int | None = None) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        cards, accelerated = (0, False) if "--cpu" in comfy.flags else comfy.count_devices()
+        count = count or max(1, cards)
+        threads = None if accelerated or count == 1 else max(1, (cores() or count) // count)
+        self.painters = [
+            LocalPainter(
+                LocalServer(comfy, _device_flags(number, cards, accelerated, comfy.flags), threads, home),
+                f"here {number + 1}",
+            )
+            for number in range(count)
+        ]
+
+    def refresh(self) -> Iterable[Painter]:
+        return self.painters
+
+    def close(self) -> None:
+        for painter in self.painters:
+            painter.close()
+
+
+def cores() -> int | None:
+    """The processor cores that this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _device_flags(number: int, cards: int, accelerated: bool, given: Iterable[str]) -> list[str]:
+    flags = ["--cuda-device", str(number % cards)] if cards > 1 else []
+    return flags + ([] if accelerated or "--cpu" in given else ["--cpu"])

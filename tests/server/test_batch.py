@@ -1,0 +1,204 @@
+"""A batch on real ComfyUI servers with Cascade Mini: the same bytes from three servers, through kills, as from one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from batches import Desk, Process, await_that, start_driver
+from harness import REPOSITORY
+from PIL import Image
+
+from cascade_studio.commands.batch import command
+from cascade_studio.commands.batch.manifest import DONE
+from mini import need
+from tools.env import current_setup
+from tools.png import text_chunks
+from tools.server import Base, Server
+
+WORKFLOW = REPOSITORY / "workflows" / "a_first_picture.json"
+PROMPTS = ("red apple on a blue background", "a robot on a gray background", "a frog on a purple background")
+FIRST_SECONDS = 240.0
+"""How long a first picture may take on a busy machine."""
+
+
+@pytest.fixture
+def desk(tmp_path):
+    need()
+    made = Desk(tmp_path)
+    made.workflow = WORKFLOW
+    yield made
+    made.close()
+
+
+class Crew:
+    """Three servers and the list of their addresses, which follows when one is started anew on another port."""
+
+    def __init__(self, folder: Path, count: int = 3) -> None:
+        self.listed = folder / "servers.txt"
+        self.bases = [Base() for _ in range(count)]
+        self.servers = [Server(current_setup(), base, cpu=True).start() for base in self.bases]
+        self.tell()
+
+    def tell(self) -> None:
+        part = self.listed.with_suffix(".part")
+        part.write_text("\n".join(server.client.url for server in self.servers), encoding="utf-8")
+        part.replace(self.listed)
+
+    def kill(self, number: int) -> None:
+        """End a server as a power cut would, and start it again."""
+        os.killpg(self.servers[number].process.pid, signal.SIGKILL)
+        self.servers[number].stop()
+        self.servers[number].start()
+        self.tell()
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.stop()
+        for base in self.bases:
+            base.close()
+
+
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory):
+    need()
+    made = Crew(tmp_path_factory.mktemp("crew"))
+    yield made
+    made.close()
+
+
+def await_picture(desk: Desk, out: str, driver: Process) -> None:
+    before = len(desk.pictures(out))
+    await_that(lambda: len(desk.pictures(out)) > before or driver.process.poll() is not None, FIRST_SECONDS)
+
+
+def paint_through_kills(
+    desk: Desk, crew: Crew, rows: Path, out: str, count: int, chance: random.Random, kills: int
+) -> int:
+    """Run the command until it is done, ending the driver or a server now and then; returns how often."""
+    arguments: tuple[Any, ...] = (
+        rows,
+        "--out",
+        desk.folder / out,
+        "--workflow",
+        WORKFLOW,
+        "--count",
+        count,
+        "--sheet",
+        0,
+    )
+    arguments = (*arguments, "--servers", f"@{crew.listed}")
+    driver, done = start_driver(desk.folder / f"{out}.log", *arguments), 0
+    try:
+        while done < kills:
+            await_picture(desk, out, driver)
+            if driver.wait(chance.uniform(0.0, 2.0)) is not None:
+                break
+            done += 1
+            if done % 3 == 2:
+                crew.kill(chance.randrange(len(crew.servers)))
+            else:
+                driver.kill()
+                driver = start_driver(desk.folder / f"{out}.log", *arguments)
+        assert driver.wait(20 * FIRST_SECONDS) == 0, driver.text[-3000:]
+    finally:
+        driver.kill()
+    return done
+
+
+def check_same(desk: Desk, out: str, count: int) -> None:
+    pictures = desk.pictures(out)
+    assert len(pictures) == count and pictures == desk.pictures("one")
+    assert command.main(["-", "--out", str(desk.folder / out), "--check"]) == 0
+
+
+def test_three_servers_and_a_driver_that_are_killed_paint_the_bytes_of_one(server, crew, desk):
+    rows = desk.rows("\n".join(PROMPTS))
+    assert desk.run(rows, "one", servers=server.client.url, count=3).complete
+    done = paint_through_kills(desk, crew, rows, "three", 3, random.Random(19), kills=3)
+    assert done == 3, "the batch was over before it was disturbed"
+    check_same(desk, "three", 9)
+    for data in desk.pictures("three").values():
+        texts = text_chunks(data)
+        card = json.loads(texts["cascade_studio"])
+        assert [stage["stage"] for stage in card["stages"]] == ["Stage C", "Stage B", "Stage A"] and card["models"]
+        assert {"prompt", "workflow"} <= set(texts)
+        shown = [node for node in json.loads(texts["workflow"])["nodes"] if node.get("title") == "Prompt"]
+        assert shown[0]["widgets_values"][0] == json.loads(texts["prompt"])["3"]["inputs"]["text"]
+
+
+@pytest.mark.soak
+def test_sixty_pictures_through_a_hundred_kills(server, crew, desk):
+    rows = desk.rows("\n".join(PROMPTS))
+    assert desk.run(rows, "one", servers=server.client.url, count=20).complete
+    done, chance, turn = 0, random.Random(100), 0
+    while done < 100:
+        turn += 1
+        done += paint_through_kills(desk, crew, rows, f"run{turn}", 20, chance, 100 - done)
+        check_same(desk, f"run{turn}", 60)
+
+
+def pixels(data: bytes) -> numpy.ndarray:
+    with Image.open(io.BytesIO(data)) as picture:
+        return numpy.asarray(picture.convert("RGB"))
+
+
+def test_drafts_finished_elsewhere_are_the_pictures_painted_in_one_go(server, desk):
+    """At a size that is no multiple of the grid, so that the size has to come from the canvas."""
+    rows = desk.rows(
+        json.dumps({"prompt": PROMPTS[0], "seed": 4, "width": 200, "height": 248, "name": "apple"}), "r.jsonl"
+    )
+    url = server.client.url
+    assert desk.run(rows, "whole", servers=url).complete
+    assert desk.run(rows, "drafts", servers=url, stages="c").complete
+    assert set(desk.pictures("drafts")) == {"apple.latent", "apple.png"}
+    assert len(desk.pictures("drafts")["apple.latent"]) < 100_000
+    assert desk.run(desk.folder / "drafts", "finals", servers=url, stages="ba", workflow=None).complete
+    whole, final = (desk.pictures(out)["apple.png"] for out in ("whole", "finals"))
+    assert pixels(whole).shape == (248, 200, 3) and numpy.array_equal(pixels(whole), pixels(final))
+    assert b"LoadLatent" in final and "cascade_studio" in text_chunks(final)
+
+
+def test_a_server_that_refuses_a_value_sets_the_row_aside_with_its_words(server, desk):
+    lines = [
+        {"prompt": "a"},
+        {"prompt": "b", "Sample Stage C (prior).steps": 0},
+        {"prompt": "c", "prior": "nowhere.sft"},
+    ]
+    outcome = desk.run(desk.rows("\n".join(map(json.dumps, lines)), "r.jsonl"), servers=server.client.url)
+    assert outcome.counts[DONE] == 1 and outcome.counts["set aside"] == 2
+    manifest = desk.manifest()
+    told = dict(manifest.read("SELECT line, error FROM rows WHERE error IS NOT NULL"))
+    manifest.close()
+    assert "steps" in told[2] and told[3]
+
+
+# Examples
+
+
+def run_example(server: Any, *arguments: str) -> None:
+    environment = {**os.environ, "COMFYUI_URL": server.client.url}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=FIRST_SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_examples_paint_what_the_batch_paints(server, desk, tmp_path):
+    examples = REPOSITORY / "examples"
+    run_example(server, sys.executable, str(examples / "paint.py"), PROMPTS[1], "7", str(tmp_path / "python.png"))
+    for tool in ("curl", "jq"):
+        assert shutil.which(tool), f"{tool} is needed: .ci/run installs it"
+    run_example(server, "bash", str(examples / "paint.sh"), PROMPTS[1], "7", str(tmp_path / "curl.png"))
+    run_example(server, sys.executable, str(examples / "batch.py"), str(tmp_path / "batch"), server.client.url)
+    one, other = (pixels((tmp_path / name).read_bytes()) for name in ("python.png", "curl.png"))
+    assert one.shape == (256, 256, 3) and one.std() > 5 and numpy.array_equal(one, other)
+    assert len(list((tmp_path / "batch").glob("*.png"))) == 6

@@ -1,0 +1,340 @@
+"""A batch on fake servers: every row once, whatever is killed, full, wrong or in the way. No models are needed."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import random
+import signal
+import sqlite3
+import threading
+import time
+
+import pytest
+from batches import await_that, check, count_states, free_port, start_driver, start_fake
+
+from cascade_studio.commands.batch import command, results
+from cascade_studio.commands.batch.lock import lock_driver
+from cascade_studio.commands.batch.manifest import ASKED, DONE, Manifest
+from cascade_studio.commands.messages import Stop
+
+SIX = "apple\nrobot\nfrog\nsnail\nlemon\nboat\n"
+
+
+# Once, and the same
+
+
+def test_three_servers_paint_what_one_paints_each_picture_once(desk, capsys):
+    rows = desk.rows(SIX)
+    assert desk.run(rows, "one", servers=desk.serve(1), count=3).complete
+    assert desk.painted == 18
+    desk.fakes.clear()
+    assert desk.run(rows, "three", servers=desk.serve(3, seconds=0.02), count=3).complete
+    assert [len(fake.painted) > 0 for fake in desk.fakes] == [True] * 3
+    assert desk.pictures("one") == desk.pictures("three") and len(desk.pictures("one")) == 18
+    assert check(desk, "three") == 0
+    again = desk.run(rows, "three", servers=desk.serve(1), count=3)
+    assert again.complete and desk.painted == 18
+    more = desk.run(desk.rows(SIX + "moon\n"), "three", servers=desk.serve(1), count=3)
+    assert more.counts[DONE] == 21 and desk.painted == 21
+
+
+def test_a_pictures_card_holds_nothing_that_differs_between_runs(desk):
+    desk.run(desk.rows("apple"), servers=desk.serve())
+    (data,) = desk.pictures().values()
+    assert b"cascade_studio\0" in data and b'"seconds"' not in data
+    assert b'"prompt"' not in data.split(b"IDAT")[0][:20] and b"apple" in data
+    manifest = desk.manifest()
+    ((measured,),) = manifest.read("SELECT measured FROM rows")
+    manifest.close()
+    assert json.loads(measured)["seconds"] > 0 and json.loads(measured)["stages"][0]["stage"] == "Stage C"
+
+
+def test_lines_that_ask_for_the_same_are_painted_once(desk, capsys):
+    outcome = desk.run(desk.rows("apple\nrobot\napple\n"), servers=desk.serve())
+    assert outcome.counts[DONE] == 2 and "line 3 asks for the same picture as line 1" in capsys.readouterr().err
+
+
+def test_parts_of_a_list_are_disjoint_and_make_the_whole(desk):
+    servers, rows = desk.serve(), desk.rows(SIX)
+    parts = []
+    for number in (1, 2, 3):
+        desk.run(rows, f"part{number}", servers=servers, shard=(number, 3), count=4)
+        parts.append(set(desk.pictures(f"part{number}")))
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 24
+
+
+# Rows
+
+
+def test_bad_and_failing_rows_are_told_and_do_not_stop_the_rest(desk, capsys):
+    rows = desk.rows(
+        "prompt,cfg,Stage B.steps\napple,,4\nrobot,,x\nit fails,,4\nis refused,,\nsaves nothing,,\nfrog,,5\n", "r.csv"
+    )
+    with pytest.raises(Stop, match="Stage C.cfg or Stage B.cfg"):
+        desk.run(desk.rows("prompt,cfg\na,1\n", "bad.csv"), servers=desk.serve())
+    outcome = desk.run(desk.rows(rows.read_text().replace("cfg", "Stage C.cfg"), "r.csv"), servers=desk.serve())
+    assert outcome.counts == {ASKED: 0, "running": 0, DONE: 2, "set aside": 3, "bad": 1} and not outcome.complete
+    told = capsys.readouterr().err
+    assert "line 3 is bad" in told and "line 4 failed 3 times" in told and "line 5" in told and "line 6" in told
+    assert check(desk) == command.INCOMPLETE
+    before = desk.painted
+    desk.run(desk.folder / "r.csv", servers=desk.serve())
+    assert desk.painted == before, "what was set aside stays so until --retry"
+    desk.run(desk.folder / "r.csv", servers=desk.serve(), retry=True)
+    assert count_states(desk)["set aside"] == 3 and desk.painted == before + 3, (
+        "'saves nothing' is painted three times more"
+    )
+
+
+def test_the_workflow_gets_every_value_and_is_itself_again_for_the_next_row(desk):
+    lines = [{"prompt": "a", "seed": 5, "width": 512}, {"prompt": "b", "Stage C.rescale_batch": True}]
+    desk.run(desk.rows("\n".join(map(json.dumps, lines)), "r.jsonl"), servers=desk.serve())
+    one, two = sorted(desk.fakes[0].painted, key=lambda prompt: prompt["3"]["inputs"]["text"])
+    assert (one["5"]["inputs"]["seed"], one["6"]["inputs"]["seed"], one["2"]["inputs"]["width"]) == (5, 5, 512)
+    assert (two["5"]["inputs"]["seed"], two["2"]["inputs"]["width"]) == (7, 256)
+    assert two["5"]["inputs"]["rescale_batch"] is True and one["5"]["inputs"]["rescale_batch"] is False
+    assert one["8"]["class_type"] == "CascadeStudio_SaveImage" and one["8"]["inputs"]["report"] == ["7", 1]
+
+
+def test_names_come_from_the_row_and_take_no_file_of_others(desk):
+    out = desk.folder / "out"
+    out.mkdir()
+    (out / "mine.png").write_bytes(b"a picture of yours")
+    lines = ["name,prompt", "cat,a", "../../cat,b", "set/dog,c", "mine,d", "CAT,e"]
+    assert desk.run(desk.rows("\n".join(lines), "r.csv"), servers=desk.serve()).complete
+    assert (out / "mine.png").read_bytes() == b"a picture of yours"
+    names = set(desk.pictures())
+    assert {"cat.png", "set/dog.png", "mine.png"} < names and len(names) == 6
+    assert len({name.lower() for name in names}) == 6
+    assert {path.name for path in desk.folder.iterdir()} == {"out", "r.csv", "workflow.json"}
+
+
+# Stops of every kind
+
+
+def test_a_driver_that_ends_between_two_steps_loses_and_repeats_nothing(desk, monkeypatch):
+    """At every step of writing a picture the process may end; what the disk holds then decides."""
+    rows, servers = desk.rows("apple\nrobot\n"), desk.serve()
+
+    def end(*_):
+        raise Stop("the power went")
+
+    for place, owner in (("note_files", Manifest), ("write", results.Store), ("finish", Manifest)):
+        monkeypatch.setattr(owner, place, end)
+        monkeypatch.setattr(Manifest, "give_back_others", lambda self, workers: None)
+        with pytest.raises(Stop, match="power"):
+            desk.run(rows, place, servers=servers)
+        monkeypatch.undo()
+        assert desk.run(rows, place, servers=servers).complete
+        assert check(desk, place) == 0
+    assert desk.painted == 2, "what a server has painted is fetched, not painted again"
+
+
+def test_a_picture_that_the_server_finished_while_nobody_listened_is_fetched(desk, tmp_path):
+    rows, servers = desk.rows("apple\n"), desk.serve(seconds=0.6)
+    driver = start_driver(
+        tmp_path / "log", rows, "--out", tmp_path / "out", "--workflow", desk.workflow, "--servers", servers
+    )
+    await_that(lambda: desk.fakes[0].running)
+    driver.kill()
+    await_that(lambda: desk.painted == 1)
+    assert desk.run(rows, servers=servers).complete
+    assert desk.painted == 1 and check(desk) == 0
+
+
+def test_interrupt_stops_at_once_and_keeps_all(desk, tmp_path):
+    servers = desk.serve(2, seconds=0.3)
+    arguments = (
+        desk.rows(SIX),
+        "--out",
+        tmp_path / "out",
+        "--workflow",
+        desk.workflow,
+        "--servers",
+        servers,
+        "--count",
+        20,
+    )
+    driver = start_driver(tmp_path / "log", *arguments)
+    await_that(lambda: desk.painted >= 4)
+    start = time.monotonic()
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.wait(10.0) == 130 and time.monotonic() - start < 5.0, driver.text
+    await_that(lambda: not any(fake.running or fake.pending for fake in desk.fakes), 2.0)
+    counts = count_states(desk)
+    assert counts[DONE] == len(desk.pictures()) >= 4 and counts[DONE] + counts[ASKED] == 120
+
+
+@pytest.mark.parametrize("full", ["picture", "manifest"])
+def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(desk, monkeypatch, full):
+    rows, servers = desk.rows(SIX), desk.serve()
+    if full == "picture":
+        write = results.Store.write
+
+        def fill(self, name, data):
+            if len(desk.pictures()) >= 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(self, name, data)
+
+        monkeypatch.setattr(results.Store, "write", fill)
+    else:
+        finish = Manifest.finish
+
+        def fill(self, *values):
+            if len(desk.pictures()) >= 3:
+                raise sqlite3.OperationalError("database or disk is full")
+            finish(self, *values)
+
+        monkeypatch.setattr(Manifest, "finish", fill)
+    with pytest.raises(results.DiskFull, match="make room and give the same command again"):
+        desk.run(rows, servers=servers)
+    monkeypatch.undo()
+    assert count_states(desk)[DONE] >= 2 and not list((desk.folder / "out" / results.PARTIAL).glob("*"))
+    assert desk.run(rows, servers=servers).complete
+    assert desk.painted == 6, "what was painted when the disk was full is fetched from the server"
+    assert check(desk) == 0
+
+
+def test_a_row_that_takes_its_server_along_is_set_aside_in_the_end(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr("cascade_studio.commands.batch.manifest.MOST_LOSSES", 2)
+    port = free_port()
+    fake = start_fake(port, tmp_path / "fake", 0.0)
+    stop = threading.Event()
+
+    def keep() -> None:
+        nonlocal fake
+        while not stop.is_set():
+            if fake.wait(0.1) is not None:
+                fake = start_fake(port, tmp_path / "fake", 0.0)
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    try:
+        outcome = desk.run(desk.rows("apple\nit crashes\nfrog\n"), servers=f"http://127.0.0.1:{port}")
+    finally:
+        stop.set()
+        keeper.join()
+        fake.kill()
+    assert outcome.counts[DONE] == 2 and outcome.counts["set aside"] == 1
+
+
+def kill_and_go_on(desk, tmp_path, kills, pictures, seed):
+    """Kill servers and driver at random moments until the batch is done; returns how often."""
+    chance = random.Random(seed)
+    ports = [free_port() for _ in range(3)]
+    fakes = [start_fake(port, tmp_path / f"fake{port}", 0.05) for port in ports]
+    servers = ",".join(f"http://127.0.0.1:{port}" for port in ports)
+    command = (desk.rows(SIX), "--out", tmp_path / "out", "--workflow", desk.workflow, "--servers", servers)
+    command = (*command, "--count", pictures // 6, "--sheet", 0)
+    driver, done = start_driver(tmp_path / "log", *command), 0
+    try:
+        while driver.wait(chance.uniform(0.05, 0.8)) is None and done < kills:
+            done += 1
+            if chance.random() < 0.4:
+                driver.kill()
+                driver = start_driver(tmp_path / "log", *command)
+            else:
+                number = chance.randrange(3)
+                fakes[number].kill()
+                fakes[number] = start_fake(ports[number], tmp_path / f"fake{number}", 0.05)
+        assert driver.wait(120.0) == 0, driver.text[-2000:]
+    finally:
+        driver.kill()
+        for fake in fakes:
+            fake.kill()
+    return done
+
+
+@pytest.mark.parametrize(
+    "kills, pictures", [(12, 60), pytest.param(100, 600, marks=pytest.mark.soak)], ids=["short", "hundred"]
+)
+def test_kills_at_random_moments_leave_every_picture_once(desk, tmp_path, kills, pictures):
+    desk.run(desk.rows(SIX), "one", servers=desk.serve(), count=pictures // 6)
+    done = kill_and_go_on(desk, tmp_path, kills, pictures, seed=kills)
+    assert done >= min(kills, 8), "too few kills met the run: paint more pictures"
+    assert desk.pictures("out") == desk.pictures("one") and len(desk.pictures("out")) == pictures
+    assert check(desk) == 0
+
+
+# What is there is proven
+
+
+def test_check_tells_of_every_kind_of_wrong(desk, capsys):
+    desk.run(desk.rows(SIX), servers=desk.serve())
+    out = desk.folder / "out"
+    gone, changed, *_ = sorted(desk.pictures())
+    (out / gone).unlink()
+    data = bytearray((out / changed).read_bytes())
+    data[-20] ^= 1
+    (out / changed).write_bytes(bytes(data))
+    (out / "stranger.png").write_bytes(b"")
+    capsys.readouterr()
+    assert check(desk) == command.INCOMPLETE
+    told = capsys.readouterr().out
+    for words in (
+        f"{gone} (line",
+        "is gone",
+        f"{changed} (line",
+        "not what was painted",
+        "stranger.png is not of this batch",
+    ):
+        assert words in told
+    before = desk.painted
+    (out / changed).unlink()
+    assert desk.run(desk.rows(SIX), servers=desk.serve()).complete
+    assert desk.painted == before + 2
+
+
+def test_one_driver_at_a_time(desk):
+    desk.run(desk.rows("apple"), servers=desk.serve())
+    manifest = Manifest(desk.folder / "out")
+    other = {"host": __import__("socket").gethostname(), "pid": 1, "beat": time.time(), "since": time.time()}
+    manifest.set("driver", other)
+    with pytest.raises(Stop, match="works on .* already"):
+        lock_driver(manifest)
+    manifest.set("driver", {**other, "pid": 2**22 + 12345})
+    lock_driver(manifest)
+    manifest.set("driver", {**other, "host": "elsewhere", "beat": time.time() - 60})
+    lock_driver(manifest)
+    manifest.close()
+
+
+def test_status_table_and_sheets_tell_the_results(desk, capsys):
+    outcome = desk.run(desk.rows("apple\nit fails\n"), servers=desk.serve(), sheet=10)
+    assert [path.name for path in outcome.files] == ["results.csv", "sheet_1.jpg"]
+    rows = list(csv.DictReader((desk.folder / "out" / "results.csv").open(encoding="utf-8")))
+    assert [row["state"] for row in rows] == [DONE, "set aside"] and rows[0]["prompt"] == "apple"
+    assert rows[0]["file"] in desk.pictures() and rows[1]["error"] == "KSampler: it was told to fail"
+    capsys.readouterr()
+    assert command.main(["status", str(desk.folder / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "1/2" in told and "1 set aside" in told and "line 2 is set aside: KSampler" in told
+    assert command.main(["status", str(desk.folder)]) == 1
+
+
+def test_status_of_a_running_batch_tells_its_workers(desk, tmp_path, capsys):
+    servers = desk.serve(2, seconds=0.5)
+    arguments = (
+        desk.rows(SIX),
+        "--out",
+        tmp_path / "out",
+        "--workflow",
+        desk.workflow,
+        "--servers",
+        servers,
+        "--count",
+        20,
+    )
+    driver = start_driver(tmp_path / "log", *arguments)
+    try:
+
+        def told() -> str:
+            command.main(["status", str(tmp_path / "out")])
+            return capsys.readouterr().out
+
+        await_that(lambda: desk.painted >= 2)
+        await_that(lambda: "pictures/min" in (text := told()) and text.count("http://127.0.0.1:") == 2)
+    finally:
+        driver.kill()

@@ -1,0 +1,216 @@
+"""The workers of a batch: what each gets, who joins and leaves, stage by stage, and what stays secret."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+from batches import PROMPT, await_that, check, count_states, free_port, make_fake_host, start_driver
+
+from cascade_studio.commands.batch import command, run
+from cascade_studio.commands.batch.manifest import ASKED, DONE
+from cascade_studio.commands.batch.server import Failed, Server
+from cascade_studio.commands.messages import Stop
+
+SIX = "apple\nrobot\nfrog\nsnail\nlemon\nboat\n"
+
+
+# Workers
+
+
+def test_rows_of_one_model_stay_with_one_worker(desk):
+    models = ["stage_c_lite_bf16.safetensors", "my_style.safetensors", "other.safetensors"]
+    lines = [json.dumps({"prompt": text, "prior": models[index % 3]}) for index, text in enumerate("abcdefghijkl")]
+    assert desk.run(desk.rows("\n".join(lines), "r.jsonl"), servers=desk.serve(3, seconds=0.05)).complete
+    for fake in desk.fakes:
+        told = [prompt["1"]["inputs"]["prior"] for prompt in fake.painted]
+        assert sum(one != other for one, other in zip(told, told[1:], strict=False)) <= 1, told
+
+
+def test_rows_of_one_text_stay_with_one_worker_while_there_are_others(desk):
+    rows = desk.rows("apple\nrobot\nfrog\n")
+    assert desk.run(rows, servers=desk.serve(3, seconds=0.05), count=8).complete
+    told = [[prompt["3"]["inputs"]["text"] for prompt in fake.painted] for fake in desk.fakes]
+    changes = sum(one != other for texts in told for one, other in zip(texts, texts[1:], strict=False))
+    assert sum(map(len, told)) == 24 and changes <= 6, told
+
+
+def test_a_small_card_gets_what_fits_it(desk, monkeypatch):
+    large = {"prompt": "a", "prior": "stage_c_bf16.safetensors"}
+    lines = [json.dumps(large), json.dumps({"prompt": "b", "prior": "stage_c_lite_bf16.safetensors"})]
+    rows = desk.rows("\n".join(lines), "r.jsonl")
+    monkeypatch.setenv("FAKE_MEMORY", str(6 * 1024**3))
+    servers = desk.serve()
+    with pytest.raises(Stop, match=r"need 8\.\d GiB .* has 6\.0\. Choose the lite models"):
+        desk.run(rows, servers=servers)
+    assert count_states(desk) == {DONE: 1, ASKED: 1}
+    assert desk.run(rows, servers=servers, any_card=True).complete
+
+
+def test_servers_join_while_the_batch_runs_and_silent_ones_are_waited_for(desk, monkeypatch):
+    monkeypatch.setattr("cascade_studio.commands.batch.workers.REREAD_SECONDS", 0.2)
+    monkeypatch.setattr("cascade_studio.commands.batch.driver.KEEP_SECONDS", 0.2)
+    listed = desk.folder / "servers.txt"
+    listed.write_text(f"# mine\nhttp://127.0.0.1:{free_port()}\n", encoding="utf-8")
+    timer = threading.Timer(1.0, lambda: listed.write_text(desk.serve() + "\n", encoding="utf-8"))
+    timer.start()
+    assert desk.run(desk.rows(SIX), servers=f"@{listed}", patience=20.0).complete
+    with pytest.raises(Stop, match="No worker was there for 1 s"):
+        desk.run(desk.rows("moon"), servers=f"http://127.0.0.1:{free_port()}", patience=1.0)
+
+
+def test_servers_of_our_own_are_started_killed_and_started_again(desk, tmp_path):
+    host = make_fake_host(tmp_path / "host")
+    arguments = (
+        desk.rows(SIX),
+        "--out",
+        tmp_path / "out",
+        "--workflow",
+        desk.workflow,
+        "--count",
+        "5",
+        "--workers",
+        "2",
+    )
+    arguments = (*arguments, "--comfyui", host, "--comfyui-flags=--cpu")
+    driver = start_driver(tmp_path / "log", *arguments, FAKE_SECONDS="0.1")
+    await_that(lambda: len(desk.pictures()) >= 3)
+    psutil = pytest.importorskip("psutil")
+    children = psutil.Process(driver.process.pid).children()
+    assert len(children) == 2
+    children[0].kill()
+    assert driver.wait(60.0) == 0, driver.text
+    assert len(desk.pictures()) == 30 and check(desk) == 0
+    assert not any(child.is_running() for child in children) and not list((tmp_path / "out" / run.WORK).iterdir())
+
+
+def test_servers_of_our_own_end_with_a_killed_driver(desk, tmp_path):
+    psutil = pytest.importorskip("psutil")
+    host = make_fake_host(tmp_path / "host")
+    arguments = (desk.rows(SIX), "--out", tmp_path / "out", "--workflow", desk.workflow, "--comfyui", host)
+    driver = start_driver(tmp_path / "log", *arguments, "--comfyui-flags=--cpu", FAKE_SECONDS="5")
+    await_that(lambda: psutil.Process(driver.process.pid).children())
+    children = psutil.Process(driver.process.pid).children()
+    driver.process.kill()
+    await_that(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+
+
+def test_a_comfyui_that_does_not_start_ends_the_batch_with_its_last_lines(desk, tmp_path, monkeypatch):
+    host = make_fake_host(tmp_path / "host")
+    monkeypatch.setenv("FAKE_BROKEN", "1")
+    with pytest.raises(Stop, match="a fault that hinders every start"):
+        desk.run(desk.rows("apple"), comfyui=str(host), comfyui_flags=("--cpu",), patience=30.0)
+    with pytest.raises(Stop, match="it has no main.py"):
+        desk.run(desk.rows("apple"), comfyui=str(tmp_path))
+
+
+# Stage by stage
+
+
+def test_priors_are_painted_here_and_chosen_ones_finished_elsewhere(desk):
+    rows = desk.rows(SIX)
+    assert desk.run(rows, "drafts", servers=desk.serve(), stages="c").complete
+    drafts = desk.pictures("drafts")
+    assert {name.rpartition(".")[2] for name in drafts} == {"latent", "png"} and len(drafts) == 12
+    kinds = {entry["class_type"] for entry in desk.fakes[0].painted[0].values()}
+    assert not kinds & {"CascadeStudio_SampleDecoder", "CascadeStudio_DecodeStageA"}
+    for name in list(drafts)[4:]:
+        (desk.folder / "drafts" / name).unlink()
+    desk.fakes.clear()
+    outcome = desk.run(desk.folder / "drafts", "finals", servers=desk.serve(), stages="ba", workflow=None)
+    assert outcome.complete and outcome.counts[DONE] == 2
+    (fake,) = desk.fakes
+    assert sorted(fake.uploads.values()) == sorted(
+        data for name, data in list(drafts.items())[:4] if name.endswith("latent")
+    )
+    for prompt in fake.painted:
+        assert "CascadeStudio_SamplePrior" not in {entry["class_type"] for entry in prompt.values()}
+        assert prompt["6"]["inputs"]["prior"] == ["prior_1", 0] and prompt["6"]["inputs"]["latent"] == ["2", 1]
+    assert {name.rpartition(".")[0] for name in desk.pictures("finals")} == {
+        name.rpartition(".")[0] for name in list(drafts)[:4]
+    }
+    with pytest.raises(Stop, match="no folder of drafts"):
+        desk.run(rows, "x", servers=desk.serve(), stages="ba")
+
+
+# Safety
+
+
+def test_secrets_stay_out_of_every_file(desk, capsys):
+    servers = desk.serve(secret="me:hush-hush").replace("http://", "http://me:hush-hush@")
+    assert desk.run(desk.rows("apple\nit fails\n"), servers=servers, sheet=5).counts[DONE] == 1
+    for path in (desk.folder / "out").rglob("*"):
+        assert path.is_dir() or b"hush-hush" not in path.read_bytes(), path.name
+    told = capsys.readouterr()
+    assert "hush" not in told.out + told.err
+    with pytest.raises(Stop) as refused:
+        desk.run(desk.rows("apple"), servers="ftp://me:hush-hush@127.0.0.1")
+    assert "hush" not in str(refused.value)
+
+
+def test_a_redirect_to_another_address_is_not_followed(desk):
+    asked = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", desk.serve() + "/system_stats")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Elsewhere)
+    desk.servers.append(server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(Failed, match="302"):
+        Server(f"http://127.0.0.1:{server.server_port}").ask("/system_stats")
+    assert asked == ["/system_stats"]
+
+
+# Elsewhere
+
+
+def test_an_object_store_holds_the_files(desk):
+    fsspec = pytest.importorskip("fsspec")
+    address = "memory://bucket/batch"
+    assert desk.run(desk.rows(SIX), servers=desk.serve(), store=address).complete
+    assert len(fsspec.filesystem("memory").find("/bucket/batch")) == 6 and not desk.pictures()
+    assert command.main(["-", "--out", str(desk.folder / "out"), "--check", "--store", address]) == 0
+    before = desk.painted
+    assert desk.run(desk.rows(SIX), servers=desk.serve(), store=address).complete and desk.painted == before
+
+
+def test_a_ray_cluster_paints_the_same(desk, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not in this environment: python -m pip install ray")
+    host = make_fake_host(tmp_path / "host")
+    rows = desk.rows(SIX)
+    desk.run(rows, "one", servers=desk.serve())
+    arguments = (rows, "--out", tmp_path / "out", "--workflow", desk.workflow, "--workers", "2", "--ray", "local")
+    driver = start_driver(tmp_path / "log", *arguments, "--comfyui", host, "--comfyui-flags=--cpu", "--sheet", 0)
+    assert driver.wait(120.0) == 0, driver.text
+    assert desk.pictures() == desk.pictures("one") and check(desk) == 0
+
+
+def test_the_command_says_what_it_needs(desk, capsys):
+    for wrong in (
+        [
+            "x.txt",
+            "--out",
+            str(desk.folder / "a"),
+            "--servers",
+            desk.serve(),
+            "--workflow",
+            str(desk.folder / "no.json"),
+        ],
+        ["x.txt", "--out", str(desk.workflow), "--servers", desk.serve()],
+        ["x.txt", "--out", str(desk.folder / "b"), "--servers", "http://127.0.0.1:1", "--ray", "auto"],
+        ["x.txt", "--out", str(desk.folder / "c"), "--servers", desk.serve(), "--count", "0"],
+        ["x.txt", "--out", str(desk.folder / "nothing"), "--check"],
+    ):
+        assert command.main(wrong) == 1
+        assert capsys.readouterr().err.startswith("studio.py batch: ")
+    assert json.loads(desk.workflow.read_text()) == PROMPT
