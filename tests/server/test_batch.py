@@ -10,12 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
-from batches import Desk, Process, await_that, start_driver
+from batches import Desk, await_that, start_driver
 from harness import REPOSITORY
 from PIL import Image
 
@@ -77,35 +78,18 @@ def crew(tmp_path_factory):
     made.close()
 
 
-def await_picture(desk: Desk, out: str, driver: Process) -> None:
-    before = len(desk.pictures(out))
-    await_that(lambda: len(desk.pictures(out)) > before or driver.process.poll() is not None, FIRST_SECONDS)
-
-
-def paint_through_kills(
-    desk: Desk, crew: Crew, rows: Path, out: str, count: int, chance: random.Random, kills: int
-) -> int:
-    """Run the command until it is done, ending the driver or a server now and then; returns how often."""
-    arguments: tuple[Any, ...] = (
-        rows,
-        "--out",
-        desk.folder / out,
-        "--workflow",
-        WORKFLOW,
-        "--count",
-        count,
-        "--sheet",
-        0,
-    )
-    arguments = (*arguments, "--servers", f"@{crew.listed}")
-    driver, done = start_driver(desk.folder / f"{out}.log", *arguments), 0
+def paint_through_kills(desk: Desk, crew: Crew, rows: Path, out: str, pictures: int, kills: int, seed: int) -> None:
+    """Run the command until it is done; the driver and servers are ended at random moments spread over the run."""
+    chance = random.Random(seed)
+    arguments: tuple[Any, ...] = (rows, "--out", desk.folder / out, "--workflow", WORKFLOW, "--sheet", 0)
+    arguments = (*arguments, "--count", pictures // len(PROMPTS), "--servers", f"@{crew.listed}")
+    driver = start_driver(desk.folder / f"{out}.log", *arguments)
     try:
-        while done < kills:
-            await_picture(desk, out, driver)
-            if driver.wait(chance.uniform(0.0, 2.0)) is not None:
-                break
-            done += 1
-            if done % 3 == 2:
+        for number, written in enumerate(sorted(chance.sample(range(pictures - 4), kills))):
+            await_that(lambda least=written: len(desk.pictures(out)) >= least, FIRST_SECONDS)
+            time.sleep(chance.uniform(0.0, 1.0))
+            assert driver.process.poll() is None, "the batch was over before it was disturbed"
+            if number % 3 == 1:
                 crew.kill(chance.randrange(len(crew.servers)))
             else:
                 driver.kill()
@@ -113,7 +97,6 @@ def paint_through_kills(
         assert driver.wait(20 * FIRST_SECONDS) == 0, driver.text[-3000:]
     finally:
         driver.kill()
-    return done
 
 
 def check_same(desk: Desk, out: str, count: int) -> None:
@@ -125,8 +108,7 @@ def check_same(desk: Desk, out: str, count: int) -> None:
 def test_three_servers_and_a_driver_that_are_killed_paint_the_bytes_of_one(server, crew, desk):
     rows = desk.rows("\n".join(PROMPTS))
     assert desk.run(rows, "one", servers=server.client.url, count=3).complete
-    done = paint_through_kills(desk, crew, rows, "three", 3, random.Random(19), kills=3)
-    assert done == 3, "the batch was over before it was disturbed"
+    paint_through_kills(desk, crew, rows, "three", 9, kills=3, seed=19)
     check_same(desk, "three", 9)
     for data in desk.pictures("three").values():
         texts = text_chunks(data)
@@ -137,15 +119,22 @@ def test_three_servers_and_a_driver_that_are_killed_paint_the_bytes_of_one(serve
         assert shown[0]["widgets_values"][0] == json.loads(texts["prompt"])["3"]["inputs"]["text"]
 
 
+@pytest.fixture(scope="module")
+def sixty(server, tmp_path_factory):
+    """Sixty pictures of one server that nobody disturbed."""
+    made = Desk(tmp_path_factory.mktemp("sixty"))
+    made.workflow = WORKFLOW
+    assert made.run(made.rows("\n".join(PROMPTS)), "one", servers=server.client.url, count=20).complete
+    yield made
+    made.close()
+
+
 @pytest.mark.soak
-def test_sixty_pictures_through_a_hundred_kills(server, crew, desk):
-    rows = desk.rows("\n".join(PROMPTS))
-    assert desk.run(rows, "one", servers=server.client.url, count=20).complete
-    done, chance, turn = 0, random.Random(100), 0
-    while done < 100:
-        turn += 1
-        done += paint_through_kills(desk, crew, rows, f"run{turn}", 20, chance, 100 - done)
-        check_same(desk, f"run{turn}", 60)
+@pytest.mark.parametrize("turn", range(5))
+def test_sixty_pictures_through_a_hundred_kills(crew, sixty, turn):
+    """Twenty kills in each of five runs."""
+    paint_through_kills(sixty, crew, sixty.folder / "rows.txt", f"run{turn}", 60, kills=20, seed=turn)
+    check_same(sixty, f"run{turn}", 60)
 
 
 def pixels(data: bytes) -> numpy.ndarray:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 from harness import REPOSITORY
 
-from tools.env import TORCH
+from tools.env import TORCH, current_setup
 from tools.hosts import DEFAULT_VERSION
 
 FILE = REPOSITORY / "docker" / "Dockerfile"
@@ -21,7 +19,7 @@ def argument(name: str) -> str:
 
 
 def test_the_linter_has_nothing_to_say():
-    found = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    found = shutil.which("hadolint", path=str(current_setup().host_python.parent)) or shutil.which("hadolint")
     assert found, "hadolint is among the test packages (tools/env.py)"
     done = subprocess.run([found, str(FILE)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and not done.stdout.strip(), done.stdout + done.stderr
