@@ -64,6 +64,9 @@ class LayeredHooks(BlockHooks):
     ) -> Tensor:
         return self.blocks.run_block(block, x, skip, dtype)
 
+    def attention_block(self, place: Place, x: Tensor, time: Tensor) -> Tensor:
+        return self.blocks.attention_block(place, x, time)
+
     def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return self.blocks.resize(x, size)
 

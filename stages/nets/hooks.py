@@ -72,6 +72,10 @@ class BlockHooks:
         """What the attention adds, after its output projection and before the sum."""
         return x
 
+    def attention_block(self, place: Place, x: Tensor, time: Tensor) -> Tensor:
+        """``x`` after an attention block, its sum included; ``time`` (1 or B, c_r) is the embedded noise level."""
+        return x
+
     def run_block(self, block: nn.Module, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
         """A residual ``block`` on x (B, H, W, C): its place to get other lengths for its response norm, or to run in pieces."""
         return block(x, skip, dtype)

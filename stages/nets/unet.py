@@ -277,7 +277,10 @@ class CascadeUNet(nn.Module):
             elif isinstance(block, TimestepBlock):
                 x = block(x, run.times)
             elif isinstance(block, AttnBlock):
-                x = block(x, run.cond, run.dtype, place._replace(layer=attentions), run.hooks)
+                at = place._replace(layer=attentions)
+                x = nhwc(
+                    run.hooks.attention_block(at, nchw(block(x, run.cond, run.dtype, at, run.hooks)), run.times[0])
+                )
                 attentions += 1
             else:
                 x = run.hooks.run_block(block, x, None, run.dtype)
