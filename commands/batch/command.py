@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--workflow", metavar="FILE", help="a saved workflow or its API format (default: text_to_image)")
     rows = made.add_argument_group("rows")
     rows.add_argument("--count", type=int, default=1, metavar="N", help="pictures of each row, of consecutive seeds")
+    rows.add_argument("--batched", action="store_true", help="paint the N of --count as one batch of ComfyUI")
     rows.add_argument("--seeds", type=parse_seeds, default=[], metavar="1,2,10-13", help="each row with each of these")
     rows.add_argument(
         "--grid", type=parse_grid, action="append", default=[], metavar="NAME=A,B", help="each row with each choice"
@@ -80,8 +81,11 @@ def parse_shard(text: str) -> tuple[int, int]:
 def main(arguments: Sequence[str]) -> int:
     """Run one command in this process; returns its exit code."""
     try:
-        if list(arguments[:1]) == ["status"] and len(arguments) == 2:
-            return show_status(Path(arguments[1]))
+        if not arguments:
+            parser().print_help()
+            return 0
+        if arguments[0] == "status":
+            return show_status(arguments[1:])
         options = parser().parse_args(arguments)
         return check(options) if options.check else paint(options)
     except Stop as stop:
@@ -97,9 +101,11 @@ def tell(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def show_status(folder: Path) -> int:
-    """Tell how far the batch in ``folder`` is."""
-    manifest = Manifest(folder, read_only=True)
+def show_status(arguments: Sequence[str]) -> int:
+    """Tell how far the batch in the one folder that is named is."""
+    if len(arguments) != 1:
+        raise Stop("status needs the folder that --out named: studio.py batch status DIR.")
+    manifest = Manifest(Path(arguments[0]), read_only=True)
     try:
         tell(describe_status(manifest))
     finally:
@@ -134,6 +140,7 @@ def paint(options: argparse.Namespace) -> int:
         comfyui=options.comfyui,
         comfyui_flags=tuple(shlex.split(options.comfyui_flags)),
         count=options.count,
+        batched=options.batched,
         seeds=tuple(options.seeds),
         grid=dict(options.grid),
         wildcards=Path(options.wildcards).expanduser() if options.wildcards else None,

@@ -13,7 +13,7 @@ from ..messages import Stop, say
 from .lock import beat
 from .manifest import ASKED, MOST_FAILURES, RUNNING, Manifest
 from .records import Claim, Held
-from .results import DiskFull, Results
+from .results import Results, as_stop
 from .server import Failed, Job, Lost, Stopped, Unreachable, prompt_id
 from .template import PRIORS, Template
 from .workers import Painter, Pool, Worker
@@ -74,6 +74,8 @@ class Driver:
                     seen = time.monotonic()
                 self._check_hope(seen)
                 time.sleep(TICK)
+        except sqlite3.Error as error:
+            self._give_up(error)
         finally:
             self._stop.set()
             self._end()
@@ -227,11 +229,7 @@ class Driver:
         if isinstance(error, Stop):
             self.problem = self.problem or error
         elif isinstance(error, sqlite3.Error):
-            full = "full" in str(error)
-            self.problem = self.problem or DiskFull(
-                f"The manifest {self.manifest.path} cannot be written ({error}). Every finished picture is kept; "
-                f"{'make room' if full else 'put that right'} and give the same command again."
-            )
+            self.problem = self.problem or as_stop(self.manifest, error)
         else:
             self.problem = self.problem or Stop(
                 f"The batch stopped at a fault of its own ({type(error).__name__}: {error})."

@@ -94,7 +94,8 @@ class LocalServer:
         return self.server
 
     def _own_flags(self) -> list[str]:
-        known = (self.comfy.root / "comfy" / "cli_args.py").read_text(encoding="utf-8")
+        options = self.comfy.root / "comfy" / "cli_args.py"
+        known = options.read_text(encoding="utf-8") if options.is_file() else ""
         flags = ["--output-directory", str(self.folder / "output"), "--temp-directory", str(self.folder / "temp")]
         flags.append("--disable-auto-launch")
         return flags + (["--database-url", "sqlite:///:memory:"] if "--database-url" in known else [])

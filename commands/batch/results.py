@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import shutil
+import sqlite3
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,15 @@ SHEET = "sheet_"
 
 class DiskFull(Stop):
     """There is no room for the next picture; what is written stays."""
+
+
+def as_stop(manifest: Manifest, error: sqlite3.Error) -> Stop:
+    """The sentence for a manifest that cannot be written."""
+    full = "full" in str(error)
+    return (DiskFull if full else Stop)(
+        f"The manifest {manifest.path} cannot be written ({error}). Every finished picture is kept; "
+        f"{'make room' if full else 'put that right'} and give the same command again."
+    )
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class Expansion:
     """How one row becomes several.
 
     grid: more choices by column; seeds: every row with each of these; count: pictures of each row, of consecutive
-    seeds; wildcards: folder with ``NAME.txt``, one choice a line; first_seed: where a row without a seed begins.
+    seeds; wildcards: folder with ``NAME.txt``, one choice a line; first_seed: where a row without a seed begins;
+    batched: the ``count`` pictures are one row with that batch_size.
     """
 
     grid: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Expansion:
     count: int = 1
     wildcards: Path | None = None
     first_seed: int = 0
+    batched: bool = False
 
 
 def read_rows(path: Path) -> Iterator[Row | BadRow]:
@@ -165,6 +167,8 @@ class Expander:
                 values = dict(zip(choices, cells, strict=True))
                 for copy, seed in self._seeds(values):
                     drawn = self._draw(values, copy)
+                    if self.how.batched and self.how.count > 1:
+                        drawn["batch_size"] = self.how.count
                     yield Row(row.line, drawn if seed is None else {**drawn, "seed": seed})
         except ValueError as error:
             yield BadRow(row.line, str(error))
@@ -190,7 +194,7 @@ class Expander:
             starts = [_as_seed(given)]
         else:
             starts = [None if self.how.count == 1 else self.how.first_seed]
-        copies = range(self.how.count)
+        copies = range(1 if self.how.batched else self.how.count)
         for number, (start, copy) in enumerate(itertools.product(starts, copies)):
             yield number, None if start is None else (start + copy) % (LARGEST_SEED + 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from .lock import lock_driver, unlock_driver
 from .manifest import ASIDE, DONE, FILE, Manifest
 from .progress import Progress, count_line
 from .records import Asked
-from .results import ObjectStore, Results, Store
+from .results import ObjectStore, Results, Store, as_stop
 from .rows import BadRow, Expander, Expansion, Row, read_rows
 from .template import NAME, PRIORS, Template
 from .workers import LocalPool, NamedPool, Pool
@@ -44,6 +45,7 @@ class Batch:
     comfyui: str | None = None
     comfyui_flags: tuple[str, ...] = ()
     count: int = 1
+    batched: bool = False
     seeds: Sequence[int] = ()
     grid: Mapping[str, Sequence[str]] = field(default_factory=dict)
     wildcards: Path | None = None
@@ -82,6 +84,7 @@ def run_batch(batch: Batch, pool: Pool | None = None) -> Outcome:
     """
     if batch.count < 1:
         raise Stop(f"--count {batch.count} is too few. Give 1 or more.")
+    source = _Source(batch)
     try:
         batch.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,16 +93,17 @@ def run_batch(batch: Batch, pool: Pool | None = None) -> Outcome:
     try:
         lock_driver(manifest)
         try:
-            return _run(batch, manifest, pool)
+            return _run(batch, source, manifest, pool)
         finally:
             unlock_driver(manifest)
+    except sqlite3.Error as error:
+        raise as_stop(manifest, error) from error
     finally:
         manifest.close()
 
 
-def _run(batch: Batch, manifest: Manifest, pool: Pool | None) -> Outcome:
+def _run(batch: Batch, source: _Source, manifest: Manifest, pool: Pool | None) -> Outcome:
     results = Results(manifest, open_store(manifest, batch.store))
-    source = _Source(batch)
     pool = pool or make_pool(batch)
     try:
         template = _template(source.workflow(), batch, pool)
@@ -136,6 +140,8 @@ class _Source:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.priors = batch.rows if batch.stages == "ba" else None
+        if self.priors is None and not batch.rows.is_file():
+            raise Stop(f"There is no list of rows {batch.rows}. Give the path of a .csv, .jsonl or .txt file.")
         if self.priors is not None and not (self.priors / FILE).is_file():
             raise Stop(
                 f"{batch.rows} is no folder of drafts: --stages ba finishes what --stages c painted. Give the folder "
@@ -165,7 +171,7 @@ class _Source:
             return
         batch = self.batch
         folder = batch.wildcards or batch.rows.parent / "wildcards"
-        expander = Expander(Expansion(batch.grid, batch.seeds, batch.count, folder, first_seed))
+        expander = Expander(Expansion(batch.grid, batch.seeds, batch.count, folder, first_seed, batch.batched))
         for row in read_rows(batch.rows):
             yield from [row] if isinstance(row, BadRow) else expander.expand(row)
 

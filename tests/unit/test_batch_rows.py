@@ -63,6 +63,8 @@ def test_grids_seeds_and_counts_multiply():
     assert {row.values["seed"] for row in rows} == {1, 2, 9, 10}
     assert [row.values["seed"] for row in expand({"prompt": "a", "seed": "5"}, count=3)] == [5, 6, 7]
     assert [row.values["seed"] for row in expand({"prompt": "a"}, count=2, first_seed=40)] == [40, 41]
+    (whole,) = expand({"prompt": "a", "seed": 5}, count=3, batched=True)
+    assert whole.values == {"prompt": "a", "seed": 5, "batch_size": 3}
     assert expand({"prompt": "a"}) == [Row(1, {"prompt": "a"})], "without a seed the workflow's own stays"
 
 

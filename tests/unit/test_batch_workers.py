@@ -196,21 +196,21 @@ def test_a_ray_cluster_paints_the_same(desk, tmp_path):
 
 
 def test_the_command_says_what_it_needs(desk, capsys):
-    for wrong in (
-        [
-            "x.txt",
-            "--out",
-            str(desk.folder / "a"),
-            "--servers",
-            desk.serve(),
-            "--workflow",
-            str(desk.folder / "no.json"),
-        ],
-        ["x.txt", "--out", str(desk.workflow), "--servers", desk.serve()],
-        ["x.txt", "--out", str(desk.folder / "b"), "--servers", "http://127.0.0.1:1", "--ray", "auto"],
-        ["x.txt", "--out", str(desk.folder / "c"), "--servers", desk.serve(), "--count", "0"],
-        ["x.txt", "--out", str(desk.folder / "nothing"), "--check"],
+    rows, out, servers = str(desk.rows("a\n")), ["--out", str(desk.folder / "x")], ["--servers", desk.serve()]
+    for wrong, words in (
+        (["nowhere.txt", *out, *servers], "There is no list of rows nowhere.txt"),
+        ([rows, *out, *servers, "--workflow", "no.json"], "The workflow no.json cannot be read"),
+        ([rows, "--out", str(desk.workflow), *servers], "cannot be made"),
+        ([rows, *out, *servers, "--ray", "auto"], "two kinds of workers"),
+        ([rows, *out, *servers, "--count", "0"], "too few"),
+        ([rows, *out, "--servers", ","], "names no server"),
+        ([rows, *out, "--servers", "@nowhere"], "cannot be read"),
+        ([rows, "--out", str(desk.folder / "nothing"), "--check"], "There is no batch"),
+        (["status"], "studio.py batch status DIR"),
     ):
-        assert command.main(wrong) == 1
-        assert capsys.readouterr().err.startswith("studio.py batch: ")
+        given = [] if "--workflow" in wrong or wrong == ["status"] else ["--workflow", str(desk.workflow)]
+        assert command.main([*wrong, *given]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("studio.py batch: ") and words in told
+    assert command.main([]) == 0 and "for example:" in capsys.readouterr().out
     assert json.loads(desk.workflow.read_text()) == PROMPT
