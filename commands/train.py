@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ..stages.errors import CascadeError, WrongFile, WrongInput
-from ..stages.files import convert, identify, load
+from ..stages.files import convert, load
 from ..stages.files.header import load_file
+from ..stages.files.identify import identify
+from ..stages.files.kinds import KINDS
 from ..stages.nets.encoder import normalise
 from ..stages.training.cache import Encoders, encode_caption, encode_set, fingerprint
 from ..stages.training.dataset import TrainingSet, from_folder
@@ -86,7 +88,7 @@ def read_config(path: Path) -> Config:
 def read_network(path: str, *kinds: str) -> tuple[Any, dict[str, Tensor]]:
     """Configuration and canonical tensors of the network of one of ``kinds`` in the file at ``path``."""
     tensors, metadata = load_file(path)
-    kind = load.require(identify.identify(tensors, metadata), kinds, Path(path).name)
+    kind = load.require(identify(tensors, metadata), kinds, Path(path).name)
     if kind.config is None:
         raise WrongFile(f"{Path(path).name} is incomplete: {kind.problem}. Download it again.")
     return kind.config, convert.dequantise(convert.normalise(tensors, kind), None)
@@ -124,7 +126,7 @@ class Coders:
                 raise WrongFile("The image encoder's file holds the Previewer alone. Choose effnet_encoder.")
             config = config.encoder
             tensors = {key[len("encoder.") :]: value for key, value in tensors.items() if key.startswith("encoder.")}
-        net = load.CLASSES["encoder"](config, dtype=torch.float32)
+        net = KINDS["encoder"].module(config, dtype=torch.float32)
         net.load_state_dict({key: tensors[key] for key in net.state_dict() if key in tensors}, strict=False)
         return net.to(self.device).eval().requires_grad_(False)
 

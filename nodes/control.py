@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..stages.inputs.control_rules import BlockWeights, parse_curve
+from .file_inputs import FileLoader, file_input, missing_input
 from .host.conditioning.control_chain import apply_control
 from .host.conditioning.controlnet import load_control
-from .host.files import fetch, names
-from .host.models import load as loading
-from .loaders import file_input, missing_input
+from .host.models.load import AUTO, ModelPart
 
 CATEGORY = "Cascade Studio/control"
 
 
-class CascadeStudioLoadControlNet(io.ComfyNode):
+class CascadeStudioLoadControlNet(FileLoader, io.ComfyNode):
+    ROLES = ("controlnet",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -30,8 +33,8 @@ class CascadeStudioLoadControlNet(io.ComfyNode):
                 file_input("controlnet", "canny, inpainting or super_resolution, from models/controlnet."),
                 io.Combo.Input(
                     "dtype",
-                    options=[loading.AUTO, "fp32", "bf16", "fp16"],
-                    default=loading.AUTO,
+                    options=[AUTO, "fp32", "bf16", "fp16"],
+                    default=AUTO,
                     advanced=True,
                     tooltip=(
                         "Number format it computes in. auto follows this machine, as for the VAEs. It runs "
@@ -51,17 +54,8 @@ class CascadeStudioLoadControlNet(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, controlnet) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, controlnet=None, **_) -> str:
-        return names.stamp("controlnet", controlnet)
-
-    @classmethod
-    def execute(cls, controlnet, dtype, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
-        found = fetch.ready(cls.hidden.unique_id, {"controlnet": controlnet}, missing_files)
-        return io.NodeOutput(load_control(found.paths["controlnet"], dtype), ui=fetch.told(cls.hidden.unique_id, found))
+    def load(cls, parts: dict[str, ModelPart | None], dtype: str) -> tuple[Any, ...]:
+        return (load_control(parts["controlnet"], dtype),)
 
 
 class CascadeStudioApplyControl(io.ComfyNode):

@@ -1,70 +1,30 @@
-"""Loaders: everything at once, or one network at a time.
-
-Every ``validate_inputs`` names the file inputs, so that the host accepts names that are not on this computer: its own
-refusal does not say what to do. A missing file is fetched, or gets its sentence, when the node runs, before anything is
-loaded.
-"""
+"""Loaders: everything at once, or one network at a time."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
+from .file_inputs import CHECKPOINT, NONE, FileLoader, dtype_input, file_input, missing_input
 from .host.files import fetch, names
-from .host.models import clip as text, load as loading, load_vae, preview
+from .host.models import load_vae, preview
+from .host.models.clip import load_clip_vision, load_text_encoder
+from .host.models.load import AUTO, DEVICES, ModelPart, load_diffusion
 
 CATEGORY = "Cascade Studio/loaders"
-CHECKPOINT = names.FROM_CHECKPOINT
-NONE = names.NONE
-
-
-def file_input(role: str, tooltip: str, extra: tuple[str, ...] = ()) -> io.Combo.Input:
-    """A file name: the files here, then published ones; ``extra`` are choices that are no files.
-
-    Which of the names would be fetched goes to the web extension as ``published``.
-    """
-    return io.Combo.Input(
-        role,
-        options=names.names(role, extra),
-        extra_dict={"published": names.published(role)},
-        tooltip=f"{tooltip} After the files here follow published ones, fetched when needed.",
-    )
-
-
-def missing_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "missing_files",
-        options=list(fetch.MODES),
-        default=fetch.DOWNLOAD,
-        optional=True,
-        tooltip=(
-            "What to do about published files that are not here: download shows what it takes and fetches them, ask stops "
-            "and shows it, never stops and tells how to get them by hand."
-        ),
-    )
+FileParts = dict[str, ModelPart | None]
 
 
 def preset_input() -> io.Combo.Input:
     return io.Combo.Input(
         "preset",
-        options=fetch.presets(),
-        default=fetch.OWN,
+        options=fetch.list_presets(),
+        default=fetch.AUTOMATIC,
         optional=True,
         tooltip=(
-            f"Files that belong together, instead of those in the inputs; '{fetch.AUTOMATIC}' takes what suits this "
-            f"machine, '{fetch.OWN}' keeps to the inputs."
-        ),
-    )
-
-
-def dtype_input(name: str, what: str) -> io.Combo.Input:
-    return io.Combo.Input(
-        name,
-        options=[loading.AUTO, *loading.DTYPES],
-        default=loading.AUTO,
-        advanced=True,
-        tooltip=(
-            f"Number format of {what}. auto follows the host's flags and this machine; a choice here wins over both. fp8 "
-            "stores half as much and computes in the machine's own format."
+            f"Files that belong together, instead of those in the inputs; '{fetch.AUTOMATIC}' takes the best complete set "
+            f"on this computer, or Cascade Mini; '{fetch.OWN}' keeps to the inputs."
         ),
     )
 
@@ -72,8 +32,8 @@ def dtype_input(name: str, what: str) -> io.Combo.Input:
 def vae_dtype_input() -> io.Combo.Input:
     return io.Combo.Input(
         "vae_dtype",
-        options=[loading.AUTO, "fp32", "bf16", "fp16"],
-        default=loading.AUTO,
+        options=[AUTO, "fp32", "bf16", "fp16"],
+        default=AUTO,
         advanced=True,
         tooltip="Number format of Stage A, image encoder and Previewer; wins over the host's flags.",
     )
@@ -82,8 +42,8 @@ def vae_dtype_input() -> io.Combo.Input:
 def vae_device_input() -> io.Combo.Input:
     return io.Combo.Input(
         "vae_device",
-        options=list(loading.DEVICES),
-        default=loading.AUTO,
+        options=list(DEVICES),
+        default=AUTO,
         advanced=True,
         tooltip="Where they run; wins over the host's --cpu-vae.",
     )
@@ -92,7 +52,7 @@ def vae_device_input() -> io.Combo.Input:
 def preview_input() -> io.Combo.Input:
     return io.Combo.Input(
         "previewer",
-        options=names.names("previewer", (NONE,)),
+        options=names.list_names("previewer", (NONE,)),
         default=NONE,
         optional=True,
         tooltip=(
@@ -101,8 +61,9 @@ def preview_input() -> io.Combo.Input:
     )
 
 
-class CascadeStudioLoad(io.ComfyNode):
+class CascadeStudioLoad(FileLoader, io.ComfyNode):
     ROLES = ("prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision")
+    CHECKED_HERE = ("preset",)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -153,65 +114,27 @@ class CascadeStudioLoad(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, prior, decoder, text_encoder, stage_a, image_encoder, previewer, clip_vision, preset=fetch.OWN
-    ) -> bool | str:
-        return True
+    def fingerprint_inputs(cls, preset: str = fetch.OWN, **given: Any) -> str:
+        return fetch.stamp_preset(preset, {role: given.get(role) for role in cls.ROLES})
 
     @classmethod
-    def fingerprint_inputs(cls, preset=fetch.OWN, **chosen) -> str:
-        return fetch.stamps(preset, {role: chosen.get(role) for role in cls.ROLES})
-
-    @classmethod
-    def execute(
-        cls,
-        prior_dtype,
-        decoder_dtype,
-        text_dtype,
-        vae_dtype,
-        vae_device,
-        preset=fetch.OWN,
-        missing_files=fetch.DOWNLOAD,
-        **chosen,
-    ) -> io.NodeOutput:
-        node, (values, line) = cls.hidden.unique_id, fetch.applied(preset, chosen)
-        found = fetch.ready(node, values, missing_files, line)
-        paths = loading.Parts(found.paths)
-        prior_path, decoder_path = paths.find("prior", "stage_c"), paths.find("decoder", "stage_b")
-        text_path = paths.find("text_encoder", "text_encoder")
-        vision_path = paths.find("clip_vision", "clip_vision")
-        stage_a_path = paths.find("stage_a", "stage_a")
-        encoder_path = paths.find("image_encoder", "encoder", "stage_c_vae")
-        previewer_path = paths.find("previewer", "previewer", "stage_c_vae")
-        prior = loading.load_diffusion(prior_path, "stage_c", prior_dtype)
-        decoder = loading.load_diffusion(decoder_path, "stage_b", decoder_dtype)
-        clip, vision = text.load_text_encoder(text_path, text_dtype), cls.vision(vision_path)
-        vae = load_vae.load_stage_a(stage_a_path, vae_dtype, vae_device)
-        coder = cls.coder(encoder_path, previewer_path, vae_dtype, vae_device)
-        return io.NodeOutput(
-            preview.attach(prior, coder),
-            decoder,
-            clip,
-            vision,
-            vae,
-            coder,
-            ui=fetch.told(node, found, prior, decoder, vae),
-        )
-
-    @classmethod
-    def vision(cls, path: str | None):
-        return None if path is None else text.load_clip_vision(path)
-
-    @classmethod
-    def coder(cls, encoder: str | None, previewer: str | None, dtype: str, device: str):
-        return (
-            None
-            if encoder is None and previewer is None
-            else load_vae.load_stage_c_vae(encoder, previewer, dtype, device)
-        )
+    def load(
+        cls, parts: FileParts, prior_dtype: str, decoder_dtype: str, text_dtype: str, vae_dtype: str, vae_device: str
+    ) -> tuple[Any, ...]:
+        prior = load_diffusion(parts["prior"], "stage_c", prior_dtype)
+        decoder = load_diffusion(parts["decoder"], "stage_b", decoder_dtype)
+        clip = load_text_encoder(parts["text_encoder"], text_dtype)
+        vision = None if parts["clip_vision"] is None else load_clip_vision(parts["clip_vision"])
+        stage_a = load_vae.load_stage_a(parts["stage_a"], vae_dtype, vae_device)
+        halves, coder = (parts["image_encoder"], parts["previewer"]), None
+        if any(halves):
+            coder = load_vae.load_stage_c_vae(*halves, vae_dtype, vae_device)
+        return preview.attach(prior, coder), decoder, clip, vision, stage_a, coder
 
 
-class CascadeStudioLoadPrior(io.ComfyNode):
+class CascadeStudioLoadPrior(FileLoader, io.ComfyNode):
+    ROLES = ("prior", "previewer")
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -231,24 +154,16 @@ class CascadeStudioLoadPrior(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prior, previewer=NONE) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, prior=None, previewer=NONE, **_) -> str:
-        return names.stamp("prior", prior) + ("" if previewer == NONE else names.stamp("previewer", previewer))
-
-    @classmethod
-    def execute(cls, prior, dtype, missing_files=fetch.DOWNLOAD, previewer=NONE) -> io.NodeOutput:
-        found = fetch.ready(cls.hidden.unique_id, {"prior": prior, "previewer": previewer}, missing_files)
-        model = loading.load_diffusion(found.paths["prior"], "stage_c", dtype)
-        told = fetch.told(cls.hidden.unique_id, found, model)
-        if previewer != NONE:
-            model = preview.attach(model, load_vae.load_stage_c_vae(None, found.paths["previewer"]))
-        return io.NodeOutput(model, ui=told)
+    def load(cls, parts: FileParts, dtype: str) -> tuple[Any, ...]:
+        model = load_diffusion(parts["prior"], "stage_c", dtype)
+        if parts["previewer"] is None:
+            return (model,)
+        return (preview.attach(model, load_vae.load_stage_c_vae(None, parts["previewer"])),)
 
 
-class CascadeStudioLoadDecoder(io.ComfyNode):
+class CascadeStudioLoadDecoder(FileLoader, io.ComfyNode):
+    ROLES = ("decoder",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -267,21 +182,13 @@ class CascadeStudioLoadDecoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, decoder) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, decoder=None, **_) -> str:
-        return names.stamp("decoder", decoder)
-
-    @classmethod
-    def execute(cls, decoder, dtype, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
-        found = fetch.ready(cls.hidden.unique_id, {"decoder": decoder}, missing_files)
-        model = loading.load_diffusion(found.paths["decoder"], "stage_b", dtype)
-        return io.NodeOutput(model, ui=fetch.told(cls.hidden.unique_id, found, model))
+    def load(cls, parts: FileParts, dtype: str) -> tuple[Any, ...]:
+        return (load_diffusion(parts["decoder"], "stage_b", dtype),)
 
 
-class CascadeStudioLoadTextEncoder(io.ComfyNode):
+class CascadeStudioLoadTextEncoder(FileLoader, io.ComfyNode):
+    ROLES = ("text_encoder",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -300,22 +207,13 @@ class CascadeStudioLoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text_encoder) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, text_encoder=None, **_) -> str:
-        return names.stamp("text_encoder", text_encoder)
-
-    @classmethod
-    def execute(cls, text_encoder, dtype, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
-        found = fetch.ready(cls.hidden.unique_id, {"text_encoder": text_encoder}, missing_files)
-        return io.NodeOutput(
-            text.load_text_encoder(found.paths["text_encoder"], dtype), ui=fetch.told(cls.hidden.unique_id, found)
-        )
+    def load(cls, parts: FileParts, dtype: str) -> tuple[Any, ...]:
+        return (load_text_encoder(parts["text_encoder"], dtype),)
 
 
-class CascadeStudioLoadStageA(io.ComfyNode):
+class CascadeStudioLoadStageA(FileLoader, io.ComfyNode):
+    ROLES = ("stage_a",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -335,21 +233,13 @@ class CascadeStudioLoadStageA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, stage_a) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, stage_a=None, **_) -> str:
-        return names.stamp("stage_a", stage_a)
-
-    @classmethod
-    def execute(cls, stage_a, vae_dtype, vae_device, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
-        found = fetch.ready(cls.hidden.unique_id, {"stage_a": stage_a}, missing_files)
-        vae = load_vae.load_stage_a(found.paths["stage_a"], vae_dtype, vae_device)
-        return io.NodeOutput(vae, ui=fetch.told(cls.hidden.unique_id, found, vae))
+    def load(cls, parts: FileParts, vae_dtype: str, vae_device: str) -> tuple[Any, ...]:
+        return (load_vae.load_stage_a(parts["stage_a"], vae_dtype, vae_device),)
 
 
-class CascadeStudioLoadImageEncoder(io.ComfyNode):
+class CascadeStudioLoadImageEncoder(FileLoader, io.ComfyNode):
+    ROLES = ("image_encoder", "previewer")
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -374,26 +264,19 @@ class CascadeStudioLoadImageEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, image_encoder, previewer) -> bool | str:
-        if (image_encoder, previewer) == (NONE, NONE):
+    def check_files(cls, chosen: dict[str, Any]) -> str:
+        if all(value == NONE for value in chosen.values()):
             return "Neither an image encoder nor a previewer file is chosen. Choose at least one of them."
-        return True
+        return super().check_files(chosen)
 
     @classmethod
-    def fingerprint_inputs(cls, image_encoder=None, previewer=None, **_) -> str:
-        return names.stamp("image_encoder", image_encoder) + names.stamp("previewer", previewer)
-
-    @classmethod
-    def execute(cls, image_encoder, previewer, vae_dtype, vae_device, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
-        chosen = {"image_encoder": image_encoder, "previewer": previewer}
-        found = fetch.ready(cls.hidden.unique_id, chosen, missing_files)
-        paths = [None if found.paths[role] == NONE else found.paths[role] for role in chosen]
-        return io.NodeOutput(
-            load_vae.load_stage_c_vae(*paths, vae_dtype, vae_device), ui=fetch.told(cls.hidden.unique_id, found)
-        )
+    def load(cls, parts: FileParts, vae_dtype: str, vae_device: str) -> tuple[Any, ...]:
+        return (load_vae.load_stage_c_vae(parts["image_encoder"], parts["previewer"], vae_dtype, vae_device),)
 
 
-class CascadeStudioLoadClipVision(io.ComfyNode):
+class CascadeStudioLoadClipVision(FileLoader, io.ComfyNode):
+    ROLES = ("clip_vision",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -413,19 +296,8 @@ class CascadeStudioLoadClipVision(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, clip_vision) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, clip_vision=None, **_) -> str:
-        return names.stamp("clip_vision", clip_vision)
-
-    @classmethod
-    def execute(cls, clip_vision, missing_files=fetch.DOWNLOAD) -> io.NodeOutput:
-        found = fetch.ready(cls.hidden.unique_id, {"clip_vision": clip_vision}, missing_files)
-        return io.NodeOutput(
-            text.load_clip_vision(found.paths["clip_vision"]), ui=fetch.told(cls.hidden.unique_id, found)
-        )
+    def load(cls, parts: FileParts) -> tuple[Any, ...]:
+        return (load_clip_vision(parts["clip_vision"]),)
 
 
 NODES = [

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from comfy_api.latest import io, ui
 
-from ..stages.lora import convert as lora_convert, extract
-from .host.files import names, write as model_files
-from .host.files.notes import show
+from ..stages.lora.convert import LAYOUTS, to_layout
+from ..stages.lora.extract import MATRICES, SCOPES
+from .file_inputs import FileInputs
+from .host.files import names
+from .host.files.fetch import show_text
+from .host.files.write import next_path, write_model
 from .host.lora import merge
-from .host.lora.apply import Choice, Targets, apply_all, hook, match
+from .host.lora.apply import Choice, Targets, apply_all, make_hook, read_and_match
 from .host.models.load import DTYPES
 
 CATEGORY = "Cascade Studio/lora"
@@ -17,10 +24,10 @@ LOAD, APPLY, HOOK = "Load Cascade LoRA", "Apply Cascade LoRA Stack", "Load Casca
 CONVERT, EXTRACT = "Convert Cascade LoRA", "Extract Cascade LoRA"
 
 
-def file_input() -> io.Combo.Input:
+def lora_input() -> io.Combo.Input:
     return io.Combo.Input(
         "lora",
-        options=names.names("lora"),
+        options=names.list_names("lora"),
         tooltip=("A LoRA for Stable Cascade in any layout: official, kohya, OneTrainer, diffusers, PEFT or ComfyUI."),
     )
 
@@ -52,7 +59,7 @@ def tokens_input() -> io.String.Input:
 
 def choice_inputs() -> list[io.Input]:
     return [
-        file_input(),
+        lora_input(),
         strength_input("strength_model", "Stage C or Stage B"),
         strength_input("strength_clip", "the text encoder"),
     ]
@@ -85,26 +92,16 @@ def report_output() -> io.String.Output:
     )
 
 
-def applied(choices: list[Choice], targets: Targets, where: str, node: str | None) -> io.NodeOutput:
+def apply_choices(choices: list[Choice], targets: Targets, where: str, node: str | None) -> io.NodeOutput:
     """Models with the LoRAs on them, and the report as text and in the node."""
     result, report = apply_all(choices, targets, where)
-    show(report, node)
+    show_text(report, node)
     return io.NodeOutput(result.prior, result.decoder, result.clip, report, ui=ui.PreviewText(report))
 
 
-class LoraFile:
-    """What nodes with a LoRA's file have in common: they check it themselves, and run again when it changes."""
+class CascadeStudioLoadLora(FileInputs, io.ComfyNode):
+    ROLES = ("lora",)
 
-    @classmethod
-    def validate_inputs(cls, lora) -> bool | str:
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return names.stamp("lora", lora)
-
-
-class CascadeStudioLoadLora(LoraFile, io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -112,8 +109,7 @@ class CascadeStudioLoadLora(LoraFile, io.ComfyNode):
             display_name=LOAD,
             category=CATEGORY,
             description=(
-                "Puts a LoRA on Stage C, Stage B and the text encoder, from any file layout, and reports "
-                "which of "
+                "Puts a LoRA on Stage C, Stage B and the text encoder, from any file layout, and reports which of "
                 "its keys are used."
             ),
             search_aliases=["stable cascade", "lora loader", "lycoris", "style"],
@@ -126,7 +122,7 @@ class CascadeStudioLoadLora(LoraFile, io.ComfyNode):
     def execute(
         cls, lora, strength_model, strength_clip, prior=None, decoder=None, clip=None, tokens=""
     ) -> io.NodeOutput:
-        return applied(
+        return apply_choices(
             [Choice(lora, strength_model, strength_clip, tokens)],
             Targets(prior, decoder, clip),
             LOAD,
@@ -134,7 +130,9 @@ class CascadeStudioLoadLora(LoraFile, io.ComfyNode):
         )
 
 
-class CascadeStudioLoraStack(LoraFile, io.ComfyNode):
+class CascadeStudioLoraStack(FileInputs, io.ComfyNode):
+    ROLES = ("lora",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -169,8 +167,8 @@ class CascadeStudioApplyLoraStack(io.ComfyNode):
             node_id="CascadeStudio_ApplyLoraStack",
             display_name=APPLY,
             category=CATEGORY,
-            description="Puts all LoRAs of a stack on the models, in the order of the stack, with one report on all "
-            "of them.",
+            description="Puts all LoRAs of a stack on the models, in the order of the stack, with one report on "
+            "all of them.",
             search_aliases=["stable cascade", "lora stack", "multiple loras"],
             inputs=[Stack.Input("stack", tooltip="The list from Cascade LoRA Stack."), *model_inputs()],
             outputs=model_outputs(),
@@ -179,10 +177,12 @@ class CascadeStudioApplyLoraStack(io.ComfyNode):
 
     @classmethod
     def execute(cls, stack, prior=None, decoder=None, clip=None) -> io.NodeOutput:
-        return applied(list(stack), Targets(prior, decoder, clip), APPLY, cls.hidden.unique_id)
+        return apply_choices(list(stack), Targets(prior, decoder, clip), APPLY, cls.hidden.unique_id)
 
 
-class CascadeStudioLoadHookLora(LoraFile, io.ComfyNode):
+class CascadeStudioLoadHookLora(FileInputs, io.ComfyNode):
+    ROLES = ("lora",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -190,8 +190,7 @@ class CascadeStudioLoadHookLora(LoraFile, io.ComfyNode):
             display_name=HOOK,
             category=CATEGORY,
             description=(
-                "A LoRA as hooks: it acts on the prompts that it is attached to, and with keyframes on a "
-                "part of "
+                "A LoRA as hooks: it acts on the prompts that it is attached to, and with keyframes on a part of "
                 "the steps. Attach it with the host's hook nodes."
             ),
             search_aliases=["stable cascade", "hook lora", "scheduled lora", "regional lora"],
@@ -215,15 +214,17 @@ class CascadeStudioLoadHookLora(LoraFile, io.ComfyNode):
     @classmethod
     def execute(cls, model, lora, strength_model, strength_clip, clip=None, prev_hooks=None) -> io.NodeOutput:
         wired = Targets.of_model(model, clip, HOOK)
-        found = match(lora, wired)
+        found = read_and_match(lora, wired)
         report = found.report.text()
-        show(report, cls.hidden.unique_id)
+        show_text(report, cls.hidden.unique_id)
         return io.NodeOutput(
-            hook(found, wired, strength_model, strength_clip, prev_hooks), report, ui=ui.PreviewText(report)
+            make_hook(found, wired, strength_model, strength_clip, prev_hooks), report, ui=ui.PreviewText(report)
         )
 
 
-class CascadeStudioConvertLora(LoraFile, io.ComfyNode):
+class CascadeStudioConvertLora(FileInputs, io.ComfyNode):
+    ROLES = ("lora",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -234,13 +235,13 @@ class CascadeStudioConvertLora(LoraFile, io.ComfyNode):
             "official code.",
             search_aliases=["stable cascade", "lora converter", "export lora", "kohya"],
             inputs=[
-                file_input(),
+                lora_input(),
                 io.Model.Input(
                     "model", tooltip="The model that the LoRA is for (Stage C or Stage B); it is not changed."
                 ),
                 io.Combo.Input(
                     "layout",
-                    options=list(lora_convert.LAYOUTS),
+                    options=list(LAYOUTS),
                     tooltip=(
                         "ComfyUI: works in every LoRA loader. kohya: older names. official: attention layers only."
                     ),
@@ -257,10 +258,10 @@ class CascadeStudioConvertLora(LoraFile, io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, model, layout, filename_prefix, clip=None) -> io.NodeOutput:
-        wired = Targets.of_model(model, clip, CONVERT)
-        found = match(lora, wired)
-        tensors, metadata = lora_convert.to_layout(found, layout, wired.shapes().get(found.stage, {}))
-        return saved(filename_prefix, tensors, metadata, found.report.text(), cls.hidden.unique_id)
+        path, wired = next_path(filename_prefix), Targets.of_model(model, clip, CONVERT)
+        found = read_and_match(lora, wired)
+        tensors, metadata = to_layout(found, layout, wired.shapes().get(found.stage, {}))
+        return save_lora(path, tensors, metadata, found.report.text(), cls.hidden.unique_id)
 
 
 class CascadeStudioExtractLora(io.ComfyNode):
@@ -286,8 +287,8 @@ class CascadeStudioExtractLora(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "layers",
-                    options=list(extract.SCOPES),
-                    default=extract.MATRICES,
+                    options=list(SCOPES),
+                    default=MATRICES,
                     tooltip=(
                         "attention gives small files that also fit the official layout; biases and norms are kept whole."
                     ),
@@ -304,8 +305,9 @@ class CascadeStudioExtractLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, tuned, base, rank, energy, layers, dtype, filename_prefix) -> io.NodeOutput:
-        tensors, found = merge.extract(tuned, base, rank, energy, layers, DTYPES[dtype], EXTRACT)
-        return saved(filename_prefix, tensors, {"format": "pt"}, found.text(), cls.hidden.unique_id)
+        path = next_path(filename_prefix)
+        tensors, found = merge.extract_lora(tuned, base, rank, energy, layers, DTYPES[dtype], EXTRACT)
+        return save_lora(path, tensors, {"format": "pt"}, found.text(), cls.hidden.unique_id)
 
 
 def prefix_input(default: str) -> io.String.Input:
@@ -313,23 +315,24 @@ def prefix_input(default: str) -> io.String.Input:
         "filename_prefix",
         default=default,
         tooltip=(
-            "Name in the output folder; a number is added and nothing is overwritten. Files in output/loras are in the "
-            "lists."
+            "Name in the output folder; a number is added and nothing is overwritten. Files in output/loras are "
+            "in the lists."
         ),
     )
 
 
 def name_output() -> io.String.Output:
-    return io.String.Output("name", display_name="name", tooltip="The name of the new file.")
+    return io.String.Output("name", display_name="name", tooltip="The name of the new file, as loaders list it.")
 
 
-def saved(prefix: str, tensors, metadata, report: str, node: str | None) -> io.NodeOutput:
+def save_lora(
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], report: str, node: str | None
+) -> io.NodeOutput:
     """Write a LoRA, and show where and what."""
-    path = model_files.next_path(prefix)
-    model_files.write(path, tensors, metadata)
+    write_model(path, tensors, metadata)
     report = f"Saved as {path.name}\n{report}"
-    show(report, node)
-    return io.NodeOutput(path.name, report, ui=ui.PreviewText(report))
+    show_text(report, node)
+    return io.NodeOutput(names.name_in_lists(path), report, ui=ui.PreviewText(report))
 
 
 NODES = [

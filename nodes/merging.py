@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..stages.lora.merge import GROUPS
-from .host.files.notes import show
+from .host.files.fetch import show_text
 from .host.lora import merge
 
 CATEGORY = "Cascade Studio/merging"
@@ -39,8 +39,8 @@ class CascadeStudioMergeModels(io.ComfyNode):
             node_id="CascadeStudio_MergeModels",
             display_name=MERGE,
             category=CATEGORY,
-            description="Mixes two priors or two decoders of one size, with a weight of its own for each part of the "
-            "network.",
+            description="Mixes two priors or two decoders of one size, with a weight of its own for each part of "
+            "the network.",
             search_aliases=["stable cascade", "block merge", "merge blocks", "model merge"],
             inputs=[
                 io.Model.Input("model1", tooltip="The model to start from: Stage C or Stage B."),
@@ -54,7 +54,7 @@ class CascadeStudioMergeModels(io.ComfyNode):
 
     @classmethod
     def execute(cls, model1, model2, **shares) -> io.NodeOutput:
-        return io.NodeOutput(merge.blend(model1, model2, shares, MERGE))
+        return io.NodeOutput(merge.merge_models(model1, model2, shares, MERGE))
 
 
 class CascadeStudioAddDifference(io.ComfyNode):
@@ -97,8 +97,7 @@ class CascadeStudioSaveModel(io.ComfyNode):
             display_name=SAVE,
             category=CATEGORY,
             description=(
-                "Writes Stage C or Stage B with its LoRAs and merges baked in, in the layout of ComfyUI, of "
-                "the "
+                "Writes Stage C or Stage B with its LoRAs and merges baked in, in the layout of ComfyUI, of the "
                 "official code or of diffusers."
             ),
             search_aliases=["stable cascade", "checkpoint save", "save merge", "export"],
@@ -148,7 +147,7 @@ class CascadeStudioSaveModel(io.ComfyNode):
         told = {"modelspec.title": title, "modelspec.description": notes}
         hidden = merge.hidden_texts(cls.hidden)
         name, report = merge.save_model(model, layout, dtype, filename_prefix, hidden, told, SAVE)
-        show(report, cls.hidden.unique_id)
+        show_text(report, cls.hidden.unique_id)
         return io.NodeOutput(name, report, ui=ui.PreviewText(report))
 
 

@@ -11,6 +11,10 @@ class WrongFile(CascadeError):
     """A file, or a state dict, is not what the input that received it needs."""
 
 
+class UnreadableFile(WrongFile):
+    """A file cannot be opened at all, whatever it is wanted for: missing, cut off, damaged, or no safetensors."""
+
+
 class WrongInput(CascadeError):
     """A tensor, latent, conditioning or number cannot be used where it was given."""
 

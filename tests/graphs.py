@@ -68,6 +68,8 @@ class Graph:
     def add(self, kind: str, **inputs: Any) -> Node:
         """Add a node. Inputs with a default may be left out."""
         given = {name: self._sent(value) for name, value in inputs.items()}
+        if kind == "CascadeStudio_Load" and FILES.keys() & inputs.keys():
+            given.setdefault("preset", "files below")
         types = self.host.nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES()
         for name, spec in {**types.get("required", {}), **types.get("optional", {})}.items():
             options = spec[1] if len(spec) > 1 else {}

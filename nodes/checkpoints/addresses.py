@@ -22,7 +22,7 @@ LONGEST = 180
 
 def check_name(name: str, what: str = "file name", suffixes: tuple[str, ...] = SUFFIXES) -> str:
     """``name`` if it is a plain file name on every system and of an allowed kind; else :class:`BadCatalogue`."""
-    problem = _component_problem(name)
+    problem = describe_problem(name)
     if not problem and suffixes and not name.lower().endswith(suffixes):
         problem = f"only {' and '.join(suffixes)} files are fetched"
     if problem:
@@ -35,7 +35,7 @@ def check_name(name: str, what: str = "file name", suffixes: tuple[str, ...] = S
 def check_subfolder(subfolder: str) -> str:
     """``subfolder`` ("" or up to four plain names joined by "/") if it stays below its folder."""
     for part in subfolder.split("/") if subfolder else ():
-        problem = _component_problem(part)
+        problem = describe_problem(part)
         if problem:
             raise BadCatalogue(
                 f"The sub-folder {subfolder[:80]!r} cannot be used: {problem}. Give plain folder names "
@@ -46,11 +46,14 @@ def check_subfolder(subfolder: str) -> str:
     return subfolder
 
 
-def _component_problem(name: object) -> str:
+def describe_problem(name: object) -> str:
+    """Why ``name`` can be no plain file name on some system; "" for one that is fine everywhere."""
     if not isinstance(name, str) or not name:
         return "it is empty"
     if name in (".", "..") or name.startswith("."):
         return "it begins with a dot"
+    if not name.isprintable():
+        return "it holds a character that cannot be shown"
     if _FORBIDDEN.search(name):
         return "it holds a character that a file name cannot have, or leads to another folder"
     if name != name.strip() or name.endswith("."):

@@ -5,151 +5,28 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...stages.files.json_text import BadJson, parse_object
 from .addresses import check_name, check_subfolder, check_url
+from .entries import FROM_CHECKPOINT, LAYOUTS, NONE, PROVENANCES, ROLES, Entry, Licence, Preset
 from .errors import BadCatalogue
 
+__all__ = ["FROM_CHECKPOINT", "NONE", "ROLES", "Catalogue", "Entry", "Licence", "Preset", "load"]
+
 OWN_FILE = Path(__file__).with_name("catalogue.json")
-NONE, FROM_CHECKPOINT = "none", "from the checkpoint"
-PROVENANCES = ("official page", "official commit", "copy")
-"""Where a hash was read: on the publisher's page for the file, in a commit of theirs, or from somebody's copy."""
+LARGEST = 16 << 20
+"""The most bytes of a catalogue."""
 
-KINDS = {
-    "prior": ("stage_c",),
-    "decoder": ("stage_b",),
-    "stage_a": ("stage_a",),
-    "image_encoder": ("encoder", "stage_c_vae"),
-    "previewer": ("previewer", "stage_c_vae"),
-    "text_encoder": ("text_encoder",),
-    "clip_vision": ("clip_vision",),
-    "controlnet": ("controlnet",),
-    "lora": ("lora",),
-    "embedding": ("embeddings",),
-    "config": (),
-}
-"""Roles (most are inputs of the loader), and what :func:`stages.files.identify.identify` calls the files that fill them."""
-
-LAYOUTS = ("official", "comfyui", "diffusers", "transformers", "open-clip", "all-in-one", "")
 _REQUIRED = {"key", "role", "name", "folder"}
-_OPTIONAL = {
-    "subfolder",
-    "layout",
-    "dtype",
-    "licence",
-    "bytes",
-    "about",
-    "sha256",
-    "provenance",
-    "other_names",
-    "note",
-    "mirrors",
-    "url",
-    "bundled",
-    "other_roles",
-}
-
-
-@dataclass(frozen=True)
-class Licence:
-    """A licence: its full name, what it means in a few words, and where it stands."""
-
-    name: str
-    short: str = ""
-    url: str = ""
-
-    def describe(self) -> str:
-        return f"{self.name}: {self.short}" if self.short else self.name
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A published file.
-
-    key: its name in presets and on the command line; role: the loader input that it fills, one of :data:`KINDS`.
-    name, subfolder, folder: where it goes, ``folder`` being a key of the host's folder paths.
-    bytes: exact size or None; about: the size as the publisher rounds it, where the exact one is not known.
-    sha256, provenance: the hash and where it was read, one of :data:`PROVENANCES`; None when nobody published it.
-    other_names: under which other names people keep this very file. mirrors: further addresses of it.
-    bundled: the folder inside the pack, laid out as a models folder, that the file comes in; "" if it is fetched from
-    url instead. other_roles: further loader inputs that the same file fills.
-    """
-
-    key: str
-    role: str
-    name: str
-    folder: str
-    url: str = ""
-    subfolder: str = ""
-    layout: str = ""
-    dtype: str | None = None
-    licence: Licence = field(default_factory=lambda: Licence("unknown licence"))
-    bytes: int | None = None
-    about: int | None = None
-    sha256: str | None = None
-    provenance: str | None = None
-    other_names: tuple[str, ...] = ()
-    note: str = ""
-    mirrors: tuple[str, ...] = ()
-    bundled: str = ""
-    other_roles: tuple[str, ...] = ()
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Every loader input that the file fills."""
-        return (self.role, *self.other_roles)
-
-    @property
-    def size(self) -> int | None:
-        """Bytes, exact or about; None when nothing is known."""
-        return self.bytes if self.bytes is not None else self.about
-
-    @property
-    def own_name(self) -> str:
-        """The name that is used when another file already has :attr:`name` in the target folder."""
-        stem, dot, suffix = self.name.rpartition(".")
-        return f"{stem}-{(self.sha256 or self.key)[:24]}{dot}{suffix}"
-
-    @property
-    def known_names(self) -> tuple[str, ...]:
-        """Every file name under which this file may lie on a disk, in lower case, the usual one first."""
-        return tuple(dict.fromkeys(name.lower() for name in (self.name, self.own_name, *self.other_names)))
-
-    @property
-    def relative(self) -> str:
-        """Sub-folder and name below the host's folder, joined by "/"."""
-        return f"{self.subfolder}/{self.name}" if self.subfolder else self.name
-
-    @property
-    def for_workflow(self) -> dict[str, str]:
-        """The item of ``properties.models`` in a workflow file, from which the host's own dialog fetches.
-
-        Empty for a bundled file, which is never fetched.
-        """
-        if not self.url:
-            return {}
-        known = {"hash": self.sha256, "hash_type": "SHA256"} if self.sha256 else {}
-        return {"name": self.name, "url": self.url, "directory": self.folder, **known}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Files that belong together: for each loader input an entry's key, :data:`NONE` or :data:`FROM_CHECKPOINT`."""
-
-    key: str
-    title: str
-    inputs: Mapping[str, str]
-
-    @property
-    def entries(self) -> tuple[str, ...]:
-        """Keys of the files that the preset needs."""
-        return tuple(dict.fromkeys(value for value in self.inputs.values() if value not in (NONE, FROM_CHECKPOINT)))
+_LISTS = {"other_names", "mirrors", "other_roles"}
+_NUMBERS = {"bytes", "about"}
+_FIELDS = {field.name for field in fields(Entry)}
 
 
 @dataclass(frozen=True)
@@ -163,7 +40,7 @@ class Catalogue:
         """The files that can fill the loader input ``role``."""
         return [entry for entry in self.entries.values() if role in entry.roles]
 
-    def named(self, role: str, name: str) -> Entry | None:
+    def find_named(self, role: str, name: str) -> Entry | None:
         """The entry for ``role`` that a loader's value means: its name, with or without its sub-folder."""
         wanted = name.replace("\\", "/").lower()
         for entry in self.for_role(role):
@@ -171,7 +48,7 @@ class Catalogue:
                 return entry
         return None
 
-    def preset(self, name: str) -> Preset:
+    def find_preset(self, name: str) -> Preset:
         """The preset that a loader's value means: its title, or its key; :class:`BadCatalogue` for neither."""
         for preset in self.presets.values():
             if name in (preset.title, preset.key):
@@ -197,123 +74,142 @@ class Catalogue:
         return list(chosen.values())
 
 
+@lru_cache(maxsize=1)
+def _load_own() -> Catalogue:
+    return _add(Catalogue({}, {}), OWN_FILE, {})
+
+
 def load(extra: str | Path | None = None) -> Catalogue:
     """Our catalogue, with the entries and presets of the file ``extra`` added; raises :class:`BadCatalogue`."""
-    catalogue = _add(Catalogue({}, {}), OWN_FILE)
-    return _add(catalogue, Path(extra)) if extra else catalogue
+    own = _load_own()
+    return _add(own, Path(extra), _read_licences(_read(OWN_FILE))) if extra else own
 
 
-def _add(catalogue: Catalogue, path: Path) -> Catalogue:
+def _add(catalogue: Catalogue, path: Path, licences: Mapping[str, Licence]) -> Catalogue:
     content = _read(path)
     try:
-        licences = {key: Licence(**value) for key, value in _mapping(content, "licences").items()}
-        known = {**_own_licences(catalogue), **licences}
+        known = {**licences, **_read_licences(content)}
         entries = dict(catalogue.entries)
-        for raw in _list(content, "files"):
-            entry = _entry(raw, known)
+        for raw in _take_list(content, "files"):
+            entry = _make_entry(raw, known)
             _check_new(entry, entries)
             entries[entry.key] = entry
         presets = dict(catalogue.presets)
-        for key, raw in _mapping(content, "presets").items():
-            presets[key] = _preset(key, raw, entries, presets)
+        for key, raw in _take_mapping(content, "presets").items():
+            presets[key] = _make_preset(key, raw, entries, presets)
     except BadCatalogue as error:
         raise BadCatalogue(f"{path.name}: {error}") from None
-    except TypeError as error:
-        raise BadCatalogue(f"{path.name}: an entry has an unknown or missing field ({error}).") from None
     return Catalogue(entries, presets)
-
-
-def _own_licences(catalogue: Catalogue) -> dict[str, Licence]:
-    return (
-        {}
-        if not catalogue.entries
-        else {
-            key: Licence(**value) for key, value in json.loads(OWN_FILE.read_text(encoding="utf-8"))["licences"].items()
-        }
-    )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadCatalogue(
-            f"The catalogue {path.name} cannot be read ({error.strerror or error}). Check the path and "
-            "the file's permissions."
-        ) from None
-    except ValueError as error:
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise BadJson(f"it has more than {LARGEST >> 20} MB")
+        return parse_object(text)
+    except BadJson as error:
         raise BadCatalogue(
             f"The catalogue {path.name} is not valid JSON ({error}). Correct it, or remove it."
         ) from None
-    if not isinstance(content, dict):
-        raise BadCatalogue(f"The catalogue {path.name} must be an object with 'files' and, if wanted, 'presets'.")
-    return content
+    except (OSError, ValueError) as error:
+        raise BadCatalogue(
+            f"The catalogue {path.name} cannot be read ({getattr(error, 'strerror', None) or error}). Check the path and "
+            "the file's permissions."
+        ) from None
 
 
-def _mapping(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = content.get(name, {})
+def _take_mapping(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = {} if content.get(name) is None else content[name]
     if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
         raise BadCatalogue(f"'{name}' must be an object of objects.")
     return value
 
 
-def _list(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    value = content.get(name, [])
+def _take_list(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    value = [] if content.get(name) is None else content[name]
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         raise BadCatalogue(f"'{name}' must be a list of objects.")
     return value
 
 
-def _entry(raw: Mapping[str, Any], licences: Mapping[str, Licence]) -> Entry:
+def _check_texts(values: Mapping[str, Any]) -> None:
+    """Raise unless every value is a text that can be shown."""
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.isprintable():
+            raise BadCatalogue(f"its {name} is {str(value)[:60]!r}; it must be a text.")
+
+
+def _read_licences(content: Mapping[str, Any]) -> dict[str, Licence]:
+    found = {}
+    for key, raw in _take_mapping(content, "licences").items():
+        try:
+            _check_texts(raw)
+            found[key] = Licence(**raw)
+        except (BadCatalogue, TypeError):
+            raise BadCatalogue(
+                f"The licence '{key[:80]}' must have 'name', 'short' and 'url', all of them texts."
+            ) from None
+    return found
+
+
+def _make_entry(raw: Mapping[str, Any], licences: Mapping[str, Licence]) -> Entry:
     key = raw.get("key")
     if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", key):
         raise BadCatalogue(f"A file has the key {str(key)[:80]!r}. A key is made of letters, digits, '_', '-' and '.'.")
     try:
         if missing := sorted(_REQUIRED - set(raw)):
             raise BadCatalogue(f"it lacks {', '.join(missing)}.")
-        if unknown := sorted(set(raw) - _REQUIRED - _OPTIONAL):
+        if unknown := sorted(set(raw) - _FIELDS):
             raise BadCatalogue(f"it has unknown fields: {', '.join(unknown)}.")
-        return _checked(raw, licences)
+        return _check_entry({name: value for name, value in raw.items() if value is not None}, licences)
     except BadCatalogue as error:
         raise BadCatalogue(f"In the file '{key}': {error}") from None
 
 
-def _checked(raw: Mapping[str, Any], licences: Mapping[str, Licence]) -> Entry:
-    values = dict(raw)
+def _check_entry(values: dict[str, Any], licences: Mapping[str, Licence]) -> Entry:
+    """The entry of ``values``, whose every field is looked at first: its type, then what it says."""
+    for name in _LISTS & set(values):
+        if not isinstance(values[name], list):
+            raise BadCatalogue(f"its {name} must be a list of texts.")
+        _check_texts({f"{name} {number + 1}": value for number, value in enumerate(values[name])})
+        values[name] = tuple(values[name])
+    for name in _NUMBERS & set(values):
+        if type(values[name]) is not int or values[name] <= 0:
+            raise BadCatalogue(
+                f"'{name}' is {values[name]!r}; it must be a whole number of bytes, or null if not known."
+            )
+    _check_texts({name: value for name, value in values.items() if name not in _LISTS | _NUMBERS})
     check_name(values["name"])
-    check_subfolder(values.setdefault("subfolder", ""))
-    for name in ("bytes", "about"):
-        size = values.get(name)
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size <= 0):
-            raise BadCatalogue(f"'{name}' is {size!r}; it must be a whole number of bytes, or null if it is not known.")
-    for name, allowed in (("role", KINDS), ("layout", LAYOUTS)):
+    check_subfolder(values.get("subfolder", ""))
+    for name in values.get("other_names", ()):
+        check_name(name, "other name")
+    for name, allowed in (("role", ROLES), ("layout", LAYOUTS)):
         if values.get(name, "") not in allowed:
             raise BadCatalogue(f"its {name} is {values[name]!r}; it must be one of {', '.join(filter(None, allowed))}.")
-    if not re.fullmatch(r"[a-z0-9_]{1,60}", str(values["folder"])):
+    if not re.fullmatch(r"[a-z0-9_]{1,60}", values["folder"]):
         raise BadCatalogue(
             f"its folder is {values['folder']!r}; it must be one of ComfyUI's folder keys, such as 'vae'."
         )
     _check_source(values)
     _check_hash(values)
-    values["other_names"] = tuple(check_name(name, "other name") for name in values.get("other_names") or ())
     licence = values.get("licence") or "unknown licence"
-    values["licence"] = licences.get(licence) or Licence(str(licence))
-    return Entry(**values)
+    return Entry(**{**values, "licence": licences.get(licence) or Licence(licence)})
 
 
-def _check_source(values: dict[str, Any]) -> None:
+def _check_source(values: Mapping[str, Any]) -> None:
     """Where the file comes from (an address, or a folder of the pack), and what else it fills."""
-    values["mirrors"] = tuple(values.get("mirrors") or ())
-    if check_subfolder(values.setdefault("bundled", "")):
-        if values.get("url") or values["mirrors"]:
+    addresses = [address for address in (values.get("url"), *values.get("mirrors", ())) if address]
+    if check_subfolder(values.get("bundled", "")):
+        if addresses:
             raise BadCatalogue("it is bundled and has an address, too. Give one of the two.")
     elif not values.get("url"):
         raise BadCatalogue("it lacks url.")
-    for url in () if values["bundled"] else (values["url"], *values["mirrors"]):
-        check_url(url)
-    values["other_roles"] = tuple(values.get("other_roles") or ())
-    if unknown := [role for role in values["other_roles"] if role not in KINDS]:
-        raise BadCatalogue(f"its other roles hold {unknown[0]!r}; they must be among {', '.join(KINDS)}.")
+    for address in addresses:
+        check_url(address)
+    if unknown := [role for role in values.get("other_roles", ()) if role not in ROLES]:
+        raise BadCatalogue(f"its other roles hold {unknown[0]!r}; they must be among {', '.join(ROLES)}.")
 
 
 def _check_hash(values: dict[str, Any]) -> None:
@@ -321,7 +217,7 @@ def _check_hash(values: dict[str, Any]) -> None:
     if sha256 is None:
         values["provenance"] = None
         return
-    if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise BadCatalogue("its sha256 must be 64 hexadecimal digits, or null if it is not known.")
     values["sha256"] = sha256.lower()
     if values.setdefault("provenance", "copy") not in PROVENANCES:
@@ -335,17 +231,23 @@ def _check_new(entry: Entry, entries: Mapping[str, Entry]) -> None:
     for other in entries.values():
         if (other.bundled, other.folder, other.relative.lower()) == (entry.bundled, *place):
             raise BadCatalogue(
-                f"The files '{entry.key}' and '{other.key}' would both be {os.path.join(*place)}. Give "
+                f"The files '{entry.key}' and '{other.key}' would both be {'/'.join(place)}. Give "
                 "one of them another name or sub-folder."
             )
 
 
-def _preset(key: str, raw: Mapping[str, Any], entries: Mapping[str, Entry], presets: Mapping[str, Preset]) -> Preset:
+def _make_preset(
+    key: str, raw: Mapping[str, Any], entries: Mapping[str, Entry], presets: Mapping[str, Preset]
+) -> Preset:
     inputs = raw.get("inputs")
     if key in presets or key in entries:
-        raise BadCatalogue(f"The preset key '{key}' is taken. Give your preset another one.")
+        raise BadCatalogue(f"The preset key '{key[:80]}' is taken. Give your preset another one.")
     if not isinstance(inputs, dict) or not inputs:
-        raise BadCatalogue(f"The preset '{key}' needs 'inputs': for each input of the loader the key of a file.")
+        raise BadCatalogue(f"The preset '{key[:80]}' needs 'inputs': for each input of the loader the key of a file.")
+    try:
+        _check_texts({"key": key, "title": raw.get("title") or key, **inputs})
+    except BadCatalogue as error:
+        raise BadCatalogue(f"In the preset '{key[:80]}': {error}") from None
     for role, value in inputs.items():
         if value in (NONE, FROM_CHECKPOINT):
             continue
@@ -357,4 +259,4 @@ def _preset(key: str, raw: Mapping[str, Any], entries: Mapping[str, Entry], pres
             raise BadCatalogue(
                 f"The preset '{key}' uses the file '{value}' for '{role}', but it is for '{entries[value].role}'."
             )
-    return Preset(key, str(raw.get("title") or key), dict(inputs))
+    return Preset(key, raw.get("title") or key, dict(inputs))

@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+from ...stages.files import durable
+
 WINDOWS = os.name == "nt"
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FULL_WINDOWS = {39, 112}
@@ -29,21 +31,18 @@ def for_all_systems(prefix: str) -> str:
 
 
 def replace(source: str | Path, target: str | Path) -> None:
-    """Move ``source`` over ``target`` in one step; see :func:`stages.files.replace.replace`."""
-    source, target = system_path(source), system_path(target)
-    if not WINDOWS:
-        return os.replace(source, target)
-    from ...stages.files import replace as replacing  # brings torch with it, which lists and plans do not need
+    """Move ``source`` over ``target`` in one step; see :func:`stages.files.durable.replace_file`."""
+    durable.replace_file(system_path(source), system_path(target))
 
-    replacing.replace(source, target)
+
+def write(path: Path, text: str) -> None:
+    """Write a small text file as a whole or not at all; see :func:`stages.files.durable.write_atomically`."""
+    durable.write_atomically(system_path(path), text)
 
 
 def remove(path: str | Path) -> None:
     """Remove a file if it is there and can be removed."""
-    try:
-        os.remove(system_path(path))
-    except OSError:
-        pass
+    durable.remove_file(system_path(path))
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...stages.errors import WrongFile
+from ...stages.files.durable import hash_file
+from ...stages.files.json_text import BadJson, parse_json
 from . import disk
 from .addresses import through
 from .catalogue import Entry
 from .errors import BadFile, CheckpointError, DiskFull, FetchFailed, Interrupted, Offline, SourceFailed
 from .find import layout_fits, size_fits
-from .hashes import HashCache, InOrderHash, sha256_of
+from .hashes import HashCache, InOrderHash
 from .http import Client
 from .lock import locked
 from .partial import Partial, bytes_here, tidy
@@ -132,7 +134,7 @@ class _Job:
         target, entry = self.item.target, self.entry
         right = size_fits(entry, target.stat().st_size)
         if right and entry.sha256:
-            right = sha256_of(target, self._check) == entry.sha256
+            right = hash_file(disk.system_path(target), self._check) == entry.sha256
         elif right:
             right = layout_fits(entry, target)
         if not right:
@@ -212,11 +214,10 @@ class _Job:
     def _format_problem(self, path: Path, in_catalogue: bool) -> str:
         if self.entry.name.lower().endswith(".json"):
             try:
-                json.loads(Path(disk.system_path(path)).read_text(encoding="utf-8"))
+                parse_json(Path(disk.system_path(path)).read_bytes())
                 return ""
-            except ValueError:
+            except BadJson:
                 return "It is not valid JSON."
-        from ...stages.errors import WrongFile
         from ...stages.files.header import read_header
 
         try:

@@ -5,16 +5,21 @@ Nothing is read but names, sizes and headers, unless only the hash can tell two 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ...stages.errors import WrongFile
+from ...stages.files.json_text import BadJson, parse_json
 from . import disk
 from .addresses import hub_parts
-from .catalogue import KINDS, Entry
+from .entries import Entry
 from .hashes import HashCache, no_tick
+
+if TYPE_CHECKING:
+    from ...stages.files.open import OpenedModels
 
 Roots = Mapping[str, Sequence[str | Path]]
 """Folders by the host's folder keys, as in ``folder_paths``: the first is the usual one."""
@@ -39,7 +44,8 @@ class Found:
 class Finder:
     """Looks for files in ``roots`` and in ``hub_folders``; every folder is listed once for the finder's life.
 
-    ``hashes`` remembers what was hashed; ``tick`` is called often and may raise to stop.
+    ``hashes`` remembers what was hashed; ``tick`` is called often and may raise to stop; ``models`` are the files that
+    are open already.
     """
 
     def __init__(
@@ -48,10 +54,11 @@ class Finder:
         hashes: HashCache | None = None,
         hub_folders: Iterable[str | Path] = (),
         tick: Callable[[], None] = no_tick,
+        models: OpenedModels | None = None,
     ) -> None:
         self.roots, self.hub_folders = roots, [Path(folder) for folder in hub_folders]
         self.hashes = hashes or HashCache()
-        self.tick = tick
+        self.tick, self.models = tick, models
         self._lists: dict[str, list[tuple[Path, int]]] = {}
 
     def find(self, entry: Entry, exact: bool = False) -> Found | None:
@@ -61,7 +68,7 @@ class Finder:
         """
         for path, how in self._candidates(entry):
             self.tick()
-            fits = layout_fits(entry, path)
+            fits = layout_fits(entry, path, models=self.models)
             if fits and how != "contents" and not (exact and entry.sha256):
                 return Found(entry, path, how)
             # The hash settles, too, what a known name holds that nobody recognises: it may be of a user's own entry.
@@ -137,30 +144,29 @@ def size_fits(entry: Entry, size: int) -> bool:
     return size > 0 and (entry.about is None or abs(size - entry.about) <= NEAR * entry.about)
 
 
-def layout_fits(entry: Entry, path: Path, any_suffix: bool = False) -> bool:
+def layout_fits(entry: Entry, path: Path, any_suffix: bool = False, models: OpenedModels | None = None) -> bool:
     """Whether the file holds what fills the role of ``entry``, told from its header alone.
 
-    The suffix tells JSON from tensors; with ``any_suffix`` that of the entry does.
+    The suffix tells JSON from tensors; with ``any_suffix`` that of the entry does. ``models`` are the files that are open
+    already.
     """
     if (Path(entry.name) if any_suffix else path).suffix.lower() == ".json":
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            parse_json(path.read_bytes())
             return True
-        except (OSError, ValueError):
+        except (OSError, BadJson):
             return False
-    from ...stages.errors import WrongFile
-    from ...stages.files import identify
-    from ...stages.files.header import read_header
+    from ...stages.files.kinds import kinds_for
+    from ...stages.files.open import open_model
 
     try:
-        header = read_header(disk.system_path(path))
-        kind = identify.identify(header.tensors, header.metadata)
+        kind = (models.open if models else open_model)(disk.system_path(path)).kind
     except WrongFile:
         return False
     if entry.layout == "all-in-one":
-        return kind.kind == "checkpoint" and any(kind.part(name) for name in KINDS[entry.role])
+        return kind.kind == "checkpoint" and any(kind.part(name) for name in kinds_for(entry.role))
     known_dtype = entry.bytes is not None or entry.dtype is None or kind.dtypes[:1] == (entry.dtype,)
-    return kind.kind in KINDS[entry.role] and known_dtype
+    return kind.kind in kinds_for(entry.role) and known_dtype
 
 
 def hub_folders(environ: Mapping[str, str]) -> list[Path]:

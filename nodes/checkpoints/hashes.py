@@ -9,27 +9,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ...stages.files.durable import CHUNK, hash_file
+from ...stages.files.json_text import BadJson, parse_object
 from . import disk
 
 log = logging.getLogger(__name__)
 
-CHUNK = 4 << 20
 LIMIT = 4000
 """The most files that are remembered; the oldest are forgotten first."""
 
 
 def no_tick() -> None:
     """Does nothing: the tick of somebody who never interrupts."""
-
-
-def sha256_of(path: str | Path, tick: Callable[[], None] = no_tick) -> str:
-    """The SHA-256 of a file in hexadecimal digits; ``tick`` is called often and may raise to stop."""
-    digest = hashlib.sha256()
-    with open(disk.system_path(path), "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            tick()
-    return digest.hexdigest()
 
 
 class HashCache:
@@ -50,7 +41,7 @@ class HashCache:
         found = self._known.get(key)
         if found and found[:2] == before:
             return found[2]
-        digest = sha256_of(path, tick)
+        digest = hash_file(disk.system_path(path), tick)
         if self._stamp(key) == before:
             self._remember(key, [*before, digest])
         return digest
@@ -67,13 +58,13 @@ class HashCache:
 
     def _read(self) -> dict[str, list]:
         try:
-            known = json.loads(self.place.read_text(encoding="utf-8")) if self.place else {}
-            return {key: value for key, value in known.items() if len(value) == 3 and isinstance(value[2], str)}
+            known = parse_object(self.place.read_bytes()) if self.place else {}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, BadJson):
             log.info("The list of known hashes %s could not be read; files are hashed again.", self.place)
             return {}
+        return {key: value for key, value in known.items() if _is_entry(value)}
 
     def _remember(self, key: str, value: list) -> None:
         self._known = {**self._read(), **self._known}
@@ -83,14 +74,15 @@ class HashCache:
             del self._known[next(iter(self._known))]
         if self.place is None:
             return
-        scratch = self.place.with_name(f"{self.place.name}.{os.getpid()}.tmp")
         try:
-            self.place.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(self._known, indent=0), encoding="utf-8")
-            disk.replace(scratch, self.place)
+            disk.write(self.place, json.dumps(self._known, indent=0))
         except OSError as error:
-            disk.remove(scratch)
             log.info("The list of known hashes %s could not be written (%s).", self.place, error.strerror)
+
+
+def _is_entry(value: object) -> bool:
+    """Whether ``value`` is size, time of change and hash of a file."""
+    return isinstance(value, list) and [type(part) for part in value] == [int, int, str]
 
 
 class InOrderHash:

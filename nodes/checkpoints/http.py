@@ -149,9 +149,8 @@ class Client:
                 )
             except requests.exceptions.SSLError:
                 raise SourceFailed(
-                    f"The certificate of {here[1]} could not be checked. Set this computer's clock, or, "
-                    "if a proxy or virus scanner opens secure connections, give its certificate in "
-                    "REQUESTS_CA_BUNDLE."
+                    f"The certificate of {here[1]} could not be checked. Set this computer's clock, or, if a proxy "
+                    "or virus scanner opens secure connections, give its certificate in REQUESTS_CA_BUNDLE."
                 ) from None
             except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
                 raise SourceFailed(

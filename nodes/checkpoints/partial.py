@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ...stages.files.json_text import BadJson, parse_object
 from . import disk
 from .errors import DiskFull, Retry
 
@@ -25,7 +26,7 @@ VERSION = 1
 Range = tuple[int, int]
 
 
-def merged(ranges: list[Range]) -> list[Range]:
+def merge_ranges(ranges: list[Range]) -> list[Range]:
     """``ranges`` (first byte, byte after the last) sorted and joined where they touch."""
     joined: list[Range] = []
     for start, end in sorted(ranges):
@@ -36,7 +37,7 @@ def merged(ranges: list[Range]) -> list[Range]:
     return joined
 
 
-def gaps(ranges: list[Range], size: int) -> list[Range]:
+def find_gaps(ranges: list[Range], size: int) -> list[Range]:
     """What of ``size`` bytes is not in the merged ``ranges``."""
     edges = [0, *(edge for piece in ranges for edge in piece), size]
     return [(start, end) for start, end in zip(edges[::2], edges[1::2]) if start < end]
@@ -50,14 +51,27 @@ def beside(target: Path, suffix: str) -> Path:
 def read_sidecar(target: Path) -> dict[str, Any] | None:
     """What the sidecar of ``target`` says, if it fits the part that is here; else None."""
     try:
-        state = json.loads(Path(disk.system_path(beside(target, SIDECAR))).read_text(encoding="utf-8"))
-        done = merged([(int(start), int(end)) for start, end in state["done"]])
-        size = state["size"]
+        state = parse_object(Path(disk.system_path(beside(target, SIDECAR))).read_bytes())
         held = os.stat(disk.system_path(beside(target, PART))).st_size
-        fits = state["version"] == VERSION and (size is None or done == [] or done[-1][1] <= size)
-        return {**state, "done": done} if fits and (not done or done[0][0] >= 0 and done[-1][1] <= held) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, BadJson):
         return None
+    size, ranges = state.get("size"), state.get("done")
+    texts = (state.get("source"), state.get("validator"), state.get("official_hash") or "")
+    if state.get("version") != VERSION or not all(isinstance(text, str) for text in texts):
+        return None
+    if not (size is None or _is_count(size)) or not isinstance(ranges, list) or not all(map(_is_range, ranges)):
+        return None
+    done = merge_ranges([(start, end) for start, end in ranges])
+    whole = done[-1][1] <= min(held, held if size is None else size) if done else True
+    return {**state, "done": done} if whole else None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)) and value[0] < value[1]
 
 
 def bytes_here(target: Path, size: int | None = None) -> int:
@@ -118,7 +132,7 @@ class Partial:
     def missing(self) -> list[Range]:
         """The ranges that are still to come; empty while the size is not known."""
         with self._lock:
-            return [] if self.size is None else gaps(self.done, self.size)
+            return [] if self.size is None else find_gaps(self.done, self.size)
 
     def belongs_to(self, source: str, validator: str, size: int | None, official_hash: str | None) -> None:
         """Note where the bytes come from, and what the file is there."""
@@ -151,7 +165,7 @@ class Partial:
                     view = view[self._file.write(view) :]
             except OSError as error:
                 raise self._disk_error(error) from None
-            self.done = merged([*self.done, (position, position + len(data))])
+            self.done = merge_ranges([*self.done, (position, position + len(data))])
             self.received += len(data)
 
     def _too_much_at_stake(self) -> bool:
@@ -189,16 +203,10 @@ class Partial:
                 self._saved.notify_all()
 
     def _write_sidecar(self, state: dict[str, Any]) -> None:
-        scratch = beside(self.target, SIDECAR + ".tmp")
         try:
-            with open(disk.system_path(scratch), "w", encoding="utf-8") as file:
-                json.dump(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            disk.replace(scratch, self.sidecar)
+            disk.write(self.sidecar, json.dumps(state))
         except OSError as error:
             # An older sidecar still tells the truth, only less of it.
-            disk.remove(scratch)
             if not disk.is_full(error):
                 raise
 
@@ -256,4 +264,3 @@ def tidy(target: Path, suffix: str = "") -> None:
     """Remove the sidecar of a download that has ended as ``target`` (with ``suffix``), a kill before that included."""
     if beside(target, suffix).exists() and not beside(target, PART).exists():
         disk.remove(beside(target, SIDECAR))
-        disk.remove(beside(target, SIDECAR + ".tmp"))

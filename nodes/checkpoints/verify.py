@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...stages.errors import WrongFile
 from . import disk
 from .catalogue import Catalogue, Entry
 from .find import layout_fits, size_fits, walk
@@ -55,7 +56,6 @@ def _check(path: Path, size: int, catalogue: Catalogue, hashes: HashCache) -> Ve
 
 
 def _damage(path: Path) -> str:
-    from ...stages.errors import WrongFile
     from ...stages.files.header import read_header
 
     try:

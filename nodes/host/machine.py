@@ -91,6 +91,7 @@ def note_choice(patcher: Any, choice: Choice) -> None:
 
 
 def describe_choice(model: Any) -> str:
-    """A line on the formats of a loaded MODEL or VAE of ours, and why they were taken."""
+    """A line on the formats of a loaded MODEL or VAE of ours, and why they were taken; "" for others."""
     patcher = getattr(model, "patcher", model)
-    return f"{getattr(patcher.model, 'stage', 'Stage A')} in {patcher.get_attachment(ATTACHMENT).describe()}."
+    choice = patcher.get_attachment(ATTACHMENT) if hasattr(patcher, "get_attachment") else None
+    return f"{getattr(patcher.model, 'stage', 'Stage A')} in {choice.describe()}." if choice else ""

@@ -15,17 +15,21 @@ import torch
 from torch import Tensor
 
 from ..errors import WrongFile
-from .identify import FileKind, unwrap
-from .marker import MARKER
+from .clip import OPEN_CLIP, to_transformers
+from .header import MARKER, tensor_bytes
+from .identify import GUIDE_NETS, FileKind, unwrap
+from .json_text import parse_object
+from .quantised import FLOAT8 as FLOAT8_DTYPES, restore_weights
 
 QKV = ("to_q", "to_k", "to_v")
-FLOAT8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+FLOAT8 = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOAT8_DTYPES}
 PLAIN_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
 """The quantised formats whose weight is stored value times one scale, for the whole tensor or for each row."""
 
 LAYER_ENTRIES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant")
 """What a quantised layer has beside its weight and bias."""
 
+OF_VISION = ("vision_model.", "visual_projection", "logit_scale")
 _SCALE_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 _FUSED = re.compile(r"(.*\.attention\.attn)\.in_proj[_.](weight|bias)$")
 _FUSED_SCALE = re.compile(
@@ -38,19 +42,21 @@ def normalise(tensors: Mapping[str, Any], kind: FileKind) -> dict[str, Tensor]:
     """The tensors of ``kind`` (the result of ``identify``, or one of its parts) under canonical names.
 
     Quantisation entries end up at their layer as ``weight_scale``, ``input_scale`` and ``comfy_quant``, the names of
-    ComfyUI's newer files; see :func:`dequantise`. Markers are left out.
+    ComfyUI's newer files; see :func:`dequantise`. Other quantisers' weights become plain ones of bf16. Markers are left
+    out, and so is what a file holds beside the network.
     """
     _, tensors = unwrap(tensors)
+    start = kind.prefix
+    given = {key[len(start) :]: t for key, t in tensors.items() if isinstance(t, Tensor) and key.startswith(start)}
+    if kind.restored:
+        given = restore_weights(given)
+    if kind.kind in ("text_encoder", "clip_vision"):
+        given = _keep_tower(given, kind)
     found: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not key.startswith(kind.prefix):
-            continue
-        name = _canonical(key[len(kind.prefix) :], kind)
-        if name is None or name.endswith(MARKER):
-            continue
-        found.update(_split(name, tensor))
-    if kind.kind == "text_encoder":
-        _turn_projection(found)
+    for key, tensor in given.items():
+        name = _canonical(key, kind)
+        if name is not None and not name.endswith(MARKER):
+            found.update(_split(name, tensor))
     _note_formats(found, kind)
     return found
 
@@ -126,9 +132,18 @@ def _canonical(key: str, kind: FileKind) -> str | None:
         key = "vquantizer.codebook.weight"
     elif kind.kind == "stage_c_vae" and key in ("encoder.mean", "encoder.std"):
         return None
-    elif kind.kind == "text_encoder" and key.startswith(("transformer.text_model.", "transformer.text_projection.")):
-        key = key[len("transformer.") :]
-    return None if key == "scaled_fp8" else key
+    return None if key == "scaled_fp8" or GUIDE_NETS.match(key) else key
+
+
+def _keep_tower(tensors: Mapping[str, Tensor], kind: FileKind) -> dict[str, Tensor]:
+    """The tensors of a CLIP tower alone, under transformers' names."""
+    found = {key.removeprefix("transformer.") if ".text_" in key else key: value for key, value in tensors.items()}
+    if kind.layout == OPEN_CLIP:
+        return to_transformers(tensors, vision=kind.kind == "clip_vision")
+    if kind.kind == "text_encoder":
+        _turn_projection(found)
+    other = ("text_model.", "text_projection", "logit_scale") if kind.kind == "clip_vision" else OF_VISION
+    return {key: value for key, value in found.items() if not key.startswith(other)}
 
 
 def _split(name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -164,7 +179,7 @@ def _turn_projection(tensors: dict[str, Tensor]) -> None:
 
 
 def _settings(note: Tensor | None) -> dict[str, Any]:
-    return json.loads(bytes(note.tolist()).decode("utf-8")) if note is not None else {}
+    return parse_object(tensor_bytes(note)) if note is not None else {}
 
 
 def _is_plain(settings: Mapping[str, Any]) -> bool:

@@ -1,22 +1,27 @@
 """Checkpoint files: what they hold, and whether they can be read, told from their header alone.
 
 The safetensors format (https://github.com/huggingface/safetensors): eight bytes with the length N of the header
-(little-endian), N bytes of JSON ``{name: {dtype, shape, data_offsets}}``, then the data.
+(little-endian), N bytes of JSON ``{name: {dtype, shape, data_offsets}}``, then the data without holes.
+
+The marker is the config of a network whose tensors alone do not tell it (head widths, patch sizes, switches): the JSON
+text ``{"kind": ..., "config": {...}}``, kept in a file's metadata and, where metadata gets lost (ComfyUI's
+CheckpointSave), as the bytes of one small tensor; both are named ``cascade_studio.config``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import WrongFile
-from .marker import MARKER, decode_marker
+from ..errors import UnreadableFile, WrongFile
+from .json_text import BadJson, parse_object
 
 DTYPES = {
     "F64": torch.float64,
@@ -25,6 +30,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -32,18 +38,24 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-if hasattr(torch, "float8_e8m0fnu"):
-    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+for _name, _torch_name in (("F8_E8M0", "float8_e8m0fnu"), ("U16", "uint16"), ("U32", "uint32"), ("U64", "uint64")):
+    if hasattr(torch, _torch_name):
+        DTYPES[_name] = getattr(torch, _torch_name)
 
 HEADER_LIMIT = 100_000_000
 """The largest header that the safetensors library accepts, in bytes."""
 
+MARKER = "cascade_studio.config"
+NOTE_LIMIT = 1 << 16
+"""The most bytes of an entry that is read as text."""
+
 
 class TensorInfo(NamedTuple):
-    """Shape and dtype of a tensor; the dtype is None where only shapes are known."""
+    """Shape and dtype of a tensor, and the bytes of an entry that is text; None where only shapes are known."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
+    text: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,11 @@ class Header:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     size: int
+
+
+def is_note(key: str) -> bool:
+    """Whether the tensor ``key`` is text: a marker, or how a quantiser stored a layer."""
+    return key.endswith((MARKER, ".comfy_quant")) or ".quant_state." in key
 
 
 def describe_tensors(tensors: Mapping[str, Any]) -> dict[str, TensorInfo]:
@@ -68,36 +85,76 @@ def describe_tensors(tensors: Mapping[str, Any]) -> dict[str, TensorInfo]:
         if isinstance(value, TensorInfo):
             found[name] = value
         elif isinstance(value, Tensor):
-            found[name] = TensorInfo(tuple(value.shape), value.dtype)
+            read = is_note(name) and not value.is_meta and value.numel() <= NOTE_LIMIT
+            found[name] = TensorInfo(tuple(value.shape), value.dtype, tensor_bytes(value) if read else None)
         elif isinstance(value, (tuple, list)) and all(isinstance(n, int) for n in value):
             found[name] = TensorInfo(tuple(value))
     return found
 
 
-def read_header(path: str | Path) -> Header:
-    """The header of the safetensors file at ``path``, read without its data.
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The bytes in a tensor of small whole numbers, also after a cast to a float dtype."""
+    codes = tensor.detach().to("cpu", torch.float32).round().clamp(0, 255).to(torch.uint8)
+    return bytes(codes.flatten().tolist())
 
-    A marker tensor (see :mod:`stages.files.marker`) is handed out as metadata. Raises :class:`WrongFile` for a file that
-    is missing, empty, truncated or not in this format.
+
+def marker_text(kind: str, config: Any) -> str:
+    """The marker's JSON text for a network of ``kind`` (``"stage_c"``, …) with ``config`` (a dataclass or dict)."""
+    fields = asdict(config) if is_dataclass(config) else dict(config)
+    return json.dumps({"kind": kind, "config": fields}, sort_keys=True)
+
+
+def marker_tensor(kind: str, config: Any) -> Tensor:
+    """The marker as a uint8 tensor of UTF-8 bytes, shape (length,)."""
+    return torch.frombuffer(bytearray(marker_text(kind, config).encode("utf-8")), dtype=torch.uint8)
+
+
+def read_marker(
+    tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> tuple[str, dict[str, Any]] | None:
+    """``(kind, config fields)`` from a state dict's marker tensor or from ``metadata``; None without a marker.
+
+    Lists become tuples. Raises :class:`WrongFile` when the marker cannot be read.
+    """
+    texts = (info.text for key, info in describe_tensors(tensors).items() if key.endswith(MARKER) and info.text)
+    text = next(texts, None) or (metadata or {}).get(MARKER)
+    if text is None:
+        return None
+    try:
+        marker = parse_object(text)
+        return str(marker["kind"]), {str(k): as_tuples(v) for k, v in marker["config"].items()}
+    except (BadJson, KeyError, TypeError, AttributeError):
+        raise WrongFile(
+            f"The entry '{MARKER}' of this file cannot be read. It was changed after saving; "
+            "take the file as it was saved."
+        ) from None
+
+
+def as_tuples(value: Any) -> Any:
+    """``value`` with every list inside it turned into a tuple."""
+    return tuple(as_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of the safetensors file at ``path``, read without its data but for entries that are text.
+
+    Raises :class:`UnreadableFile` for a file that is missing, empty, truncated or not in this format: whatever passes,
+    the safetensors library reads.
     """
     path = Path(path)
     if path.is_dir():
-        raise WrongFile(f"{path.name} is a folder, not a checkpoint file. Choose the .safetensors file inside it.")
+        raise UnreadableFile(f"{path.name} is a folder, not a checkpoint file. Choose the .safetensors file inside it.")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             header = _parse(path.name, size, file.read(8), file)
-            data_start = file.tell()
-            tensors, metadata, end = _entries(path.name, header)
-            if data_start + end != size:
-                raise WrongFile(_size_sentence(path.name, size, data_start + end))
-            _add_marker(metadata, header, file, data_start)
+            tensors, metadata = _entries(path.name, header, size - file.tell(), file)
     except FileNotFoundError:
-        raise WrongFile(
+        raise UnreadableFile(
             f"There is no file {path.name} in {path.parent}. Put it there or choose another file."
         ) from None
     except OSError as error:
-        raise WrongFile(
+        raise UnreadableFile(
             f"{path.name} cannot be read ({error.strerror or error}). Check the disk and the file's permissions."
         ) from error
     return Header(path, tensors, metadata, size)
@@ -106,7 +163,7 @@ def read_header(path: str | Path) -> Header:
 def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """``(state dict, metadata)`` of a safetensors file; its tensors are mapped into memory, not copied.
 
-    Raises :class:`WrongFile` as :func:`read_header` does.
+    Raises :class:`UnreadableFile` as :func:`read_header` does.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file as load_safetensors
@@ -115,51 +172,73 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         return load_safetensors(str(path), device="cpu"), header.metadata
     except SafetensorError as error:
-        raise WrongFile(f"{header.path.name} is damaged ({error}). Download it again.") from error
+        raise UnreadableFile(f"{header.path.name} is damaged ({error}). Download it again.") from error
 
 
-def _parse(name: str, size: int, start: bytes, file) -> dict[str, Any]:
+def _damaged(name: str, what: str) -> UnreadableFile:
+    return UnreadableFile(f"{name} has a damaged header: {what}. Download it again.")
+
+
+def _parse(name: str, size: int, start: bytes, file: BinaryIO) -> dict[str, Any]:
     if size == 0:
-        raise WrongFile(f"{name} is empty (0 bytes). Download it again.")
+        raise UnreadableFile(f"{name} is empty (0 bytes). Download it again.")
     length = int.from_bytes(start, "little")
     plausible = len(start) == 8 and 2 <= length <= HEADER_LIMIT
     text = file.read(length) if plausible and 8 + length <= size else b""
     if not text.startswith(b"{"):
         file.seek(0)
-        raise WrongFile(_foreign_sentence(name, size, file.read(512), plausible))
+        raise UnreadableFile(_foreign_sentence(name, size, file.read(512), plausible))
     try:
-        header = json.loads(text)
-    except ValueError:
-        raise WrongFile(f"{name} has a damaged header. Download it again.") from None
-    if not isinstance(header, dict):
-        raise WrongFile(f"{name} has a damaged header. Download it again.")
-    return header
+        return parse_object(text)
+    except BadJson as error:
+        raise _damaged(name, str(error)) from None
 
 
-def _entries(name: str, header: dict[str, Any]) -> tuple[dict[str, TensorInfo], dict[str, str], int]:
-    metadata = header.get("__metadata__") or {}
-    tensors, end = {}, 0
-    try:
-        for key, entry in header.items():
-            if key != "__metadata__":
-                tensors[key] = TensorInfo(tuple(map(int, entry["shape"])), DTYPES.get(entry["dtype"]))
-                end = max(end, int(entry["data_offsets"][1]))
-        metadata = {str(k): str(v) for k, v in metadata.items()}
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-        raise WrongFile(f"{name} has a damaged header. Download it again.") from None
-    if not tensors:
-        raise WrongFile(f"{name} holds no tensors. Choose another file.")
-    return tensors, metadata, end
-
-
-def _add_marker(metadata: dict[str, str], header: dict[str, Any], file, data_start: int) -> None:
+def _entries(
+    name: str, header: dict[str, Any], room: int, file: BinaryIO
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Tensors and metadata of a parsed header, whose data takes ``room`` bytes from the file's position on."""
+    metadata, data_start, spans, tensors = header.pop("__metadata__", None) or {}, file.tell(), [], {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(name, "its metadata is no list of texts")
     for key, entry in header.items():
-        if key == MARKER or key.endswith("." + MARKER):
-            start, end = entry["data_offsets"]
+        info, span = _entry(name, key, entry)
+        tensors[key] = info
+        spans.append((*span, key))
+    if not tensors:
+        raise UnreadableFile(f"{name} holds no tensors. Choose another file.")
+    position = 0
+    for start, end, key in sorted(spans):
+        if start != position:
+            raise _damaged(name, f"the data of {key[:80]} begins at byte {start:,} where byte {position:,} is next")
+        position = end
+    if position != room:
+        raise UnreadableFile(_size_sentence(name, data_start + room, data_start + position))
+    for start, end, key in spans:
+        if is_note(key) and end - start <= NOTE_LIMIT:
             file.seek(data_start + start)
-            dtype = DTYPES.get(entry["dtype"], torch.uint8)
-            text = decode_marker(torch.frombuffer(bytearray(file.read(end - start)), dtype=dtype))
-            metadata.setdefault(MARKER, text)
+            raw = torch.frombuffer(bytearray(file.read(end - start)), dtype=tensors[key].dtype) if end > start else None
+            tensors[key] = tensors[key]._replace(text=b"" if raw is None else tensor_bytes(raw))
+    return tensors, metadata
+
+
+def _entry(name: str, key: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+    """What one entry says, checked as the library checks it."""
+    try:
+        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise _damaged(name, f"the entry {key[:80]} does not say where its data is") from None
+    whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in (*shape, start, end))
+    if not whole or set(entry) != {"dtype", "shape", "data_offsets"} or end < start:
+        raise _damaged(name, f"the entry {key[:80]} has no shape")
+    if dtype not in DTYPES if isinstance(dtype, str) else True:
+        raise UnreadableFile(
+            f"{name} stores {key[:80]} as {str(dtype)[:20]}, a number format that cannot be read here. Take a bf16, "
+            "fp16, fp32 or fp8 file."
+        )
+    if end - start != prod(shape) * DTYPES[dtype].itemsize:
+        raise _damaged(name, f"the data of {key[:80]} does not fit its shape")
+    return TensorInfo(tuple(shape), DTYPES[dtype]), (start, end)
 
 
 def _size_sentence(name: str, size: int, expected: int) -> str:
@@ -191,8 +270,8 @@ def _foreign_sentence(name: str, size: int, start: bytes, plausible: bool) -> st
         )
     if start.startswith(b"GGUF"):
         return (
-            f"{name} is a GGUF file. This loader needs a safetensors file; download that version, or load this "
-            "one with a GGUF loader."
+            f"{name} is a GGUF file. Diffusion models and text encoders may be GGUF files; here a safetensors file is "
+            "needed: take that version."
         )
     if text.startswith((b"{", b"[")):
         return f"{name} is a JSON text, not a model. Choose the .safetensors file next to it."

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import WrongFile
-from ..nets.controlnet import ControlNetConfig
-from ..nets.encoder import EncoderConfig
-from ..nets.previewer import PreviewerConfig
-from ..nets.sizes import find_published_name, settle_config
-from ..nets.stage_a import StageAConfig
-from ..nets.stage_b import StageBConfig
-from ..nets.stage_c import StageCConfig
-from . import shapes as derive
-from .clip import OPEN_CLIP, TRANSFORMERS, TextConfig, VisionConfig, text_config, vision_config
-from .header import TensorInfo, describe_tensors
-from .marker import MARKER, as_tuples, read_marker
-from .other_models import adapter, foreign, foreign_checkpoint
+from .header import MARKER, TensorInfo, describe_tensors, read_marker
+from .json_text import BadJson, parse_object
+from .kinds import COMFYUI, KINDS, NETWORKS, config_from, find_published_name, settle_config
+from .other_models import find_adapter, find_foreign, find_foreign_checkpoint
+from .quantised import OTHER_WAY, plain_infos, unreadable_quantiser
 from .shapes import Shapes
 
-OFFICIAL, COMFYUI, DIFFUSERS = "official", "comfyui", "diffusers"
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model", "params_ema", "params")
 PREFIXES = (
     "module.",
@@ -47,6 +37,11 @@ PREFIXES = (
 CHECKPOINT_PREFIXES = ("model.diffusion_model.", "text_encoder.", "vae.", "clip_l_vision.")
 """Where ComfyUI's all-in-one files keep the diffusion model, the text encoder, the VAE and the CLIP vision tower."""
 PACKED_FORMATS = {"nvfp4", "convrot_w4a4"}
+GUIDE_NETS = re.compile(
+    r"(?:module\.)?(?:\d+|agg_net|agg_net_up)\.\d+\."
+    r"(input_layer|tokenizer|wtokens|transformer_encoder|base_params|wtoken_postfc|output_layer|toout|mapp_t|hr_norm)\b"
+)
+"""Keys of UltraPixel's four guide nets, as in its published file and its copies."""
 SCALES = (
     ".scale_weight",
     ".scale_input",
@@ -62,51 +57,16 @@ _UNCOUNTED = SCALES + ("running_mean", "running_var", "num_batches_tracked", "sc
 
 
 @dataclass(frozen=True)
-class PriorCoderConfig:
-    """The Stage C VAE of ComfyUI's files: image encoder and Previewer in one; None for a half that is not there."""
-
-    encoder: EncoderConfig | None = None
-    previewer: PreviewerConfig | None = None
-
-
-CONFIGS = {
-    "stage_c": StageCConfig,
-    "stage_b": StageBConfig,
-    "stage_a": StageAConfig,
-    "encoder": EncoderConfig,
-    "previewer": PreviewerConfig,
-    "controlnet": ControlNetConfig,
-    "stage_c_vae": PriorCoderConfig,
-    "text_encoder": TextConfig,
-    "clip_vision": VisionConfig,
-}
-NETWORKS = ("stage_c", "stage_b", "stage_a", "encoder", "previewer", "stage_c_vae", "controlnet")
-
-TITLES = {
-    "stage_c": "a Stable Cascade Stage C prior",
-    "stage_b": "a Stable Cascade Stage B decoder",
-    "stage_a": "a Stable Cascade Stage A VAE",
-    "encoder": "the Stable Cascade image encoder (EfficientNet)",
-    "previewer": "the Stable Cascade Previewer",
-    "stage_c_vae": "a Stable Cascade Stage C VAE (image encoder and Previewer)",
-    "controlnet": "a Stable Cascade ControlNet",
-    "text_encoder": "a CLIP text encoder",
-    "clip_vision": "a CLIP vision tower",
-    "checkpoint": "an all-in-one Stable Cascade checkpoint",
-}
-
-
-@dataclass(frozen=True)
 class FileKind:
     """What :func:`identify` found.
 
-    kind: one of :data:`NETWORKS`, ``text_encoder``, ``clip_vision``, ``checkpoint`` (see ``parts``), ``lora``,
-        ``embeddings``, ``foreign`` (another model's file) or ``unknown``.
+    kind: a name in :data:`..kinds.KINDS`, ``foreign`` (another model's file) or ``unknown``.
     layout: ``official``, ``comfyui`` or ``diffusers`` key names; ``transformers`` or ``open-clip`` for CLIP.
     prefix: what every key of it begins with; wrapper: the entry of the file that holds the tensors, if any.
     config: the network's config dataclass; None where it cannot be told (``problem`` says why).
     parameters: number of weights; dtypes: names such as "bf16", the most used first.
     quantisation: "" or what the weights are stored as; quantised: format by layer (keys without the prefix).
+    restored: whether the weights are turned into plain ones when they are read (see :mod:`.quantised`).
     parts: what an all-in-one checkpoint holds. advice: what to do with a file that belongs elsewhere.
     """
 
@@ -120,6 +80,7 @@ class FileKind:
     dtypes: tuple[str, ...] = ()
     quantisation: str = ""
     quantised: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    restored: bool = False
     parts: tuple[FileKind, ...] = ()
     advice: str = ""
     problem: str = ""
@@ -147,7 +108,7 @@ class FileKind:
 def identify(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> FileKind:
     """What ``tensors`` (tensors, meta tensors or shapes by key) are; never raises for an unknown file.
 
-    A marker (tensor or ``metadata``, see :mod:`stages.files.marker`) settles what shapes leave open; one that cannot be
+    A marker (tensor or ``metadata``, see :mod:`stages.files.header`) settles what shapes leave open; one that cannot be
     read raises :class:`WrongFile`.
     """
     wrapper, tensors = unwrap(tensors)
@@ -156,10 +117,21 @@ def identify(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = No
         return FileKind(
             "unknown", "a file without tensors", wrapper=wrapper, advice="Choose a safetensors file of Stable Cascade."
         )
-    marker = read_marker(tensors, metadata)
-    formats = _formats(tensors, metadata)
+    marker, unreadable = read_marker(infos, metadata), unreadable_quantiser(infos)
+    infos, schemes = plain_infos(infos)
+    formats = _formats(infos, metadata)
     found = _checkpoint(infos, formats, marker) or _identify(infos, "", formats, marker)
-    return replace(found, wrapper=wrapper)
+    return _note_quantiser(replace(found, wrapper=wrapper), schemes, unreadable)
+
+
+def _note_quantiser(found: FileKind, schemes: tuple[str, ...], unreadable: str) -> FileKind:
+    """``found`` with a word on whose quantised weights the file holds, read here or not."""
+    if schemes:
+        parts = tuple(_note_quantiser(part, schemes, "") for part in found.parts)
+        return replace(found, quantisation=" and ".join(schemes), restored=True, parts=parts)
+    if unreadable and found.kind == "unknown":
+        return replace(found, title=f"a file quantised by {unreadable}, which cannot be read", advice=OTHER_WAY)
+    return found
 
 
 def unwrap(tensors: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -177,7 +149,7 @@ def _checkpoint(infos: dict[str, TensorInfo], formats: dict[str, Any], marker: A
     groups = {prefix: {k: v for k, v in infos.items() if k.startswith(prefix)} for prefix in CHECKPOINT_PREFIXES}
     present = {prefix: group for prefix, group in groups.items() if group}
     others = [key for key in infos if not key.startswith(CHECKPOINT_PREFIXES)]
-    if other := foreign_checkpoint(list(infos)):
+    if other := find_foreign_checkpoint(list(infos)):
         return FileKind("foreign", other[0], advice=other[1])
     if len(present) < 2 or len(others) > len(infos) // 2:
         return None
@@ -190,7 +162,7 @@ def _checkpoint(infos: dict[str, TensorInfo], formats: dict[str, Any], marker: A
         return next((part for part in parts if part.kind == "foreign"), None)
     return FileKind(
         "checkpoint",
-        TITLES["checkpoint"],
+        KINDS["checkpoint"].title,
         COMFYUI,
         parameters=sum(p.parameters for p in known),
         dtypes=known[0].dtypes,
@@ -202,93 +174,43 @@ def _identify(infos: dict[str, TensorInfo], prefix: str, formats: Mapping[str, A
     """What the tensors of one network are; ``prefix`` is what was already cut off the keys."""
     infos, prefix = _cut(infos, prefix)
     formats = {k[len(prefix) :]: v for k, v in formats.items() if k.startswith(prefix)}
-    shapes = Shapes(_official_names(infos), _packed(infos, formats))
-    keys = list(infos)
-    if found := adapter(keys):
-        return FileKind(found[0], found[2], layout=found[1], prefix=prefix, **_contents(infos, shapes, formats))
-    kind, layout = _network(shapes, infos)
-    if marker and kind and marker[0] != kind:
-        marker = None
-    if kind is None:
-        found = foreign(shapes) or ("an unknown file", "Choose a file of Stable Cascade.")
-        return FileKind("foreign" if foreign(shapes) else "unknown", found[0], prefix=prefix, advice=found[1])
-    config, problem = _config(kind, shapes, layout, marker)
-    title = config.title if isinstance(config, (TextConfig, VisionConfig)) else TITLES[kind]
-    return FileKind(kind, title, layout, prefix, config=config, problem=problem, **_contents(infos, shapes, formats))
+    guides = {key for key in infos if GUIDE_NETS.match(key)}
+    if guides and len(guides) < len(infos):
+        rest = _identify({key: info for key, info in infos.items() if key not in guides}, prefix, formats, marker)
+        title = f"a whole UltraPixel generator ({rest.title} with guide nets)"
+        return FileKind("checkpoint", title, rest.layout, prefix, dtypes=rest.dtypes, parts=(rest,))
+    shapes = Shapes(_official_names(infos), _packed(infos, formats), infos)
+    contents = _contents(infos, shapes, formats)
+    if guides:
+        return FileKind("ultrapixel", KINDS["ultrapixel"].title, prefix=prefix, **contents)
+    if found := find_adapter(list(infos)):
+        return FileKind(found[0], found[2], layout=found[1], prefix=prefix, **contents)
+    towers = [
+        _network(kind.name, layout, shapes, prefix, marker, contents)
+        for kind in KINDS.values()
+        if (layout := kind.layout_of(shapes))
+    ]
+    if len(towers) > 1 and {tower.kind for tower in towers} == {"clip_vision", "text_encoder"}:
+        return FileKind("checkpoint", "a whole CLIP model", towers[0].layout, prefix, parts=tuple(towers), **contents)
+    if towers:
+        return towers[0]
+    title, advice = find_foreign(shapes) or ("", "Choose a file of Stable Cascade.")
+    return FileKind("foreign" if title else "unknown", title or "an unknown file", prefix=prefix, advice=advice)
 
 
-def _network(shapes: Shapes, infos: Mapping[str, TensorInfo]) -> tuple[str | None, str]:
-    """``(kind, layout)`` of the tensors of one network."""
-    starts = {key.partition(".")[0] for key in shapes.tensors}
-    if "down_blocks" in starts and starts & {"clf", "embedding", "clip_mapper", "clip_txt_mapper"}:
-        if _has(shapes, r"down_blocks\.\d+\.\d+\.(depthwise|channelwise|mapper|kv_mapper|attention)"):
-            is_c = starts & {"clip_txt_mapper", "clip_img_mapper"} or _has(shapes, r"down_downscalers\.1\.1\.blocks\.")
-            return "stage_c" if is_c else "stage_b", _unet_layout(infos)
-    if _has(shapes, r"vquantizer\.|up_blocks\.\d+\.gammas"):
-        return "stage_a", DIFFUSERS if "vquantizer.embedding.weight" in infos else OFFICIAL
-    if _has(shapes, r"(encoder\.backbone\.\d|previewer\.blocks\.\d)"):
-        return "stage_c_vae", COMFYUI
-    if {"backbone", "projections"} <= starts:
-        return "controlnet", OFFICIAL
-    if _has(shapes, r"backbone\.1\.0\.block\."):
-        return "encoder", OFFICIAL
-    if "blocks.2.running_mean" in shapes and "blocks.0.weight" in shapes:
-        return "previewer", OFFICIAL
-    if _has(shapes, r"vision_model\.encoder\.layers\."):
-        return "clip_vision", TRANSFORMERS
-    if _has(shapes, r"visual\.transformer\.resblocks\."):
-        return "clip_vision", OPEN_CLIP
-    if _has(shapes, r"text_model\.encoder\.layers\."):
-        return "text_encoder", TRANSFORMERS
-    if _has(shapes, r"transformer\.resblocks\.") and "token_embedding.weight" in shapes:
-        return "text_encoder", OPEN_CLIP
-    return None, ""
-
-
-def _unet_layout(infos: Mapping[str, TensorInfo]) -> str:
-    if any(".attention.to_" in key for key in infos) or (
-        "clip_txt_pooled_mapper.weight" in infos and "clip_txt_mapper.weight" not in infos
-    ):
-        return DIFFUSERS
-    return COMFYUI if any(".attention.attn.to_" in key for key in infos) else OFFICIAL
-
-
-def _config(kind: str, shapes: Shapes, layout: str, marker: Any) -> tuple[Any, str]:
-    """``(config, problem)`` of a network of ``kind``."""
-    if marker:
-        return config_from(kind, marker[1]), ""
-    if kind == "text_encoder":
-        return text_config(shapes, layout), ""
-    if kind == "clip_vision":
-        return vision_config(shapes, layout), ""
+def _network(kind: str, layout: str, shapes: Shapes, prefix: str, marker: Any, contents: Mapping[str, Any]) -> FileKind:
+    """The network of ``kind`` with its config, which the marker or the shapes tell."""
+    config, problem = None, ""
     try:
-        if kind == "stage_c_vae":
-            halves = {"encoder": derive.encoder_config, "previewer": derive.previewer_config}
-            found = {
-                name: derived(shapes, f"{name}.") for name, derived in halves.items() if _has(shapes, rf"{name}\.")
-            }
+        if marker and marker[0] == kind:
+            config = config_from(kind, marker[1])
         else:
-            found = getattr(derive, f"{kind}_config")(shapes)
-        return settle_config(kind, config_from(kind, found)), ""
+            found = KINDS[kind].derive(shapes, layout)
+            config = settle_config(kind, config_from(kind, found)) if isinstance(found, dict) else found
     except LookupError as error:
-        return None, str(error)
-
-
-def config_from(kind: str, values: Mapping[str, Any]) -> Any:
-    """The config dataclass of ``kind`` with ``values``, as a marker or JSON has them; raises :class:`WrongFile`."""
-    cls, nested = CONFIGS[kind], {"trunk": EncoderConfig, "encoder": EncoderConfig, "previewer": PreviewerConfig}
-    names = {f.name for f in fields(cls)}
-    if unknown := sorted(set(values) - names):
-        raise WrongFile(
-            f"The config of this file has settings that this version does not know ({', '.join(unknown)}). "
-            "It was made with another version of Cascade Studio: update the pack."
-        )
-    settle_config_values = {}
-    for name, value in values.items():
-        if name in nested and isinstance(value, Mapping):
-            value = nested[name](**{key: as_tuples(item) for key, item in value.items()})
-        settle_config_values[name] = as_tuples(value)
-    return cls(**settle_config_values)
+        problem = str(error)
+    title = getattr(config, "title", KINDS[kind].title)
+    return FileKind(kind, title, layout, prefix, config=config, problem=problem, **contents)
 
 
 def _cut(infos: dict[str, TensorInfo], prefix: str) -> tuple[dict[str, TensorInfo], str]:
@@ -317,23 +239,27 @@ def _official_names(infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     return names
 
 
-def _formats(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None) -> dict[str, Any]:
+def _formats(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None) -> dict[str, Any]:
     """Quantisation settings by layer, as ComfyUI's files hold them (``X.comfy_quant`` or the metadata)."""
-    try:
-        formats = dict(json.loads((metadata or {}).get("_quantization_metadata", "{}")).get("layers", {}))
-    except (ValueError, AttributeError):
-        formats = {}
-    for key, value in tensors.items():
+    formats: dict[str, Any] = {}
+    if text := (metadata or {}).get("_quantization_metadata"):
+        try:
+            formats = {layer: dict(settings) for layer, settings in parse_object(text).get("layers", {}).items()}
+        except (BadJson, AttributeError, TypeError, ValueError):
+            raise WrongFile(f"The entry '_quantization_metadata' of this file cannot be read. {OTHER_WAY}") from None
+    for key, info in infos.items():
         if key.endswith(".comfy_quant"):
-            text = bytes(value.tolist()).decode() if isinstance(value, Tensor) and not value.is_meta else "{}"
-            formats[key[: -len(".comfy_quant")]] = json.loads(text)
+            try:
+                formats[key[: -len(".comfy_quant")]] = parse_object(info.text or b"{}")
+            except BadJson:
+                raise WrongFile(f"The entry '{key[-60:]}' of this file cannot be read. {OTHER_WAY}") from None
         elif key.endswith((".scale_weight", ".weight_scale")):
             formats.setdefault(key.rpartition(".")[0], {})
     return formats
 
 
 def _packed(infos: Mapping[str, TensorInfo], formats: Mapping[str, Any]) -> frozenset[str]:
-    layers = {layer for layer, settings in formats.items() if settings.get("format") in PACKED_FORMATS}
+    layers = {layer for layer, settings in formats.items() if str(settings.get("format")) in PACKED_FORMATS}
     layers |= {
         key[: -len(".weight")] for key, info in infos.items() if key.endswith(".weight") and info.dtype == torch.uint8
     }
@@ -349,7 +275,7 @@ def _contents(infos: Mapping[str, TensorInfo], shapes: Shapes, formats: Mapping[
             count += prod(info.shape) * packed
             if info.dtype is not None:
                 shares[dtype_name(info.dtype)] += prod(info.shape)
-    names = sorted({settings.get("format", "") or "fp8 scaled" for settings in formats.values()})
+    names = sorted({str(settings.get("format", "") or "fp8 scaled") for settings in formats.values()})
     return {
         "parameters": count,
         "dtypes": tuple(name for name, _ in shares.most_common()),
@@ -383,8 +309,3 @@ def _count(parameters: int) -> str:
             digits = 1 if parameters < 10 * unit else 0
             return f"{parameters / unit:.{digits}f}".removesuffix(".0") + name
     return str(parameters)
-
-
-def _has(shapes: Shapes, pattern: str) -> bool:
-    matcher = re.compile(pattern)
-    return any(matcher.match(key) for key in shapes.tensors)

@@ -12,74 +12,24 @@ from torch import Tensor, nn
 
 from ..errors import WrongFile
 from ..nets.backend import TORCH, Backend
-from ..nets.controlnet import ControlNet
-from ..nets.encoder import ImageEncoder
-from ..nets.previewer import Previewer
-from ..nets.stage_a import StageA
-from ..nets.stage_b import StageB
-from ..nets.stage_c import StageC
 from .convert import FLOAT8, LAYER_ENTRIES, dequantise, normalise
-from .header import Header, load_file, read_header
-from .identify import NETWORKS, FileKind, PriorCoderConfig, identify
-from .marker import MARKER, marker_tensor
-
-__all__ = ["Header", "PriorCoder", "build", "from_file", "from_state_dict", "load_file", "read_header", "require"]
+from .header import MARKER, marker_tensor
+from .identify import FileKind, identify
+from .kinds import KINDS, NETWORKS
+from .open import open_model
+from .quantised import check_numbers
 
 log = logging.getLogger(__name__)
 
 SHOWN = 3
 """How many keys an error names before it only counts them."""
 
-INPUTS = {
-    "stage_c": ("prior", "a Stage C model", "as the prior"),
-    "stage_b": ("decoder", "a Stage B model", "as the decoder"),
-    "stage_a": ("Stage A VAE", "a Stage A VAE", "as the Stage A VAE"),
-    "stage_c_vae": ("Stage C VAE", "the image encoder, the Previewer or both", "as the Stage C VAE"),
-    "encoder": ("image encoder", "the EfficientNet image encoder", "as the image encoder (Stage C VAE)"),
-    "previewer": ("Previewer", "the Previewer", "as the Previewer (Stage C VAE)"),
-    "controlnet": ("ControlNet", "a Stable Cascade ControlNet", "as the ControlNet"),
-    "text_encoder": ("text encoder", "the CLIP-G text encoder", "as the text encoder"),
-    "clip_vision": ("CLIP vision", "a CLIP vision tower (CLIP-L)", "as the CLIP vision model"),
-    "lora": ("LoRA", "a Stable Cascade LoRA", "in a LoRA loader"),
-    "embeddings": ("embedding", "a textual-inversion embedding", "as an embedding, by its name in a prompt"),
-    "checkpoint": ("checkpoint", "an all-in-one checkpoint", "as a checkpoint"),
-}
-"""By kind: the name of the input it belongs to, what that input needs, and what to do with such a file."""
-
-
-class PriorCoder(nn.Module):
-    """Image encoder and Previewer under the keys of ComfyUI's Stage C VAE; a half without a config is None."""
-
-    def __init__(
-        self,
-        config: PriorCoderConfig = PriorCoderConfig(),
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        backend: Backend = TORCH,
-    ) -> None:
-        super().__init__()
-        self.config, self.dtype = config, dtype
-        at = {"dtype": dtype, "device": device, "backend": backend}
-        self.encoder = ImageEncoder(config.encoder, **at) if config.encoder else None
-        self.previewer = Previewer(config.previewer, **at) if config.previewer else None
-
-
-CLASSES: dict[str, type[nn.Module]] = {
-    "stage_c": StageC,
-    "stage_b": StageB,
-    "stage_a": StageA,
-    "encoder": ImageEncoder,
-    "previewer": Previewer,
-    "controlnet": ControlNet,
-    "stage_c_vae": PriorCoder,
-}
-
 
 def from_file(path: str | Path, **options: Any) -> nn.Module:
     """The network in the safetensors file at ``path``; ``options`` are those of :func:`from_state_dict`."""
-    tensors, metadata = load_file(path)
-    return from_state_dict(tensors, **{"metadata": metadata, "name": Path(path).name, **options})
+    opened = open_model(path)
+    kind = require(opened.kind, options.pop("expect", None), opened.name)
+    return build(normalise(opened.read_tensors(), kind), kind, **{"name": opened.name, **options})
 
 
 def from_state_dict(
@@ -123,8 +73,12 @@ def require(kind: FileKind, expect: str | Sequence[str] | None = None, name: str
     subject = f"{name} is {kind.describe()}."
     if expect is None:
         raise WrongFile(f"{subject} A Stable Cascade network is needed here. {_advice(kind)}")
-    title, needs, _ = INPUTS[wanted[0]]
-    raise WrongFile(f"{subject} The '{title}' input needs {needs}; {_lower(_advice(kind))}")
+    raise WrongFile(f"{subject} {name_need(wanted[0])}; {_lower(_advice(kind))}")
+
+
+def name_need(kind: str) -> str:
+    """What the input for ``kind`` needs, as the first half of a sentence."""
+    return f"The '{KINDS[kind].input}' input needs {KINDS[kind].needs}"
 
 
 def build(
@@ -141,23 +95,49 @@ def build(
 
     Raises :class:`WrongFile` when tensors are missing, left over or of the wrong shape.
     """
-    if kind.config is None:
-        raise WrongFile(f"{name} looks like {kind.title}, but {kind.problem or 'it is incomplete'}. Download it again.")
+    check_config(kind, name)
+    check_numbers(tensors, name, quantised_keys(tensors))
     own = dtype or _main_dtype(tensors)
     if backend is TORCH:
         # Plain layers cannot mix dtypes, and cannot compute in 8 bits.
         dtype = own
         tensors = dequantise(tensors, own)
     try:
-        net = {**CLASSES, **(classes or {})}[kind.kind](kind.config, dtype=own, device="meta", backend=backend)
+        net = (classes or {}).get(kind.kind, KINDS[kind.kind].module)(
+            kind.config, dtype=own, device="meta", backend=backend
+        )
     except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
         raise WrongFile(
             f"{name} looks like {kind.describe()}, but no network of its sizes can be built ({error}). "
             "Use a file in its published form, or one with a 'cascade_studio.config' entry."
         ) from error
-    tensors = _moved(tensors, dtype, device)
+    tensors = _move(tensors, dtype, device)
     fill(net, tensors, kind, name)
     return net.eval().requires_grad_(False)
+
+
+def check_config(kind: FileKind, name: str) -> None:
+    """Raises :class:`WrongFile` for a network whose sizes could not be told."""
+    if kind.config is None:
+        raise WrongFile(
+            f"{name} looks like {kind.title}, but {kind.problem or 'it is incomplete'}. The file was saved without "
+            "some of its tensors: take a complete one."
+        )
+
+
+def check_tensors(needed: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: FileKind, name: str) -> None:
+    """Raises :class:`WrongFile` where ``tensors`` lack one of ``needed`` (shapes by key) or have it in another shape."""
+    quantised = quantised_keys(tensors)
+    shapes = [
+        f"{key} is {_size(tensors[key].shape)} instead of {_size(shape)}"
+        for key, shape in needed.items()
+        if key in tensors and key not in quantised and tuple(tensors[key].shape) != tuple(shape)
+    ]
+    if shapes:
+        raise WrongFile(describe_fault(name, kind, "has tensors of the wrong shape", shapes))
+    missing = [key for key in needed if key not in tensors]
+    if missing:
+        raise WrongFile(describe_fault(name, kind, "lacks tensors", missing))
 
 
 def fill(
@@ -180,31 +160,22 @@ def fill(
         # Old exports leave these counters out; inference never reads them.
         if key.endswith("num_batches_tracked") and key not in tensors:
             tensors[key] = torch.zeros((), dtype=torch.long)
-    quantised = _quantised(tensors)
-    shapes = [
-        f"{key} is {_shape(tensors[key])} instead of {_shape(value)}"
-        for key, value in own.items()
-        if key in tensors and value is not None and key not in quantised and tensors[key].shape != value.shape
-    ]
-    if shapes:
-        raise WrongFile(fault(name, kind, "has tensors of the wrong shape", shapes))
+    check_tensors({k: v.shape for k, v in own.items() if v is not None}, tensors, kind, name)
     result = net.load_state_dict(tensors, strict=False, assign=assign)
-    if result.missing_keys:
-        raise WrongFile(fault(name, kind, "lacks tensors", result.missing_keys))
     if result.unexpected_keys and not strict:
         log.warning(
             "%s: %d tensors are not used, for example %s", name, len(result.unexpected_keys), result.unexpected_keys[0]
         )
     elif result.unexpected_keys:
-        raise WrongFile(fault(name, kind, "holds tensors that do not belong there", result.unexpected_keys))
+        raise WrongFile(describe_fault(name, kind, "holds tensors that do not belong there", result.unexpected_keys))
 
 
-def fault(name: str, kind: FileKind, what: str, keys: Sequence[str]) -> str:
+def describe_fault(name: str, kind: FileKind, what: str, keys: Sequence[str]) -> str:
     """The sentence for a file of ``kind`` that ``what`` ("lacks tensors", …) is wrong with, in ``keys``."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return (
         f"{name} looks like {kind.describe()} but {what} ({len(keys)}): {', '.join(keys[:SHOWN])}{more}. "
-        "Download it again, or use a complete file."
+        "Take a complete file, as it was published or saved."
     )
 
 
@@ -213,7 +184,7 @@ def _advice(kind: FileKind) -> str:
         return kind.advice
     if kind.parts:
         return "Choose a file that holds it."
-    return f"Choose this file {INPUTS[kind.kind][2]} instead."
+    return f"Choose this file {KINDS[kind.kind].use} instead."
 
 
 def _lower(sentence: str) -> str:
@@ -222,11 +193,11 @@ def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:] if first in ("Choose", "It") else sentence
 
 
-def _moved(
+def _move(
     tensors: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device | str | None
 ) -> dict[str, Tensor]:
     """``tensors`` on ``device``, and in ``dtype`` unless they are part of a quantised layer's weight."""
-    keep = _quantised(tensors)
+    keep = quantised_keys(tensors)
     moved = {}
     for key, tensor in tensors.items():
         cast = dtype if tensor.is_floating_point() and key not in keep else None
@@ -234,7 +205,7 @@ def _moved(
     return moved
 
 
-def _quantised(tensors: Mapping[str, Tensor]) -> set[str]:
+def quantised_keys(tensors: Mapping[str, Tensor]) -> set[str]:
     """The keys that together make the quantised weights."""
     layers = [key[: -len("comfy_quant")] for key in tensors if key.endswith(".comfy_quant")]
     return {layer + entry for layer in layers for entry in ("weight", *LAYER_ENTRIES)}
@@ -243,7 +214,7 @@ def _quantised(tensors: Mapping[str, Tensor]) -> set[str]:
 def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     """The float dtype that most weights have, bf16 where that is one of 8 bits; None without any."""
     sizes: dict[torch.dtype, int] = {}
-    keep = _quantised(tensors)
+    keep = quantised_keys(tensors)
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and key not in keep:
             dtype = torch.bfloat16 if tensor.dtype in FLOAT8 else tensor.dtype
@@ -251,5 +222,5 @@ def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     return max(sizes, key=sizes.get) if sizes else None
 
 
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "scalar"

@@ -108,7 +108,7 @@ _CHECKPOINTS = (
 )
 
 
-def foreign(shapes: Shapes) -> tuple[str, str] | None:
+def find_foreign(shapes: Shapes) -> tuple[str, str] | None:
     """``(title, advice)`` for the keys of another model's file, with no prefix; None when nothing matches."""
     for entry in _FAMILIES:
         matchers = [re.compile(key) for key in entry.keys]
@@ -117,7 +117,7 @@ def foreign(shapes: Shapes) -> tuple[str, str] | None:
     return None
 
 
-def foreign_checkpoint(keys: list[str]) -> tuple[str, str] | None:
+def find_foreign_checkpoint(keys: list[str]) -> tuple[str, str] | None:
     """``(title, advice)`` for a checkpoint that holds another model with its text encoder or VAE."""
     if not any(key.startswith("model.diffusion_model.") for key in keys):
         return None
@@ -127,7 +127,7 @@ def foreign_checkpoint(keys: list[str]) -> tuple[str, str] | None:
     return None
 
 
-def adapter(keys: list[str]) -> tuple[str, str, str] | None:
+def find_adapter(keys: list[str]) -> tuple[str, str, str] | None:
     """``(kind, layout, title)`` of a LoRA or textual-inversion file; None for anything else."""
     if any(re.match(r"weights\.\d+\.lora_(up|down)", key) for key in keys):
         return "lora", "official", "a Stable Cascade LoRA in the official layout"

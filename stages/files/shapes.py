@@ -8,7 +8,8 @@ tensor does not stop the derivation, the loader names it afterwards; LookupError
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .header import TensorInfo
@@ -23,11 +24,20 @@ _ATTENTION = ("attention", "kv_mapper")
 
 
 class Shapes:
-    """Sizes by key. ``packed`` names the layers whose weight holds two 4-bit values a byte along dimension 1."""
+    """Sizes by key. ``packed`` names the layers whose weight holds two 4-bit values a byte along dimension 1.
 
-    def __init__(self, tensors: Mapping[str, TensorInfo], packed: frozenset[str] = frozenset()) -> None:
+    ``given`` are the keys as the file spells them, where they are not those of ``tensors``.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorInfo],
+        packed: frozenset[str] = frozenset(),
+        given: Collection[str] | None = None,
+    ) -> None:
         self.tensors = tensors
         self.packed = packed
+        self.given = tensors if given is None else given
 
     def __contains__(self, key: str) -> bool:
         return key in self.tensors
@@ -39,6 +49,11 @@ class Shapes:
             return default
         layer = key.rpartition(".")[0]
         return info.shape[dim] * (2 if dim == 1 and layer in self.packed else 1)
+
+    def has(self, pattern: str) -> bool:
+        """Whether a key begins with ``pattern``."""
+        matcher = re.compile(pattern)
+        return any(map(matcher.match, self.tensors))
 
     def indices(self, pattern: str) -> list[int]:
         """The numbers that the one group of ``pattern`` takes at the start of a key, sorted."""
@@ -199,17 +214,15 @@ def _unet_config(shapes: Shapes) -> dict[str, Any]:
         tuple(1 + len(shapes.indices(rf"{side}_repeat_mappers\.{i}\.(\d+)\.")) for i in range(levels))
         for side in ("down", "up")
     )
-    mapper = _first_key(shapes, r".*_blocks\.\d+\.\d+\.mapper\.weight")
-    depthwise = _first_key(shapes, r".*_blocks\.\d+\.\d+\.depthwise\.weight")
     return {
         "c_hidden": widths,
         "nhead": tuple(w // HEAD_WIDTH if "A" in p else -1 for w, p in zip(widths, patterns)),
         "blocks": blocks,
         "block_repeat": repeats,
         "level_config": tuple(patterns),
-        "c_r": shapes.size(mapper, 1),
+        "c_r": _usual_size(shapes, r".*_blocks\.\d+\.\d+\.mapper\.weight", 1),
         "t_conds": _timestep_conditions(shapes),
-        "kernel_size": shapes.size(depthwise, 2),
+        "kernel_size": _usual_size(shapes, r".*_blocks\.\d+\.\d+\.depthwise\.weight", 2),
     }
 
 
@@ -271,8 +284,7 @@ def _level_width(shapes: Shapes, level: int, levels: int) -> int:
 
 
 def _cond_width(shapes: Shapes, widths: tuple[int, ...]) -> int:
-    key = _first_key(shapes, r".*_blocks\.\d+\.\d+\.kv_mapper\.1\.weight")
-    return shapes.size(key, 1)
+    return _usual_size(shapes, r".*_blocks\.\d+\.\d+\.kv_mapper\.1\.weight", 1)
 
 
 def _timestep_conditions(shapes: Shapes) -> tuple[str, ...]:
@@ -282,9 +294,11 @@ def _timestep_conditions(shapes: Shapes) -> tuple[str, ...]:
     return tuple(n for n in official if n in names) + tuple(sorted(names.difference(official)))
 
 
-def _first_key(shapes: Shapes, pattern: str) -> str:
+def _usual_size(shapes: Shapes, pattern: str, dim: int) -> int:
+    """The size that most keys of ``pattern`` have, so that one wrong tensor is told as the wrong one."""
     matcher = re.compile(pattern)
-    return next((key for key in shapes.tensors if matcher.fullmatch(key)), "")
+    sizes = Counter(shapes.size(key, dim) for key in shapes.tensors if matcher.fullmatch(key))
+    return sizes.most_common(1)[0][0] if sizes else 0
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:

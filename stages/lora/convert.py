@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import WrongFile
-from . import names as lora_names, parts as lora_parts
-from .match import BUNDLED, INDICES, OFFSETS, TEXT_PREFIX, TOKENS_KEY, UNET_PREFIX, Lora, named
-from .names import Shape
+from .match import BUNDLED, INDICES, OFFSETS, TEXT_PREFIX, TOKENS_KEY, UNET_PREFIX, Lora, name_tensors
+from .names import Shape, modules_of, positions
+from .parts import find_alpha, find_method, find_rank
 
 COMFYUI, KOHYA, OFFICIAL = "ComfyUI", "kohya", "official"
 LAYOUTS = (COMFYUI, KOHYA, OFFICIAL)
@@ -31,9 +31,9 @@ def to_layout(lora: Lora, layout: str, shapes: Mapping[str, Shape]) -> tuple[dic
     if layout == KOHYA:
         stage = "lora_prior_unet_" if lora.stage == "stage_c" else "lora_unet_"
         unet, text = ({module.replace(".", "_"): parts for module, parts in each.items()} for each in (unet, text))
-        tensors = {**named(stage, unet), **named("lora_prior_te_", text)}
+        tensors = {**name_tensors(stage, unet), **name_tensors("lora_prior_te_", text)}
     else:
-        tensors = {**named(UNET_PREFIX, unet), **named(TEXT_PREFIX, text)}
+        tensors = {**name_tensors(UNET_PREFIX, unet), **name_tensors(TEXT_PREFIX, text)}
     return {**tensors, **token_tensors(lora)}, metadata
 
 
@@ -55,11 +55,12 @@ def to_official(lora: Lora, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     """
     if not lora.unet:
         raise WrongFile("The official layout holds changes to Stage C, and this LoRA has none. Choose another layout.")
-    modules = lora_names.modules_of(shapes)
-    order = lora_names.positions(modules)
+    modules = modules_of(shapes)
+    order = positions(modules)
     check_official(lora, order)
     pairs = [
-        fused([lora.unet.get(module) for module in names], [modules[module] for module in names]) for names in order
+        fuse_layers([lora.unet.get(module) for module in names], [modules[module] for module in names])
+        for names in order
     ]
     rank = max(down.shape[0] for _, down, _ in pairs)
     tensors = {}
@@ -79,7 +80,7 @@ def check_official(lora: Lora, order: Sequence[tuple[str, ...]]) -> None:
         module
         for module, parts in lora.unet.items()
         if module not in others
-        and (lora_parts.method(parts) != "LoRA" or set(parts) - {"lora_up.weight", "lora_down.weight", "alpha"})
+        and (find_method(parts) != "LoRA" or set(parts) - {"lora_up.weight", "lora_down.weight", "alpha"})
     ]
     reason = ""
     if others:
@@ -94,7 +95,7 @@ def check_official(lora: Lora, order: Sequence[tuple[str, ...]]) -> None:
         )
 
 
-def fused(parts: Sequence[Mapping[str, Tensor] | None], shapes: Sequence[Shape]) -> tuple[Tensor, Tensor, float]:
+def fuse_layers(parts: Sequence[Mapping[str, Tensor] | None], shapes: Sequence[Shape]) -> tuple[Tensor, Tensor, float]:
     """``(up, down, scale)`` of the layers that are one in the official network; scale is alpha / rank."""
     present = [each for each in parts if each is not None]
     if not present:
@@ -102,7 +103,7 @@ def fused(parts: Sequence[Mapping[str, Tensor] | None], shapes: Sequence[Shape])
         return torch.zeros(rows, 1), torch.zeros(1, columns), 1.0
     ups = [None if each is None else each["lora_up.weight"].flatten(1) for each in parts]
     downs = [None if each is None else each["lora_down.weight"].flatten(1) for each in parts]
-    scales = [1.0 if each is None else scale_of(each) for each in parts]
+    scales = [1.0 if each is None else find_scale(each) for each in parts]
     first = present[0]["lora_down.weight"].flatten(1)
     if (
         all(down is not None and down.shape == first.shape and torch.equal(down, first) for down in downs)
@@ -117,7 +118,7 @@ def fused(parts: Sequence[Mapping[str, Tensor] | None], shapes: Sequence[Shape])
     return torch.block_diag(*rows), torch.cat(bands), 1.0
 
 
-def scale_of(parts: Mapping[str, Tensor]) -> float:
+def find_scale(parts: Mapping[str, Tensor]) -> float:
     """What the product of the two factors is multiplied by: alpha / rank, 1 without an alpha."""
-    alpha = lora_parts.alpha(parts)
-    return 1.0 if alpha is None else alpha / lora_parts.rank(parts)
+    alpha = find_alpha(parts)
+    return 1.0 if alpha is None else alpha / find_rank(parts)

@@ -61,7 +61,7 @@ def in_scope(name: str, shape: tuple[int, ...], scope: str) -> bool:
     return matrix and (scope == MATRICES or ATTENTION in name)
 
 
-def extract(
+def extract_layer(
     name: str, delta: Tensor, rank: int, energy: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, Tensor], Layer] | None:
     """``(parts, layer)`` for the change ``delta`` of the parameter ``name``; None where nothing changed.

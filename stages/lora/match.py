@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..errors import WrongFile
-from . import names, parts as lora_parts
+from . import names
 from .names import Shape
-from .report import Mismatch, Report, trained_on
+from .parts import cut_rows, find_alpha, find_delta_shape, find_method, find_rank, fits
+from .report import Mismatch, Report, list_training_facts
 
 UNET_PREFIX, TEXT_PREFIX = "diffusion_model.", "text_encoders.clip_g.transformer."
 STAGES = ("stage_c", "stage_b")
@@ -61,11 +62,11 @@ class Lora:
 
     def unet_tensors(self) -> dict[str, Tensor]:
         """The changes to the diffusion model under ComfyUI's names."""
-        return named(UNET_PREFIX, self.unet)
+        return name_tensors(UNET_PREFIX, self.unet)
 
     def text_tensors(self) -> dict[str, Tensor]:
         """The changes to the text encoder under ComfyUI's names."""
-        return named(TEXT_PREFIX, self.text)
+        return name_tensors(TEXT_PREFIX, self.text)
 
     @property
     def new_tokens(self) -> list[int]:
@@ -73,11 +74,11 @@ class Lora:
         return sorted(index for index in self.offsets if index >= TOKENS)
 
 
-def named(prefix: str, adapters: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def name_tensors(prefix: str, adapters: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{prefix}{module}.{part}": tensor for module, parts in adapters.items() for part, tensor in parts.items()}
 
 
-def match(
+def match_lora(
     tensors: Mapping[str, Tensor],
     nets: Mapping[str, Mapping[str, Shape]],
     metadata: Mapping[str, str] | None = None,
@@ -90,14 +91,14 @@ def match(
     that fit nothing, or have the wrong shape, are in the report.
     """
     metadata = metadata or {}
-    groups, strangers = grouped(tensors, metadata)
+    groups, strangers = group_keys(tensors, metadata)
     tokens = Tokens.read(tensors, nets, metadata)
     strangers = [key for key in strangers if key not in tokens.keys]
     text = {module: parts for module, parts in groups.items() if names.is_text(module)}
     unet = {module: parts for module, parts in groups.items() if module not in text}
-    found = [(stage, place(unet, nets[stage])) for stage in STAGES if stage in nets]
+    found = [(stage, place_groups(unet, nets[stage])) for stage in STAGES if stage in nets]
     stage, placed = max(found, key=lambda each: len(each[1].adapters), default=("", Placed(unknown=list(unet))))
-    words = place(text, nets.get("text_encoder", {}))
+    words = place_groups(text, nets.get("text_encoder", {}))
     report = Report(
         name=name,
         layout=names.layout_of(tensors),
@@ -111,13 +112,13 @@ def match(
         idle_text=keys_of(text, list(text) if "text_encoder" not in nets else []) + tokens.idle,
         unet_layers=sum(len(adapter.modules) for adapter in placed.adapters),
         text_layers=sum(len(adapter.modules) for adapter in words.adapters),
-        methods=distinct(lora_parts.method(parts) for parts in groups.values()),
-        ranks=distinct(lora_parts.rank(parts) for parts in groups.values()),
-        alphas=distinct(lora_parts.alpha(parts) for parts in groups.values()),
+        methods=distinct(find_method(parts) for parts in groups.values()),
+        ranks=distinct(find_rank(parts) for parts in groups.values()),
+        alphas=distinct(find_alpha(parts) for parts in groups.values()),
         new_tokens=sum(index >= TOKENS for index in tokens.offsets),
         moved_tokens=sum(index < TOKENS for index in tokens.offsets),
         bundled=tuple(tokens.bundled),
-        trained_on=trained_on(metadata),
+        trained_on=list_training_facts(metadata),
     )
     if not report.matched:
         raise WrongFile(report.nothing_fits())
@@ -144,7 +145,7 @@ class Group(dict):
         self.keys_read.append(key)
 
 
-def grouped(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Group], list[str]]:
+def group_keys(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Group], list[str]]:
     """The file's adapters by module as it spells it, and the keys that are no adapter's."""
     groups: dict[str, Group] = {}
     strangers = []
@@ -182,7 +183,7 @@ class Placed:
     unknown: list[str] = field(default_factory=list)
 
 
-def place(groups: Mapping[str, Group], net: Mapping[str, Shape]) -> Placed:
+def place_groups(groups: Mapping[str, Group], net: Mapping[str, Shape]) -> Placed:
     """Find the modules that ``groups`` mean in the network of these parameter shapes, and see whether they fit.
 
     A second adapter for a module that has one already is left out: the host keeps one of a file.
@@ -195,16 +196,16 @@ def place(groups: Mapping[str, Group], net: Mapping[str, Shape]) -> Placed:
     taken: set[str] = set()
     for name, parts in groups.items():
         modules = table.get(names.bare(name), ())
-        if not modules or not lora_parts.method(parts) or taken.intersection(modules):
+        if not modules or not find_method(parts) or taken.intersection(modules):
             placed.unknown.append(name)
             continue
         first = shapes[modules[0]]
         needed = (first[0] * len(modules), *first[1:])
-        bands = [dict(parts)] if len(modules) == 1 else lora_parts.cut(parts, len(modules))
+        bands = [dict(parts)] if len(modules) == 1 else cut_rows(parts, len(modules))
         bias = net.get(f"{modules[0]}.bias")
-        if not lora_parts.fits(parts, needed, bias and bias[0] * len(modules)) or bands is None:
+        if not fits(parts, needed, bias and bias[0] * len(modules)) or bands is None:
             placed.mismatched.extend(
-                Mismatch(key, lora_parts.delta_shape(parts), needed, bands is None) for key in parts.keys_read
+                Mismatch(key, find_delta_shape(parts), needed, bands is None) for key in parts.keys_read
             )
             continue
         taken.update(modules)

@@ -27,7 +27,7 @@ _METHODS = (
 )
 
 
-def method(parts: Parts) -> str:
+def find_method(parts: Parts) -> str:
     """ "LoRA", "LoHa", …; "" for parts that make no whole adapter."""
     name = next((name for part, name in _METHODS if part in parts), "")
     needs = {
@@ -38,7 +38,7 @@ def method(parts: Parts) -> str:
     return name if all(part in parts for part in needs) else ""
 
 
-def rank(parts: Parts) -> int | None:
+def find_rank(parts: Parts) -> int | None:
     """The rank of a low-rank adapter; None where the word has no meaning."""
     if "lora_down.weight" in parts:
         return parts["lora_down.weight"].shape[0]
@@ -47,7 +47,7 @@ def rank(parts: Parts) -> int | None:
     return next((parts[part].shape[0] for part in ("lokr_w2_b", "lokr_w1_b") if part in parts), None)
 
 
-def alpha(parts: Parts) -> float | None:
+def find_alpha(parts: Parts) -> float | None:
     return float(parts["alpha"]) if "alpha" in parts else None
 
 
@@ -56,16 +56,16 @@ def fits(parts: Parts, shape: Sequence[int], bias_size: int | None = None) -> bo
 
     A bias is as long as the weight has rows, unless told otherwise: that of a transposed convolution is not.
     """
-    given, rows, columns = delta_shape(parts), shape[0] if shape else 1, prod(shape[1:])
+    given, rows, columns = find_delta_shape(parts), shape[0] if shape else 1, prod(shape[1:])
     if given is not None and (given[0] != rows or given[1] not in (None, columns)):
         return False
     bias = parts.get("diff_b", parts.get("b_norm"))
     return bias is None or bias.numel() == (rows if bias_size is None else bias_size)
 
 
-def delta_shape(parts: Parts) -> tuple[int, int | None] | None:
+def find_delta_shape(parts: Parts) -> tuple[int, int | None] | None:
     """``(rows, columns)`` of the change that the adapter makes; columns None for any, None for a bias alone."""
-    kind = method(parts)
+    kind = find_method(parts)
     if kind == "LoRA":
         down, mid = parts["lora_down.weight"], parts.get("lora_mid.weight")
         return parts["lora_up.weight"].shape[0], _columns(down) * (prod(mid.shape[2:]) if mid is not None else 1)
@@ -115,16 +115,16 @@ _BY_ROWS = {
 """The parts whose first dimension runs along the rows of the weight, by method."""
 
 
-def cut(parts: Parts, count: int) -> list[dict[str, Tensor]] | None:
+def cut_rows(parts: Parts, count: int) -> list[dict[str, Tensor]] | None:
     """The adapter of a fused weight as ``count`` adapters of its equal bands of rows; None where it mixes them.
 
     The rows of a low-rank product are the rows of its first factor. A Kronecker product can be cut where its outer
     factor has that many bands, an orthogonal one where its blocks do (and no constraint spans them).
     """
-    kind = method(parts)
+    kind = find_method(parts)
     if kind not in _BY_ROWS or any(part in parts for part in ("lora_mid.weight", "hada_t1", "hada_t2", "rescale")):
         return None
-    if kind == "OFT" and (parts["oft_blocks"].ndim != 3 or (alpha(parts) or 0) > 0):
+    if kind == "OFT" and (parts["oft_blocks"].ndim != 3 or (find_alpha(parts) or 0) > 0):
         return None
     along = [part for part in (*_BY_ROWS[kind], "dora_scale", "diff_b") if part in parts]
     if any(parts[part].shape[0] % count for part in along):

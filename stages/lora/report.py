@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-TITLES = {"stage_c": "Stage C", "stage_b": "Stage B"}
+from ..files.kinds import KINDS
+
 SHOWN = 8
 """Keys of one kind that a report names before it only counts them."""
 
@@ -79,7 +80,10 @@ class Report:
         ]
         changed = [
             f"{count} {'layer' if count == 1 else 'layers'} of {what}"
-            for count, what in ((self.unet_layers, TITLES.get(self.stage, "")), (self.text_layers, "the text encoder"))
+            for count, what in (
+                (self.unet_layers, KINDS[self.stage].stage if self.stage else ""),
+                (self.text_layers, "the text encoder"),
+            )
             if count
         ]
         if changed:
@@ -116,9 +120,8 @@ class Report:
         if self.mismatched:
             return (
                 f"{start}: all {len(self.mismatched)} known keys have another shape (for example "
-                f"{self.mismatched[0]}). "
-                "It was trained for another size of Stable Cascade: choose the full or lite model that it belongs "
-                "to."
+                f"{self.mismatched[0]}). It was trained for another size of Stable Cascade: choose the full or "
+                "lite model that it belongs to."
             )
         if self.idle_unet or self.idle_text:
             missing = " and ".join(
@@ -129,9 +132,8 @@ class Report:
             return f"{start}: it changes {missing}, which is not wired here. Wire it into this node."
         if self.layout == "official" and self.unmatched:
             return (
-                f"{start}: it counts {len(self.unmatched) // 2} attention layers by their position, and this "
-                f"model has "
-                "another number of them. Choose the full or lite Stage C that it was trained for."
+                f"{start}: it counts {len(self.unmatched) // 2} attention layers by their position, and this model "
+                "has another number of them. Choose the full or lite Stage C that it was trained for."
             )
         example = f" (for example {self.unmatched[0]})" if self.unmatched else ""
         return (
@@ -140,7 +142,7 @@ class Report:
         )
 
 
-def trained_on(metadata: Mapping[str, str]) -> tuple[str, ...]:
+def list_training_facts(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """What the metadata of kohya, OneTrainer and the model specification say about the training, a line each."""
     lines = []
     for label, entries in _TRAINED:

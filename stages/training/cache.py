@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import BadValues
-from .checkpoint import write_whole
+from ..files.durable import write_atomically
 from .dataset import TrainingSet, choose_bucket, fit_to_size
 from .objectives import Row
 
@@ -85,7 +85,7 @@ def load_or_make(folder: Path, key: str, make: Callable[[], dict[str, Tensor]]) 
         except (SafetensorError, OSError) as error:
             log.warning("%s cannot be read (%s) and is made again", path.name, error)
     value = {name: tensor.contiguous() for name, tensor in make().items()}
-    write_whole(path, lambda draft: save_file(value, draft))
+    write_atomically(path, lambda draft: save_file(value, draft))
     return value
 
 

@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import BadValues, WrongInput
-from ..files.replace import replace
+from ..files.durable import replace_file, write_atomically
 from .trainer import WINDOW, Diverged, Trainer
 
 log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 60
 """The most that a crash may cost, beside what one save takes."""
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a draft, and put it in the place of ``path`` when it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        write(draft)
-        with open(draft, "rb+") as file:
-            os.fsync(file.fileno())
-        replace(draft, path)
-    except BaseException:
-        with suppress(OSError):  # a virus scanner may hold the draft; what went wrong before is what counts
-            draft.unlink(missing_ok=True)
-        raise
 
 
 class Store:
@@ -52,8 +35,8 @@ class Store:
         """Keep the state of ``trainer``."""
         state = {"identity": self.identity, **trainer.state_dict()}
         if self.newest.is_file():
-            replace(self.newest, self.before)
-        write_whole(self.newest, lambda draft: torch.save(state, draft))
+            replace_file(self.newest, self.before)
+        write_atomically(self.newest, lambda draft: torch.save(state, draft))
 
     def read(self, path: Path) -> dict[str, Any] | None:
         """The state in ``path``; None where there is none, or no whole one."""

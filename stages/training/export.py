@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checkpoint import write_whole
+from ..files.durable import write_atomically
 from .lora_layers import QKV, Lora, attention_names, flatten_name
 from .settings import Settings
 
@@ -72,7 +72,7 @@ def save_lora(
         ).contiguous()
         for key, value in tensors.items()
     }
-    write_whole(path, lambda draft: save_file(compact, draft, metadata=told))
+    write_atomically(path, lambda draft: save_file(compact, draft, metadata=told))
 
 
 def read_run(path: Path) -> str:

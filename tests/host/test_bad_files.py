@@ -278,7 +278,7 @@ def test_file_without_a_tensor(host, family, parts, place, tmp_path, role, key):
     del tensors[key]
     save_file(tensors, tmp_path / "edited")
     text = error_of(host, SINGLE[role], role, place(role, "edited.safetensors", tmp_path / "edited"))
-    check_sentence(text, "edited.safetensors", key, "ownload it again")
+    check_sentence(text, "edited.safetensors", key, "Take a complete file")
 
 
 @EACH_EDIT
@@ -289,4 +289,4 @@ def test_file_with_a_tensor_of_another_shape(host, family, parts, place, tmp_pat
     wrong = "×".join(map(str, tensors[key].shape))
     save_file(tensors, tmp_path / "edited")
     text = error_of(host, SINGLE[role], role, place(role, "edited.safetensors", tmp_path / "edited"))
-    check_sentence(text, "edited.safetensors", f"{key} is {wrong} instead of {shape}", "ownload it again")
+    check_sentence(text, "edited.safetensors", f"{key} is {wrong} instead of {shape}", "Take a complete file")

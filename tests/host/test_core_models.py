@@ -9,7 +9,7 @@ from graphs import check_sentence
 from reference_nets import host_config
 from world import Studio, changed, relative
 
-from cascade_studio.stages import PUBLISHED
+from cascade_studio.stages import KINDS
 from cascade_studio.stages.files.convert import to_official
 
 TOLERANCE = 1e-4
@@ -239,7 +239,7 @@ def test_image_prompt(studio, pairs, plain):
     assert changed(pair.sample(pair.ours, positive=positive), plain["prior"])
 
 
-PUBLISHED_NETS = [(kind, name) for kind in ("stage_c", "stage_b") for name in PUBLISHED[kind]]
+PUBLISHED_NETS = [(kind, name) for kind in ("stage_c", "stage_b") for name in KINDS[kind].published]
 
 
 def shapes(net: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -256,7 +256,7 @@ def test_full_size_files_in_core_loaders(monkeypatch, studio, kind, name, layout
     from cascade_studio.nodes.host import latents
     from cascade_studio.stages import StageB, StageC
 
-    config = PUBLISHED[kind][name]
+    config = KINDS[kind].published[name]
     net = (StageC if kind == "stage_c" else StageB)(config, dtype=torch.bfloat16, device="meta")
     tensors = net.state_dict()
     if layout == "fused":

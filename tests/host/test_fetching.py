@@ -367,26 +367,24 @@ def test_presets_go_by_title_and_by_key(shop):
     check_sentence(text, "There is no preset 'big'", TITLE)
 
 
-@pytest.mark.parametrize(
-    "machine, expected",
-    [
-        (Machine("cuda", "a large card", True, True, True, 80 * 10**9), "stage_c_bf16.safetensors"),
-        (Machine("cuda", "a small card", True, True, True, 6 * 10**9), "stage_c_lite_bf16.safetensors"),
-    ],
-)
-def test_automatic_takes_what_suits_the_machine(shop, monkeypatch, machine, expected):
-    monkeypatch.setattr(advice, "describe_machine", lambda: machine)
-    text = shop.graph(preset="automatic", missing_files="ask").error(["1", 0])
-    assert f"{expected}, " in text and shop.server.requests == []
+def test_automatic_takes_the_best_complete_set_here(shop, bundle, monkeypatch):
+    """First those that suit the machine, then any other, then Mini; nothing is fetched."""
+    monkeypatch.setattr(advice, "describe_machine", lambda: Machine("cuda", "a card", True, True, True, 80 * 10**9))
 
+    def told() -> str:
+        result = shop.graph(preset="automatic").execute(["1", 0])
+        assert result.success, result.error
+        return result.ui["1"]["text"][0]
 
-def test_automatic_prefers_what_is_here(shop, monkeypatch):
-    monkeypatch.setattr(fetch, "suited", lambda machine: (("full-bf16", "small"), "it can"))
+    assert told().startswith("Preset Cascade Mini") and "no complete set of larger models" in told()
     for role, data in shop.contents.items():
         shop.place(role).parent.mkdir(parents=True, exist_ok=True)
         shop.place(role).write_bytes(data)
-    result = shop.graph(preset="automatic").execute(["1", 0])
-    assert result.success and f"Preset {TITLE}: it can." in result.ui["1"]["text"][0]
+    shop.host.folder_paths.filename_list_cache.clear()
+    assert told().startswith(f"Preset {TITLE}: of the complete sets here")
+    monkeypatch.setattr(fetch, "suited", lambda machine: (("full-bf16", "small"), "it can"))
+    assert told().startswith(f"Preset {TITLE}: it can.")
+    assert shop.server.requests == []
 
 
 def test_the_workflow_with_core_loaders_raises_the_hosts_own_dialog(shop):
@@ -455,7 +453,7 @@ def test_bundled_files_are_listed_after_those_of_the_models_folders(shop, bundle
     more = bundle / "mini" / "loras" / "in_no_catalogue.safetensors"
     more.parent.mkdir()
     more.write_bytes(b"")
-    assert names.names("lora") == [more.name] and names.find("lora", more.name) == str(more)
+    assert names.list_names("lora") == [more.name] and names.find("lora", more.name) == str(more)
 
 
 def test_a_bundled_file_that_is_not_there_is_a_sentence(shop, bundle):

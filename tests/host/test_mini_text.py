@@ -115,7 +115,7 @@ def test_float8_token_table_loads_as_it_was_trained(host, pack, tmp_path):
     """The shipped table has eight bits; what the host computes is the trained tower with the rounded table."""
     from safetensors.torch import save_file
 
-    from cascade_studio.stages.files.marker import MARKER, marker_text
+    from cascade_studio.stages.files.header import MARKER, marker_text
     from training.mini.captions import batch_tokens
     from training.mini.language import settled_table
     from training.mini.towers import TextTower

@@ -187,7 +187,7 @@ def test_licences(studio, tmp_path):
     from cascade_studio.nodes.host.report.card import find_licence
 
     known = catalogue.load()
-    entry = known.named("prior", "stage_c_bf16.safetensors")
+    entry = known.find_named("prior", "stage_c_bf16.safetensors")
     path = tmp_path / entry.name
     save_file({"x": torch.zeros(1)}, path, metadata={"modelspec.license": "CC0"})
     assert find_licence(str(path), None, known) == "CC0"

@@ -85,9 +85,9 @@ def test_presets_fill_every_input_of_the_loader():
 def test_presets_go_by_title_and_key():
     known = load()
     for name in ("Lite models, bf16, for little memory", "lite-bf16"):
-        assert known.preset(name) is known.presets["lite-bf16"]
+        assert known.find_preset(name) is known.presets["lite-bf16"]
     with pytest.raises(BadCatalogue, match="There is no preset 'big'. Choose one of 'All-in-one"):
-        known.preset("big")
+        known.find_preset("big")
 
 
 def test_what_comes_with_the_pack_is_never_fetched():
@@ -96,7 +96,7 @@ def test_what_comes_with_the_pack_is_never_fetched():
     assert len(mini) == 6 and all(entry.bundled and not entry.url and entry.for_workflow == {} for entry in mini)
     [both] = [entry for entry in mini if entry.other_roles]
     assert both.roles == ("image_encoder", "previewer")
-    assert known.named("previewer", both.name) is known.named("image_encoder", both.name) is both
+    assert known.find_named("previewer", both.name) is known.find_named("image_encoder", both.name) is both
     for entry in mini:
         assert bundled_path(entry) == harness.REPOSITORY / "mini" / entry.folder / entry.name
 
@@ -116,9 +116,9 @@ def test_the_loaders_use_the_same_words_and_folders():
 
 def test_names_and_presets_are_found():
     known = load()
-    assert known.named("prior", "Stable-Cascade\\stage_c_bf16.safetensors").key == "stage_c_bf16"
-    assert known.named("stage_a", "STAGE_A.safetensors").key == "stage_a"
-    assert known.named("decoder", "stage_a.safetensors") is None
+    assert known.find_named("prior", "Stable-Cascade\\stage_c_bf16.safetensors").key == "stage_c_bf16"
+    assert known.find_named("stage_a", "STAGE_A.safetensors").key == "stage_a"
+    assert known.find_named("decoder", "stage_a.safetensors") is None
     assert [e.key for e in known.choose(["stage_a", "stage_a.safetensors", "lite-bf16"])][0] == "stage_a"
     with pytest.raises(BadCatalogue, match="no preset and no file 'big'. The presets are all-in-one,"):
         known.choose(["big"])
@@ -196,13 +196,13 @@ def test_a_user_adds_files_and_presets(tmp_path):
         ({"name": "../mine.safetensors"}, "cannot be used: it begins with a dot"),
         ({"name": "a/mine.safetensors"}, "leads to another folder"),
         ({"name": "C:mine.safetensors"}, "a character that a file name cannot have"),
-        ({"name": "mine\x00.safetensors"}, "a character that a file name cannot have"),
+        ({"name": "mine\x00.safetensors"}, "its name is"),
         ({"name": "NUL.safetensors"}, "a device on Windows"),
         ({"name": "mine.safetensors."}, "ends with a dot"),
         ({"name": "x" * 200 + ".safetensors"}, "more than 180 characters"),
         ({"name": "mine.ckpt"}, "only .safetensors and .json files are fetched"),
         ({"name": "mine.safetensors.exe"}, "only .safetensors and .json files are fetched"),
-        ({"name": 5}, "it is empty"),
+        ({"name": 5}, "its name is '5'; it must be a text"),
         ({"subfolder": "../.."}, "it begins with a dot"),
         ({"subfolder": "/etc"}, "it is empty"),
         ({"subfolder": "a\\b"}, "leads to another folder"),
@@ -214,7 +214,7 @@ def test_a_user_adds_files_and_presets(tmp_path):
         ({"url": "https://user:secret@example.org/x"}, "carries a user name or password"),
         ({"url": "https://exa mple.org/x"}, "not a web address"),
         ({"url": "https://[::1/x"}, "not a web address"),
-        ({"url": 7}, "not a web address"),
+        ({"url": 7}, "its url is '7'; it must be a text"),
         ({"mirrors": ["http://example.org/x"]}, "neither https"),
         ({"bytes": "5"}, "must be a whole number of bytes"),
         ({"bytes": -1}, "must be a whole number of bytes"),
@@ -243,14 +243,14 @@ def test_what_cannot_be_used_is_named(tmp_path, change, words):
     "text, words",
     (
         ("", "not valid JSON"),
-        ("[]", "must be an object"),
+        ("[]", "it is no object"),
         ('{"files": {}}', "'files' must be a list of objects"),
         ('{"presets": []}', "'presets' must be an object of objects"),
         ('{"presets": {"x": {}}}', "needs 'inputs'"),
         ('{"presets": {"x": {"inputs": {"prior": "no"}}}}', "names the file 'no' for 'prior'"),
         ('{"presets": {"x": {"inputs": {"prior": "stage_a"}}}}', "but it is for 'stage_a'"),
         ('{"presets": {"fp16": {"inputs": {"prior": "stage_c"}}}}', "The preset key 'fp16' is taken"),
-        ('{"licences": {"x": {"nom": "y"}}}', "unknown or missing field"),
+        ('{"licences": {"x": {"nom": "y"}}}', "The licence 'x' must have"),
     ),
 )
 def test_a_broken_file_is_a_sentence(tmp_path, text, words):

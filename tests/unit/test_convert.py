@@ -10,8 +10,8 @@ import torch
 
 from cascade_studio.stages.errors import WrongFile
 from cascade_studio.stages.files.convert import dequantise, normalise, to_comfyui, to_diffusers, to_official
+from cascade_studio.stages.files.header import MARKER, marker_tensor
 from cascade_studio.stages.files.identify import identify
-from cascade_studio.stages.files.marker import MARKER, marker_tensor
 from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
 from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
 from cascade_studio.stages.nets.stage_c import StageC, StageCConfig

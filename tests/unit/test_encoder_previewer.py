@@ -9,9 +9,9 @@ from recipe import weights_for
 from tiny import TOLERANCE, golden, index, relative
 from torch.utils.flop_counter import FlopCounterMode
 
+from cascade_studio.stages.files.kinds import KINDS
 from cascade_studio.stages.nets.encoder import EncoderConfig, ImageEncoder, normalise
 from cascade_studio.stages.nets.previewer import Previewer, PreviewerConfig
-from cascade_studio.stages.nets.sizes import PUBLISHED
 from cascade_studio.stages.nets.stage_c import StageC
 
 NETS = {"encoder": (ImageEncoder, "image"), "previewer": (Previewer, "latent")}
@@ -108,6 +108,8 @@ def work(net: torch.nn.Module, *shapes: tuple[int, ...]) -> int:
 
 def test_a_live_preview_is_little_beside_a_lite_step():
     """A picture of 1024 px takes less than 2 % of the operations of one guided step of the 1B Stage C."""
-    step = work(StageC(PUBLISHED["stage_c"]["1B"], device="meta"), (2, 16, 24, 24), (2,), (2, 77, 1280), (2, 1, 1280))
+    step = work(
+        StageC(KINDS["stage_c"].published["1B"], device="meta"), (2, 16, 24, 24), (2,), (2, 77, 1280), (2, 1, 1280)
+    )
     picture = work(Previewer(device="meta"), (1, 16, 24, 24))
     assert step > 10**12 and 0 < picture < 0.02 * step, picture / step

@@ -12,11 +12,13 @@ import pytest
 from safetensors.torch import save
 from tiny import tiny_weights
 
+import cascade_studio.stages as stages
 from cascade_studio import stages
 from cascade_studio.nodes.checkpoints import hashes
 from cascade_studio.nodes.checkpoints.catalogue import Entry
 from cascade_studio.nodes.checkpoints.find import Finder, hub_folders, layout_fits, models_roots
-from cascade_studio.nodes.checkpoints.hashes import HashCache, InOrderHash, sha256_of
+from cascade_studio.nodes.checkpoints.hashes import HashCache, InOrderHash
+from cascade_studio.stages.files.durable import hash_file
 
 HUB = "https://huggingface.co/org/repo/resolve/main/folder/x.safetensors"
 
@@ -194,7 +196,7 @@ def test_an_interrupt_stops_the_search(tmp_path, roots, entry, stage_a):
 def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     path, place = put(tmp_path / "x", b"abc"), tmp_path / "cache" / "hashes.json"
     counted = []
-    monkeypatch.setattr(hashes, "sha256_of", lambda *arguments: counted.append(arguments[0]) or sha256_of(*arguments))
+    monkeypatch.setattr(hashes, "hash_file", lambda *arguments: counted.append(arguments[0]) or hash_file(*arguments))
     digest = hashlib.sha256(b"abc").hexdigest()
     assert [HashCache(place).sha256(path) for _ in range(3)] == [digest] * 3 and len(counted) == 1
     put(path, b"abd")

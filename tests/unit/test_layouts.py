@@ -9,18 +9,27 @@ import torch
 
 from cascade_studio.stages.errors import WrongFile
 from cascade_studio.stages.files.convert import to_comfyui, to_diffusers, to_official
-from cascade_studio.stages.files.header import TensorInfo, describe_tensors
-from cascade_studio.stages.files.identify import PriorCoderConfig, identify
-from cascade_studio.stages.files.load import CLASSES, require
-from cascade_studio.stages.files.marker import MARKER, decode_marker, marker_tensor, marker_text, read_marker
+from cascade_studio.stages.files.header import (
+    MARKER,
+    TensorInfo,
+    describe_tensors,
+    marker_tensor,
+    marker_text,
+    read_marker,
+    tensor_bytes,
+)
+from cascade_studio.stages.files.identify import identify
+from cascade_studio.stages.files.kinds import KINDS, is_published
+from cascade_studio.stages.files.load import require
 from cascade_studio.stages.nets.controlnet import ControlNetConfig
 from cascade_studio.stages.nets.encoder import EncoderConfig
 from cascade_studio.stages.nets.previewer import PreviewerConfig
-from cascade_studio.stages.nets.sizes import PUBLISHED, is_published
+from cascade_studio.stages.nets.prior_coder import PriorCoderConfig
 from cascade_studio.stages.nets.stage_a import StageAConfig
 from cascade_studio.stages.nets.stage_b import StageBConfig
 from cascade_studio.stages.nets.stage_c import StageCConfig
 
+PUBLISHED = {kind.name: kind.published for kind in KINDS.values() if kind.published}
 SIZES = [(kind, name) for kind, sizes in PUBLISHED.items() for name in sizes]
 COUNTS = {
     ("stage_c", "3.6B"): (1294, 3_589_103_632),
@@ -38,7 +47,7 @@ COUNTS = {
 
 
 def meta(kind, config):
-    return CLASSES[kind](config, device="meta").state_dict()
+    return KINDS[kind].module(config, device="meta").state_dict()
 
 
 def tiny_c(**changes):
@@ -204,7 +213,9 @@ def test_marker_settles_what_shapes_cannot_tell():
     found = identify(marked)
     assert (found.config, found.parameters) == (config, identify(tensors).parameters)
     for dtype in (torch.float16, torch.bfloat16):
-        assert decode_marker(marked["model.diffusion_model." + MARKER].to(dtype)) == marker_text("stage_c", config)
+        assert tensor_bytes(marked["model.diffusion_model." + MARKER].to(dtype)).decode() == marker_text(
+            "stage_c", config
+        )
     nested = ControlNetConfig(trunk=EncoderConfig(c_stem=8), proj_blocks=(1, 5))
     assert read_marker({}, {MARKER: marker_text("controlnet", nested)})[1]["proj_blocks"] == (1, 5)
     assert identify(meta("controlnet", nested), {MARKER: marker_text("controlnet", nested)}).config == nested

@@ -9,9 +9,10 @@ from tiny import TOLERANCE, golden, index, relative, split_qkv, tiny_net, tiny_w
 from torch import Tensor
 
 from cascade_studio.stages.errors import WrongFile
-from cascade_studio.stages.lora import names as lora_names, parts as lora_parts
+from cascade_studio.stages.lora import names as lora_names
 from cascade_studio.stages.lora.convert import COMFYUI, KOHYA, OFFICIAL, to_layout
-from cascade_studio.stages.lora.match import TOKENS_KEY, match
+from cascade_studio.stages.lora.match import TOKENS_KEY, match_lora
+from cascade_studio.stages.lora.parts import find_delta_shape, find_method, fits
 
 INPUTS = ("x", "r", "clip_text", "clip_text_pooled", "clip_img")
 BLOCK = "down_blocks.0.2.attention.attn"
@@ -108,7 +109,7 @@ FILES["fused peft"] = fused(f"base_model.model.{BLOCK}", f"base_model.model.{BLO
 
 @pytest.mark.parametrize("style", FILES)
 def test_every_layout_is_the_same_change(style):
-    lora = match(FILES[style], {"stage_c": shapes()})
+    lora = match_lora(FILES[style], {"stage_c": shapes()})
     assert lora.stage == "stage_c" and set(lora.unet) == {f"{BLOCK}.{part}" for part in PARTS}
     for part, (up, down) in pairs().items():
         assert torch.equal(delta(lora.unet[f"{BLOCK}.{part}"]), up @ down)
@@ -131,7 +132,7 @@ def official() -> dict[str, Tensor]:
 
 def test_golden():
     """The recorded output of the official code with this file on the network."""
-    lora = match(official(), {"stage_c": shapes()})
+    lora = match_lora(official(), {"stage_c": shapes()})
     assert lora.report.layout == "official" and len(lora.unet) == 4 * 6
     net, tensors = tiny_net("stage_c_tiny"), golden("stage_c_tiny")
     weights = dict(net.state_dict())
@@ -164,14 +165,14 @@ def test_another_number_of_layers_is_refused():
     """Positions alone would put the changes on wrong layers of a network of the same width."""
     short = {key: value for key, value in official().items() if not key.startswith(("weights.10.", "weights.11."))}
     with pytest.raises(WrongFile, match="counts 10 attention layers by their position"):
-        match(short, {"stage_c": shapes()})
+        match_lora(short, {"stage_c": shapes()})
 
 
 def test_official_round_trip_is_exact():
     nets = {"stage_c": shapes()}
-    there, _ = to_layout(match(official(), nets), COMFYUI, shapes())
+    there, _ = to_layout(match_lora(official(), nets), COMFYUI, shapes())
     assert all(key.startswith("diffusion_model.") for key in there)
-    back, _ = to_layout(match(there, nets), OFFICIAL, shapes())
+    back, _ = to_layout(match_lora(there, nets), OFFICIAL, shapes())
     assert back.keys() == official().keys()
     assert all(torch.equal(back[key], value) for key, value in official().items())
 
@@ -179,8 +180,8 @@ def test_official_round_trip_is_exact():
 @pytest.mark.parametrize("layout", [COMFYUI, KOHYA])
 def test_comfyui_round_trips_are_exact(layout):
     nets = {"stage_c": shapes()}
-    there, _ = to_layout(match(FILES["comfyui"], nets), layout, shapes())
-    back, _ = to_layout(match(there, nets), COMFYUI, shapes())
+    there, _ = to_layout(match_lora(FILES["comfyui"], nets), layout, shapes())
+    back, _ = to_layout(match_lora(there, nets), COMFYUI, shapes())
     assert back.keys() == FILES["comfyui"].keys()
     assert all(torch.equal(back[key], value) for key, value in FILES["comfyui"].items())
 
@@ -191,10 +192,10 @@ def test_different_factors_become_blocks_of_one():
     file[f"diffusion_model.{BLOCK}.to_k.lora_down.weight"] = noise(4, 128, seed=20)
     file[f"diffusion_model.{BLOCK}.to_v.alpha"] = torch.tensor(2.0)
     nets = {"stage_c": shapes()}
-    before = match(file, nets)
+    before = match_lora(file, nets)
     fused_file, _ = to_layout(before, OFFICIAL, shapes())
     assert {value.shape[0] for key, value in fused_file.items() if key.endswith("lora_down")} == {12}
-    after = match(fused_file, nets)
+    after = match_lora(fused_file, nets)
     for module, parts in before.unet.items():
         assert torch.allclose(delta(after.unet[module]), delta(parts), rtol=1e-5, atol=1e-5)
     untouched = next(parts for module, parts in after.unet.items() if module not in before.unet)
@@ -219,7 +220,7 @@ def test_official_layout_refuses_what_it_cannot_hold():
         (text, "has none"),
     ):
         with pytest.raises(WrongFile, match=words):
-            to_layout(match(file, nets), OFFICIAL, shapes())
+            to_layout(match_lora(file, nets), OFFICIAL, shapes())
 
 
 def test_every_key_is_accounted_for():
@@ -232,7 +233,7 @@ def test_every_key_is_accounted_for():
         "lora_prior_te_text_projection.lora_up.weight": noise(96, 2),
         "lora_prior_te_text_projection.lora_down.weight": noise(2, 96),
     }
-    report = match(file, {"stage_c": shapes()}).report
+    report = match_lora(file, {"stage_c": shapes()}).report
     assert report.total == len(file)
     assert set(report.unmatched) == {"counter", "lora_prior_unet_nowhere.lora_up.weight"}
     assert {each.key for each in report.mismatched} == {key for key in file if "clf_1" in key}
@@ -240,13 +241,13 @@ def test_every_key_is_accounted_for():
     text = report.text(["a note"])
     assert "8 of 14 keys used" in text and "99×128 given, 16×128×1×1 needed" in text and text.endswith("a note")
     assert "no CLIP is wired" in text and "counter" in text
-    both = match(file, {"stage_c": shapes(), "text_encoder": TEXT})
+    both = match_lora(file, {"stage_c": shapes(), "text_encoder": TEXT})
     assert set(both.text) == {"text_projection"} and both.report.text_layers == 1 and not both.report.idle_text
 
 
 def test_a_layer_that_comes_twice_is_used_once():
     file = {**FILES["kohya"], **FILES["fused peft"]}
-    report = match(file, {"stage_c": shapes()}).report
+    report = match_lora(file, {"stage_c": shapes()}).report
     assert report.unet_layers == 4 and set(report.unmatched) == set(FILES["fused peft"])
 
 
@@ -259,13 +260,13 @@ def test_nothing_that_fits_is_an_error():
         (FILES["kohya"], {"text_encoder": TEXT}, "Stage C or Stage B model, which is not wired"),
     ):
         with pytest.raises(WrongFile, match=words) as caught:
-            match(file, nets, name="mine.safetensors")
+            match_lora(file, nets, name="mine.safetensors")
         assert "mine.safetensors" in str(caught.value) and str(caught.value).endswith(".")
 
 
 def test_a_file_goes_to_the_stage_that_it_fits():
     nets = {"stage_c": shapes(), "stage_b": shapes("stage_b_tiny")}
-    assert match(FILES["diffusers"], nets).stage == "stage_c"
+    assert match_lora(FILES["diffusers"], nets).stage == "stage_c"
     module = next(key for key in nets["stage_b"] if key.endswith("attn.to_q.weight"))
     rows, columns = nets["stage_b"][module]
     file = {
@@ -279,7 +280,7 @@ def test_a_file_goes_to_the_stage_that_it_fits():
             "decoder.clip_txt_pooled_mapper.lora_A.weight": noise(2, pooled[1]),
         }
     )
-    lora = match(file, nets)
+    lora = match_lora(file, nets)
     assert lora.stage == "stage_b" and set(lora.unet) == {module.removesuffix(".weight"), "clip_mapper"}
 
 
@@ -317,7 +318,7 @@ def test_other_methods_on_fused_layers(name):
     """Each of q, k and v gets the band of rows that is its own."""
     parts, whole = OTHERS[name]
     file = {f"lora_prior_unet_{BLOCK.replace('.', '_')}_in_proj.{part}": value for part, value in parts.items()}
-    lora = match(file, {"stage_c": shapes()})
+    lora = match_lora(file, {"stage_c": shapes()})
     assert lora.report.methods == (name,) and len(lora.unet) == 3
     bands = [whole(lora.unet[f"{BLOCK}.{part}"]) for part in PARTS[:3]]
     joined = torch.block_diag(*bands) if name == "OFT" else torch.cat(bands)
@@ -337,7 +338,7 @@ def test_other_methods_on_fused_layers(name):
 )
 def test_what_mixes_rows_is_left_out(parts):
     file = {f"diffusion_model.{BLOCK}.in_proj.{part}": value for part, value in parts.items()}
-    report = match({**file, **FILES["kohya"]}, {"stage_c": shapes()}).report
+    report = match_lora({**file, **FILES["kohya"]}, {"stage_c": shapes()}).report
     assert {each.key for each in report.mismatched} == set(file) and "cannot be cut in three" in report.text()
 
 
@@ -363,10 +364,10 @@ def test_sizes_of_adapters():
         ({"diff_b": noise(8)}, None),
     ]
     for parts, expected in cases:
-        assert lora_parts.delta_shape(parts) == expected
-        assert lora_parts.fits(parts, (8, expected[1] or 5) if expected else (8, 5))
-        assert not lora_parts.fits(parts, (9, 5))
-    assert lora_parts.method({"lora_up.weight": noise(2, 2)}) == "", "half an adapter is none"
+        assert find_delta_shape(parts) == expected
+        assert fits(parts, (8, expected[1] or 5) if expected else (8, 5))
+        assert not fits(parts, (9, 5))
+    assert find_method({"lora_up.weight": noise(2, 2)}) == "", "half an adapter is none"
 
 
 def test_transposed_convolutions_have_a_bias_of_another_length():
@@ -375,7 +376,7 @@ def test_transposed_convolutions_have_a_bias_of_another_length():
         "diffusion_model.up_upscalers.0.1.diff": noise(8, 4, 2, 2),
         "diffusion_model.up_upscalers.0.1.diff_b": noise(4),
     }
-    assert set(match(file, nets).unet["up_upscalers.0.1"]) == {"diff", "diff_b"}
+    assert set(match_lora(file, nets).unet["up_upscalers.0.1"]) == {"diff", "diff_b"}
 
 
 def test_tokens_and_bundled_embeddings():
@@ -389,7 +390,7 @@ def test_tokens_and_bundled_embeddings():
         "bundle_emb.<old>.clip_l": noise(2, 7),
     }
     nets = {"stage_c": shapes(), "text_encoder": TEXT}
-    lora = match(file, nets, {TOKENS_KEY: '{"[fernando]": "^dog</w>"}'})
+    lora = match_lora(file, nets, {TOKENS_KEY: '{"[fernando]": "^dog</w>"}'})
     assert lora.new_tokens == [49408, 49409] and list(lora.offsets) == [320, 49408, 49409]
     assert torch.equal(lora.offsets[49408], file["embeddings.embeddings"][1])
     assert {word: tuple(rows.shape) for word, rows in lora.bundled.items()} == {"<cat>": (2, 96), "<dog>": (1, 96)}
@@ -397,13 +398,13 @@ def test_tokens_and_bundled_embeddings():
     assert [each.key for each in lora.report.mismatched] == ["bundle_emb.<old>.clip_l"]
     text = lora.report.text()
     assert "Adds 2 tokens" in text and "Moves 1 token " in text and "<cat>" in text
-    back = match(*reversed_arguments(to_layout(lora, COMFYUI, shapes()), nets))
+    back = match_lora(*reversed_arguments(to_layout(lora, COMFYUI, shapes()), nets))
     assert (
         back.words == lora.words
         and list(back.offsets) == list(lora.offsets)
         and back.bundled.keys() == lora.bundled.keys()
     )
-    assert not match(file, {"stage_c": shapes()}).offsets
+    assert not match_lora(file, {"stage_c": shapes()}).offsets
 
 
 def reversed_arguments(file: tuple[dict, dict], nets: dict) -> tuple[dict, dict, dict]:
@@ -420,26 +421,26 @@ def test_metadata_is_told():
         "ss_sd_model_name": "None",
         "ss_tag_frequency": '{"a": {"cat": 3, "dog": 9}, "b": {"cat": 7}}',
     }
-    text = match(FILES["kohya"], {"stage_c": shapes()}, metadata).report.text()
+    text = match_lora(FILES["kohya"], {"stage_c": shapes()}, metadata).report.text()
     for words in ("base model stable_cascade", "rank and alpha 8 and 4", "trigger words a drawing", "tags cat, dog"):
         assert words in text
     assert "checkpoint" not in text
-    assert "does not say" in match(FILES["kohya"], {"stage_c": shapes()}, {"ss_tag_frequency": "{"}).report.text()
+    assert "does not say" in match_lora(FILES["kohya"], {"stage_c": shapes()}, {"ss_tag_frequency": "{"}).report.text()
 
 
 def test_alpha_of_diffusers_metadata():
     metadata = {"lora_adapter_metadata": '{"prior.lora_alpha": 8, "prior.r": 4}'}
-    lora = match(FILES["diffusers"], {"stage_c": shapes()}, metadata)
+    lora = match_lora(FILES["diffusers"], {"stage_c": shapes()}, metadata)
     assert {float(parts["alpha"]) for parts in lora.unet.values()} == {8.0}
     assert lora.report.alphas == (8.0,)
-    own = match(FILES["diffusers"], {"stage_c": shapes()}, {"lora_adapter_metadata": "not JSON"})
+    own = match_lora(FILES["diffusers"], {"stage_c": shapes()}, {"lora_adapter_metadata": "not JSON"})
     assert all("alpha" not in parts for parts in own.unet.values())
 
 
 def test_inputs_are_not_changed():
     file = official()
     before = {key: value.clone() for key, value in file.items()}
-    to_layout(match(file, {"stage_c": shapes()}), COMFYUI, shapes())
+    to_layout(match_lora(file, {"stage_c": shapes()}), COMFYUI, shapes())
     assert file.keys() == before.keys() and all(torch.equal(file[key], value) for key, value in before.items())
 
 

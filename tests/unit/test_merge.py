@@ -6,13 +6,13 @@ import pytest
 import torch
 from tiny import tiny_weights
 
-from cascade_studio.stages import PUBLISHED, StageB, StageC
+from cascade_studio.stages import KINDS, StageB, StageC
 from cascade_studio.stages.lora.extract import (
     ATTENTION_ONLY,
     EVERYTHING,
     MATRICES,
     Extraction,
-    extract,
+    extract_layer,
     in_scope,
     low_rank,
 )
@@ -59,9 +59,9 @@ def test_large_matrices_are_decomposed_by_sampling():
 
 
 def test_parts_of_each_kind_of_parameter():
-    parts, layer = extract("down_blocks.0.0.channelwise.0.weight", noise(64, 32), 4)
+    parts, layer = extract_layer("down_blocks.0.0.channelwise.0.weight", noise(64, 32), 4)
     assert set(parts) == {"lora_up.weight", "lora_down.weight", "alpha"} and float(parts["alpha"]) == layer.rank == 4
-    parts, _ = extract("down_downscalers.1.1.weight", noise(64, 32, 2, 2), 4, dtype=torch.float16)
+    parts, _ = extract_layer("down_downscalers.1.1.weight", noise(64, 32, 2, 2), 4, dtype=torch.float16)
     assert parts["lora_up.weight"].shape == (64, 4, 1, 1) and parts["lora_down.weight"].shape == (4, 32, 2, 2)
     assert parts["lora_up.weight"].dtype == torch.float16
     for name, shape, part in (
@@ -70,11 +70,11 @@ def test_parts_of_each_kind_of_parameter():
         ("a.depthwise.weight", (64, 1, 3, 3), "diff"),
         ("a.weight", (8, 8), "diff"),
     ):
-        parts, layer = extract(name, noise(*shape), 16)
+        parts, layer = extract_layer(name, noise(*shape), 16)
         assert set(parts) == {part} and torch.equal(parts[part], noise(*shape)) and layer.rank == 0
-    assert extract("a.weight", torch.zeros(64, 32), 4) is None
-    assert set(extract("a.weight", noise(64, 32), 64, energy=0.3)[0]) > {"lora_up.weight"}, "a low rank is enough"
-    assert set(extract("a.weight", noise(64, 32), 64, energy=0.999)[0]) == {"diff"}
+    assert extract_layer("a.weight", torch.zeros(64, 32), 4) is None
+    assert set(extract_layer("a.weight", noise(64, 32), 64, energy=0.3)[0]) > {"lora_up.weight"}, "a low rank is enough"
+    assert set(extract_layer("a.weight", noise(64, 32), 64, energy=0.999)[0]) == {"diff"}
 
 
 def test_scopes():
@@ -92,8 +92,8 @@ def test_scopes():
 
 
 def test_extraction_reports_what_loses_most():
-    _, first = extract("a.weight", noise(64, 32), 2)
-    _, second = extract("b.weight", noise(64, 2) @ noise(2, 32), 2)
+    _, first = extract_layer("a.weight", noise(64, 32), 2)
+    _, second = extract_layer("b.weight", noise(64, 2) @ noise(2, 32), 2)
     text = Extraction((second, first), 3).text(1)
     assert "2 layers differ, 3 are the same" in text and "  a: " in text and "  b: " not in text
     assert "same" in Extraction((), 3).text()
@@ -136,7 +136,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_groups(kind):
-    config = next(iter(PUBLISHED[kind].values()))
+    config = next(iter(KINDS[kind].published.values()))
     names = (StageC if kind == "stage_c" else StageB)(config, device="meta").state_dict()
     levels = len(config.c_hidden)
     assert {name: group_of(name, levels) for name in EXPECTED[kind]} == EXPECTED[kind]

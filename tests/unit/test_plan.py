@@ -14,7 +14,7 @@ from cascade_studio.nodes.checkpoints import disk, find, partial
 from cascade_studio.nodes.checkpoints.catalogue import Licence, load
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue, CheckpointError, DiskFull
 from cascade_studio.nodes.checkpoints.find import Finder, bundled_path, models_roots, with_bundled
-from cascade_studio.nodes.checkpoints.partial import Partial, beside, gaps, merged
+from cascade_studio.nodes.checkpoints.partial import Partial, beside, find_gaps, merge_ranges
 from cascade_studio.nodes.checkpoints.plan import make_plan, target_root
 from cascade_studio.nodes.checkpoints.progress import Meter, duration
 
@@ -126,9 +126,9 @@ def test_all_here_is_said(tmp_path):
 
 
 def test_ranges_are_joined_and_gaps_are_found():
-    assert merged([(5, 9), (0, 2), (2, 4), (8, 12), (3, 3)]) == [(0, 4), (5, 12)]
-    assert gaps([(0, 4), (5, 12)], 20) == [(4, 5), (12, 20)]
-    assert gaps([], 3) == [(0, 3)] and gaps([(0, 3)], 3) == []
+    assert merge_ranges([(5, 9), (0, 2), (2, 4), (8, 12), (3, 3)]) == [(0, 4), (5, 12)]
+    assert find_gaps([(0, 4), (5, 12)], 20) == [(4, 5), (12, 20)]
+    assert find_gaps([], 3) == [(0, 3)] and find_gaps([(0, 3)], 3) == []
 
 
 def test_the_sidecar_never_promises_more_than_was_saved(tmp_path):

@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 
-from cascade_studio.nodes.checkpoints import disk
-from cascade_studio.stages.files import replace as replacing
-from cascade_studio.stages.training.checkpoint import write_whole
+from cascade_studio.stages.files import durable
+from cascade_studio.stages.files.durable import replace_file, write_atomically
 
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Windows; what was slept, without the sleep."""
     slept: list[float] = []
-    for module in (replacing, disk):
-        monkeypatch.setattr(module, "WINDOWS", True)
-    monkeypatch.setattr(replacing.time, "sleep", slept.append)
+    monkeypatch.setattr(durable, "WINDOWS", True)
+    monkeypatch.setattr(durable.time, "sleep", slept.append)
     return slept
 
 
@@ -36,7 +34,7 @@ def hold(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
 
 
 def written(path: Path) -> None:
-    write_whole(path, lambda draft: draft.write_bytes(b"new"))
+    write_atomically(path, lambda draft: draft.write_bytes(b"new"))
 
 
 def test_a_file_that_is_held_for_a_moment_is_waited_for(tmp_path, monkeypatch, waits):
@@ -47,7 +45,7 @@ def test_a_file_that_is_held_for_a_moment_is_waited_for(tmp_path, monkeypatch, w
     written(path)
     assert path.read_bytes() == b"new" and waits == [0.1, 0.2]
     hold(monkeypatch, 1)
-    disk.replace(path, other)
+    replace_file(path, other)
     assert other.read_bytes() == b"new" and not path.exists() and len(waits) == 3
 
 
@@ -57,11 +55,11 @@ def test_one_that_stays_held_is_an_error(tmp_path, monkeypatch, waits):
     hold(monkeypatch, 100)
     with pytest.raises(PermissionError):
         written(path)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path] and len(waits) == replacing.TRIES - 1
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path] and len(waits) == durable.TRIES - 1
 
 
 def test_elsewhere_there_is_nothing_to_wait_for(tmp_path, monkeypatch, waits):
-    monkeypatch.setattr(replacing, "WINDOWS", False)
+    monkeypatch.setattr(durable, "WINDOWS", False)
     hold(monkeypatch, 1)
     with pytest.raises(PermissionError):
         written(tmp_path / "state.pt")
@@ -73,9 +71,9 @@ def test_a_draft_that_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, 
         draft.write_bytes(b"ne")
         raise OSError(28, "disk full")
 
-    def held(self: Path, missing_ok: bool = False) -> None:
+    def held(path: Any) -> None:
         raise PermissionError(13, "held")
 
-    monkeypatch.setattr(Path, "unlink", held)
+    monkeypatch.setattr(os, "remove", held)
     with pytest.raises(OSError, match="disk full"):
-        write_whole(tmp_path / "state.pt", full)
+        write_atomically(tmp_path / "state.pt", full)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from lessons import randn
 
-from cascade_studio.stages.nets.sizes import PUBLISHED
+from cascade_studio.stages.files.kinds import KINDS
 from cascade_studio.stages.nets.stage_c import StageCConfig
 from cascade_studio.stages.training import memory as plans
 from cascade_studio.stages.training.frozen_net import CLASSES, FROZEN, frozen_net
 from cascade_studio.stages.training.lora_layers import Lora
 from cascade_studio.stages.training.settings import Settings
 
-FULL, LITE = PUBLISHED["stage_c"]["3.6B"], PUBLISHED["stage_c"]["1B"]
+FULL, LITE = (KINDS["stage_c"].published[name] for name in ("3.6B", "1B"))
 MIDDLE = StageCConfig(
     c_cond=256,
     c_hidden=(256, 256),

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cascade_studio.stages.files.identify import PriorCoderConfig
-from cascade_studio.stages.files.marker import MARKER, marker_text
+from cascade_studio.stages.files.header import MARKER, marker_text
+from cascade_studio.stages.nets.prior_coder import PriorCoderConfig
 from tools.cache import sha256
 from tools.edit import CATALOGUE
 from tools.small import MINI_FILES, MINI_FOLDER as FOLDER

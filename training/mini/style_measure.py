@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cascade_studio.stages.lora.match import match
+from cascade_studio.stages.lora.match import match_lora
 from cascade_studio.stages.nets.stage_c import StageC
 
 from .compose import LARGE, compose, random_colour
@@ -80,7 +80,7 @@ def renders(style: str, chosen: list[int], encoder: torch.nn.Module) -> Tensor:
 def with_lora(net: StageC, path: Path) -> StageC:
     """A copy of ``net`` with the LoRA at strength 1."""
     tensors = net.state_dict()
-    lora = match(load_file(path), {"stage_c": {name: value.shape for name, value in tensors.items()}})
+    lora = match_lora(load_file(path), {"stage_c": {name: value.shape for name, value in tensors.items()}})
     changed = {name: value.clone() for name, value in tensors.items()}
     for module, parts in lora.unet.items():
         up, down = parts["lora_up.weight"].float(), parts["lora_down.weight"].float()

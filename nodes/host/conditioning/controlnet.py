@@ -27,7 +27,7 @@ from ....stages.inputs.control_rules import BlockWeights
 from ....stages.nets.controlnet import ControlNet, ControlNetConfig
 from ....stages.nets.unet import UNetConfig
 from ..models.backend import backend_for
-from ..models.load import AUTO, read
+from ..models.load import AUTO, ModelPart, read
 from ..models.load_vae import vae_dtype
 from ..models.model import check_finite
 
@@ -180,9 +180,9 @@ def fit_hint(hint: Tensor, config: ControlNetConfig, height: int, width: int) ->
 # Loading
 
 
-def load_control(path: str, dtype: str = AUTO, disable_dynamic: bool = False) -> CascadeControl:
-    """The ControlNet in the file at ``path``; ``dtype`` "auto" follows the host's advice for such small nets."""
-    loaded = read(path, "controlnet")
+def load_control(source: str | ModelPart, dtype: str = AUTO, disable_dynamic: bool = False) -> CascadeControl:
+    """The ControlNet in a file; ``dtype`` "auto" follows the host's advice for such small nets."""
+    loaded = read(source, "controlnet")
     tensors = convert.dequantise(loaded.tensors, torch.float32) if loaded.kind.quantised else loaded.tensors
     device = comfy.model_management.get_torch_device()
     backend = backend_for(comfy.ops.disable_weight_init)
@@ -192,7 +192,7 @@ def load_control(path: str, dtype: str = AUTO, disable_dynamic: bool = False) ->
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(net, load_device=device, offload_device=comfy.model_management.unet_offload_device())
     load.fill(net, tensors, loaded.kind, loaded.name, assign=patcher.is_dynamic(), strict=False)
-    patcher.cached_patcher_init = (load_control_patcher, (path, dtype))
+    patcher.cached_patcher_init = (load_control_patcher, (loaded.path, dtype))
     log.info("%s: %s, computing in %s", loaded.name, loaded.kind.describe(), net.dtype)
     return CascadeControl(patcher)
 

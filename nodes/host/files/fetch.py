@@ -28,7 +28,7 @@ told by the list ``published`` in the input's definition (``/object_info``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,21 +38,24 @@ import comfy.utils
 from server import PromptServer
 
 from ....stages.errors import WrongFile
-from ...checkpoints import plan as planning
+from ....stages.files.open import OpenedModels
 from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE, Entry, Preset
 from ...checkpoints.errors import CheckpointError
 from ...checkpoints.fetch import Result, fetch_plan
 from ...checkpoints.find import bundled_path, layout_fits
+from ...checkpoints.plan import Plan, make_plan
 from ...checkpoints.presets import suited
 from ...checkpoints.progress import Progress
 from ...checkpoints.settings import Settings
 from .. import machine
+from ..models.load import Parts
 from . import names
+from .names import Library
 
 log = logging.getLogger(__name__)
 
 DOWNLOAD, ASK, NEVER = MODES = ("download", "ask", "never")
-OWN, AUTOMATIC = "files below", "automatic"
+OWN, AUTOMATIC, MINI = "files below", "automatic", "cascade-mini"
 PLAN, PROGRESS = "cascade_studio.plan", "cascade_studio.progress"
 
 Values = Mapping[str, "str | Entry"]
@@ -60,16 +63,26 @@ Values = Mapping[str, "str | Entry"]
 
 
 @dataclass
-class Ready:
-    """What a loader works with. paths: by input, the words that are no files as they are; lines: what to tell."""
+class Found:
+    """What a loader works with. paths: by input, the words that are no files as they are; lines: what to tell.
+
+    models: the files that were opened on the way; namesakes: by input, further files of the very same name.
+    """
 
     paths: dict[str, str]
     lines: list[str] = field(default_factory=list)
+    models: OpenedModels = field(default_factory=OpenedModels)
+    namesakes: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> Parts:
+        """The networks in the files."""
+        return Parts(self.paths, self.models, self.namesakes)
 
 
-def presets() -> list[str]:
+def list_presets() -> list[str]:
     """Choices of the preset input; those whose bundled files are not in the pack are left out."""
-    known = names.known()
+    known = names.usable_catalogue()
     whole = [
         preset
         for preset in known.presets.values()
@@ -78,82 +91,101 @@ def presets() -> list[str]:
     return [OWN, AUTOMATIC, *(preset.title for preset in whole)]
 
 
-def applied(preset: str, chosen: Mapping[str, str]) -> tuple[dict[str, str | Entry], str]:
+def apply_preset(preset: str, chosen: Mapping[str, str], models: OpenedModels) -> tuple[dict[str, str | Entry], str]:
     """The values of the file inputs under a preset, and a line on which it is."""
     if preset == OWN:
         return dict(chosen), ""
     try:
-        found, reason = automatic() if preset == AUTOMATIC else (names.catalogue().preset(preset), "")
+        known = names.load_catalogue()
+        found, reason = choose_preset(models) if preset == AUTOMATIC else (known.find_preset(preset), "")
     except CheckpointError as error:
         raise WrongFile(str(error)) from None
-    entries = names.catalogue().entries
-    values = {role: entries.get(value, value) for role, value in found.inputs.items() if role in chosen}
+    values = {role: known.entries.get(value, value) for role, value in found.inputs.items() if role in chosen}
     return {**chosen, **values}, f"Preset {found.title}{f': {reason}' if reason else ''}."
 
 
-def automatic() -> tuple[Preset, str]:
-    """The preset for this machine: of those that suit it the first whose files are all here, else the first."""
-    keys, reason = suited(machine.describe_machine())
-    known, finder = names.catalogue(), names.finder(comfy.model_management.throw_exception_if_processing_interrupted)
-    for key in keys:
-        if all(finder.find(known.entries[entry]) for entry in known.presets[key].entries):
-            return known.presets[key], reason
-    return known.presets[keys[0]], reason
+def choose_preset(models: OpenedModels) -> tuple[Preset, str]:
+    """The best preset whose files are all here: those that suit this machine first; Cascade Mini where there is none."""
+    known, suiting, reason = names.usable_catalogue(), *suited(machine.describe_machine())
+    finder = names.finder(comfy.model_management.throw_exception_if_processing_interrupted, models)
+    for key in order_presets(suiting):
+        entries = [known.entries[entry] for entry in known.presets[key].entries]
+        if all(bundled_path(entry).is_file() if entry.bundled else finder.find(entry) for entry in entries):
+            if key == MINI:
+                reason = "no complete set of larger models is on this computer"
+            return known.presets[key], reason if key in (*suiting, MINI) else "of the complete sets here"
+    return known.presets[suiting[0]], reason
 
 
-def stamps(preset: str, chosen: Mapping[str, str | None]) -> str:
+def order_presets(suiting: Sequence[str]) -> list[str]:
+    """Keys of all presets in the order in which "automatic" looks for them."""
+    known = names.usable_catalogue().presets
+    keys = [key for key in dict.fromkeys([*suiting, *known]) if key in known and key != MINI]
+    return [*keys, *([MINI] if MINI in known else [])]
+
+
+def stamp_preset(preset: str, chosen: Mapping[str, str | None]) -> str:
     """Changes whenever a file that the loader uses does."""
-    known = names.known()
     if preset == OWN:
-        return names.stamps(chosen)
-    found = (
-        [known.presets[key] for key in suited(machine.describe_machine())[0]]
-        if preset == AUTOMATIC
-        else [one for one in known.presets.values() if preset in (one.title, one.key)]
+        return names.stamp_all(chosen)
+    known, library = names.usable_catalogue(), Library()
+    keys = order_presets(suited(machine.describe_machine())[0]) if preset == AUTOMATIC else list(known.presets)
+    presets = [known.presets[key] for key in keys]
+    if preset != AUTOMATIC:
+        presets = [one for one in presets if preset in (one.title, one.key)]
+    stamps = dict.fromkeys(
+        library.stamp(role, known.entries.get(value, value))
+        for one in presets
+        for role, value in one.inputs.items()
+        if role in chosen and value not in (NONE, FROM_CHECKPOINT)
     )
-    used = [
-        {role: known.entries.get(value, value) for role, value in one.inputs.items() if role in chosen} for one in found
-    ]
-    return "|".join([preset, *map(names.stamps, used)])
+    return names.shorten("|".join([preset, *stamps]))
 
 
-def ready(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, line: str = "") -> Ready:
+def find_files(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, preset: str = OWN) -> Found:
     """Find the file of every input of ``node``, and have what is missing fetched, asked about or refused.
 
     Raises :class:`WrongFile` with a sentence; the host's own exception when it is interrupted.
     """
-    known, made, wanted = names.known(), Ready({}, [line] if line else []), {}
+    library, made, wanted = Library(), Found({}), {}
+    chosen, line = apply_preset(preset, chosen, made.models)
+    made.lines += [line] if line else []
     for role, value in chosen.items():
-        entry = value if isinstance(value, Entry) else known.named(role, value or "")
-        here = value if value in (NONE, FROM_CHECKPOINT) else at_once(role, value, entry)
+        entry = value if isinstance(value, Entry) else library.catalogue.find_named(role, value or "")
+        here = value if value in (NONE, FROM_CHECKPOINT) else find_at_once(library, role, value, entry, made.models)
         if here is not None:
             made.paths[role] = here
+            if isinstance(value, str):
+                made.namesakes[role] = library.find_namesakes(role, value)
         elif entry is not None:
             wanted[role] = entry
         else:
-            names.catalogue()  # says so if the user's own cannot be read: the name may stand there
-            raise WrongFile(names.missing(role, value))
+            names.load_catalogue()  # says so if the user's own cannot be read: the name may stand there
+            raise WrongFile(names.describe_missing(role, value))
     try:
-        places = provide(node, list(dict.fromkeys(wanted.values())), missing_files, made.lines) if wanted else {}
+        entries = list(dict.fromkeys(wanted.values()))
+        places = provide(node, entries, missing_files, made) if wanted else {}
     except CheckpointError as error:
         raise WrongFile(str(error)) from None
     made.paths.update((role, places[entry.key]) for role, entry in wanted.items())
     return made
 
 
-def at_once(role: str, value: str | Entry, entry: Entry | None) -> str | None:
+def find_at_once(
+    library: Library, role: str, value: str | Entry, entry: Entry | None, models: OpenedModels
+) -> str | None:
     """The path of a file that needs no search: it has the very name, or is where the host lists a known one."""
-    path = None if isinstance(value, Entry) else names.local(role, value)
+    path = None if isinstance(value, Entry) else library.find_local(role, value)
     if path is None and entry is not None:
-        path = names.listed(role, entry)
-        path = path if path and (entry.bundled or layout_fits(entry, Path(path))) else None
-    return path
+        path = library.find_known(role, entry)
+        return path if path and (entry.bundled or layout_fits(entry, Path(path), models=models)) else None
+    return path or library.find_alike(role, str(value))
 
 
-def provide(node: str | None, entries: list[Entry], missing_files: str, lines: list[str]) -> dict[str, str]:
-    """Paths of ``entries`` by key, after fetching what is missing; ``lines`` gets what was fetched."""
+def provide(node: str | None, entries: list[Entry], missing_files: str, made: Found) -> dict[str, str]:
+    """Paths of ``entries`` by key, after fetching what is missing; ``made`` gets lines on what was fetched."""
     stop = comfy.model_management.throw_exception_if_processing_interrupted
-    plan = planning.make_plan(entries, names.finder(stop), names.roots())
+    plan = make_plan(entries, names.finder(stop, made.models), names.find_roots())
     places = {found.entry.key: str(found.path) for found in plan.found}
     if plan.missing:
         settings = Settings.from_environment()
@@ -165,8 +197,8 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, lines: l
         for result in results:
             places[result.entry.key] = str(result.path)
             names.note_fetched(result.entry, result.path)
-        lines.append(f"All of this was fetched:\n{plan.describe()}")
-        lines += [
+        made.lines.append(f"All of this was fetched:\n{plan.describe()}")
+        made.lines += [
             f"{result.path.name} is unverified: neither the catalogue nor the official host has told its hash."
             for result in results
             if not result.verified
@@ -174,7 +206,7 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, lines: l
     return places
 
 
-def refuse(node: str | None, plan: planning.Plan, missing_files: str) -> None:
+def refuse(node: str | None, plan: Plan, missing_files: str) -> None:
     """Stop with the plan and what can be done."""
     asks = missing_files == ASK
     advised = (
@@ -187,7 +219,7 @@ def refuse(node: str | None, plan: planning.Plan, missing_files: str) -> None:
     raise WrongFile(text)
 
 
-def fetch(node: str | None, plan: planning.Plan, settings: Settings) -> list[Result]:
+def fetch(node: str | None, plan: Plan, settings: Settings) -> list[Result]:
     """Fetch what is missing under one bar of the node, by bytes over all files."""
     bar, last = comfy.utils.ProgressBar(max(1, plan.to_come), node_id=node), Progress("", 0, 0, 0.0, None)
 
@@ -218,10 +250,16 @@ def send(node: str | None, event: str, message: dict[str, Any]) -> None:
         server.send_progress_text(message["text"], node, client)
 
 
-def told(node: str | None, made: Ready, *models: Any) -> dict[str, Any]:
+def show_loaded(node: str | None, made: Found, *models: Any) -> dict[str, Any]:
     """What a loader shows: files that were fetched, and for each of ``models`` its number format and why."""
-    text = "\n".join([*made.lines, *(machine.describe_choice(model) for model in models)])
-    server = getattr(PromptServer, "instance", None)
-    if text and server is not None and node is not None:
-        server.send_progress_text(text, node, getattr(server, "client_id", None))
+    text = "\n".join([*made.lines, *filter(None, map(machine.describe_choice, models))])
+    show_text(text, node)
     return {"text": [text]} if text else {}
+
+
+def show_text(text: str, node: str | None) -> None:
+    """Show ``text`` inside the node with the id ``node``, where this host can."""
+    server = getattr(PromptServer, "instance", None)
+    send_text = getattr(server, "send_progress_text", None)
+    if text and send_text is not None and node is not None:
+        send_text(text, str(node), getattr(server, "client_id", None))

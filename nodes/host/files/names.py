@@ -1,20 +1,25 @@
 """Model files by name: those on the host's folder paths, those that come with the pack, and those of the catalogue.
 
 A loader's value is a file name. It means the file of that name in the host's folders; else the bundled one; else the
-published one, wherever it lies and whatever it is called here (see :mod:`..checkpoints.find`).
+published one, wherever it lies and whatever it is called here (see :mod:`..checkpoints.find`); else the one file here
+whose name differs only in its sub-folder, its slashes or its capitals.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import folder_paths
+from comfy_execution.validation import validate_node_input
 
 from ....stages.errors import WrongFile
+from ....stages.files.open import OpenedModels
 from ...checkpoints import find as finding
 from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE, Catalogue, Entry, load
 from ...checkpoints.errors import BadCatalogue
@@ -41,6 +46,11 @@ FOLDERS = {
 LABELS = {"lora": "LoRA", "controlnet": "ControlNet"}
 """What a role is called in a sentence, where that is not its name with spaces."""
 
+MOST_BYTES = 255
+"""Of a file's name, on all usual disks."""
+
+WITH_GGUF = ("prior", "decoder", "text_encoder")
+
 _fetched: dict[str, str] = {}
 """The stamps of files that loaders have fetched since the host was started, and what stood for each until then."""
 
@@ -50,7 +60,7 @@ def own_folder() -> Path:
     return Path(folder_paths.get_user_directory(), "cascade-studio")
 
 
-def catalogue() -> Catalogue:
+def load_catalogue() -> Catalogue:
     """Our catalogue with the user's own; raises :class:`WrongFile` if theirs cannot be used."""
     found, problem = _catalogue(*_own_catalogue())
     if problem:
@@ -58,8 +68,8 @@ def catalogue() -> Catalogue:
     return found
 
 
-def known() -> Catalogue:
-    """As :func:`catalogue`, but without the user's own if that cannot be used: lists of choices must not fail."""
+def usable_catalogue() -> Catalogue:
+    """As :func:`load_catalogue`, but without the user's own if that cannot be used: lists of choices must not fail."""
     return _catalogue(*_own_catalogue())[0]
 
 
@@ -68,7 +78,7 @@ def _own_catalogue() -> tuple[str, int]:
     path = os.environ.get(CATALOGUE, "").strip() or str(own_folder() / "catalogue.json")
     try:
         return path, os.stat(path).st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):
         return (path, 0) if os.environ.get(CATALOGUE, "").strip() else ("", 0)
 
 
@@ -81,83 +91,182 @@ def _catalogue(path: str, changed: int) -> tuple[Catalogue, str]:
         return load(), str(error)
 
 
-def bundled(role: str) -> dict[str, Path]:
-    """Files for ``role`` that come with the pack, by name: those of the catalogue and what lies beside them."""
-    entries, found = [entry for entry in known().entries.values() if entry.bundled], {}
-    others = {entry.name for entry in entries if role not in entry.roles}
-    for models in dict.fromkeys(entry.bundled for entry in entries):
+class Library:
+    """The catalogue and the files here as they are at one moment: each folder is listed once for its life."""
+
+    def __init__(self) -> None:
+        self.catalogue = usable_catalogue()
+        self._bundled: dict[str, dict[str, Path]] = {}
+        self._lists: dict[str, dict[str, tuple[str, str]]] = {}
+
+    def list_bundled(self, role: str) -> dict[str, Path]:
+        """Files for ``role`` that come with the pack, by name: those of the catalogue and what lies beside them."""
+        if role not in self._bundled:
+            entries, found = [entry for entry in self.catalogue.entries.values() if entry.bundled], {}
+            others = {entry.name for entry in entries if role not in entry.roles}
+            for models in dict.fromkeys(entry.bundled for entry in entries):
+                for folder in FOLDERS[role]:
+                    found.update(
+                        (path.name, path)
+                        for path in sorted((finding.PACK / models / folder).glob("*.safetensors"))
+                        if path.name not in others
+                    )
+            self._bundled[role] = found
+        return self._bundled[role]
+
+    def list_here(self, role: str) -> dict[str, tuple[str, str]]:
+        """What the files in the host's folders are called in lists, with the folder's key and the name in it.
+
+        A name that stands in two folders means the first; the other one is called by its folder, too.
+        """
+        if role not in self._lists:
+            found: dict[str, tuple[str, str]] = {}
+            for folder in FOLDERS[role]:
+                if folder in folder_paths.folder_names_and_paths:
+                    listed = [*folder_paths.get_filename_list(folder), *_list_gguf(role, folder)]
+                    for name in listed:
+                        found[name if name not in found else f"{folder}/{name}"] = (folder, name)
+            self._lists[role] = found
+        return self._lists[role]
+
+    def list_local(self, role: str) -> list[str]:
+        """Names of the files for ``role`` on this computer, the bundled ones last; cheap, from the host's lists."""
+        return list(dict.fromkeys([*self.list_here(role), *self.list_bundled(role)]))
+
+    def find_local(self, role: str, name: str) -> str | None:
+        """Full path of the file that is called ``name`` in the host's folders, or comes with the pack."""
+        if not name or check_choice(role, name):
+            return None
         for folder in FOLDERS[role]:
-            found.update(
-                (path.name, path)
-                for path in sorted((finding.PACK / models / folder).glob("*.safetensors"))
-                if path.name not in others
+            if folder in folder_paths.folder_names_and_paths:
+                path = folder_paths.get_full_path(folder, name)
+                if path is not None:
+                    return path
+        if name in self.list_here(role):
+            return folder_paths.get_full_path(*self.list_here(role)[name])
+        path = self.list_bundled(role).get(name)
+        return str(path) if path else None
+
+    def find_namesakes(self, role: str, name: str) -> list[str]:
+        """The paths of all files in the host's folders that have the very ``name``."""
+        folders = [folder for folder in FOLDERS[role] if folder in folder_paths.folder_names_and_paths]
+        return [path for folder in folders if (path := folder_paths.get_full_path(folder, name))]
+
+    def find_alike(self, role: str, name: str) -> str | None:
+        """The one file here whose name is ``name`` but for sub-folder, slashes and capitals; raises if there are more."""
+        wanted = _bare(name)
+        alike = [each for each in self.list_here(role) if _bare(each) == wanted]
+        closest = [each for each in alike if each.replace("\\", "/").lower() == name.replace("\\", "/").lower()]
+        alike = closest or alike
+        if len(alike) > 1:
+            raise WrongFile(
+                f"There is no file '{name}' for '{LABELS.get(role, role)}', but there are {len(alike)} with that name in "
+                f"other folders: {', '.join(alike[:4])}. Choose one of them."
             )
-    return found
+        return folder_paths.get_full_path(*self.list_here(role)[alike[0]]) if alike else None
+
+    def find_known(self, role: str, entry: Entry) -> str | None:
+        """The file in the host's lists that has a known name and the size of ``entry``; or the bundled one."""
+        if entry.bundled:
+            path = finding.bundled_path(entry)
+            return str(path) if path.is_file() else None
+        for name in self.list_local(role):
+            if _bare(name) in entry.known_names:
+                path = self.find_local(role, name)
+                if path and finding.size_fits(entry, os.path.getsize(path)):
+                    return path
+        return None
+
+    def stamp(self, role: str, name: str | Entry | None) -> str:
+        """Changes whenever the file behind ``name`` does, so that replaced files are loaded again; cheap."""
+        entry = name if isinstance(name, Entry) else self.catalogue.find_named(role, str(name or ""))
+        path = None if isinstance(name, Entry) else self.find_local(role, str(name or ""))
+        path = path or (entry and self.find_known(role, entry))
+        if not path:
+            return absent(entry.name if entry else name)
+        found = stamp_file(path)
+        return _fetched.get(found, found)
 
 
-def local_names(role: str) -> list[str]:
-    """Names of the files for ``role`` on this computer, the bundled ones last; cheap, from the host's cached lists."""
-    found: dict[str, None] = {}
-    for folder in FOLDERS[role]:
-        if folder in folder_paths.folder_names_and_paths:
-            found.update(dict.fromkeys(folder_paths.get_filename_list(folder)))
-    return list(dict.fromkeys([*found, *bundled(role)]))
+def _bare(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2].lower()
 
 
-def published(role: str) -> list[str]:
+def _list_gguf(role: str, folder: str) -> list[str]:
+    """GGUF files, which the host's lists leave out, in ``folder`` and one level below."""
+    if role not in WITH_GGUF:
+        return []
+    roots = map(Path, folder_paths.get_folder_paths(folder))
+    return [str(path.relative_to(root)) for root in roots for end in ("*.gguf", "*/*.gguf") for path in root.glob(end)]
+
+
+def list_published(role: str) -> list[str]:
     """Names in the catalogue of files for ``role`` that no file here has: choosing one has it fetched."""
-    here = {os.path.basename(name.replace("\\", "/")).lower() for name in local_names(role)}
+    library = Library()
+    here = {_bare(name) for name in library.list_local(role)}
     return [
         entry.name
-        for entry in known().for_role(role)
+        for entry in library.catalogue.for_role(role)
         if entry.url and not here & {entry.name.lower(), entry.own_name.lower()}
     ]
 
 
-def names(role: str, extra: Iterable[str] = ()) -> list[str]:
+def list_names(role: str, extra: Iterable[str] = ()) -> list[str]:
     """Choices of a loader input: ``extra``, the files here, then the catalogue's, so that no saved name is unknown."""
-    offered = [entry.name for entry in known().for_role(role) if entry.url]
-    return list(dict.fromkeys([*extra, *local_names(role), *offered]))
+    library = Library()
+    offered = [entry.name for entry in library.catalogue.for_role(role) if entry.url]
+    return list(dict.fromkeys([*extra, *library.list_local(role), *offered]))
 
 
-def local(role: str, name: str) -> str | None:
-    """Full path of the file that is called ``name`` in the host's folders, or comes with the pack."""
-    for folder in FOLDERS[role] if name else ():
-        if folder in folder_paths.folder_names_and_paths:
-            path = folder_paths.get_full_path(folder, name)
-            if path is not None:
-                return path
-    path = bundled(role).get(name)
-    return str(path) if path else None
+def check_choice(role: str, value: Any) -> str:
+    """What is wrong with ``value`` as the name of a file, as a sentence; "" for names, here or not, and for wires."""
+    label = LABELS.get(role, role.replace("_", " "))
+    if isinstance(value, str) and (not value.isprintable() or len(_bare(value).encode("utf-8")) > MOST_BYTES):
+        return f"No file can be called {value[:60]!r}, as '{role}' asks. Choose a {label} file."
+    if value is None or isinstance(value, str):
+        return ""
+    return f"'{role}' needs the name of a {label} file, and got {str(value)[:60]!r}. Choose a file."
+
+
+def check_links(inputs: Sequence[Any], received: Mapping[str, str] | None, roles: Sequence[str]) -> str:
+    """What is wrong with the types on a node's wires, in the host's words; "" for none. File names may be texts."""
+    for entry in inputs:
+        given, wanted = (received or {}).get(entry.id), entry.get_io_type()
+        as_name = entry.id in roles and given in ("STRING", "COMBO")
+        if given is not None and not as_name and not validate_node_input(given, wanted):
+            return f"{entry.id}, received_type({given}) mismatch input_type({wanted})"
+    return ""
 
 
 def find(role: str, name: str) -> str:
     """Full path of the file that ``name`` means for ``role``; raises :class:`WrongFile` in plain words."""
-    path = local(role, name)
+    library = Library()
+    path = library.find_local(role, name)
     if path is None:
-        entry = catalogue().named(role, name or "")
+        entry = load_catalogue().find_named(role, name or "")
         found = entry and finder().find(entry)
-        if not found:
-            raise WrongFile(missing(role, name))
-        path = str(found.path)
+        path = str(found.path) if found else library.find_alike(role, name or "")
+    if path is None:
+        raise WrongFile(describe_missing(role, name))
     return path
 
 
-def missing(role: str, name: str) -> str:
+def describe_missing(role: str, name: str) -> str:
     """The sentence for a file that is not there."""
     folders = " or ".join(f"models/{folder}" for folder in FOLDERS[role])
     label = LABELS.get(role, role.replace("_", " "))
     if not name:
         return f"No file is chosen for '{label}'. Put the Stable Cascade {label} file into {folders} and choose it."
-    return (
+    return check_choice(role, name) or (
         f"The {label} file '{name}' is not on this computer, and the catalogue does not know it. Put it into "
         f"{folders}, press R to refresh the lists, or choose another file."
     )
 
 
-def roots() -> dict[str, list[str]]:
+def find_roots() -> dict[str, list[str]]:
     """The host's folders, extra model paths included, by key."""
-    keys = [*(key for keys in FOLDERS.values() for key in keys), *(entry.folder for entry in known().entries.values())]
+    known = usable_catalogue().entries.values()
+    keys = [*(key for keys in FOLDERS.values() for key in keys), *(entry.folder for entry in known)]
     return {
         key: list(folder_paths.get_folder_paths(key))
         for key in dict.fromkeys(keys)
@@ -170,21 +279,13 @@ def hashes() -> HashCache:
     return HashCache(own_folder() / "hashes.json")
 
 
-def finder(tick: Callable[[], None] = lambda: None) -> finding.Finder:
-    """Looks in the host's folders, the caches of Hugging Face and, last, in what comes with the pack."""
-    everywhere = finding.with_bundled(roots(), known().entries.values())
-    return finding.Finder(everywhere, hashes(), finding.hub_folders(os.environ), tick)
+def finder(tick: Callable[[], None] = lambda: None, models: OpenedModels | None = None) -> finding.Finder:
+    """Looks in the host's folders, the caches of Hugging Face and, last, in what comes with the pack.
 
-
-def stamp(role: str, name: str | Entry | None) -> str:
-    """Changes whenever the file behind ``name`` does, so that replaced files are loaded again; cheap."""
-    entry = name if isinstance(name, Entry) else known().named(role, name or "")
-    path = None if isinstance(name, Entry) else local(role, name or "")
-    path = path or (entry and listed(role, entry))
-    if not path:
-        return absent(entry.name if entry else name)
-    found = stamp_of(path)
-    return _fetched.get(found, found)
+    ``models`` are the files that this run has opened already.
+    """
+    everywhere = finding.with_bundled(find_roots(), usable_catalogue().entries.values())
+    return finding.Finder(everywhere, hashes(), finding.hub_folders(os.environ), tick, models)
 
 
 def absent(name: str | None) -> str:
@@ -192,30 +293,37 @@ def absent(name: str | None) -> str:
     return f"{name}:absent"
 
 
-def stamp_of(path: str | Path) -> str:
-    """The stamp of the file at ``path``."""
+def stamp_file(path: str | Path) -> str:
+    """The stamp of the file at ``path``: a hash, since the host writes it into every picture."""
     status = os.stat(path)
-    return f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}"
+    return shorten(f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}")
+
+
+def shorten(text: str) -> str:
+    """A hash of ``text`` for fingerprints, which must not hold what they are made of."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def stamp(role: str, name: str | Entry | None) -> str:
+    """Changes whenever the file behind ``name`` does; see :meth:`Library.stamp`."""
+    return Library().stamp(role, name)
+
+
+def stamp_all(chosen: Mapping[str, str | Entry | None]) -> str:
+    """The stamps of all inputs that name a file."""
+    library = Library()
+    return "|".join(library.stamp(role, name) for role, name in chosen.items() if name not in (NONE, FROM_CHECKPOINT))
 
 
 def note_fetched(entry: Entry, path: Path) -> None:
     """Let a file that a loader has just fetched keep the stamp it was asked for with: it is loaded already."""
-    _fetched[stamp_of(path)] = absent(entry.name)
+    _fetched[stamp_file(path)] = absent(entry.name)
 
 
-def listed(role: str, entry: Entry) -> str | None:
-    """The file in the host's lists that has a known name and the size of ``entry``; or the bundled one."""
-    if entry.bundled:
-        path = finding.bundled_path(entry)
-        return str(path) if path.is_file() else None
-    for name in local_names(role):
-        if os.path.basename(name.replace("\\", "/")).lower() in entry.known_names:
-            path = local(role, name)
-            if path and finding.size_fits(entry, os.path.getsize(path)):
-                return path
-    return None
-
-
-def stamps(chosen: Mapping[str, str | Entry | None]) -> str:
-    """The stamps of all inputs that name a file."""
-    return "|".join(stamp(role, name) for role, name in chosen.items() if name not in (NONE, FROM_CHECKPOINT))
+def name_in_lists(path: Path) -> str:
+    """What the file at ``path`` is called in the lists of loaders, sub-folders included; its bare name elsewhere."""
+    for folder in dict.fromkeys(key for keys in FOLDERS.values() for key in keys):
+        for root in folder_paths.get_folder_paths(folder) if folder in folder_paths.folder_names_and_paths else ():
+            if Path(os.path.abspath(root)) in Path(os.path.abspath(path)).parents:
+                return os.path.relpath(path, root)
+    return path.name

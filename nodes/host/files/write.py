@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,24 +16,47 @@ from torch import Tensor
 from ....stages.errors import WrongInput
 from ....stages.files.header import read_header
 from ...checkpoints import disk
+from ...checkpoints.addresses import describe_problem
 
 ROOM = 1 << 20
 """Bytes to keep beside the tensors, for the header."""
 
 
 def next_path(prefix: str) -> Path:
-    """The next free ``output/PREFIX_00001_.safetensors``; what Windows allows in no name becomes "-"."""
+    """The next free ``output/PREFIX_00001_.safetensors`` in a folder that can be written to.
+
+    What Windows allows in no name becomes "-". Raises :class:`WrongInput` for a place outside the output folder, for names
+    that a system cannot hold, and where nothing can be written; ask before long work begins. A folder in it may be a link.
+    """
     root, prefix = folder_paths.get_output_directory(), disk.for_all_systems(prefix)
-    wanted = Path(root, prefix)
-    if not prefix.strip() or not str(wanted.resolve()).startswith(str(Path(root).resolve()) + os.sep):
+    wanted = Path(os.path.abspath(os.path.join(root, prefix)))
+    if not prefix.strip() or not str(wanted).startswith(os.path.abspath(root) + os.sep):
         raise WrongInput(f"The file name '{prefix}' lies outside the output folder. Write a name such as loras/mine.")
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)
+    for part in wanted.relative_to(os.path.abspath(root)).parts:
+        if problem := describe_problem(part):
+            raise WrongInput(
+                f"The file name {prefix[:80]!r} cannot be used: {problem}. Write a name such as loras/mine."
+            )
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)
+        check_writable(Path(folder))
+    except OSError as error:
+        raise WrongInput(
+            f"Nothing can be written into {wanted.parent} ({error.strerror or error}). Check the folder's "
+            "permissions, or write another name."
+        ) from None
     while (path := Path(folder, f"{name}_{counter:05}_.safetensors")).exists():
         counter += 1
     return path
 
 
-def size_of(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
+def check_writable(folder: Path) -> None:
+    """Raises OSError where no file can be made in ``folder``."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def count_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
     """Bytes of ``tensors``, the floating ones in ``dtype`` if one is given."""
     return sum(
         tensor.numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
@@ -50,7 +74,7 @@ def check_room(path: Path, size: int) -> None:
         )
 
 
-def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``tensors`` contiguous and in memory of their own, as the format wants them; those that are already stay.
 
     Weights that the host bakes only when they are written are no plain tensors, and have to reach its writer as they are.
@@ -66,12 +90,12 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_model(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file at ``path``, which must not exist, and check that it is whole."""
-    check_room(path, size_of(tensors))
+    check_room(path, count_bytes(tensors))
     part = path.with_name(path.name + ".part")
     try:
-        comfy.utils.save_torch_file(apart(tensors), str(part), metadata=dict(metadata))
+        comfy.utils.save_torch_file(separate_tensors(tensors), str(part), metadata=dict(metadata))
         header = read_header(part)
         if set(header.tensors) != set(tensors):
             raise WrongInput(f"{path.name} was not written completely. Save it again, on another disk if need be.")
@@ -97,6 +121,6 @@ def publish(part: Path, path: Path) -> None:
         raise
 
 
-def with_workflow(metadata: Mapping[str, str], hidden: Mapping[str, str]) -> dict[str, str]:
+def add_workflow(metadata: Mapping[str, str], hidden: Mapping[str, str]) -> dict[str, str]:
     """``metadata`` with the prompt and the workflow, unless the host was told not to keep them."""
     return {**(hidden if not args.disable_metadata else {}), **metadata}

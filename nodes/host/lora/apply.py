@@ -16,16 +16,15 @@ from torch import Tensor
 
 from ....stages.errors import WrongInput
 from ....stages.files.header import read_header
-from ....stages.lora import match as stage_lora
-from ....stages.lora.match import Lora
+from ....stages.files.kinds import KINDS
+from ....stages.lora.match import TOKEN_TABLE, TOKENS, UNET_PREFIX, Lora, match_lora
 from ..files import names
 from . import words
 
 log = logging.getLogger(__name__)
 
 TEXT_ROOT = "clip_g.transformer."
-KINDS = {"stage_c": comfy.model_base.StableCascade_C, "stage_b": comfy.model_base.StableCascade_B}
-TITLES = {"stage_c": "Stage C", "stage_b": "Stage B"}
+BASES = {"stage_c": comfy.model_base.StableCascade_C, "stage_b": comfy.model_base.StableCascade_B}
 
 
 def read_lora(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -47,21 +46,19 @@ class Targets:
         """Refuse nothing at all, and models on the wrong input."""
         if self.prior is None and self.decoder is None and self.clip is None:
             raise WrongInput(
-                f"{where} has no model to change. Wire the prior, the decoder or the CLIP of Load Stable "
-                "Cascade into it."
+                f"{where} has no model to change. Wire the prior, the decoder or the CLIP of Load Stable Cascade "
+                "into it."
             )
         for model, wanted, title in ((self.prior, "stage_c", "prior"), (self.decoder, "stage_b", "decoder")):
             if model is not None and kind_of(model, where) != wanted:
                 raise WrongInput(
-                    f"{where} got a Stable Cascade {TITLES[kind_of(model, where)]} model on its '{title}' "
-                    f"input. It needs {TITLES[wanted]} there: the '{title}' output of Load Stable "
-                    f"Cascade."
+                    f"{where} got a Stable Cascade {KINDS[kind_of(model, where)].stage} model on its '{title}' "
+                    f"input. It needs {KINDS[wanted].stage} there: the '{title}' output of Load Stable Cascade."
                 )
         if self.clip is not None and not hasattr(self.clip.cond_stage_model, "clip_g"):
             raise WrongInput(
-                f"{where} got another model's text encoder on its 'clip' input. It needs the CLIP output "
-                f"of "
-                "Load Stable Cascade."
+                f"{where} got another model's text encoder on its 'clip' input. It needs the CLIP output of Load "
+                "Stable Cascade."
             )
 
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -88,12 +85,11 @@ class Targets:
 
 def kind_of(model: Any, where: str) -> str:
     """ "stage_c" or "stage_b"; raises :class:`WrongInput` for a model of another architecture."""
-    found = next((kind for kind, base in KINDS.items() if isinstance(model.model, base)), None)
+    found = next((kind for kind, base in BASES.items() if isinstance(model.model, base)), None)
     if found is None:
         raise WrongInput(
-            f"{where} got a {type(model.model).__name__} model. It needs Stage C or Stage B of Stable "
-            f"Cascade: "
-            "the 'prior' or 'decoder' output of Load Stable Cascade."
+            f"{where} got a {type(model.model).__name__} model. It needs Stage C or Stage B of Stable Cascade: the "
+            "'prior' or 'decoder' output of Load Stable Cascade."
         )
     return found
 
@@ -102,10 +98,10 @@ def shapes_of(net: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in net.state_dict().items() if hasattr(value, "shape")}
 
 
-def match(name: str, targets: Targets) -> Lora:
+def read_and_match(name: str, targets: Targets) -> Lora:
     """The LoRA file ``name`` for the models that are wired; an error where nothing in it fits."""
     tensors, metadata = read_lora(name)
-    return stage_lora.match(tensors, targets.shapes(), metadata, os.path.basename(name))
+    return match_lora(tensors, targets.shapes(), metadata, os.path.basename(name))
 
 
 def unet_patches(lora: Lora, model: Any) -> dict[Any, Any]:
@@ -118,14 +114,14 @@ def text_patches(lora: Lora, clip: Any) -> dict[Any, Any]:
     """The host's patches for the text encoder; rows of its token table as slices of one weight."""
     keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     patches = comfy.lora.load_lora(lora.text_tensors(), keys, log_missing=False)
-    table = f"{TEXT_ROOT}{stage_lora.TOKEN_TABLE}.weight"
+    table = f"{TEXT_ROOT}{TOKEN_TABLE}.weight"
     for index, row in lora.offsets.items():
-        if index < stage_lora.TOKENS:
+        if index < TOKENS:
             patches[(table, (0, index, 1))] = ("diff", (row[None],))
     return patches
 
 
-def apply(
+def apply_lora(
     lora: Lora, targets: Targets, strength_model: float, strength_clip: float, typed: Mapping[str, str]
 ) -> tuple[Targets, list[str]]:
     """New models with ``lora`` on them, and lines for the report. A strength of 0 leaves a model the same object.
@@ -135,20 +131,20 @@ def apply(
     model = {"stage_c": targets.prior, "stage_b": targets.decoder}.get(lora.stage)
     clip, notes = targets.clip, []
     if model is not None and strength_model != 0:
-        model = patched(model, unet_patches(lora, model), strength_model, stage_lora.UNET_PREFIX, lora.unet, notes)
+        model = add_patches(model, unet_patches(lora, model), strength_model, UNET_PREFIX, lora.unet, notes)
     if clip is not None and strength_clip != 0:
-        clip = patched(clip, text_patches(lora, clip), strength_clip, TEXT_ROOT, lora.text, notes)
-        fresh, lines = words.vectors(lora, targets.clip, strength_clip, typed)
+        clip = add_patches(clip, text_patches(lora, clip), strength_clip, TEXT_ROOT, lora.text, notes)
+        fresh, lines = words.make_vectors(lora, targets.clip, strength_clip, typed)
         notes += lines
         if fresh:
             clip = clip if clip is not targets.clip else clip.clone()
-            clip.tokenizer = words.taught(clip.tokenizer, fresh)
+            clip.tokenizer = words.teach(clip.tokenizer, fresh)
     prior, decoder = targets.prior, targets.decoder
     if lora.stage == "stage_c":
         prior = model
     elif lora.stage == "stage_b":
         decoder = model
-    notes += off_notes(lora, strength_model, strength_clip)
+    notes += list_notes(lora, strength_model, strength_clip)
     return Targets(prior, decoder, clip), notes
 
 
@@ -167,13 +163,15 @@ def apply_all(choices: Sequence[Choice], targets: Targets, where: str) -> tuple[
     targets.check(where)
     reports = []
     for choice in choices:
-        lora = match(choice.name, targets)
-        targets, notes = apply(lora, targets, choice.strength_model, choice.strength_clip, words.parse(choice.tokens))
+        lora = read_and_match(choice.name, targets)
+        targets, notes = apply_lora(
+            lora, targets, choice.strength_model, choice.strength_clip, words.parse_tokens(choice.tokens)
+        )
         reports.append(lora.report.text(notes))
     return targets, "\n\n".join(reports) or "The stack is empty: no LoRA is applied"
 
 
-def off_notes(lora: Lora, strength_model: float, strength_clip: float) -> list[str]:
+def list_notes(lora: Lora, strength_model: float, strength_clip: float) -> list[str]:
     notes = []
     if lora.unet and strength_model == 0:
         notes.append("strength_model is 0: the model is left as it is")
@@ -182,7 +180,7 @@ def off_notes(lora: Lora, strength_model: float, strength_clip: float) -> list[s
     return notes
 
 
-def patched(
+def add_patches(
     owner: Any, patches: Mapping[Any, Any], strength: float, root: str, modules: Mapping[str, Any], notes: list[str]
 ) -> Any:
     """A clone of a MODEL or CLIP with ``patches``; ``owner`` itself where there are none."""
@@ -222,7 +220,7 @@ class StageHook(comfy.hooks.WeightHook):
         return copy
 
 
-def hook(lora: Lora, targets: Targets, strength_model: float, strength_clip: float, before: Any = None) -> Any:
+def make_hook(lora: Lora, targets: Targets, strength_model: float, strength_clip: float, before: Any = None) -> Any:
     """HOOKS with ``lora`` added; ``before`` itself where both strengths are 0."""
     before = before or comfy.hooks.HookGroup()
     if strength_model == 0 and strength_clip == 0:
@@ -232,7 +230,7 @@ def hook(lora: Lora, targets: Targets, strength_model: float, strength_clip: flo
     made.need_weight_init = False
     made.weights = unet_patches(lora, model) if model is not None else {}
     made.weights_clip = text_patches(lora, targets.clip) if targets.clip is not None else {}
-    made.kind = KINDS.get(lora.stage)
+    made.kind = BASES.get(lora.stage)
     group = comfy.hooks.HookGroup()
     group.add(made)
     return before.clone_and_combine(group)

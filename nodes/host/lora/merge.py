@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from ....stages.errors import BadValues, WrongInput
-from ....stages.files import convert, identify
-from ....stages.files.marker import MARKER, marker_text
-from ....stages.lora import extract as lora_extract
+from ....stages.files import convert
+from ....stages.files.header import MARKER, marker_text
+from ....stages.files.identify import identify
+from ....stages.files.kinds import KINDS, find_published_name, is_published
+from ....stages.lora.extract import Extraction, extract_layer, in_scope
 from ....stages.lora.merge import group_of
-from ....stages.nets.sizes import find_published_name, is_published
-from ..files import write as model_files
+from ...checkpoints import disk
+from ..files.names import name_in_lists
+from ..files.write import add_workflow, check_room, count_bytes, next_path, write_model
 from ..models.load import DTYPES
-from .apply import TITLES, kind_of, shapes_of
+from .apply import kind_of, shapes_of
 
 ROOT = "diffusion_model."
 TRAINED = (".weight", ".bias", ".gamma", ".beta")
@@ -37,14 +40,12 @@ def check_same(first: Any, others: Mapping[str, Any], where: str) -> None:
         other = kind_of(model, where)
         if other != kind:
             raise WrongInput(
-                f"{where} got {TITLES[kind]} and, on '{name}', {TITLES[other]}. Both have to be the same "
-                f"stage: "
-                "two priors or two decoders."
+                f"{where} got {KINDS[kind].stage} and, on '{name}', {KINDS[other].stage}. Both have to be the same "
+                "stage: two priors or two decoders."
             )
         if trained_shapes(model) != shapes:
             raise WrongInput(
-                f"{where} got two sizes of {TITLES[kind]}; '{name}' does not match the first one. Models "
-                f"can "
+                f"{where} got two sizes of {KINDS[kind].stage}; '{name}' does not match the first one. Models can "
                 "only be mixed with others of their size: full with full, lite with lite."
             )
 
@@ -54,7 +55,7 @@ def trained_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes_of(model.model.diffusion_model).items() if name.endswith(TRAINED)}
 
 
-def blend(first: Any, second: Any, weights: Mapping[str, float], where: str) -> Any:
+def merge_models(first: Any, second: Any, weights: Mapping[str, float], where: str) -> Any:
     """``first`` moved to ``second`` by the share in ``weights`` for each group of :data:`stages.lora.merge.GROUPS`."""
     check_same(first, {"model2": second}, where)
     levels = len(first.model.diffusion_model.down_blocks)
@@ -80,16 +81,16 @@ def add_difference(first: Any, tuned: Any, base: Any, strength: float, where: st
     return merged
 
 
-def baked(entry: list[Any], key: str, device: torch.device) -> Tensor:
+def bake_weight(entry: list[Any], key: str, device: torch.device) -> Tensor:
     """A weight with its patches in float32; ``entry`` is what ``get_key_patches`` has for ``key``."""
     (weight, convert_weight), *patches = entry
     weight = comfy.model_management.cast_to_device(weight, device, torch.float32, copy=True)
     return comfy.lora.calculate_weight(patches, convert_weight(weight, inplace=True), key)
 
 
-def extract(
+def extract_lora(
     tuned: Any, base: Any, rank: int, energy: float, scope: str, dtype: torch.dtype, where: str
-) -> tuple[dict[str, Tensor], lora_extract.Extraction]:
+) -> tuple[dict[str, Tensor], Extraction]:
     """The LoRA, under ComfyUI's names, that turns ``base`` into ``tuned``, and how much of the change it keeps."""
     check_same(base, {"tuned": tuned}, where)
     device = comfy.model_management.get_torch_device()
@@ -99,14 +100,14 @@ def extract(
         for key, entry in before.items()
         if key in after
         and entry[0][0].is_floating_point()
-        and lora_extract.in_scope(key[len(ROOT) :], tuple(entry[0][0].shape), scope)
+        and in_scope(key[len(ROOT) :], tuple(entry[0][0].shape), scope)
     ]
     bar, tensors, layers = comfy.utils.ProgressBar(len(keys)), {}, []
     for key in keys:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        delta = baked(after[key], key, device) - baked(before[key], key, device)
+        delta = bake_weight(after[key], key, device) - bake_weight(before[key], key, device)
         check_finite(delta, key)
-        found = lora_extract.extract(key[len(ROOT) :], delta, rank, energy, dtype)
+        found = extract_layer(key[len(ROOT) :], delta, rank, energy, dtype)
         if found is not None:
             parts, layer = found
             module = key.removesuffix(".weight").removesuffix(".bias")
@@ -115,18 +116,16 @@ def extract(
         bar.update(1)
     if not tensors:
         raise WrongInput(
-            f"{where} found no difference between the two models in '{scope}'. Wire the trained model "
-            f"into "
-            "'tuned' and the one that it was trained from into 'base', or choose more layers."
+            f"{where} found no difference between the two models in '{scope}'. Wire the trained model into 'tuned' "
+            "and the one that it was trained from into 'base', or choose more layers."
         )
-    return tensors, lora_extract.Extraction(tuple(layers), len(keys) - len(layers))
+    return tensors, Extraction(tuple(layers), len(keys) - len(layers))
 
 
 def check_finite(values: Tensor, key: str) -> None:
     if not torch.isfinite(values).all():
         raise BadValues(
-            f"The layer {key[len(ROOT) :]} holds NaN or infinite values. One of the models, or a LoRA on "
-            f"it, is "
+            f"The layer {key[len(ROOT) :]} holds NaN or infinite values. One of the models, or a LoRA on it, is "
             "damaged: load it again without LoRAs."
         )
 
@@ -138,35 +137,37 @@ def save_model(
 
     Raises :class:`WrongInput` where the disk is too full or a number does not fit into the format.
     """
-    kind, path = kind_of(model, where), model_files.next_path(prefix)
+    kind, path = kind_of(model, where), next_path(prefix)
     comfy.model_management.load_models_gpu([model])
     stored = model.state_dict_for_saving()
-    part = identify.identify(stored)
+    part = identify(stored)
     tensors = convert.normalise(stored, part)
     wanted = SAVED_DTYPES[dtype]
     if wanted is None and layout == "ComfyUI":
-        model_files.check_room(path, model_files.size_of(tensors))
+        check_room(path, count_bytes(tensors))
     else:
-        model_files.check_room(path, model_files.size_of(tensors, wanted))
-        tensors = convert.dequantise({key: cast(tensor, wanted, key) for key, tensor in tensors.items()}, wanted)
+        check_room(path, count_bytes(tensors, wanted))
+        tensors = convert.dequantise({key: cast_weight(tensor, wanted, key) for key, tensor in tensors.items()}, wanted)
     tensors = LAYOUTS[layout](tensors)
     metadata = metadata_for(kind, part.config, layout, notes)
     if MARKER in metadata and layout == "ComfyUI":  # core's own nodes lose metadata, but keep tensors
         tensors.update({key: value for key, value in stored.items() if key.endswith(MARKER)})
-    model_files.write(path, tensors, model_files.with_workflow(metadata, hidden))
-    size = model_files.disk.in_words(path.stat().st_size)
-    return path.name, f"{path.name}: {TITLES[kind]} in {layout} layout, {dtype}, {len(tensors)} tensors, {size}"
+    write_model(path, tensors, add_workflow(metadata, hidden))
+    size = disk.in_words(path.stat().st_size)
+    return name_in_lists(
+        path
+    ), f"{path.name}: {KINDS[kind].stage} in {layout} layout, {dtype}, {len(tensors)} tensors, {size}"
 
 
-def cast(tensor: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
+def cast_weight(tensor: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
     """``tensor`` on the CPU, as the host bakes it, in ``dtype`` (None: its own)."""
     tensor = tensor.to("cpu")
     if dtype is None or not tensor.is_floating_point() or tensor.dtype.itemsize == 1 or key.endswith("_scale"):
         return tensor
     if dtype == torch.float16 and tensor.numel() and tensor.abs().max() > HALF_MAX:
         raise WrongInput(
-            f"The layer {key} has values up to {float(tensor.abs().max()):.3g}, which fp16 cannot hold. "
-            "Save in bf16 or fp32."
+            f"The layer {key} has values up to {float(tensor.abs().max()):.3g}, which fp16 cannot hold. Save in "
+            "bf16 or fp32."
         )
     return tensor.to(dtype)
 

@@ -16,7 +16,7 @@ from ....stages.lora.match import TOKEN_TABLE, Lora
 TABLE = f"clip_g.transformer.{TOKEN_TABLE}.weight"
 
 
-def parse(text: str) -> dict[str, str]:
+def parse_tokens(text: str) -> dict[str, str]:
     """``{word: pattern}`` from lines such as ``[fernando] = ^dog</w>``; the pattern may be left out."""
     found = {}
     for line in text.splitlines():
@@ -31,15 +31,16 @@ def parse(text: str) -> dict[str, str]:
             re.compile(pattern)
         except re.error as error:
             raise WrongInput(
-                f"The start '{pattern}' of the token {word} is no valid pattern ({error}). Write a part "
-                f"of a "
-                "word, such as dog, or a whole one, such as ^dog</w>."
+                f"The start '{pattern}' of the token {word} is no valid pattern ({error}). Write a part of a word, "
+                "such as dog, or a whole one, such as ^dog</w>."
             ) from None
         found[word] = pattern
     return found
 
 
-def vectors(lora: Lora, clip: Any, strength: float, typed: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
+def make_vectors(
+    lora: Lora, clip: Any, strength: float, typed: Mapping[str, str]
+) -> tuple[dict[str, Tensor], list[str]]:
     """``{word: vectors (n, width)}`` that ``lora`` adds to the prompt, and lines that say how to write them.
 
     As the official trainer does, an added token starts from the mean of all tokens that its pattern matches (zeros
@@ -49,15 +50,14 @@ def vectors(lora: Lora, clip: Any, strength: float, typed: Mapping[str, str]) ->
     given = dict(typed or lora.words)
     if len(given) > len(ids):
         raise WrongInput(
-            f"'tokens' names {len(given)} words, but {lora.report.name} adds {len(ids)} tokens. Write "
-            f"one line "
-            "for each added token, or none."
+            f"'tokens' names {len(given)} words, but {lora.report.name} adds {len(ids)} tokens. Write one line for "
+            "each added token, or none."
         )
     fresh, lines = {}, []
     for number, index in enumerate(ids):
         word, pattern = list(given.items())[number] if number < len(given) else (f"[token{number + 1}]", "")
         offset = lora.offsets[index].float()
-        fresh[word] = (start(clip, word, pattern, len(offset)) + strength * offset)[None]
+        fresh[word] = (find_start(clip, word, pattern, len(offset)) + strength * offset)[None]
         note = (
             f"starting from {pattern}"
             if pattern
@@ -72,7 +72,7 @@ def vectors(lora: Lora, clip: Any, strength: float, typed: Mapping[str, str]) ->
     return fresh, lines
 
 
-def start(clip: Any, word: str, pattern: str, width: int) -> Tensor:
+def find_start(clip: Any, word: str, pattern: str, width: int) -> Tensor:
     """The mean of the token vectors whose text ``pattern`` matches; zeros for no pattern."""
     if not pattern:
         return torch.zeros(width)
@@ -82,14 +82,13 @@ def start(clip: Any, word: str, pattern: str, width: int) -> Tensor:
     rows = [index for index in rows if index < len(weight)]
     if not rows:
         raise WrongInput(
-            f"No token of the text encoder matches the start '{pattern}' of {word}. Write a part of a "
-            f"common "
-            "word, such as dog, or a whole one, such as ^dog</w>."
+            f"No token of the text encoder matches the start '{pattern}' of {word}. Write a part of a common word, "
+            "such as dog, or a whole one, such as ^dog</w>."
         )
     return convert(weight, inplace=False)[rows].float().mean(0).cpu()
 
 
-def taught(tokenizer: Any, fresh: Mapping[str, Tensor]) -> Any:
+def teach(tokenizer: Any, fresh: Mapping[str, Tensor]) -> Any:
     """A copy of the host's ``tokenizer`` that knows the words of ``fresh``; everything else is shared."""
     outer, inner = copy.copy(tokenizer), copy.copy(tokenizer.clip_g)
     inner.tokenizer = Vocabulary(inner.tokenizer, fresh)
@@ -97,8 +96,8 @@ def taught(tokenizer: Any, fresh: Mapping[str, Tensor]) -> Any:
     return outer
 
 
-def learned(tokenizer: Any) -> dict[str, Tensor]:
-    """The words that :func:`taught` has given to ``tokenizer``, with their vectors."""
+def list_words(tokenizer: Any) -> dict[str, Tensor]:
+    """The words that :func:`teach` has given to ``tokenizer``, with their vectors."""
     found: dict[str, Tensor] = {}
     inner = getattr(getattr(tokenizer, "clip_g", None), "tokenizer", None)
     while isinstance(inner, Vocabulary):
@@ -116,7 +115,7 @@ class Vocabulary:
         self.inner = inner
         self.fresh = {word.lower(): rows for word, rows in fresh.items()}
         words = sorted(self.fresh, key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(bounded, words)), re.IGNORECASE)
+        self.pattern = re.compile("|".join(map(make_pattern, words)), re.IGNORECASE)
 
     def __call__(self, text: str, *args: Any, **kwargs: Any) -> dict[str, list[Any]]:
         if not self.pattern.search(text):
@@ -138,7 +137,7 @@ class Vocabulary:
         return getattr(self.inner, name)
 
 
-def bounded(word: str) -> str:
+def make_pattern(word: str) -> str:
     """A pattern for ``word`` that does not match inside a longer word."""
     before = r"(?<!\w)" if re.match(r"\w", word) else ""
     return f"{before}{re.escape(word)}" + (r"(?!\w)" if re.match(r"\w", word[-1]) else "")

@@ -15,11 +15,11 @@ import comfy.sdxl_clip
 import comfy.supported_models_base
 import comfy.utils
 import folder_paths
-import torch
 
 from ....stages.errors import WrongFile
-from ....stages.files.clip import TextConfig, VisionConfig
-from .load import AUTO, DTYPES, Loaded, lacking, misfit, read
+from ....stages.files.clip import TextConfig, VisionConfig, tower_shapes
+from ....stages.files.load import check_tensors
+from .load import AUTO, DTYPES, Loaded, ModelPart, read
 
 CONFIG_FIELDS = (
     "hidden_size",
@@ -34,11 +34,12 @@ CONFIG_FIELDS = (
 TOKENS = 49408
 
 
-def load_text_encoder(path: str, dtype: str = AUTO, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+def load_text_encoder(source: str | ModelPart, dtype: str = AUTO, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """The CLIP of Stable Cascade from a text encoder file or an all-in-one checkpoint."""
-    loaded = read(path, "text_encoder")
+    loaded = read(source, "text_encoder")
     config: TextConfig = loaded.kind.config
     check_text(loaded, config)
+    check_tensors(tower_shapes(config), loaded.tensors, loaded.kind, loaded.name)
     options: dict[str, Any] = {"clip_g_model_config": {name: getattr(config, name) for name in CONFIG_FIELDS}}
     if dtype != AUTO:
         options["dtype"] = DTYPES[dtype]
@@ -48,20 +49,16 @@ def load_text_encoder(path: str, dtype: str = AUTO, disable_dynamic: bool = Fals
     target = comfy.supported_models_base.ClipTarget(
         comfy.sdxl_clip.StableCascadeTokenizer, comfy.sdxl_clip.StableCascadeClipModel
     )
-    try:
-        clip = comfy.sd.CLIP(
-            target,
-            embedding_directory=folder_paths.get_folder_paths("embeddings"),
-            tokenizer_data={},
-            parameters=comfy.utils.calculate_parameters(loaded.tensors),
-            state_dict=[loaded.tensors],
-            model_options=options,
-            disable_dynamic=disable_dynamic,
-        )
-    except RuntimeError as error:
-        raise misfit(loaded, error) from error
-    check_complete(loaded, clip.cond_stage_model.clip_g.transformer)
-    clip.patcher.cached_patcher_init = (load_text_encoder_patcher, (path, dtype))
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        tokenizer_data={},
+        parameters=comfy.utils.calculate_parameters(loaded.tensors),
+        state_dict=[loaded.tensors],
+        model_options=options,
+        disable_dynamic=disable_dynamic,
+    )
+    clip.patcher.cached_patcher_init = (load_text_encoder_patcher, (loaded.path, dtype))
     return clip
 
 
@@ -85,27 +82,16 @@ def check_text(loaded: Loaded, config: TextConfig) -> None:
         )
 
 
-def check_complete(loaded: Loaded, net: torch.nn.Module) -> None:
-    """Refuse a file without some of the weights of ``net``, which the host would only mention in its log."""
-    missing = [key for key in net.state_dict() if key.endswith((".weight", ".bias")) and key not in loaded.tensors]
-    if missing:
-        raise lacking(loaded, missing)
-
-
-def load_clip_vision(path: str) -> comfy.clip_vision.ClipVisionModel:
+def load_clip_vision(source: str | ModelPart) -> comfy.clip_vision.ClipVisionModel:
     """A CLIP vision tower of any size; the published ViT-L/14 gives exactly what the host's own loader does."""
-    loaded = read(path, "clip_vision")
-    vision = vision_model(loaded.kind.config)
-    try:
-        missing, _ = vision.load_sd(loaded.tensors)
-    except RuntimeError as error:
-        raise misfit(loaded, error) from error
-    if missing:
-        raise lacking(loaded, missing)
+    loaded = read(source, "clip_vision")
+    check_tensors(tower_shapes(loaded.kind.config), loaded.tensors, loaded.kind, loaded.name)
+    vision = build_vision(loaded.kind.config)
+    vision.load_sd(loaded.tensors)
     return vision
 
 
-def vision_model(config: VisionConfig) -> comfy.clip_vision.ClipVisionModel:
+def build_vision(config: VisionConfig) -> comfy.clip_vision.ClipVisionModel:
     """The host's class for ``config``; older hosts read it from a file only."""
     settings = {**asdict(config), "model_type": "clip_vision_model"}
     with tempfile.TemporaryDirectory() as folder:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -15,13 +14,15 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ....stages.errors import WrongFile
-from ....stages.files import convert, identify, load
-from ....stages.files.header import read_header
+from ....stages.errors import UnreadableFile, WrongFile
+from ....stages.files import convert, load
 from ....stages.files.identify import FileKind
+from ....stages.files.kinds import kinds_for
+from ....stages.files.open import OpenedModel, OpenedModels
+from ....stages.files.quantised import check_numbers
+from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE
 from ...checkpoints.presets import Choice
 from .. import machine
-from ..files import names
 from .model import DecoderConfig, PriorConfig
 from .nets import network_arguments
 
@@ -36,8 +37,14 @@ DTYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 DEVICES = (AUTO, "gpu", "cpu")
-MISFIT = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)")
-"""Key, shape in the file and shape in the network, in the error of ``load_state_dict``."""
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """The one network in an opened file that an input is for; nothing of it is in memory yet."""
+
+    opened: OpenedModel
+    kind: FileKind
 
 
 @dataclass(frozen=True)
@@ -50,36 +57,33 @@ class Loaded:
 
     @property
     def name(self) -> str:
-        return os.path.basename(self.path)
+        return Path(self.path).name
 
 
-def look(path: str) -> FileKind:
-    """What the file at ``path`` is, from its header alone; raises :class:`WrongFile` for what is no checkpoint."""
-    header = read_header(path)
-    return identify.identify(header.tensors, header.metadata)
+def find_part(path: str, *kinds: str, models: OpenedModels | None = None) -> ModelPart:
+    """The part of the file at ``path`` that is one of ``kinds``; a sentence that names the input where there is none.
 
-
-def recognise(path: str, *kinds: str) -> FileKind:
-    """The part of the file at ``path`` that is one of ``kinds``, from its header; the sentence names the input."""
+    ``models`` are the files that this run has opened already.
+    """
     try:
-        return load.require(look(path), kinds, os.path.basename(path))
-    except WrongFile as error:
-        title, needs, _ = load.INPUTS[kinds[0]]
-        told = f"The '{title}' input needs" in str(error)
-        raise error if told else WrongFile(f"{error} The '{title}' input needs {needs}.") from None
+        opened = (models or OpenedModels()).open(path)
+    except UnreadableFile as error:
+        raise UnreadableFile(f"{error} {load.name_need(kinds[0])}.") from None
+    return ModelPart(opened, load.require(opened.kind, kinds, opened.name))
 
 
-def read(path: str, *kinds: str) -> Loaded:
-    """Read the network of one of ``kinds`` from the file at ``path`` through the host's own (streaming) reader."""
-    name, part = os.path.basename(path), recognise(path, *kinds)
-    tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    tensors, metadata = comfy.utils.convert_old_quants(tensors, part.prefix, metadata=metadata or {})
-    part = load.require(identify.identify(tensors, metadata), kinds, name)
-    if part.config is None:
-        raise WrongFile(
-            f"{name} looks like {part.describe()}, but {part.problem or 'it is incomplete'}. Download it again."
-        )
-    return Loaded(path, part, convert.normalise(tensors, part))
+def read(source: str | ModelPart, *kinds: str) -> Loaded:
+    """Read the network of one of ``kinds`` from a file through the host's own (streaming) reader."""
+    part = source if isinstance(source, ModelPart) else find_part(source, *kinds)
+    opened, kind = part.opened, load.require(part.kind, kinds, part.opened.name)
+    load.check_config(kind, opened.name)
+    tensors = opened.read_tensors(lambda path: comfy.utils.load_torch_file(str(path), safe_load=True))
+    tensors, _ = comfy.utils.convert_old_quants(tensors, kind.prefix, metadata=dict(opened.header.metadata))
+    tensors = convert.normalise(tensors, kind)
+    check_numbers(tensors, opened.name, load.quantised_keys(tensors))
+    if kind.restored:
+        log.info("%s: its weights (%s) are turned into bf16", opened.name, kind.quantisation)
+    return Loaded(str(opened.path), kind, tensors)
 
 
 def weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype | None:
@@ -87,15 +91,17 @@ def weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype | None:
     return comfy.utils.weight_dtype(tensors)
 
 
-def load_diffusion(path: str, kind: str, dtype: str | Choice = AUTO, disable_dynamic: bool = False) -> Any:
-    """A ModelPatcher of Stage C (``kind`` "stage_c") or Stage B ("stage_b") from ``path``.
+def load_diffusion(
+    source: str | ModelPart, kind: str, dtype: str | Choice = AUTO, disable_dynamic: bool = False
+) -> Any:
+    """A ModelPatcher of Stage C (``kind`` "stage_c") or Stage B ("stage_b") from a file.
 
     ``dtype`` is a name in :data:`DTYPES`, or "auto" for the host's flags and the advice for this machine. A model that
     the host makes a second time gets what was chosen the first time.
     """
-    loaded = read(path, kind)
+    loaded = read(source, kind)
     patcher = diffusion_from_tensors(loaded, dtype, disable_dynamic)
-    patcher.cached_patcher_init = (load_diffusion, (path, kind, patcher.get_attachment(machine.ATTACHMENT)))
+    patcher.cached_patcher_init = (load_diffusion, (loaded.path, kind, patcher.get_attachment(machine.ATTACHMENT)))
     return patcher
 
 
@@ -109,6 +115,8 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic:
     if is_prior and (stored == torch.float16 or dtype == "fp16"):
         config.supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
     choice = dtype if isinstance(dtype, Choice) else choose(config, loaded, stored, dtype)
+    if loaded.kind.restored and not isinstance(dtype, Choice):
+        choice = replace(choice, reason=f"{choice.reason}; its file holds {loaded.kind.quantisation}")
     config.set_inference_dtype(machine.DTYPES[choice.storage], cast_to(choice, config.quant_config))
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
@@ -160,22 +168,6 @@ def cast_to(choice: Choice, quantised: Any) -> torch.dtype | None:
     return None if choice.compute == choice.storage and not quantised else machine.DTYPES[choice.compute]
 
 
-def lacking(loaded: Loaded, missing: Sequence[str]) -> WrongFile:
-    """The sentence for a file without the tensors ``missing``."""
-    return WrongFile(load.fault(loaded.name, loaded.kind, "lacks tensors", missing))
-
-
-def misfit(loaded: Loaded, error: RuntimeError) -> Exception:
-    """The sentence for torch's ``error`` about tensors of other shapes; any other error itself."""
-    found = [
-        f"{key} is {given.replace(', ', '×')} instead of {needed.replace(', ', '×')}"
-        for key, given, needed in MISFIT.findall(str(error))
-    ]
-    if not found:
-        return error
-    return WrongFile(load.fault(loaded.name, loaded.kind, "has tensors of the wrong shape", found))
-
-
 def device_for(choice: str) -> torch.device | None:
     """The device that a node's choice means; None leaves it to the host."""
     if choice == "cpu":
@@ -187,27 +179,29 @@ def device_for(choice: str) -> torch.device | None:
 class Parts:
     """Where the parts of a model lie when some of them are inside the checkpoints of the two diffusion models.
 
-    ``paths`` holds by input a path, or one of the two words that are no file. Files are recognised as they are asked
-    for, so that a wrong one is told before any is loaded.
+    ``paths`` holds by input a path, or one of the two words that are no file; ``models`` are the files that are open
+    already, ``namesakes`` further ones of the same names, in which a checkpoint's parts may lie. Files are recognised as they are asked for, so that a wrong one is told before any is loaded.
     """
 
     paths: Mapping[str, str]
+    models: OpenedModels
+    namesakes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def find(self, role: str, *kinds: str) -> str | None:
-        """Path of the file for ``role``: its own, or the checkpoint that holds one of ``kinds``; None for none."""
-        path = self.paths[role]
-        if path == names.NONE:
+    def find(self, role: str) -> ModelPart | None:
+        """The network for ``role``: in its own file, or inside one of the checkpoints; None for none."""
+        path, kinds = self.paths[role], kinds_for(role)
+        if path == NONE:
             return None
-        if path != names.FROM_CHECKPOINT:
-            recognise(path, *kinds)
-            return path
+        if path != FROM_CHECKPOINT:
+            return find_part(path, *kinds, models=self.models)
         checkpoints = [self.paths[role] for role in ("prior", "decoder")]
-        for path in checkpoints:
-            found = look(path)
-            if any(found.part(kind) for kind in kinds):
-                return path
-        label, (first, second) = role.replace("_", " "), map(os.path.basename, checkpoints)
+        others = [path for role in ("prior", "decoder") for path in self.namesakes.get(role, ())]
+        for path in dict.fromkeys([*checkpoints, *others]):
+            opened = self.models.open(path)
+            if part := next(filter(None, map(opened.kind.part, kinds)), None):
+                return ModelPart(opened, part)
+        label, (first, second) = role.replace("_", " "), (Path(path).name for path in checkpoints)
         raise WrongFile(
-            f"'{role}' is set to '{names.FROM_CHECKPOINT}', but neither {first} nor {second} holds a "
+            f"'{role}' is set to '{FROM_CHECKPOINT}', but neither {first} nor {second} holds a "
             f"{label}. Choose the {label}'s own file."
         )

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
 import comfy.ops
 import torch
-from torch import Tensor
 
 from ....stages.errors import WrongFile
 from ...checkpoints.presets import Choice
 from .. import machine
-from .load import AUTO, DTYPES, Loaded, device_for, read
+from .load import AUTO, DTYPES, Loaded, ModelPart, device_for, read
 from .vae import StageAVAE, StageCVAE
 
 
-def load_stage_a(path: str, dtype: str = AUTO, device: str = AUTO, **patcher: Any) -> StageAVAE:
+def load_stage_a(source: str | ModelPart, dtype: str = AUTO, device: str = AUTO, **patcher: Any) -> StageAVAE:
     """The Stage A VAE from its own file or an all-in-one checkpoint."""
-    loaded = read(path, "stage_a")
+    loaded = read(source, "stage_a")
     target = device_for(device)
     vae = StageAVAE(loaded.kind.config, vae_dtype(dtype, target), target, comfy.ops.disable_weight_init, **patcher)
     vae.load_weights(loaded)
     name = machine.NAMES[vae.vae_dtype]
     reason = "as the host's flags and its advice say" if dtype == AUTO else "chosen in the node"
     machine.note_choice(vae.patcher, Choice(name, name, reason))
-    vae.patcher.cached_patcher_init = (load_stage_a_patcher, (path, dtype, device))
+    vae.patcher.cached_patcher_init = (load_stage_a_patcher, (loaded.path, dtype, device))
     return vae
 
 
@@ -35,51 +35,51 @@ def load_stage_a_patcher(path: str, dtype: str = AUTO, device: str = AUTO, disab
 
 
 def load_stage_c_vae(
-    encoder_path: str | None, previewer_path: str | None, dtype: str = AUTO, device: str = AUTO, **patcher: Any
+    encoder: str | ModelPart | None,
+    previewer: str | ModelPart | None,
+    dtype: str = AUTO,
+    device: str = AUTO,
+    **patcher: Any,
 ) -> StageCVAE:
     """Image encoder and Previewer as one VAE; either may be absent (None), or both be in one file."""
     halves = {
-        name: None if path is None else half(path, name)
-        for name, path in (("encoder", encoder_path), ("previewer", previewer_path))
+        name: None if source is None else read_half(source, name)
+        for name, source in (("encoder", encoder), ("previewer", previewer))
     }
     target = device_for(device)
-    configs = {name: found[0] if found else None for name, found in halves.items()}
     vae = StageCVAE(
-        configs["encoder"],
-        configs["previewer"],
+        *(half.kind.config if half else None for half in halves.values()),
         vae_dtype(dtype, target),
         target,
         comfy.ops.disable_weight_init,
         **patcher,
     )
-    tensors = {f"{name}.{key}": value for name, found in halves.items() if found for key, value in found[1].items()}
-    any_loaded = next(found[2] for found in halves.values() if found)
-    vae.load_weights(Loaded(any_loaded.path, any_loaded.kind, tensors))
-    vae.patcher.cached_patcher_init = (load_stage_c_patcher, (encoder_path, previewer_path, dtype, device))
+    tensors = {f"{name}.{key}": value for name, half in halves.items() if half for key, value in half.tensors.items()}
+    first = next(half for half in halves.values() if half)
+    vae.load_weights(Loaded(first.path, first.kind, tensors))
+    paths = tuple(half.path if half else None for half in halves.values())
+    vae.patcher.cached_patcher_init = (load_stage_c_patcher, (*paths, dtype, device))
     return vae
 
 
 def load_stage_c_patcher(
-    encoder_path: str | None,
-    previewer_path: str | None,
-    dtype: str = AUTO,
-    device: str = AUTO,
-    disable_dynamic: bool = False,
+    encoder: str | None, previewer: str | None, dtype: str = AUTO, device: str = AUTO, disable_dynamic: bool = False
 ) -> Any:
     """The patcher alone, for hosts that load a model a second time."""
-    return load_stage_c_vae(encoder_path, previewer_path, dtype, device, disable_dynamic=disable_dynamic).patcher
+    return load_stage_c_vae(encoder, previewer, dtype, device, disable_dynamic=disable_dynamic).patcher
 
 
-def half(path: str, name: str) -> tuple[Any, dict[str, Tensor], Loaded] | None:
-    """Configuration and tensors of the encoder or the Previewer, from a file of its own or of both."""
-    loaded = read(path, name, "stage_c_vae")
+def read_half(source: str | ModelPart, name: str) -> Loaded:
+    """The encoder or the Previewer (``name``), from a file of its own or of both."""
+    loaded = read(source, name, "stage_c_vae")
     if loaded.kind.kind == name:
-        return loaded.kind.config, loaded.tensors, loaded
+        return loaded
     config = getattr(loaded.kind.config, name)
     if config is None:
         raise WrongFile(f"{loaded.name} holds no {name}. Choose the file that does.")
     start = f"{name}."
-    return config, {key[len(start) :]: value for key, value in loaded.tensors.items() if key.startswith(start)}, loaded
+    tensors = {key[len(start) :]: value for key, value in loaded.tensors.items() if key.startswith(start)}
+    return Loaded(loaded.path, replace(loaded.kind, config=config), tensors)
 
 
 def vae_dtype(choice: str, device: torch.device | None) -> torch.dtype:

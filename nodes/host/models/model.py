@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ....stages.diffusion.sampling import logsnr, logsnr_from_sigma, noise_condition, sigma_from_logsnr
 from ....stages.errors import BadValues, WrongInput
-from ....stages.files.marker import MARKER, marker_tensor
+from ....stages.files.header import MARKER, marker_tensor
+from ....stages.files.kinds import is_published
 from ....stages.inputs.resize import crop_prior
-from ....stages.nets.sizes import is_published
 from ....stages.nets.stage_c import StageCConfig
 from .nets import HostStageB, HostStageC
 from .regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, image_embeds, region_conds, token_weights

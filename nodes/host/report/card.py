@@ -137,7 +137,7 @@ class ModelFile:
 def list_model_files(reports: Iterable[StageReport], hashes: bool) -> list[ModelFile]:
     """The files behind ``reports``, each once; a file that is gone by now is left out."""
     named = dict.fromkeys(report.weights for report in reports if report.weights)
-    paths, known = [path for path in named if os.path.isfile(path)], names.known()
+    paths, known = [path for path in named if os.path.isfile(path)], names.usable_catalogue()
     digests = hash_files(paths) if hashes else {}
     return [
         ModelFile(

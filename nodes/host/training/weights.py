@@ -9,11 +9,12 @@ import comfy.lora
 import torch
 from torch import Tensor
 
-from ....stages.files import convert, identify, load
+from ....stages.files import convert, load
 from ....stages.files.clip import TextConfig
+from ....stages.files.identify import identify
 from ....stages.nets.stage_c import StageC, StageCConfig
 from ....stages.training.cache import Encoders, fingerprint
-from ..lora.words import learned
+from ..lora.words import list_words
 from ..models.vae import check_encoder
 
 PREFIX = "diffusion_model."
@@ -55,7 +56,7 @@ def prior_weights(model: Any) -> tuple[StageCConfig, dict[str, Tensor]]:
     """Configuration and canonical tensors of a Stage C MODEL, ours or core's; they are the host's own, not to be kept."""
     net = model.model.diffusion_model
     tensors = read_patched(model, net.state_dict(), PREFIX)
-    kind = load.require(identify.identify(tensors), "stage_c", "This MODEL")
+    kind = load.require(identify(tensors), "stage_c", "This MODEL")
     return (net.config if isinstance(net, StageC) else kind.config), convert.normalise(tensors, kind)
 
 
@@ -63,7 +64,7 @@ def text_weights(clip: Any) -> tuple[TextConfig, dict[str, Tensor]]:
     """Configuration and tensors (names of transformers) of the Stable Cascade text encoder in a CLIP."""
     prefix = "clip_g.transformer."
     tensors = read_patched(clip.patcher, clip.cond_stage_model.clip_g.transformer.state_dict(), prefix)
-    kind = load.require(identify.identify(tensors), "text_encoder", "This CLIP")
+    kind = load.require(identify(tensors), "text_encoder", "This CLIP")
     return kind.config, convert.normalise(tensors, kind)
 
 
@@ -90,7 +91,7 @@ def encoders(clip: Any, vae: Any) -> Encoders:
 def text_ingredients(clip: Any) -> dict[str, Tensor]:
     """As :func:`ingredients` for a text encoder, with its CLIP skip and the words that LoRAs have taught it."""
     found = ingredients(clip.patcher, clip.cond_stage_model)
-    found.update((f"word {word}", rows) for word, rows in learned(clip.tokenizer).items())
+    found.update((f"word {word}", rows) for word, rows in list_words(clip.tokenizer).items())
     return found if clip.layer_idx is None else {**found, "skip": torch.tensor(clip.layer_idx)}
 
 

@@ -1,0 +1,108 @@
+"""Inputs that choose model files, and what every node with such inputs has in common."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from comfy_api.latest import io
+
+from .host.files import fetch, names
+from .host.models.load import AUTO, DTYPES, ModelPart
+
+CHECKPOINT = names.FROM_CHECKPOINT
+NONE = names.NONE
+
+
+def file_input(role: str, tooltip: str, extra: tuple[str, ...] = ()) -> io.Combo.Input:
+    """A file name: the files here, then published ones; ``extra`` are choices that are no files.
+
+    Which of the names would be fetched goes to the web extension as ``published``.
+    """
+    return io.Combo.Input(
+        role,
+        options=names.list_names(role, extra),
+        extra_dict={"published": names.list_published(role)},
+        tooltip=f"{tooltip} After the files here follow published ones, fetched when needed.",
+    )
+
+
+def missing_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "missing_files",
+        options=list(fetch.MODES),
+        default=fetch.DOWNLOAD,
+        optional=True,
+        tooltip=(
+            "What to do about published files that are not here: download shows what it takes and fetches them, ask stops "
+            "and shows it, never stops and tells how to get them by hand."
+        ),
+    )
+
+
+def dtype_input(name: str, what: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        name,
+        options=[AUTO, *DTYPES],
+        default=AUTO,
+        advanced=True,
+        tooltip=(
+            f"Number format of {what}. auto follows the host's flags and this machine; a choice here wins over both. fp8 "
+            "stores half as much and computes in the machine's own format."
+        ),
+    )
+
+
+class FileInputs:
+    """A node some of whose inputs are names of model files, which it checks itself.
+
+    The host's own refusal does not say what to do, so ``validate_inputs`` takes the file inputs from it: a missing file
+    is fetched, or gets its sentence, when the node runs, before anything is loaded. By taking ``input_types`` a text from
+    another node can be a file's name, too. The host asks for these inputs by the names in the signature.
+    """
+
+    ROLES: tuple[str, ...] = ()
+    CHECKED_HERE: tuple[str, ...] = ()
+    """Further inputs that the node checks itself when it runs."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.ROLES or any(getattr(base, "ROLES", ()) == cls.ROLES for base in cls.__mro__[1:]):
+            return  # FileLoader itself, or the host's locked copy of a node
+        names_of = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("cls", *cls.ROLES, *cls.CHECKED_HERE)]
+        types = inspect.Parameter("input_types", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
+
+        def validate_inputs(cls: type[FileInputs], *, input_types: Any = None, **chosen: Any) -> bool | str:
+            wrong = cls.check_files(chosen)
+            if input_types and not wrong:
+                wrong = names.check_links(cls.define_schema().inputs, input_types, cls.ROLES)
+            return wrong or True
+
+        validate_inputs.__signature__ = inspect.Signature([*names_of, types])
+        cls.validate_inputs = classmethod(validate_inputs)
+
+    @classmethod
+    def check_files(cls, chosen: dict[str, Any]) -> str:
+        """What is wrong with the chosen files before any is looked for; "" if nothing is."""
+        return next(filter(None, (names.check_choice(role, chosen.get(role)) for role in cls.ROLES)), "")
+
+    @classmethod
+    def fingerprint_inputs(cls, **given: Any) -> str:
+        return names.stamp_all({role: given.get(role) for role in cls.ROLES})
+
+
+class FileLoader(FileInputs):
+    """A node that loads networks from the files in its inputs: it finds or fetches them, then hands them to ``load``."""
+
+    @classmethod
+    def load(cls, parts: dict[str, ModelPart | None], **settings: Any) -> tuple[Any, ...]:
+        """The node's outputs, from what is in its files by input."""
+        raise NotImplementedError
+
+    @classmethod
+    def execute(cls, missing_files: str = fetch.DOWNLOAD, preset: str = fetch.OWN, **given: Any) -> io.NodeOutput:
+        chosen = {role: given.pop(role, NONE) for role in cls.ROLES}
+        found = fetch.find_files(cls.hidden.unique_id, chosen, missing_files, preset)
+        parts = {role: found.parts.find(role) for role in cls.ROLES}
+        outputs = cls.load(parts, **given)
+        return io.NodeOutput(*outputs, ui=fetch.show_loaded(cls.hidden.unique_id, found, *outputs))
