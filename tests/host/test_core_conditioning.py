@@ -12,11 +12,6 @@ from cascade_studio.nodes.host.models.model import crop_prior
 SEED = 9
 
 
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
 class Recorder:
     """A clone of a model that keeps what its network is called with, by the host's own wrapper."""
 

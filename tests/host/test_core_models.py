@@ -17,11 +17,6 @@ SEED = 21
 STAGES = ("prior", "decoder")
 
 
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
 class Pair:
     """The same weights as a MODEL of ours and one that core's classes make, and the file that both come from.
 

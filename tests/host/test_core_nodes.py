@@ -14,11 +14,6 @@ KOHYA = "kohya.safetensors"
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def plain(studio) -> torch.Tensor:
     """Stage C without any change to the model."""
     return sample(studio, studio.parts.prior)

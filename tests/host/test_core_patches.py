@@ -13,11 +13,6 @@ STAGES = ("prior", "decoder")
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def plain(studio) -> dict[str, torch.Tensor]:
     return {name: sample(studio, name) for name in STAGES}
 

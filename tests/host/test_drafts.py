@@ -14,11 +14,6 @@ BOARD = "CascadeStudio_DraftBoard"
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def drafts(studio) -> dict[str, Any]:
     return studio.sample_prior(studio.canvas(320, 256, batch=COUNT)[0], seed=SEED, steps=2)
 

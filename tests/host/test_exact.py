@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from world import DECODER_SCALE, Studio, changed, of_range, relative
+from world import DECODER_SCALE, changed, of_range, relative
 
 from cascade_studio.stages.diffusion import sampling
 from cascade_studio.stages.nets import encoder
 
 TOLERANCE = 1e-3
 SEED = 11
-
-
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
 
 
 PRIOR_RUNS = {

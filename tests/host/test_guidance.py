@@ -25,11 +25,6 @@ ACTIVE = {
 }
 
 
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
 def patched(studio: Studio, kind: str, stage: str = "prior", **inputs) -> Any:
     return studio.call(f"CascadeStudio_{kind}", model=getattr(studio.parts, stage), **inputs)
 

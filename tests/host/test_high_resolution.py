@@ -12,11 +12,6 @@ PIECES, SHARED, OWN = "pieces", "tiles, shared norms", "tiles, own norms"
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def prior(studio) -> dict:
     return studio.sample_prior(studio.canvas(640, 448)[0], steps=1)
 

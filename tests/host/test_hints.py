@@ -22,11 +22,6 @@ CANNY, INPAINT, OUTPAINT, LARGER, IDENTITY = (
 )
 
 
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
 def scene(height: int = 128, width: int = 160, batch: int = 1) -> torch.Tensor:
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     disc = (x**2 + y**2 < 0.4).float()

@@ -19,11 +19,6 @@ NODE = "CascadeStudio_ImagePrompts"
 SEED, STEPS = 11, 3
 
 
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
 def picture(seed: int = 0, height: int = 60, width: int = 90, batch: int = 1) -> torch.Tensor:
     coarse = torch.rand(batch, 3, 6, 9, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").movedim(1, -1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import Graph, Parts, parts  # noqa: F401
+from graphs import Graph, Parts
 from sources import node_classes
 from torch import Tensor
 

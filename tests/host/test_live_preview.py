@@ -19,11 +19,6 @@ SIDE = 256
 CELLS = 6
 
 
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
 class Frames:
     """The pictures that the host's progress hook gets."""
 

@@ -14,11 +14,6 @@ STRENGTH = 3.0
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def changes(studio) -> dict:
     """A strong change of rank 4 on every projection of Stage C."""
     return low_rank(attention_shapes(studio.parts.prior), size=2.0)

@@ -14,11 +14,6 @@ from world import Studio, changed, relative
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def changes(studio) -> dict:
     return low_rank(attention_shapes(studio.parts.prior), size=2.0)
 

@@ -18,11 +18,6 @@ PROMPT = "a photo of {} in the snow"
 DOG = "^dog</w>"
 
 
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
 def encode(studio: Studio, clip, text: str) -> torch.Tensor:
     """Tokens and pooled text of a prompt in one tensor."""
     cond, extra = studio.text(text, clip)[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import Graph, Parts, check_sentence, parts  # noqa: F401
+from graphs import Graph, Parts, check_sentence
 from torch import Tensor
 
 CPU = torch.device("cpu")

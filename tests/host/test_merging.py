@@ -23,11 +23,6 @@ SHARES = dict.fromkeys(GROUPS, 0.0)
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def models(studio) -> dict[str, list]:
     """Models of each stage: the family's weights, and others around them."""
     found = {}

@@ -5,16 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from graphs import check_sentence
-from world import Studio, changed
+from world import changed
 
 from cascade_studio.stages.inputs import inpaint
 
 SEED = 9
-
-
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
 
 
 @pytest.fixture(scope="module")

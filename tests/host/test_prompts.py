@@ -12,11 +12,6 @@ from world import Studio, changed, relative
 SEED = 6
 
 
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
 def encode(studio: Studio, text: str, **inputs) -> Any:
     return studio.call("CascadeStudio_EncodePrompt", clip=studio.parts.clip, text=text, **inputs)
 

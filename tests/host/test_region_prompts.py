@@ -15,11 +15,6 @@ EVERYWHERE = torch.ones(1, 8, 8)
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def other(studio) -> Any:
     return studio.text("a purple dragon in a snow storm, oil on canvas")
 

@@ -20,11 +20,6 @@ KEY = "cascade_studio_report"
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def made(studio) -> dict[str, Any]:
     """All three stages once: the latents, the picture, the report, and what the nodes told the interface."""
     graph = studio.graph()

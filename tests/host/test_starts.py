@@ -14,11 +14,6 @@ SEED = 7
 
 
 @pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
-@pytest.fixture(scope="module")
 def image() -> torch.Tensor:
     """A colourful picture (1, 256, 256, 3)."""
     y, x = torch.meshgrid(torch.linspace(0, 9, 256), torch.linspace(0, 7, 256), indexing="ij")

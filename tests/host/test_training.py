@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from forward import noise
-from graphs import FILES, Graph, Parts, check_sentence, check_works, parts  # noqa: F401
+from graphs import FILES, Graph, Parts, check_sentence, check_works
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from world import Studio, changed
+from world import changed
 
 from cascade_studio.nodes.checkpoints.catalogue import NONE
 from cascade_studio.stages.training import cache
@@ -24,11 +24,6 @@ from cascade_studio.stages.training.trainer import Trainer
 
 FAST = {"steps": 10, "batch_size": 2, "learning_rate": 3e-3, "sample_every": 5, "save_every": 5}
 FOLDER = "set"
-
-
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,10 @@ from collections.abc import Iterator
 import family as tiny_family
 import pytest
 import torch
-from world import Studio, relative
+from world import relative
 
 TOLERANCE = 1e-4
 EXACT = 1e-5
-
-
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from cascade_studio.stages.inputs import hints
 from cascade_studio.stages.inputs.canvas import plan_canvas
 from cascade_studio.stages.inputs.control_rules import BlockWeights, check_hint, check_model, parse_curve
 from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
-from cascade_studio.stages.nets.encoder import EncoderConfig  # noqa: F401 - named in MODES
+from cascade_studio.stages.nets.encoder import EncoderConfig
 
 
 def ramp(height: int, width: int) -> torch.Tensor:
@@ -214,8 +214,10 @@ def test_models_of_other_sizes():
 
 
 MODES = {
-    "effnet": "c_proj=64, trunk=EncoderConfig(repeats=(1, 1, 1, 1, 1, 1), c_features=64)",
-    "large": "c_in=16, c_proj=64, bottleneck_mode='large', c_large=(4096, 16), blocks_large=1, c_embed=16",
+    "effnet": ControlNetConfig(c_proj=64, trunk=EncoderConfig(repeats=(1, 1, 1, 1, 1, 1), c_features=64)),
+    "large": ControlNetConfig(
+        c_in=16, c_proj=64, bottleneck_mode="large", c_large=(4096, 16), blocks_large=1, c_embed=16
+    ),
 }
 
 
@@ -225,9 +227,9 @@ def test_memory_estimate(mode, side):
     setup = f"""
 from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
 from cascade_studio.stages.nets.encoder import EncoderConfig
-net = ControlNet(ControlNetConfig({MODES[mode]}))
+net = ControlNet({MODES[mode]!r})
 def warm(): net(torch.rand(1, net.config.c_in, net.config.cell, net.config.cell))
 """
     used = measured_peak(setup, f"x = torch.rand(1, net.config.c_in, {side}, {side})", "net(x)")
-    net = ControlNet(eval(f"ControlNetConfig({MODES[mode]})"), device="meta")
+    net = ControlNet(MODES[mode], device="meta")
     assert used <= net.memory(1, side**2, 4) <= 2 * used
