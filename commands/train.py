@@ -1,7 +1,7 @@
 """Train a LoRA from the command line: ``studio.py train --config FILE``. See docs/training.md.
 
-The file is JSON: "settings" are those of the nodes (stages/training/settings.py), the rest says where things lie. Started
-by torchrun or accelerate launch, several processes share every batch and reach the same result.
+The file is JSON: "settings" are those of the nodes (stages/training/settings.py), the rest says where things lie.
+Started by torchrun or accelerate launch, several processes share every batch and reach the same result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,8 @@ def tokenizer() -> Any:
     files = root / "comfy" / "sd1_tokenizer" if root else None
     if files is None or not files.is_dir():
         raise WrongFile(
-            f"ComfyUI's tokenizer is needed, and {files or 'no ComfyUI around this pack'} is not there. Set COMFYUI_PATH "
+            f"ComfyUI's tokenizer is needed, and {files or 'no ComfyUI around this pack'} is not there. Set "
+            f"COMFYUI_PATH "
             "to the folder of your ComfyUI."
         )
     return CLIPTokenizer.from_pretrained(files)
@@ -117,7 +118,7 @@ class Coders:
         self.image = read_network(config.image_encoder, "encoder", "stage_c_vae")
         self.text = read_network(config.text_encoder, "text_encoder")
 
-    @cache
+    @cached_property
     def image_net(self) -> nn.Module:
         """The image encoder in float32."""
         config, tensors = self.image
@@ -130,7 +131,7 @@ class Coders:
         net.load_state_dict({key: tensors[key] for key in net.state_dict() if key in tensors}, strict=False)
         return net.to(self.device).eval().requires_grad_(False)
 
-    @cache
+    @cached_property
     def text_net(self) -> nn.Module:
         """The text encoder in float32 on a processor, in bfloat16 elsewhere."""
         config, tensors = self.text
@@ -145,11 +146,11 @@ class Coders:
 
     @torch.no_grad()
     def picture(self, image: Tensor) -> Tensor:
-        return self.image_net()(normalise(image.to(self.device)))
+        return self.image_net(normalise(image.to(self.device)))
 
     @torch.no_grad()
     def caption(self, text: str) -> tuple[Tensor, Tensor]:
-        hidden, pooled = self.text_net()(token_ids(text, (), tokenizer())[None].to(self.device))
+        hidden, pooled = self.text_net(token_ids(text, (), tokenizer())[None].to(self.device))
         return hidden[0], pooled[0]
 
     def encoders(self) -> Encoders:

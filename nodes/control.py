@@ -127,8 +127,8 @@ class CascadeStudioApplyControl(io.ComfyNode):
                     default="",
                     advanced=True,
                     tooltip=(
-                        "Factors from the first block to the last, such as '1, 0.5, 0', with straight lines between them. "
-                        "Empty is 1 everywhere."
+                        "Factors from the first block to the last, such as '1, 0.5, 0', with straight lines between "
+                        "them. Empty is 1 everywhere."
                     ),
                 ),
                 io.Mask.Input(

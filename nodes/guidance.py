@@ -211,8 +211,9 @@ class CascadeStudioTiledAttention(io.ComfyNode):
                     min=0,
                     max=512,
                     tooltip=(
-                        "Cells a side that see each other. Grids up to this size stay whole; 0 leaves all whole. Stage C "
-                        "has about one cell for 42 pixels, the levels of Stage B that attend one for 32 and for 64."
+                        "Cells a side that see each other. Grids up to this size stay whole; 0 leaves all whole. "
+                        "Stage C has about one cell for 42 pixels, the levels of Stage B that attend one for 32 and "
+                        "for 64."
                     ),
                 ),
                 io.Boolean.Input(

@@ -19,8 +19,8 @@ def latent_input() -> io.Latent.Input:
         "latent",
         optional=True,
         tooltip=(
-            "The Stage C latent that you will sample: the hint is cropped and padded to its canvas. Without it the canvas "
-            "has the picture's own size."
+            "The Stage C latent that you will sample: the hint is cropped and padded to its canvas. Without it the "
+            "canvas has the picture's own size."
         ),
     )
 
@@ -125,7 +125,8 @@ class CascadeStudioOutpaintCanvas(io.ComfyNode):
                 step=8,
                 advanced=True,
                 tooltip=(
-                    f"{name.capitalize()} of the whole canvas; what is missing is shared by both sides. 0 asks for none."
+                    f"{name.capitalize()} of the whole canvas; what is missing is shared by both sides. 0 asks for "
+                    "none."
                 ),
             )
 
@@ -220,15 +221,15 @@ class CascadeStudioIdentityHint(io.ComfyNode):
                 io.AnyType.Input(
                     "boxes",
                     tooltip=(
-                        "One box a face, in pixels: left, top, right, bottom, or x, y, width, height in a bounding box. Up "
-                        "to four faces are used, the largest and most central ones."
+                        "One box a face, in pixels: left, top, right, bottom, or x, y, width, height in a bounding "
+                        "box. Up to four faces are used, the largest and most central ones."
                     ),
                 ),
                 io.AnyType.Input(
                     "embeddings",
                     tooltip=(
-                        "One ArcFace embedding (512 numbers) a face, in the same order. A list of insightface faces can go "
-                        "into both inputs."
+                        "One ArcFace embedding (512 numbers) a face, in the same order. A list of insightface faces "
+                        "can go into both inputs."
                     ),
                 ),
                 latent_input(),

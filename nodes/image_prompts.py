@@ -65,8 +65,8 @@ class CascadeStudioImagePrompts(io.ComfyNode):
                     options=list(CROPS),
                     default=CENTRE,
                     tooltip=(
-                        "What CLIP sees of a picture that is not square: its centre (officially), all of it with borders, "
-                        "or all of it squashed."
+                        "What CLIP sees of a picture that is not square: its centre (officially), all of it with "
+                        "borders, or all of it squashed."
                     ),
                 ),
                 io.Float.Input(
@@ -77,8 +77,8 @@ class CascadeStudioImagePrompts(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     tooltip=(
-                        "How loud the words are beside the pictures: 0 is the empty prompt. Other values than 1 need the "
-                        "'clip' input."
+                        "How loud the words are beside the pictures: 0 is the empty prompt. Other values than 1 "
+                        "need the 'clip' input."
                     ),
                 ),
                 io.Float.Input(

@@ -43,8 +43,8 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                     min=0,
                     max=512,
                     tooltip=(
-                        "Pixels around the widened mask over which the new part fades into the old picture; nothing beyond "
-                        "them changes."
+                        "Pixels around the widened mask over which the new part fades into the old picture; nothing "
+                        "beyond them changes."
                     ),
                 ),
                 io.Int.Input(
@@ -54,7 +54,8 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                     max=4096,
                     step=64,
                     tooltip=(
-                        "The part is enlarged or reduced to about the area of a square with this side; 0 keeps its size."
+                        "The part is enlarged or reduced to about the area of a square with this side; 0 keeps its "
+                        "size."
                     ),
                 ),
                 io.Int.Input(
@@ -65,7 +66,8 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                     step=8,
                     advanced=True,
                     tooltip=(
-                        "Sides of the part are multiples of this; 128 is three cells of Stage C, so that nothing is padded."
+                        "Sides of the part are multiples of this; 128 is three cells of Stage C, so that nothing is "
+                        "padded."
                     ),
                 ),
             ],

@@ -290,7 +290,8 @@ class CascadeStudioExtractLora(io.ComfyNode):
                     options=list(SCOPES),
                     default=MATRICES,
                     tooltip=(
-                        "attention gives small files that also fit the official layout; biases and norms are kept whole."
+                        "attention gives small files that also fit the official layout; biases and norms are kept "
+                        "whole."
                     ),
                 ),
                 io.Combo.Input(

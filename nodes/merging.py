@@ -77,7 +77,8 @@ class CascadeStudioAddDifference(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     tooltip=(
-                        "How much of the change is added; 0 leaves the model exactly as it is, below 0 it is taken away."
+                        "How much of the change is added; 0 leaves the model exactly as it is, below 0 it is taken "
+                        "away."
                     ),
                 ),
             ],

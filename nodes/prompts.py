@@ -39,8 +39,8 @@ class CascadeStudioEncodePrompt(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     tooltip=(
-                        "The prompt. (word:1.3) strengthens and (word:0.7) weakens words, BREAK starts a new part of 77 "
-                        "tokens, and AVG averages two prompts, as in: a cat AVG a dog:0.5."
+                        "The prompt. (word:1.3) strengthens and (word:0.7) weakens words, BREAK starts a new part "
+                        "of 77 tokens, and AVG averages two prompts, as in: a cat AVG a dog:0.5."
                     ),
                 ),
                 io.Combo.Input(

@@ -21,8 +21,8 @@ def hashes_input() -> io.Boolean.Input:
         default=True,
         advanced=True,
         tooltip=(
-            "Tell the SHA-256 of the model files too. Each file is read once for it, which takes a while for large ones; "
-            "after that it is remembered until the file changes."
+            "Tell the SHA-256 of the model files too. Each file is read once for it, which takes a while for large "
+            "ones; after that it is remembered until the file changes."
         ),
     )
 
@@ -92,8 +92,8 @@ class CascadeStudioSaveImage(io.ComfyNode):
                     "filename_prefix",
                     default="CascadeStudio",
                     tooltip=(
-                        "Start of the file names, sub-folders with / included. %date:yyyy-MM-dd% and the like work as in "
-                        "Save Image."
+                        "Start of the file names, sub-folders with / included. %date:yyyy-MM-dd% and the like work "
+                        "as in Save Image."
                     ),
                 ),
                 Report.Input(

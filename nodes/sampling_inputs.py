@@ -139,8 +139,8 @@ def start_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip=(
-                "With denoise below 1, noise the picture as at shift 1, as the official image to image does: at shift 2 "
-                "more of it is kept. Off noises it as the sampling expects."
+                "With denoise below 1, noise the picture as at shift 1, as the official image to image does: at "
+                "shift 2 more of it is kept. Off noises it as the sampling expects."
             ),
         ),
         io.Boolean.Input(
@@ -149,8 +149,8 @@ def start_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip=(
-                "With denoise below 1, run only that part of the steps, as the official image to image does: 16 of 20 at "
-                "0.8."
+                "With denoise below 1, run only that part of the steps, as the official image to image does: 16 of "
+                "20 at 0.8."
             ),
         ),
     ]

@@ -45,8 +45,8 @@ class CascadeStudioTrainingSet(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip=(
-                        "For a folder: a caption for pictures without a .txt file; left empty, such pictures are an error. "
-                        "For images: one line each, or a single line for all."
+                        "For a folder: a caption for pictures without a .txt file; left empty, such pictures are an "
+                        "error. For images: one line each, or a single line for all."
                     ),
                 ),
                 io.Int.Input(
@@ -56,8 +56,8 @@ class CascadeStudioTrainingSet(io.ComfyNode):
                     max=2048,
                     step=32,
                     tooltip=(
-                        "Side of the square whose area the image encoder sees. 768 suits models that paint 1024 px; 192 "
-                        "suits Cascade Mini. Other shapes get the same area."
+                        "Side of the square whose area the image encoder sees. 768 suits models that paint 1024 px; "
+                        "192 suits Cascade Mini. Other shapes get the same area."
                     ),
                 ),
                 io.Image.Input("images", optional=True, tooltip="Pictures from the graph, instead of a folder."),
@@ -93,15 +93,17 @@ class CascadeStudioTrainingSettings(io.ComfyNode):
             node_id="CascadeStudio_TrainingSettings",
             display_name="Cascade Training Settings",
             category=CATEGORY,
-            description="Everything about training that most LoRAs do not need; the defaults are those without this node.",
+            description=(
+                "Everything about training that most LoRAs do not need; the defaults are those without this node."
+            ),
             search_aliases=["stable cascade", "train lora", "optimizer", "ema", "gradient checkpointing"],
             inputs=[
                 io.String.Input(
                     "blocks",
                     default=" ".join(DEFAULTS.blocks),
                     tooltip=(
-                        "What is trained: parts of layer names. .attn is the attention (official), .kv_mapper the prompt's "
-                        "way in, .channelwise the residual blocks, .mapper the noise level."
+                        "What is trained: parts of layer names. .attn is the attention (official), .kv_mapper the "
+                        "prompt's way in, .channelwise the residual blocks, .mapper the noise level."
                     ),
                 ),
                 io.Combo.Input(
@@ -154,8 +156,8 @@ class CascadeStudioTrainingSettings(io.ComfyNode):
                     options=list(settings.LOSS_WEIGHTS),
                     default=DEFAULTS.loss_weight,
                     tooltip=(
-                        "How noise levels count: p2 and adaptive are the official ways, constant counts all alike, velocity "
-                        "counts the first, noisiest steps most."
+                        "How noise levels count: p2 and adaptive are the official ways, constant counts all alike, "
+                        "velocity counts the first, noisiest steps most."
                     ),
                 ),
                 io.Float.Input(
@@ -190,8 +192,8 @@ class CascadeStudioTrainingSettings(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip=(
-                        "Words to learn, one a line: [name] = words to start from. Captions hold the word. Each is saved "
-                        "as an embedding too."
+                        "Words to learn, one a line: [name] = words to start from. Captions hold the word. Each is "
+                        "saved as an embedding too."
                     ),
                 ),
                 io.Combo.Input(

@@ -6,7 +6,7 @@ way is Mini's own vision tower (:meth:`mini.Mini.likeness`), which learned from 
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,6 @@ class Outlines:
         small = torch.from_numpy(kept["rgba"]).permute(0, 3, 1, 2).float() / 255
         self.rgba = F.interpolate(small, size=(SIGHT, SIGHT), mode="bilinear", antialias=True)
 
-    @cache
     def _gallery(self, ground: str) -> Tensor:
         """Features (N, 4, 24, 24) of every subject on a named colour."""
         colour = (torch.tensor(COLOURS[ground]) / 255).view(1, 3, 1, 1)

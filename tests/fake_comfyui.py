@@ -153,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
             data = self.fake.files.get(f"{query.get('subfolder', '')}/{query['filename']}")
             self.answer(404 if data is None else 200, data or b"")
         elif parts.path == "/system_stats":
-            self.answer(200, {"devices": [{"vram_total": int(os.environ.get("FAKE_MEMORY", 8 * 1024**3))}]})
+            self.answer(200, {"devices": [{"vram_total": int(os.environ.get("FAKE_MEMORY") or 8 * 1024**3)}]})
         else:
             self.answer(404, b"")
 

@@ -1,8 +1,8 @@
 """``python3 dev.py run -m tools.workflow_thumbnails [NAME ...]``: a picture of 512 pixels beside each workflow.
 
 Every workflow runs on a real server with Cascade Mini, at the size that Mini paints and with a prompt that it knows;
-what it saves becomes the template browser's picture. ControlNets that Mini lacks are bypassed; workflows that need another
-part which Mini lacks are left alone.
+what it saves becomes the template browser's picture. ControlNets that Mini lacks are bypassed; workflows that need
+another part which Mini lacks are left alone.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ class ObjectStore(Store):
             import fsspec
         except ImportError:
             raise Stop("--store needs fsspec: python -m pip install fsspec, and the package of your store.") from None
-        self.name = address.split("?")[0]
+        self.name = address.split("?", maxsplit=1)[0]
         self.files, self.root = fsspec.core.url_to_fs(address)
 
     def _key(self, name: str) -> str:

@@ -216,10 +216,15 @@ class Client:
             return Retry(f"{host} {words} ({status})", delay)
         return SourceFailed(
             {
-                401: f"{host} wants a login for this file (401). Log in there, create an access token and set it as the "
-                "environment variable HF_TOKEN; if one is set, it is wrong or has expired.",
-                403: f"{host} does not let this computer have the file (403). Its licence may have to be accepted on the "
-                "model's page first, with HF_TOKEN set to a token of that account; or a firewall is in between.",
+                401: (
+                    f"{host} wants a login for this file (401). Log in there, create an access token and set it as "
+                    "the environment variable HF_TOKEN; if one is set, it is wrong or has expired."
+                ),
+                403: (
+                    f"{host} does not let this computer have the file (403). Its licence may have to be accepted on "
+                    "the model's page first, with HF_TOKEN set to a token of that account; or a firewall is in "
+                    "between."
+                ),
                 404: f"{host} has no such file (404). It was moved or removed, or the mirror does not have it.",
                 410: f"{host} has removed the file (410).",
                 451: f"{host} may not give out the file here (451).",

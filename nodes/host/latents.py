@@ -98,8 +98,9 @@ def checked(latent: Latent, where: str, channels: int, stage: str, advice: str) 
 def for_batch(latent: Latent, prior: Latent, where: str) -> Latent:
     """The Stage B latent for the pictures of the Stage C latent ``prior``.
 
-    A single or an empty one serves them all; a single prior serves any number of latents. Which pictures of a batch they
-    are, and so their noise, is told by the prior where the latent does not. Raises :class:`WrongInput` for other numbers.
+    A single or an empty one serves them all; a single prior serves any number of latents. Which pictures of a batch
+    they are, and so their noise, is told by the prior where the latent does not. Raises :class:`WrongInput` for other
+    numbers.
     """
     samples, count = as_decoder(latent, where), prior["samples"].shape[0]
     given = samples.shape[0]

@@ -1,13 +1,14 @@
 """Regional prompts in one pass: all prompts' tokens at once, and a mask that says which cells hear which of them.
 
 The attention of Stage C is one softmax over the picture's own tokens and the condition tokens. The logarithm of a
-region's weight at a cell is add_masks to the products of that cell with the region's tokens, so a weight of 1 leaves them
-as they are, 0.5 counts them half and 0 takes them out. The cells still see each other, which keeps the picture one.
+region's weight at a cell is add_masks to the products of that cell with the region's tokens, so a weight of 1 leaves
+them as they are, 0.5 counts them half and 0 takes them out. The cells still see each other, which keeps the picture
+one.
 
 Image prompts are tokens as well: those of a region are heard as its words are, those of the whole picture everywhere.
-Without one for the whole picture there are the tokens of the empty image prompt, which Stage C was trained to hear where
-no image is given: they are heard as far as the regions with image prompts leave room. So an image prompt of a region that
-is everywhere is the same as one of the whole picture.
+Without one for the whole picture there are the tokens of the empty image prompt, which Stage C was trained to hear
+where no image is given: they are heard as far as the regions with image prompts leave room. So an image prompt of a
+region that is everywhere is the same as one of the whole picture.
 """
 
 from __future__ import annotations

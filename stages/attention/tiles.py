@@ -1,4 +1,5 @@
-"""Stage B on pictures that are too large for one pass: in pieces, which is exact, or in overlapping tiles, which is not.
+"""Stage B on pictures that are too large for one pass: in pieces, which is exact, or in overlapping tiles, which is
+not.
 
 Stage B looks at the whole picture in two places: its response norms measure every channel over it, and its deepest
 levels attend to all of it. Pieces cut only the wide layers between those, so they change nothing but memory. Tiles run
@@ -236,7 +237,9 @@ def place_tiles(length: int, tile: int, overlap: int, step: int) -> tuple[int, l
 
 
 def feather(length: int, size: int, begins: list[int]) -> Tensor:
-    """Weights (tiles, size) of the tiles of one side: a raised cosine over what neighbours share, 1 in all at each cell."""
+    """Weights (tiles, size) of the tiles of one side: a raised cosine over what neighbours share,
+    1 in all at each cell.
+    """
     weights = torch.ones(len(begins), size, dtype=torch.float64)
     for index in range(len(begins) - 1):
         shared = begins[index] + size - begins[index + 1]

@@ -15,7 +15,9 @@ from .layers import Attend, AttentionLayer
 
 
 def cut_side(length: int, window: int, shifted: bool) -> list[tuple[int, int]]:
-    """One side in equal parts of at most ``window`` cells, or moved by half of one; (first, last) with last exclusive."""
+    """One side in equal parts of at most ``window`` cells, or moved by half of one; (first,
+    last) with last exclusive.
+    """
     count = -(-length // window)
     edges = [round(length * index / count) for index in range(count + 1)]
     if shifted and count > 1:

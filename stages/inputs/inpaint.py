@@ -104,7 +104,9 @@ def plan_crop(mask: Tensor, settings: CropSettings) -> Crop:
 
 
 def choose_working_size(across: int, down: int, settings: CropSettings) -> tuple[int, int]:
-    """Width and height to work at: the target's area in the aspect of the crop, both multiples, within what is allowed."""
+    """Width and height to work at: the target's area in the aspect of the crop, both multiples,
+    within what is allowed.
+    """
     multiple = settings.multiple
     scale = settings.target / math.sqrt(across * down) if settings.target else 1.0
     rounding = round if settings.target else math.ceil

@@ -100,7 +100,7 @@ def low_rank(matrix: Tensor, rank: int, energy: float = 1.0) -> tuple[Tensor, Te
     else:
         with torch.random.fork_rng(devices=[matrix.device] if matrix.device.type == "cuda" else []):
             torch.manual_seed(0)
-            u, s, v = torch.svd_lowrank(matrix, q=min(rank + 16, min(matrix.shape)), niter=4)
+            u, s, v = torch.svd_lowrank(matrix, q=min(rank + 16, *matrix.shape), niter=4)
         vh = v.T
     shares = (s.square().cumsum(0) / matrix.square().sum()).clamp(max=1.0)
     enough = int((shares < energy).sum()) + 1 if energy < 1 else rank

@@ -81,9 +81,9 @@ def run_tiled(
 ) -> Tensor:
     """Fill ``out`` with ``network(source)``, one image of the batch and one tile at a time.
 
-    ``source`` is (B, C, H·cell_in, W·cell_in), ``out`` is (B, C', H·cell_out, W·cell_out) and may have another
-    dtype or live on another device. Windows move to ``device`` where one is given. ``on_tile(done, total)`` follows every
-    tile; what it raises (an interrupt) ends the work.
+    ``source`` is (B, C, H·cell_in, W·cell_in), ``out`` is (B, C', H·cell_out, W·cell_out) and may have another dtype or
+    live on another device. Windows move to ``device`` where one is given. ``on_tile(done, total)`` follows every tile;
+    what it raises (an interrupt) ends the work.
     """
     total, done = len(grid) * source.shape[0], 0
     for picture, target in zip(source.split(1), out.split(1)):

@@ -116,7 +116,8 @@ class GuideNet(nn.Module):
         if cells > POSITION_ROWS:
             raise WrongInput(
                 f"The small picture has {features.shape[3]} x {features.shape[2]} cells (width x height), but the "
-                f"guide of UltraPixel reads at most {POSITION_ROWS}. Paint the small picture at about 1024 x 1024 pixels."
+                f"guide of UltraPixel reads at most {POSITION_ROWS}. Paint the small picture at about 1024 x 1024 "
+                "pixels."
             )
         tokens = self.tokenizer(self.input_layer(features).flatten(2).transpose(1, 2))  # (B, h w, c_inner)
         own = self.backend.cast(self.wtokens, tokens).expand(batch, -1, -1)

@@ -77,7 +77,9 @@ class BlockHooks:
         return x
 
     def run_block(self, block: nn.Module, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """A residual ``block`` on x (B, H, W, C): its place to get other lengths for its response norm, or to run in pieces."""
+        """A residual ``block`` on x (B, H, W, C): its place to get other lengths for its response norm,
+        or to run in pieces.
+        """
         return block(x, skip, dtype)
 
     def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -85,7 +87,8 @@ class BlockHooks:
         return resize(x, size)
 
     def run_rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-        """A ``layer`` on x (B, H, W, C) in which pairs of rows do not see each other; it needs ``width`` numbers a cell.
+        """A ``layer`` on x (B, H, W, C) in which pairs of rows do not see each other; it needs ``width`` numbers a
+        cell.
 
         It may have half or twice as many rows and columns as ``x``.
         """

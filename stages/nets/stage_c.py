@@ -95,11 +95,11 @@ class StageC(CascadeUNet):
     ) -> Tensor:
         """The noise in ``x``: (B, 16, H, W) -> (B, 16, H, W), computed and returned in the dtype of ``x``.
 
-        ``r`` (B,) is the noise condition in [0, 1], and so are ``sca`` and ``crp``, 0 unless given. ``clip_text``
-        (B, T, 1280), ``clip_text_pooled`` (B, 1280) or (B, n, 1280) and ``clip_img`` (B, 768) or (B, n, 768), zeros
-        unless given, may also have a batch of 1. ``control`` holds by ResBlock, in execution order, a map
-        (B, C, h, w) of any size to be added before it, or None; it may be shorter and is only read. ``hooks`` are what a
-        host does between the blocks.
+        ``r`` (B,) is the noise condition in [0, 1], and so are ``sca`` and ``crp``, 0 unless given. ``clip_text`` (B,
+        T, 1280), ``clip_text_pooled`` (B, 1280) or (B, n, 1280) and ``clip_img`` (B, 768) or (B, n, 768), zeros unless
+        given, may also have a batch of 1. ``control`` holds by ResBlock, in execution order, a map (B, C, h, w) of any
+        size to be added before it, or None; it may be shorter and is only read. ``hooks`` are what a host does between
+        the blocks.
 
         Raises :class:`~.errors.WrongInput` for a latent or a conditioning that another stage or model needs.
         """

@@ -16,7 +16,8 @@ STREAM = 4
 """Bytes of an activation between groups: float32, also when products are computed in bfloat16."""
 GROUP = 90
 """Bytes that a C, T, A group keeps for its way back, to a cell and channel: the four-fold wide hidden layer before and
-after GELU and GRN, norms, projections. Counted by tests/unit/test_tuning_plan.py: 54 with products in bfloat16, 76 in float32,
+after GELU and GRN, norms, projections. Counted by tests/unit/test_tuning_plan.py: 54 with products in bfloat16, 76 in
+float32,
 which is what cards without bfloat16 compute in."""
 BACKWARD = 1.5
 """Gradients that live beside what one group kept."""

@@ -139,7 +139,10 @@ class StageBObjective(DiffusionObjective):
 
 @dataclass(eq=False)
 class ControlObjective(StageCObjective):
-    """As Stage C, whose own weights stay, with the maps of a ControlNet that learns. Rows also have "hint" (c, H, W)."""
+    """As Stage C, whose own weights stay, with the maps of a ControlNet that learns.
+
+    Rows also have "hint" (c, H, W).
+    """
 
     controlnet: ControlNet | None = None
 

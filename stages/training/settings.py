@@ -49,9 +49,10 @@ class Settings:
     its pictures, one after another, to save memory. rank, alpha: the LoRA adds alpha/rank · up · down to a weight.
     blocks: parts of module names; layers whose name holds one of them are trained. resolution: side in pixels of the
     square whose area the image encoder sees (768 for a model that paints 1024 px). base: how the frozen weights are
-    stored; auto is fp32 on a processor and bf16 elsewhere. checkpointing: compute activations again instead of keeping them. ema: decay of averaged weights, 0
-    without. shift, offset_noise, drop_text, loss_weight: the objective. save_every, sample_every: in steps, 0 never.
-    tokens: words to learn, each with words to start from. layout: names in the file, ComfyUI's or the official ones.
+    stored; auto is fp32 on a processor and bf16 elsewhere. checkpointing: compute activations again instead of keeping
+    them. ema: decay of averaged weights, 0 without. shift, offset_noise, drop_text, loss_weight: the objective.
+    save_every, sample_every: in steps, 0 never. tokens: words to learn, each with words to start from. layout: names in
+    the file, ComfyUI's or the official ones.
     """
 
     name: str = "my_lora"
@@ -117,7 +118,9 @@ class Settings:
         return json.loads(json.dumps(asdict(self)))
 
     def identity(self, *facts: str) -> str:
-        """16 hexadecimal digits that are equal for a run and its continuation; ``facts`` name the model and the data."""
+        """16 hexadecimal digits that are equal for a run and its continuation;
+        ``facts`` name the model and the data.
+        """
         kept = {key: value for key, value in self.as_dict().items() if key not in FREE}
         return sha256(json.dumps([kept, *facts], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -98,7 +98,7 @@ class Browser:
             program,
             *FLAGS,
             f"--user-data-dir={self._profile}",
-            "--window-size=%d,%d" % self.size,
+            f"--window-size={self.size[0]},{self.size[1]}",
             "about:blank",
         ]
         self._process = subprocess.Popen(

@@ -1,4 +1,7 @@
-"""ComfyUI in this process. Fixtures: ``host`` (:class:`inprocess.Host`), ``pack``, ``family``, ``studio``, ``parts``."""
+"""ComfyUI in this process.
+
+Fixtures: ``host`` (:class:`inprocess.Host`), ``pack``, ``family``, ``studio``, ``parts``.
+"""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_the_host_makes_room_for_a_tile_only(studio):
         model = tiled(studio, method)
         wrappers = model.get_all_wrappers("prepare_sampling")
         assert len(wrappers) == 1
-        wrappers[0](lambda model, shape, *args: told.update({method: shape}), model, shape)
+        wrappers[0](lambda model, shape, *args, method=method: told.update({method: shape}), model, shape)
         assert needed_memory(model, shape) < whole / 2
         assert studio.parts.decoder.model.memory_required(told[method]) < 0.6 * whole
     assert needed_memory(studio.parts.decoder, shape) == whole

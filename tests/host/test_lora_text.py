@@ -1,4 +1,6 @@
-"""What LoRAs do to prompts: changed text layers, moved and added tokens, bundled embeddings; and hooks with schedules."""
+"""What LoRAs do to prompts: changed text layers, moved and added tokens, bundled embeddings; and hooks with
+schedules.
+"""
 
 from __future__ import annotations
 

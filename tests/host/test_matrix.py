@@ -1,4 +1,6 @@
-"""Everything that artists chain in one workflow: all of it acts, an interrupt and the cache change nothing, nothing stays."""
+"""Everything that artists chain in one workflow: all of it acts, an interrupt and the cache change nothing, nothing
+stays.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,9 @@ def test_every_part_acts(bench):
     ids=["late", "early", "middle"],
 )
 def test_interrupted_changed_and_run_again(bench, change, anew, kept):
-    """Stopped in the third step; then with one setting changed, on ComfyUI's cache: bit for bit what a fresh start gives."""
+    """Stopped in the third step; then with one setting changed, on ComfyUI's cache: bit for bit what a fresh start
+    gives.
+    """
     import comfy.model_management
 
     executor = bench.host.executor()
@@ -133,7 +137,9 @@ def tensors() -> int:
 
 
 def test_nothing_is_left(bench):
-    """Weights are bit for bit as they were loaded, also after an interrupt; no run leaves tensors or objects of its own."""
+    """Weights are bit for bit as they were loaded, also after an interrupt; no run leaves tensors or objects of its
+    own.
+    """
     import comfy.model_management
 
     executor = bench.host.executor()

@@ -54,7 +54,9 @@ def test_a_partly_loaded_model_computes_the_same(host, parts, stage, patched):
 
 
 def test_every_layer_with_weights_can_be_offloaded(parts):
-    """Only the raw vectors of GRN and Stage A's gates are no layers of the host's; they are cast where they are used."""
+    """Only the raw vectors of GRN and Stage A's gates are no layers of the host's; they are cast where they are
+    used.
+    """
     nets = [
         parts.prior.model.diffusion_model,
         parts.decoder.model.diffusion_model,

@@ -1,4 +1,6 @@
-"""Merges in the real host: exact ends, parts that touch only themselves, and saved files that are what was on the wire."""
+"""Merges in the real host: exact ends, parts that touch only themselves, and saved files that are what was on the
+wire.
+"""
 
 from __future__ import annotations
 

@@ -93,7 +93,9 @@ def recorded(studio: Studio, positive: Any, **inputs: Any) -> list[dict[str, Any
 
 
 def test_a_region_that_is_everywhere_is_the_whole_picture(studio, other):
-    """Its image prompt is then one of the whole picture; without the base prompt it is that prompt with its pictures."""
+    """Its image prompt is then one of the whole picture; without the base prompt it is that prompt with its
+    pictures.
+    """
     held = with_pictures(studio, other)
     plain = regional(studio, studio.positive, other)
     whole = regional(studio, with_pictures(studio, studio.positive), other)

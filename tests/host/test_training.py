@@ -1,4 +1,6 @@
-"""Training in the real host: what is learned reaches the sampler and core's LoRA loader, and interrupts cost nothing."""
+"""Training in the real host: what is learned reaches the sampler and core's LoRA loader, and interrupts cost
+nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Everything that artists chain, on real servers: stopped, changed and run again, it gives what a fresh server gives."""
+"""Everything that artists chain, on real servers: stopped, changed and run again, it gives what a fresh server
+gives.
+"""
 
 from __future__ import annotations
 

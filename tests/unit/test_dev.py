@@ -285,7 +285,8 @@ def test_two_setups_wait_for_each_other(own_cache):
     "output, words",
     (
         (
-            "WARNING: Retrying after NewConnectionError('Failed to establish a new connection: -3')\nERROR: No matching",
+            "WARNING: Retrying after NewConnectionError('Failed to establish a new connection: -3')\nERROR: No "
+            "matching",
             "cannot be reached. Connect this machine",
         ),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),

@@ -95,7 +95,9 @@ def test_its_own_size_is_not_resampled():
 
 
 def test_every_touched_cell_counts():
-    """A line of two pixels in a 1024 px part is on Stage C's grid, which sampling the mask at cell centres would miss."""
+    """A line of two pixels in a 1024 px part is on Stage C's grid, which sampling the mask at cell centres would
+    miss.
+    """
     mask = torch.zeros(1, 1024, 1024)
     mask[:, 10:12, 100:900] = 1
     cells = inpaint.mask_cells(mask)

@@ -66,7 +66,7 @@ def test_conditions_broadcast(net, tensors):
         {"block_repeat": ((2, 1, 1, 3), (1, 2, 1, 2)), "c_r": 33},
         {"level_config": ("CF", "T", "CTA", "ACT"), "self_attn": (True, True, False, True), "t_conds": ()},
     ],
-    ids=lambda changes: ",".join(changes),
+    ids=",".join,
 )
 def test_other_configurations_run(tensors, changes):
     net = tiny_net("stage_b_tiny", **changes)

@@ -101,7 +101,7 @@ def test_conditions_broadcast(net, tensors):
             "self_attn": (True, True, False),
         },
     ],
-    ids=lambda changes: ",".join(changes),
+    ids=",".join,
 )
 def test_other_configurations_run(tensors, changes):
     net = tiny_net("stage_c_tiny", **changes)

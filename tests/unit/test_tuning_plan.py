@@ -99,7 +99,7 @@ def test_activations_are_what_the_graph_keeps(monkeypatch):
     """
     passing = plans.BACKWARD * plans.GROUP * 2 * 144 * 256
     for on_cpu in (True, False):
-        monkeypatch.setattr("cascade_studio.stages.nets.response._eager_on_cpu", lambda x: on_cpu)
+        monkeypatch.setattr("cascade_studio.stages.nets.response._eager_on_cpu", lambda x, on_cpu=on_cpu: on_cpu)
         narrow, wide = kept_bytes(False, True, 12), kept_bytes(False, False, 12)
         assert narrow <= 0.75 * wide
         assert wide <= plans.count_activations(MIDDLE, 2, 144, False) - passing <= 1.5 * wide

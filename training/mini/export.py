@@ -111,7 +111,7 @@ def put_on_record(folder: Path = FOLDER, catalogue: Path = CATALOGUE) -> None:
             rf'("name": "{re.escape(path.name)}"[^}}]*?)"bytes": \w+,\s+"sha256": [^,}}]+,\s+'
             r'"provenance": (?:null|"[^"]*")'
         )
-        text, found = entry.subn(lambda match: match[1] + facts, text)
+        text, found = entry.subn(lambda match, facts=facts: match[1] + facts, text)
         if found != 1:
             raise SystemExit(f"{path.name} has {found} entries in {catalogue.name}. It needs one.")
     catalogue.write_text(text, encoding="utf-8")

@@ -150,12 +150,12 @@ def make_pool(place: Place, name: str, scenes: Scenes, subjects: list[int], nets
             found["latent"] = nets["stage_a"].encode(rgb)
         if "vision" in nets:
             found["image"] = nets["vision"](for_vision(rgb, nets["vision"].config.image_size))
-        for name, value in found.items():
-            kept.setdefault(name, []).append(value.half().cpu())
+        for part, value in found.items():
+            kept.setdefault(part, []).append(value.half().cpu())
         colours += batch.colours
     tensors = {name: torch.cat(rows) for name, rows in kept.items()}
     saved = {"tensors": tensors, "subjects": subjects, "colours": colours}
-    for name, value in saved["tensors"].items():
-        log.info("%s: %s mean %.3f std %.3f", path.stem, name, value.float().mean(), value.float().std())
+    for part, value in saved["tensors"].items():
+        log.info("%s: %s mean %.3f std %.3f", path.stem, part, value.float().mean(), value.float().std())
     write_atomically(saved, path)
     return Pool(saved)

@@ -20,9 +20,9 @@ networking is off); nothing is fetched then.
      "speed": bytes a second, "left": seconds or null, "note": "", "text": "stage_c_bf16.safetensors: 41 % of …",
      "finished": false}
 
-Both texts also go to the host's own text under a node, so that they are seen without any extension; so does what the node
-tells when it is done, which is its ``ui`` output ``{"text": [lines]}``. Which choices of a file input would be fetched is
-told by the list ``published`` in the input's definition (``/object_info``).
+Both texts also go to the host's own text under a node, so that they are seen without any extension; so does what the
+node tells when it is done, which is its ``ui`` output ``{"text": [lines]}``. Which choices of a file input would be
+fetched is told by the list ``published`` in the input's definition (``/object_info``).
 """
 
 from __future__ import annotations

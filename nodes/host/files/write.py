@@ -77,7 +77,8 @@ def check_room(path: Path, size: int) -> None:
 def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``tensors`` contiguous and in memory of their own, as the format wants them; those that are already stay.
 
-    Weights that the host bakes only when they are written are no plain tensors, and have to reach its writer as they are.
+    Weights that the host bakes only when they are written are no plain tensors, and have to reach its writer as they
+    are.
     """
     found, seen = {}, set()
     for name, tensor in tensors.items():

@@ -62,7 +62,8 @@ def make_vectors(
             f"starting from {pattern}"
             if pattern
             else (
-                "starting from zero: write it in 'tokens' with the word that its training started from, if there was one"
+                "starting from zero: write it in 'tokens' with the word that its training started from, if there "
+                "was one"
             )
         )
         lines.append(f"Write {word} in the prompt for new token {number + 1} ({note})")

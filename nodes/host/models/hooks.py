@@ -30,7 +30,9 @@ CHANGES_KEY = "cascade_studio_changes"
 
 
 def choose_hooks(options: dict[str, Any] | None, layers: tuple[AttentionLayer, ...] = ()) -> BlockHooks:
-    """Block hooks for these ``transformer_options`` and ``layers``; the default, which only hands them on, where nothing is changed."""
+    """Block hooks for these ``transformer_options`` and ``layers``; the default, which only hands them on,
+    where nothing is changed.
+    """
     options = options or {}
     asked = layers or any(options.get(key) for key in (*PATCH_KEYS, LAYERS_KEY)) or CHANGES_KEY in options
     return TransformerHooks(options, layers) if asked else BlockHooks(options)

@@ -31,7 +31,9 @@ def config_from(kind: type[UNetConfig], arguments: dict[str, Any]) -> UNetConfig
 
 
 def control_by_block(control: dict[str, Any] | None) -> list[Tensor | None] | None:
-    """The host's control maps, reversed lists that it pops from the end, by ResBlock; the lists are left as they are."""
+    """The host's control maps, reversed lists that it pops from the end, by ResBlock;
+    the lists are left as they are.
+    """
     maps = (control or {}).get("input")
     return None if not maps else list(reversed(maps))
 

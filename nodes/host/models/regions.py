@@ -188,7 +188,9 @@ def time_of(extra: dict[str, Any]) -> tuple[float, float]:
 
 
 def cut_in_time(extra: dict[str, Any], spans: Sequence[Span]) -> Iterator[tuple[dict[str, Any], Span | None]]:
-    """An entry of a conditioning cut where ``spans`` begin and end, each piece with the span that covers it, or None."""
+    """An entry of a conditioning cut where ``spans`` begin and end, each piece with the span that covers it,
+    or None.
+    """
     first, last = time_of(extra)
     cuts = sorted({first, last, *(cut for span in spans for cut in span[:2] if first < cut < last)})
     for start, end in zip(cuts, cuts[1:] or cuts):

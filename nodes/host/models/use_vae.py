@@ -1,4 +1,6 @@
-"""Pictures through a VAE: what the nodes ask of Stage A, the image encoder and the Previewer, with sentences for errors."""
+"""Pictures through a VAE: what the nodes ask of Stage A, the image encoder and the Previewer,
+with sentences for errors.
+"""
 
 from __future__ import annotations
 

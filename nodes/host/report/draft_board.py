@@ -24,7 +24,9 @@ PAPER, INK, FADED = (24, 24, 24), (235, 235, 235), (140, 140, 140)
 
 @dataclass(frozen=True)
 class Draft:
-    """One picture of the board: its number from 1, its place in the batch, its seed if known, where the sheet shows it."""
+    """One picture of the board: its number from 1, its place in the batch, its seed if known,
+    where the sheet shows it.
+    """
 
     number: int
     place: int
@@ -82,7 +84,9 @@ def parse_numbers(text: str, count: int) -> list[int]:
 
 
 def pick_drafts(latent: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
-    """A copy of ``latent`` with only those pictures; each keeps its place in the batch, from which its noise follows."""
+    """A copy of ``latent`` with only those pictures; each keeps its place in the batch,
+    from which its noise follows.
+    """
     indices = [number - 1 for number in numbers]
     places = find_places(latent)
     out = {**latent, "samples": latent["samples"][indices], "batch_index": [places[index] for index in indices]}
@@ -112,7 +116,9 @@ def place_drafts(latent: dict[str, Any], numbers: list[int], size: tuple[int, in
 
 
 def draw_sheet(pictures: Tensor, drafts: list[Draft]) -> Tensor:
-    """One picture (1, H, W, 3) of all ``pictures`` (B, h, w, 3) with their numbers and seeds; chosen ones are framed."""
+    """One picture (1, H, W, 3) of all ``pictures`` (B, h, w, 3) with their numbers and seeds;
+    chosen ones are framed.
+    """
     width = max(draft.left + draft.width for draft in drafts) + GAP
     height = max(draft.top + draft.height for draft in drafts) + STRIP + GAP
     sheet = Image.new("RGB", (width, height), PAPER)

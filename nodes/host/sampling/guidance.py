@@ -47,7 +47,9 @@ def groups_of(config: UNetConfig, which: str) -> list[tuple[str, int]]:
 
 
 def within(args: dict[str, Any], start: float, end: float) -> bool:
-    """Whether this step lies in the part of the run from ``start`` to ``end``, of which 0 is noise and 1 the picture."""
+    """Whether this step lies in the part of the run from ``start`` to ``end``,
+    of which 0 is noise and 1 the picture.
+    """
     sampling, sigma = args["model"].model_sampling, float(args["sigma"].max())
     return float(sampling.percent_to_sigma(end)) <= sigma <= float(sampling.percent_to_sigma(start))
 

@@ -248,8 +248,8 @@ def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
     total = comfy.model_management.get_total_memory(model.load_device)
     if needed > total:
         raise OutOfMemory(
-            f"{stage} needs about {needed / GIB:.1f} GiB beside its weights for a latent of {shape[-1]}x{shape[-2]}, but "
-            f"this device has {total / GIB:.1f} GiB. Choose a smaller picture, "
+            f"{stage} needs about {needed / GIB:.1f} GiB beside its weights for a latent of "
+            f"{shape[-1]}x{shape[-2]}, but this device has {total / GIB:.1f} GiB. Choose a smaller picture, "
             + (
                 "or put Tile Stage B on the model's wire."
                 if stage == "Stage B"

@@ -70,7 +70,7 @@ def train_lora(model: Any, clip: Any, vae: Any, pictures: TrainingSet, settings:
         folder = home() / settings.name / run.identity
         show = Show(run, vae, folder / "samples", node)
         path = run.train(
-            folder, lambda: export.find_free_path(model_folder("loras"), settings.name, run.identity), show.step
+            folder, lambda: export.find_free_path(model_folder("loras"), settings.name, lesson.identity), show.step
         )
         for word, stem in run.save_words(model_folder("embeddings"), path.stem):
             log.info("Learned word %s: write embedding:%s in prompts", word, stem)

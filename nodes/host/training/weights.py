@@ -53,7 +53,9 @@ def read_patched(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> di
 
 
 def prior_weights(model: Any) -> tuple[StageCConfig, dict[str, Tensor]]:
-    """Configuration and canonical tensors of a Stage C MODEL, ours or core's; they are the host's own, not to be kept."""
+    """Configuration and canonical tensors of a Stage C MODEL, ours or core's; they are the host's own,
+    not to be kept.
+    """
     net = model.model.diffusion_model
     tensors = read_patched(model, net.state_dict(), PREFIX)
     kind = load.require(identify(tensors), "stage_c", "This MODEL")
