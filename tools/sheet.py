@@ -28,7 +28,7 @@ COLUMNS, SIDE, GAP, CAPTION = 4, 256, 12, 28
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 
-def painted(server: Server, scene: Scene) -> Image.Image:
+def paint(server: Server, scene: Scene) -> Image.Image:
     """One picture by the workflow that every newcomer uses."""
     definitions = server.client.get("/object_info")
     converted = convert(json.loads((WORKFLOWS / f"{WORKFLOW}.json").read_text(encoding="utf-8")), definitions)
@@ -52,7 +52,7 @@ def sheet(pictures: list[tuple[str, Image.Image]]) -> Image.Image:
     return whole
 
 
-def compressed(whole: Image.Image) -> bytes:
+def compress(whole: Image.Image) -> bytes:
     """JPEG of the best quality that stays below :data:`MOST` bytes."""
     for quality in range(92, 40, -4):
         made = io.BytesIO()
@@ -71,14 +71,14 @@ def main(arguments: list[str]) -> int:
             raise Stop(f"Cascade Mini is not whole in {small.MINI_FOLDER}, and it paints the sheet.")
         setup = current_setup()
         with Server(setup, base, cpu=not has_accelerator(setup)) as server:
-            pictures = [(scene.prompt, painted(server, scene)) for scene in SHEET]
+            pictures = [(scene.prompt, paint(server, scene)) for scene in SHEET]
     except Stop as stop:
         say(str(stop))
         return 1
     finally:
         base.close()
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(compressed(sheet(pictures)))
+    target.write_bytes(compress(sheet(pictures)))
     say(f"Written: {target}")
     return 0
 

@@ -54,7 +54,7 @@ def with_hole(data: bytes) -> bytes:
     return made.getvalue()
 
 
-def prepared(name: str, definitions: dict[str, Any]) -> dict[str, Any] | None:
+def prepare_prompt(name: str, definitions: dict[str, Any]) -> dict[str, Any] | None:
     """The prompt on Mini, or None where Mini lacks a part other than a ControlNet."""
     converted = convert(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), definitions)
     small.without_nets(converted, small.mini())
@@ -81,7 +81,7 @@ def run(server: Server, names: list[str]) -> int:
     give_example(server, definitions)
     left_out = 0
     for name in sorted(names):
-        prompt = prepared(name, definitions)
+        prompt = prepare_prompt(name, definitions)
         images = server.client.run(prompt).images() if prompt else []
         if images:
             path = WORKFLOWS / f"{name}.jpg"

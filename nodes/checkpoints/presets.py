@@ -15,7 +15,6 @@ BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "fp8_e4m3fn": 1, "fp8_e5m2"
 WORKING = {"stage_c": 1_000_000_000, "stage_b": 2_500_000_000}
 """About what a pass at 1024x1024 takes beside the weights, in bytes."""
 
-TITLES = {"stage_c": "Stage C", "stage_b": "Stage B"}
 FULL_ROOM = 10_000_000_000
 """From how much memory on the full models are advised: Stage C alone has 7.2 GB in bf16."""
 

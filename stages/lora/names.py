@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from ..files.convert import QKV
+
 Shape = tuple[int, ...]
 
-QKV = ("to_q", "to_k", "to_v")
 ATTENTION = ".attention.attn."
 
 _SPELLINGS = {

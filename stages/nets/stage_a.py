@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from .backend import TORCH, Backend
+from .channels_last import EPS
 from .exact_tiles import Grid, largest_window, run_tiled, spans
 from .quantizer import Quantized, VectorQuantizer
 
-EPS = 1e-6
 BAND_BYTES = 24 * 2**20  # of the widest activation that is held at once; measured best from 24 to 32 MiB on a CPU
 ALLOCATOR_SLACK = 1.2  # measured: 1.05 to 1.2 where the allocator returns memory at once, up to 1.7 where it keeps it
 DEFAULT_BUDGET = 2**30

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import WrongInput
+from ..files.convert import QKV
 from ..nets.blocks import AttnBlock
 from .seeding import generator
-
-QKV = ("to_q", "to_k", "to_v")
 
 
 class Adapter(nn.Module):

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-import cascade_studio.stages.files.identify  # noqa: F401 - what a fetch imports late belongs to the time in which it may be killed
+import cascade_studio.stages.files.identify  # noqa: F401 - else imported while it may be killed
 from cascade_studio.nodes.checkpoints.catalogue import Entry
 from cascade_studio.nodes.checkpoints.errors import CheckpointError
 from cascade_studio.nodes.checkpoints.fetch import fetch_plan

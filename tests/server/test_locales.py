@@ -67,7 +67,7 @@ def extension_words(language: str) -> dict[tuple[str, ...], str]:
 
 def test_the_files_are_what_the_schemas_and_word_lists_give(definitions):
     """Run ``python3 dev.py run -m tools.authoring`` after a change of either."""
-    for path, content in locales.written(definitions).items():
+    for path, content in locales.render_locales(definitions).items():
         assert json.loads(path.read_text(encoding="utf-8")) == content, path
 
 

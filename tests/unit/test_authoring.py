@@ -12,7 +12,7 @@ from cascade_studio.commands.messages import Stop
 from cascade_studio.commands.workflow.api_prompt import Converted, convert
 from cascade_studio.commands.workflow.widgets import read_widgets, written_values
 from tools import small
-from tools.authoring.flow import Flow, unwrapped
+from tools.authoring.flow import Flow, unwrap
 from tools.authoring.recipes import RECIPES, parts, text_to_image
 from tools.authoring.write import workflow
 from tools.edit import fit_files
@@ -113,7 +113,7 @@ def test_two_files_for_one_part_stay_two_on_small_weights():
 
 def test_notes_keep_each_paragraph_on_one_line():
     given = "## Title\n\na paragraph\nof two lines\n\n1. an item\n   of two\n2. another\n- point\n\nend"
-    assert unwrapped(given) == "## Title\n\na paragraph of two lines\n\n1. an item of two\n2. another\n- point\n\nend\n"
+    assert unwrap(given) == "## Title\n\na paragraph of two lines\n\n1. an item of two\n2. another\n- point\n\nend\n"
 
 
 def test_small_weights_are_mini_only_if_every_part_is_there(tmp_path):

@@ -1,3 +1,5 @@
+"""The blocks of the U: shapes, gradients, attention, and that they compile without a break."""
+
 from __future__ import annotations
 
 import math

@@ -21,7 +21,7 @@ def test_few_workflows_have_every_node():
 
 def test_merged_workflows_keep_their_wires():
     parts = freeze.fewest(BUNDLED)
-    whole = freeze.merged(parts, "1.2.3")
+    whole = freeze.merge_workflows(parts, "1.2.3")
     nodes = {node["id"]: node for node in whole["nodes"]}
     links = {link[0]: link for link in whole["links"]}
     assert (
@@ -42,7 +42,7 @@ def test_merged_workflows_keep_their_wires():
 
 def test_inputs_are_left_as_they_were():
     before = json.dumps(BUNDLED[0])
-    freeze.merged(BUNDLED[:2], "1.2.3")
+    freeze.merge_workflows(BUNDLED[:2], "1.2.3")
     assert freeze.switched_on(BUNDLED[0]) is not BUNDLED[0] and json.dumps(BUNDLED[0]) == before
 
 
@@ -51,12 +51,12 @@ def test_what_is_frozen_is_never_written_again(tmp_path, monkeypatch):
     monkeypatch.setattr(freeze, "FROZEN", tmp_path / "tests" / "frozen")
     (tmp_path / "tests" / "frozen" / "1.2.3").mkdir(parents=True)
     with pytest.raises(Stop, match="what is frozen stays as it is"):
-        freeze.written({}, "1.2.3")
+        freeze.render_version({}, "1.2.3")
 
 
 def test_a_node_that_no_workflow_shows_is_named():
     with pytest.raises(Stop, match="No bundled workflow has CascadeStudio_Unseen"):
-        freeze.written({"CascadeStudio_Unseen": {}}, "0.0.0")
+        freeze.render_version({"CascadeStudio_Unseen": {}}, "0.0.0")
 
 
 def test_choices_of_files_are_not_recorded():

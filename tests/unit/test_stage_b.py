@@ -1,3 +1,5 @@
+"""Stage B against the records of the official code."""
+
 from __future__ import annotations
 
 import pytest

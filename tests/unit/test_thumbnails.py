@@ -62,10 +62,10 @@ def test_the_sheet_has_rows_with_a_caption_below_each_picture():
 
 def test_the_sheet_is_as_good_as_its_size_allows():
     large = Image.effect_mandelbrot((1000, 800), (-2, -1.5, 1, 1.5), 90).convert("RGB")
-    data = sheet.compressed(large)
+    data = sheet.compress(large)
     assert len(data) <= sheet.MOST and data[:2] == b"\xff\xd8"
     with pytest.raises(Stop, match="does not fit into 300,000 bytes"):
-        sheet.compressed(Image.effect_noise((3000, 3000), 200).convert("RGB"))
+        sheet.compress(Image.effect_noise((3000, 3000), 200).convert("RGB"))
 
 
 def test_the_readme_shows_the_sheet_that_the_tool_writes():

@@ -26,7 +26,7 @@ def as_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def written(definitions: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+def render_files(definitions: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     """The content of every file that the recipes give."""
     found = {WORKFLOWS / f"{name}.json": workflow(recipe(), definitions) for name, recipe in RECIPES.items()}
     found.update({PROMPTS / path.name: convert(content, definitions).prompt for path, content in found.items()})
@@ -41,7 +41,7 @@ def main() -> int:
     try:
         with Server(current_setup(), base, cpu=True) as server:
             definitions = server.client.get("/object_info")
-            found = {**written(definitions), **locales.written(definitions)}
+            found = {**render_files(definitions), **locales.render_locales(definitions)}
     except Stop as stop:
         say(str(stop))
         return 1

@@ -158,15 +158,9 @@ class BlockWriter:
             }
             for slot, (name, output) in enumerate(block.outputs)
         ]
+        look = {"color": GROUP_COLOUR, "font_size": 24, "flags": {}}
         groups = [
-            {
-                "id": number,
-                "title": frame.title,
-                "bounding": list(frame.bounding),
-                "color": GROUP_COLOUR,
-                "font_size": 24,
-                "flags": {},
-            }
+            {"id": number, "title": frame.title, "bounding": list(frame.bounding), **look}
             for number, frame in enumerate(self.writer.frames, 1)
         ]
         return {

@@ -96,7 +96,7 @@ class Flow:
 
     def note(self, title: str, text: str) -> Node:
         """A note in the column at the left."""
-        node = Node(self._number(), "MarkdownNote", {"": unwrapped(text)}, title, NOTE)
+        node = Node(self._number(), "MarkdownNote", {"": unwrap(text)}, title, NOTE)
         self.notes.append(node)
         return node
 
@@ -112,7 +112,7 @@ class Flow:
 STARTS_A_LINE = re.compile(r"\s*(#|-|\d+\.|\||```|$)")
 
 
-def unwrapped(text: str) -> str:
+def unwrap(text: str) -> str:
     """Markdown with each paragraph and list item on one line, as notes of any width need it."""
     lines: list[str] = []
     for line in text.strip().split("\n"):

@@ -47,7 +47,7 @@ def fewest(workflows: Iterable[Content]) -> list[Content]:
     return chosen
 
 
-def merged(workflows: Iterable[Content], version: str) -> Content:
+def merge_workflows(workflows: Iterable[Content], version: str) -> Content:
     """All of them in one file, one below the other, without their notes."""
     whole: Content = {
         "id": identity(f"frozen {version}"),
@@ -130,7 +130,7 @@ def record(workflow: Content, definitions: Content) -> Content:
     }
 
 
-def written(definitions: Content, version: str) -> dict[Path, Content]:
+def render_version(definitions: Content, version: str) -> dict[Path, Content]:
     """The content of both files. Raises ``Stop`` if they are there, or if no workflow shows some node."""
     folder = FROZEN / version
     if folder.exists():
@@ -139,7 +139,7 @@ def written(definitions: Content, version: str) -> dict[Path, Content]:
             "pyproject.toml first; while this version is unpublished, its folder may be deleted by hand."
         )
     bundled = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(WORKFLOWS.glob("*.json"))]
-    whole = merged(fewest(bundled), version)
+    whole = merge_workflows(fewest(bundled), version)
     missing = set(own(definitions)) - kinds_of(whole)
     if missing:
         raise Stop(f"No bundled workflow has {', '.join(sorted(missing))}: add a recipe with it first.")
@@ -151,7 +151,7 @@ def main() -> int:
     base = Base()
     try:
         with Server(current_setup(), base, cpu=True) as server:
-            found = written(server.client.get("/object_info"), pack_version())
+            found = render_version(server.client.get("/object_info"), pack_version())
     except Stop as stop:
         say(str(stop))
         return 1

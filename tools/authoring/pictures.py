@@ -101,7 +101,7 @@ class Drawing:
         return left - BETWEEN + GAP, height
 
 
-def shown(node: Content, names: Content) -> str:
+def title_of(node: Content, names: Content) -> str:
     """What stands in the node's title bar."""
     known = names.get(node["type"], {}).get("display_name")
     return node.get("title") or known or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", node["type"])
@@ -117,7 +117,7 @@ def drawing(workflow: Content, node: Content, names: Content) -> Drawing:
 
     def neighbour(key: int, feeds: bool) -> Box:
         if (key, feeds) not in boxes:
-            boxes[key, feeds] = Box(shown(nodes[key], names))
+            boxes[key, feeds] = Box(title_of(nodes[key], names))
             (drawn.before if feeds else drawn.after).append(boxes[key, feeds])
         return boxes[key, feeds]
 
@@ -201,7 +201,7 @@ def shown_in(workflows: dict[str, Content], kind: str) -> tuple[str, Content]:
     return name, node
 
 
-def written(workflows: dict[str, Content], names: Content) -> dict[Path, str]:
+def draw_pictures(workflows: dict[str, Content], names: Content) -> dict[Path, str]:
     """Every picture, from the workflows by name, the simplest ones first, and the English names of the nodes."""
     found = {}
     for kind in names:
@@ -216,4 +216,4 @@ def of_files(order: list[str]) -> dict[Path, str]:
     workflows = {
         name: json.loads(Path(REPOSITORY, "workflows", f"{name}.json").read_text(encoding="utf-8")) for name in order
     }
-    return written(workflows, json.loads(NAMES.read_text(encoding="utf-8")))
+    return draw_pictures(workflows, json.loads(NAMES.read_text(encoding="utf-8")))

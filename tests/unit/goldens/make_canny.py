@@ -3,6 +3,8 @@
 python make_canny.py        (needs numpy and opencv-python-headless; made with 4.10.0, 5.0.0 gives the same file)
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import cv2

@@ -51,14 +51,11 @@ def lora_control_regional() -> Flow:
     )
     negative = _words(flow, lora["clip"], "", "Negative prompt")
     flow.step("The left half hears its own prompt")
-    nothing = flow.add("SolidMask", "Whole picture", value=0.0, width=SIDE, height=SIDE)
-    half = flow.add("SolidMask", "Left half", value=1.0, width=SIDE // 2, height=SIDE)
-    mask = flow.add("MaskComposite", destination=nothing["MASK"], source=half["MASK"], x=0, y=0, operation="add")
     region = flow.add(
         "CascadeStudio_RegionalPrompt",
         conditioning=whole["conditioning"],
         region=left["conditioning"],
-        mask=mask["MASK"],
+        mask=_left_half(flow)["MASK"],
     )
     flow.step("The edges steer Stage C")
     steered = flow.add(
@@ -75,15 +72,25 @@ def lora_control_regional() -> Flow:
     )
     flow.step("Stage A paints the picture")
     parts.picture(flow, b["latent"], load["stage_a"], flow.name)
-    if ON_MINI:
-        parts.mini_note(flow)
-    else:
-        parts.model_links(flow, [*parts.keys_of(PRESET, WITHOUT), EDGES])
+    _note_files(flow)
     flow.feature(lora, strength_model=0.0)
     flow.feature(region, region=whole["conditioning"])
     flow.feature(steered, strength=0.0)
     _how_they_meet(flow)
     return flow
+
+
+def _note_files(flow: Flow) -> None:
+    if ON_MINI:
+        parts.mini_note(flow)
+    else:
+        parts.model_links(flow, [*parts.keys_of(PRESET, WITHOUT), EDGES])
+
+
+def _left_half(flow: Flow) -> Node:
+    nothing = flow.add("SolidMask", "Whole picture", value=0.0, width=SIDE, height=SIDE)
+    half = flow.add("SolidMask", "Left half", value=1.0, width=SIDE // 2, height=SIDE)
+    return flow.add("MaskComposite", destination=nothing["MASK"], source=half["MASK"], x=0, y=0, operation="add")
 
 
 def _how_they_meet(flow: Flow) -> None:
