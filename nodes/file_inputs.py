@@ -34,8 +34,8 @@ def missing_input() -> io.Combo.Input:
         default=fetch.DOWNLOAD,
         optional=True,
         tooltip=(
-            "What to do about published files that are not here: download shows what it takes and fetches them, ask stops "
-            "and shows it, never stops and tells how to get them by hand."
+            "What to do about published files that are not here: download shows what it takes and fetches them, ask "
+            "stops and shows it, never stops and tells how to get them by hand."
         ),
     )
 
@@ -47,8 +47,8 @@ def dtype_input(name: str, what: str) -> io.Combo.Input:
         default=AUTO,
         advanced=True,
         tooltip=(
-            f"Number format of {what}. auto follows the host's flags and this machine; a choice here wins over both. fp8 "
-            "stores half as much and computes in the machine's own format."
+            f"Number format of {what}. auto follows the host's flags and this machine; a choice here wins over "
+            "both. fp8 stores half as much and computes in the machine's own format."
         ),
     )
 
@@ -57,8 +57,8 @@ class FileInputs:
     """A node some of whose inputs are names of model files, which it checks itself.
 
     The host's own refusal does not say what to do, so ``validate_inputs`` takes the file inputs from it: a missing file
-    is fetched, or gets its sentence, when the node runs, before anything is loaded. By taking ``input_types`` a text from
-    another node can be a file's name, too. The host asks for these inputs by the names in the signature.
+    is fetched, or gets its sentence, when the node runs, before anything is loaded. By taking ``input_types`` a text
+    from another node can be a file's name, too. The host asks for these inputs by the names in the signature.
     """
 
     ROLES: tuple[str, ...] = ()
@@ -69,7 +69,10 @@ class FileInputs:
         super().__init_subclass__(**options)
         if not cls.ROLES or any(getattr(base, "ROLES", ()) == cls.ROLES for base in cls.__mro__[1:]):
             return  # FileLoader itself, or the host's locked copy of a node
-        names_of = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("cls", *cls.ROLES, *cls.CHECKED_HERE)]
+        names_of = [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            for name in ("cls", *cls.ROLES, *cls.CHECKED_HERE)
+        ]
         types = inspect.Parameter("input_types", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
 
         def validate_inputs(cls: type[FileInputs], *, input_types: Any = None, **chosen: Any) -> bool | str:
@@ -92,7 +95,9 @@ class FileInputs:
 
 
 class FileLoader(FileInputs):
-    """A node that loads networks from the files in its inputs: it finds or fetches them, then hands them to ``load``."""
+    """A node that loads networks from the files in its inputs: it finds or fetches them,
+    then hands them to ``load``.
+    """
 
     @classmethod
     def load(cls, parts: dict[str, ModelPart | None], **settings: Any) -> tuple[Any, ...]:

@@ -23,8 +23,8 @@ def preset_input() -> io.Combo.Input:
         default=fetch.AUTOMATIC,
         optional=True,
         tooltip=(
-            f"Files that belong together, instead of those in the inputs; '{fetch.AUTOMATIC}' takes the best complete set "
-            f"on this computer, or Cascade Mini; '{fetch.OWN}' keeps to the inputs."
+            f"Files that belong together, instead of those in the inputs; '{fetch.AUTOMATIC}' takes the best "
+            f"complete set on this computer, or Cascade Mini; '{fetch.OWN}' keeps to the inputs."
         ),
     )
 
@@ -283,7 +283,9 @@ class CascadeStudioLoadClipVision(FileLoader, io.ComfyNode):
             node_id="CascadeStudio_LoadClipVision",
             display_name="Load Cascade CLIP Vision",
             category=CATEGORY,
-            description="Loads the CLIP vision tower that image prompts of Stable Cascade need (ViT-L/14), or another size.",
+            description=(
+                "Loads the CLIP vision tower that image prompts of Stable Cascade need (ViT-L/14), or another size."
+            ),
             search_aliases=["stable cascade", "clip vision loader", "image prompt"],
             inputs=[
                 file_input("clip_vision", "The CLIP vision file, or an all-in-one Stage C checkpoint."),

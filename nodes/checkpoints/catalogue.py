@@ -115,8 +115,8 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise BadCatalogue(
-            f"The catalogue {path.name} cannot be read ({getattr(error, 'strerror', None) or error}). Check the path and "
-            "the file's permissions."
+            f"The catalogue {path.name} cannot be read ({getattr(error, 'strerror', None) or error}). Check the "
+            "path and the file's permissions."
         ) from None
 
 

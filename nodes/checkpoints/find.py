@@ -147,8 +147,8 @@ def size_fits(entry: Entry, size: int) -> bool:
 def layout_fits(entry: Entry, path: Path, any_suffix: bool = False, models: OpenedModels | None = None) -> bool:
     """Whether the file holds what fills the role of ``entry``, told from its header alone.
 
-    The suffix tells JSON from tensors; with ``any_suffix`` that of the entry does. ``models`` are the files that are open
-    already.
+    The suffix tells JSON from tensors; with ``any_suffix`` that of the entry does. ``models`` are the files that are
+    open already.
     """
     if (Path(entry.name) if any_suffix else path).suffix.lower() == ".json":
         try:

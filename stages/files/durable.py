@@ -29,8 +29,8 @@ def replace_file(source: str | os.PathLike[str], target: str | os.PathLike[str])
 def write_atomically(path: str | os.PathLike[str], content: str | bytes | Callable[[Path], Any]) -> None:
     """Write ``content`` (text as UTF-8, bytes, or what a function writes to the draft it is given) to ``path``.
 
-    Whoever looks sees the old file or the whole new one, also after a crash. Folders on the way are made. Raises OSError,
-    or what the function raises, and then leaves nothing behind.
+    Whoever looks sees the old file or the whole new one, also after a crash. Folders on the way are made. Raises
+    OSError, or what the function raises, and then leaves nothing behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,9 @@ def check_config(kind: FileKind, name: str) -> None:
 
 
 def check_tensors(needed: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: FileKind, name: str) -> None:
-    """Raises :class:`WrongFile` where ``tensors`` lack one of ``needed`` (shapes by key) or have it in another shape."""
+    """Raises :class:`WrongFile` where ``tensors`` lack one of ``needed``
+    (shapes by key) or have it in another shape.
+    """
     quantised = quantised_keys(tensors)
     shapes = [
         f"{key} is {_size(tensors[key].shape)} instead of {_size(shape)}"

@@ -1,7 +1,8 @@
 """Weights in fewer bits by other people's quantisers: told from what lies beside a weight, and turned into plain ones.
 
-ComfyUI's own formats (``comfy_quant``, ``weight_scale``, ``scale_weight``) stay as they are, its layers compute in them.
-Sources of the formats: the SDNQ, bitsandbytes and optimum-quanto packages, and DeepSeek-V3's ``weight_scale_inv``.
+ComfyUI's own formats (``comfy_quant``, ``weight_scale``, ``scale_weight``) stay as they are, its layers compute in
+them. Sources of the formats: the SDNQ, bitsandbytes and optimum-quanto packages, and DeepSeek-V3's
+``weight_scale_inv``.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to store a weight. applies: by the infos of its entries; shape: of the plain weight, () where it cannot be
+    """One way to store a weight. applies: by the infos of its entries; shape: of the plain weight, () where it cannot
+    be
     told; restore: the plain weight in float32 from its entries."""
 
     name: str

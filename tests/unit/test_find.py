@@ -12,7 +12,6 @@ import pytest
 from safetensors.torch import save
 from tiny import tiny_weights
 
-import cascade_studio.stages as stages
 from cascade_studio import stages
 from cascade_studio.nodes.checkpoints import hashes
 from cascade_studio.nodes.checkpoints.catalogue import Entry

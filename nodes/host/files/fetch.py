@@ -105,7 +105,9 @@ def apply_preset(preset: str, chosen: Mapping[str, str], models: OpenedModels) -
 
 
 def choose_preset(models: OpenedModels) -> tuple[Preset, str]:
-    """The best preset whose files are all here: those that suit this machine first; Cascade Mini where there is none."""
+    """The best preset whose files are all here: those that suit this machine first;
+    Cascade Mini where there is none.
+    """
     known, suiting, reason = names.usable_catalogue(), *suited(machine.describe_machine())
     finder = names.finder(comfy.model_management.throw_exception_if_processing_interrupted, models)
     for key in order_presets(suiting):

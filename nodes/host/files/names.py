@@ -153,15 +153,17 @@ class Library:
         return [path for folder in folders if (path := folder_paths.get_full_path(folder, name))]
 
     def find_alike(self, role: str, name: str) -> str | None:
-        """The one file here whose name is ``name`` but for sub-folder, slashes and capitals; raises if there are more."""
+        """The one file here whose name is ``name`` but for sub-folder, slashes and capitals;
+        raises if there are more.
+        """
         wanted = _bare(name)
         alike = [each for each in self.list_here(role) if _bare(each) == wanted]
         closest = [each for each in alike if each.replace("\\", "/").lower() == name.replace("\\", "/").lower()]
         alike = closest or alike
         if len(alike) > 1:
             raise WrongFile(
-                f"There is no file '{name}' for '{LABELS.get(role, role)}', but there are {len(alike)} with that name in "
-                f"other folders: {', '.join(alike[:4])}. Choose one of them."
+                f"There is no file '{name}' for '{LABELS.get(role, role)}', but there are {len(alike)} with that "
+                f"name in other folders: {', '.join(alike[:4])}. Choose one of them."
             )
         return folder_paths.get_full_path(*self.list_here(role)[alike[0]]) if alike else None
 

@@ -25,8 +25,9 @@ ROOM = 1 << 20
 def next_path(prefix: str) -> Path:
     """The next free ``output/PREFIX_00001_.safetensors`` in a folder that can be written to.
 
-    What Windows allows in no name becomes "-". Raises :class:`WrongInput` for a place outside the output folder, for names
-    that a system cannot hold, and where nothing can be written; ask before long work begins. A folder in it may be a link.
+    What Windows allows in no name becomes "-". Raises :class:`WrongInput` for a place outside the output folder, for
+    names that a system cannot hold, and where nothing can be written; ask before long work begins. A folder in it may
+    be a link.
     """
     root, prefix = folder_paths.get_output_directory(), disk.for_all_systems(prefix)
     wanted = Path(os.path.abspath(os.path.join(root, prefix)))

@@ -19,6 +19,7 @@ import folder_paths
 from ....stages.errors import WrongFile
 from ....stages.files.clip import TextConfig, VisionConfig, tower_shapes
 from ....stages.files.load import check_tensors
+from ....stages.lora.match import TOKENS
 from .load import AUTO, DTYPES, Loaded, ModelPart, read
 
 CONFIG_FIELDS = (
@@ -31,7 +32,6 @@ CONFIG_FIELDS = (
     "max_position_embeddings",
     "vocab_size",
 )
-TOKENS = 49408
 
 
 def load_text_encoder(source: str | ModelPart, dtype: str = AUTO, disable_dynamic: bool = False) -> comfy.sd.CLIP:

@@ -180,7 +180,8 @@ class Parts:
     """Where the parts of a model lie when some of them are inside the checkpoints of the two diffusion models.
 
     ``paths`` holds by input a path, or one of the two words that are no file; ``models`` are the files that are open
-    already, ``namesakes`` further ones of the same names, in which a checkpoint's parts may lie. Files are recognised as they are asked for, so that a wrong one is told before any is loaded.
+    already, ``namesakes`` further ones of the same names, in which a checkpoint's parts may lie. Files are recognised
+    as they are asked for, so that a wrong one is told before any is loaded.
     """
 
     paths: Mapping[str, str]
