@@ -19,7 +19,7 @@ MINI = "cascade-mini"
 def load(flow: Flow, key: str, without: Iterable[str] = (), **inputs: Any) -> Node:
     """Step "Load models": Load Stable Cascade with the files of a preset; parts in ``without`` are not loaded."""
     flow.step("Load models")
-    return flow.add("CascadeStudio_Load", **{**files.choices(key, without), **inputs})
+    return flow.add("CascadeStudio_Load", **{**files.choices(key, without), "preset": "files below", **inputs})
 
 
 def ships(*roles: str) -> bool:
