@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 from cascade_studio.commands.messages import Stop, say
 
@@ -39,7 +40,7 @@ def run_tests(setup: Setup, arguments: list[str], all_hosts: bool, soak: bool = 
     """
     if setup.host.python is not None:
         _need_packages(setup)
-    versions = other_versions(setup)
+    versions = other_versions(setup) if all_hosts or visits_other_hosts(arguments) else []
     for version in versions:
         pinned_host(version)
     smoke = {"CASCADE_STUDIO_SMOKE_HOSTS": ",".join(versions), **({"CASCADE_STUDIO_SOAK": "1"} if soak else {})}
@@ -57,6 +58,14 @@ def run_tests(setup: Setup, arguments: list[str], all_hosts: bool, soak: bool = 
     codes.append(setup.run("-m", "pytest", *arguments, extra=smoke))
     *others, main = codes
     return next((code for code in others if code not in (0, NO_TESTS)), main)
+
+
+def visits_other_hosts(arguments: list[str]) -> bool:
+    """Whether these tests may be marked ``smoke``, which only those of a server are: all tests, or a path to theirs."""
+    paths = [REPOSITORY / path for path in arguments if path not in _without_paths([path])]
+    paths = [Path(str(path).split("::")[0]) for path in paths]
+    server = REPOSITORY / "tests" / "server"
+    return not paths or any(path == server or server in path.parents or path in server.parents for path in paths)
 
 
 def _without_paths(arguments: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ import pytest
 
 import dev
 from cascade_studio.commands.messages import Stop
-from tools import cache, env, hosts
+from tools import cache, env, hosts, testing
 from tools.pip import explain
 
 needs_host = pytest.mark.skipif(harness.host_root() is None, reason="no ComfyUI host is set up")
@@ -243,6 +243,21 @@ def test_a_half_made_environment_is_made_again(own_cache, tmp_path, monkeypatch)
     assert steps[6:] == whole, "an environment whose Python is gone was taken"
     requirements.write_text("torch\nnew\n")
     assert env.environment_python(requirements) != python and steps[9:] == whole
+
+
+@pytest.mark.parametrize(
+    "arguments, visits",
+    (
+        ([], True),
+        (["-q", "-x"], True),
+        (["tests"], True),
+        (["tests/server/test_boot.py::test_x", "-q"], True),
+        (["tests/unit", "-q"], False),
+        (["tests/host/test_schema.py", "tests/unit/test_dev.py"], False),
+    ),
+)
+def test_other_hosts_are_fetched_for_the_tests_that_visit_them(arguments, visits):
+    assert testing.visits_other_hosts(arguments) == visits
 
 
 def test_two_clones_share_packages_and_nothing_else(own_cache, tmp_path, monkeypatch):

@@ -43,3 +43,22 @@ def test_workflows_in_the_text_exist(path):
         r"`((?:text_to_image|high_resolution|lora|image|draft|first)_[a-z_0-9]+)`", path.read_text(encoding="utf-8")
     ):
         assert name in WORKFLOWS, name
+
+
+def test_the_map_leads_somewhere():
+    """Every path in CONTRIBUTING.md is there, and every name beside one is defined in it."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:stages|nodes|commands|tools|tests|training|docs|web)/[a-z_/]+\.(?:py|json|md))`", text)
+    assert len(paths) > 30
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []
+    for path, name in re.findall(r"`([a-z_/]+\.py)` \(`([A-Za-z_.]+)`", text):
+        for part in name.split("."):
+            assert re.search(rf"^ *(?:def|class) {part}\b", (REPOSITORY / path).read_text("utf-8"), re.MULTILINE), name
+
+
+def test_the_three_long_walks_are_short():
+    """Half the files that the same walks took before: 10, 24 and 11."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for start, most in (("**A file**", 5), ("**A training run**", 12), ("**A prior through", 5)):
+        walk = text[text.index(start) :].split("\n\n")[0]
+        assert 1 < len(set(re.findall(r"`[a-z_/]+\.py`", walk))) <= most, start
