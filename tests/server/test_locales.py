@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 import pytest
+from table import each
 
 from tools import locales
 
 OTHERS = [language for language in locales.LANGUAGES if language != "en"]
-every_language = pytest.mark.parametrize("language", OTHERS)
+every_language = each(OTHERS)
 
 SAME = {
     "cfg",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from harness import REPOSITORY
 from sources import node_names
+from table import each
 
 DOCUMENTS = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
 FEATURES = (REPOSITORY / "docs" / "features.md").read_text(encoding="utf-8")
@@ -31,13 +31,13 @@ def test_features_name_every_node():
         assert all(word in words.split() for word in plain.split()), f"{node}: {name}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@each(DOCUMENTS, lambda path: path.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@each(DOCUMENTS, lambda path: path.name)
 def test_workflows_in_the_text_exist(path):
     for name in re.findall(
         r"`((?:text_to_image|high_resolution|lora|image|draft|first)_[a-z_0-9]+)`", path.read_text(encoding="utf-8")

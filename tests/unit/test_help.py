@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from harness import REPOSITORY
 from sources import node_names
+from table import each
 
 from tools.authoring import pictures
 from tools.authoring.recipes import RECIPES
@@ -35,7 +36,7 @@ def test_pictures_are_what_the_workflows_give(drawn):
     assert sum(len(text.encode()) for text in drawn.values()) < LARGEST
 
 
-@pytest.mark.parametrize("node", NODES)
+@each(NODES)
 def test_the_page_shows_its_picture(node):
     text = (PAGES / f"{node}.md").read_text(encoding="utf-8")
     found = re.findall(r"!\[([^]]+)\]\(([^)]+)\)", text)
@@ -46,7 +47,7 @@ def test_the_page_shows_its_picture(node):
     )
 
 
-@pytest.mark.parametrize("node", NODES)
+@each(NODES)
 def test_the_picture_is_whole(node, drawn):
     """It parses, names the node, and everything in it lies inside."""
     root = ElementTree.fromstring(drawn[pictures.PICTURES / f"{node}.svg"])

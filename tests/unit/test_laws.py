@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from table import each
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MOST_LINES, MOST_FUNCTION_LINES, MOST_COLUMNS = 350, 60, 120
@@ -430,7 +431,7 @@ def test_no_fact_is_written_twice():
     assert [name for (name, _), files in constants(planted).items() if len(files) > 1] == ["EPS"]
 
 
-@pytest.mark.parametrize("source", [s for s in read(*STAGES) if not s.name.endswith("__init__.py")], ids=module_name)
+@each([source for source in read(*STAGES) if not source.name.endswith("__init__.py")], module_name)
 def test_stages_hold_no_tensors(source):
     module = importlib.import_module(f"cascade_studio.{module_name(source)}")
     assert not [name for name, value in vars(module).items() if isinstance(value, (torch.Tensor, torch.nn.Module))]

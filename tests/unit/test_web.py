@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-import pytest
+from table import each
 
 WEB = Path(__file__).resolve().parents[2] / "web"
 MODULES = sorted((WEB / "js").glob("*.js"))
@@ -20,7 +20,7 @@ NEVER = {
     "a request to elsewhere": r"https?://(?!www\.w3\.org/)",
 }
 
-every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+every_module = each(MODULES, lambda path: path.stem)
 
 
 def test_there_are_modules():

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from harness import REPOSITORY
 from sources import node_names
+from table import each
 
 from tools.authoring import flow as colours
 from tools.authoring.recipes import BLOCKS, RECIPES
@@ -20,7 +20,7 @@ SUBGRAPHS = sorted((REPOSITORY / "subgraphs").glob("*.json"))
 NOTE = "MarkdownNote"
 TITLE = 30
 
-every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+every_workflow = each(WORKFLOWS, lambda path: path.stem)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def test_there_is_a_file_for_every_recipe():
     assert {path.stem for path in SUBGRAPHS} == {block().name for block in BLOCKS}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@each(RECIPES)
 def test_every_recipe_says_what_it_shows(name):
     """Inputs that its file has, with values at which the picture is another one (tests/server runs both)."""
     flow = RECIPES[name]()

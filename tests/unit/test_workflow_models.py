@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import pytest
+from table import each
 
 from cascade_studio.nodes.checkpoints.catalogue import load
 
@@ -29,7 +29,7 @@ def texts(values: Any) -> list[str]:
     return [value for value in kept if isinstance(value, str)]
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@each(WORKFLOWS, lambda path: path.stem)
 def test_files_are_embedded_as_the_catalogue_has_them(path):
     for node in nodes_of(path):
         embedded = node.get("properties", {}).get("models", [])
