@@ -21,7 +21,7 @@ def grid_input() -> io.Combo.Input:
         advanced=True,
         tooltip=(
             "without stretch pads the picture where its aspect needs it. official takes ceil(side / 42.67) cells a "
-            "side, as the release, diffusers and core do, for the same picture as there."
+            "side, as the release and diffusers do, for the same picture as there."
         ),
     )
 
@@ -83,7 +83,9 @@ class CascadeStudioCanvas(io.ComfyNode):
     ) -> io.NodeOutput:
         asked = None if compression <= AUTOMATIC else compression
         canvas = plan_canvas(width, height, asked, official=grid == OFFICIAL)
-        return io.NodeOutput(latents.empty_prior(canvas, batch_size), latents.empty_decoder(canvas, batch_size))
+        return io.NodeOutput(
+            latents.make_empty_prior(canvas, batch_size), latents.make_empty_decoder(canvas, batch_size)
+        )
 
 
 NODES = [CascadeStudioCanvas]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from .host import latents
@@ -35,13 +37,13 @@ class CascadeStudioDecoderConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, positive, negative, prior) -> io.NodeOutput:
-        canvas = latents.canvas_of_prior(prior, WHERE)
-        codes = latents.as_prior(prior, WHERE)
+    def execute(cls, positive: Any, negative: Any, prior: dict[str, Any]) -> io.NodeOutput:
+        canvas = latents.find_prior_canvas(prior, WHERE)
+        codes = latents.expect_finished_prior(prior, WHERE)
         return io.NodeOutput(
-            latents.with_prior(positive, codes),
-            latents.with_prior(negative, codes.new_zeros(codes.shape)),
-            latents.empty_decoder(canvas, codes.shape[0]),
+            latents.attach_prior(positive, codes),
+            latents.attach_prior(negative, codes.new_zeros(codes.shape)),
+            latents.make_empty_decoder(canvas, codes.shape[0]),
         )
 
 

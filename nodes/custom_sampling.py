@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..stages.diffusion.sampling import schedule_sigmas
+from ..stages.diffusion.sampling import OFFICIAL, schedule_sigmas
 from .host.sampling import sample
+from .host.sampling.guider import CascadeGuider
 from .sampling_inputs import guidance_inputs, make_guidance, step_input
 
 CATEGORY = "Cascade Studio/sampling"
+C, B = OFFICIAL["stage_c"], OFFICIAL["stage_b"]
 
 
 class CascadeStudioSchedule(io.ComfyNode):
@@ -22,7 +26,9 @@ class CascadeStudioSchedule(io.ComfyNode):
             search_aliases=["stable cascade", "scheduler", "sigmas"],
             inputs=[
                 io.Model.Input("model", tooltip="The prior or the decoder; its shift is used unless one is set here."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="20 for Stage C, 10 for Stage B."),
+                io.Int.Input(
+                    "steps", default=C.steps, min=1, max=1000, tooltip=f"{C.steps} for Stage C, {B.steps} for Stage B."
+                ),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -40,16 +46,18 @@ class CascadeStudioSchedule(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     advanced=True,
-                    tooltip="Shift of the schedule; 0 takes the model's own (2 for Stage C, 1 for B).",
+                    tooltip=f"Shift; 0 takes the model's own ({C.shift:g} for Stage C, {B.shift:g} for B).",
                 ),
             ],
             outputs=[io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="Noise levels, ending at 0.")],
         )
 
     @classmethod
-    def execute(cls, model, steps, denoise, shift) -> io.NodeOutput:
+    def execute(cls, model: Any, steps: int, denoise: float, shift: float) -> io.NodeOutput:
         own = getattr(model.get_model_object("model_sampling"), "shift", 1.0)
-        return io.NodeOutput(schedule_sigmas(steps, shift or own, denoise))
+        sigmas = schedule_sigmas(steps, shift or own, denoise)
+        # Multistep samplers divide by the distance of two levels: equal ones are given once.
+        return io.NodeOutput(sigmas.unique_consecutive())
 
 
 class CascadeStudioSampler(io.ComfyNode):
@@ -66,8 +74,8 @@ class CascadeStudioSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, sampler) -> io.NodeOutput:
-        return io.NodeOutput(sample.official_sampler(sampler))
+    def execute(cls, sampler: str) -> io.NodeOutput:
+        return io.NodeOutput(sample.make_sampler(sampler))
 
 
 class CascadeStudioGuider(io.ComfyNode):
@@ -87,12 +95,12 @@ class CascadeStudioGuider(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The negative prompt, likewise."),
                 io.Float.Input(
                     "cfg",
-                    default=4.0,
+                    default=C.cfg,
                     min=0.0,
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance scale; officially 4 for Stage C and 1.1 for Stage B.",
+                    tooltip=f"Guidance scale; officially {C.cfg:g} for Stage C and {B.cfg:g} for Stage B.",
                 ),
                 *guidance_inputs(),
             ],
@@ -100,8 +108,8 @@ class CascadeStudioGuider(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, cfg, **guided) -> io.NodeOutput:
-        guider = sample.CascadeGuider(model)
+    def execute(cls, model: Any, positive: Any, negative: Any, cfg: float, **guided: Any) -> io.NodeOutput:
+        guider = CascadeGuider(model)
         guider.set_prompts(positive, negative)
         guider.set_guidance(make_guidance(cfg, **guided))
         return io.NodeOutput(guider)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from .host import latents
@@ -54,8 +56,8 @@ class CascadeStudioDraftBoard(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prior, vae, chosen, stop_here, columns) -> io.NodeOutput:
-        samples = latents.as_prior(prior, BOARD)
+    def execute(cls, prior: dict[str, Any], vae: Any, chosen: str, stop_here: bool, columns: int) -> io.NodeOutput:
+        samples = latents.expect_finished_prior(prior, BOARD)
         vaes.expect_stage_c(vae, BOARD)
         numbers = draft_board.parse_numbers(chosen, samples.shape[0])
         pictures = vaes.preview(vae, samples)

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from .host.files import fetch, names
 from .host.models.load import AUTO, DTYPES, ModelPart
+from .host.nothing import give_or_block
 
 CHECKPOINT = names.FROM_CHECKPOINT
 NONE = names.NONE
@@ -99,6 +100,9 @@ class FileLoader(FileInputs):
     then hands them to ``load``.
     """
 
+    NOTHING: dict[int, str] = {}
+    """What is said at the outputs that may have nothing, by their place."""
+
     @classmethod
     def load(cls, parts: dict[str, ModelPart | None], **settings: Any) -> tuple[Any, ...]:
         """The node's outputs, from what is in its files by input."""
@@ -110,4 +114,5 @@ class FileLoader(FileInputs):
         found = fetch.find_files(cls.hidden.unique_id, chosen, missing_files, preset)
         parts = {role: found.parts.find(role) for role in cls.ROLES}
         outputs = cls.load(parts, **given)
-        return io.NodeOutput(*outputs, ui=fetch.show_loaded(cls.hidden.unique_id, found, *outputs))
+        given_or_blocked = [give_or_block(value, cls.NOTHING.get(slot, "")) for slot, value in enumerate(outputs)]
+        return io.NodeOutput(*given_or_blocked, ui=fetch.show_loaded(cls.hidden.unique_id, found, *outputs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from .host.sampling import guidance
@@ -86,9 +88,9 @@ class CascadeStudioPerturbedAttention(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, scale, blocks, start, end, rescale) -> io.NodeOutput:
+    def execute(cls, model: Any, scale: float, blocks: str, start: float, end: float, rescale: float) -> io.NodeOutput:
         guidance.check_own(model, PERTURBED)
-        return io.NodeOutput(guidance.perturbed_attention(model, scale, blocks, start, end, rescale))
+        return io.NodeOutput(guidance.patch_perturbed_attention(model, scale, blocks, start, end, rescale))
 
 
 class CascadeStudioSelfAttentionGuidance(io.ComfyNode):
@@ -142,9 +144,11 @@ class CascadeStudioSelfAttentionGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, scale, blur, threshold, start, end) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, scale: float, blur: float, threshold: float, start: float, end: float
+    ) -> io.NodeOutput:
         guidance.check_own(model, SELF)
-        return io.NodeOutput(guidance.self_attention(model, scale, blur, threshold, start, end))
+        return io.NodeOutput(guidance.patch_self_attention(model, scale, blur, threshold, start, end))
 
 
 class CascadeStudioCFGZero(io.ComfyNode):
@@ -186,9 +190,9 @@ class CascadeStudioCFGZero(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, strength, zero_steps) -> io.NodeOutput:
+    def execute(cls, model: Any, strength: float, zero_steps: int) -> io.NodeOutput:
         guidance.check_own(model, ZERO)
-        return io.NodeOutput(guidance.cfg_zero(model, strength, zero_steps))
+        return io.NodeOutput(guidance.patch_cfg_zero(model, strength, zero_steps))
 
 
 class CascadeStudioTiledAttention(io.ComfyNode):
@@ -227,9 +231,9 @@ class CascadeStudioTiledAttention(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, window, shift) -> io.NodeOutput:
+    def execute(cls, model: Any, window: int, shift: bool) -> io.NodeOutput:
         guidance.check_own(model, WINDOWS)
-        return io.NodeOutput(guidance.windowed_attention(model, window, shift))
+        return io.NodeOutput(guidance.patch_windows(model, window, shift))
 
 
 NODES = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..stages.inputs import canvas, resize
@@ -74,11 +76,11 @@ class CascadeStudioTileDecoder(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, method, tile_size, tile_overlap, tile_batch) -> io.NodeOutput:
+    def execute(cls, model: Any, method: str, tile_size: int, tile_overlap: int, tile_batch: int) -> io.NodeOutput:
         latents.check_model(model, "Stage B", TILES)
         guidance.check_own(model, TILES, "Stage B")
         return io.NodeOutput(
-            tiles.patch_tiles(model, tiles.tiling(method, tile_size // PIXELS, tile_overlap // PIXELS, tile_batch))
+            tiles.patch_tiles(model, tiles.make_tiling(method, tile_size // PIXELS, tile_overlap // PIXELS, tile_batch))
         )
 
 
@@ -111,12 +113,12 @@ class CascadeStudioHighResolutionPrior(io.ComfyNode):
                     "compression",
                     default=0.0,
                     min=0.0,
-                    max=canvas.TRAINED[1],
+                    max=canvas.ASKED[1],
                     step=1.0,
                     round=0.01,
                     advanced=True,
                     tooltip=(
-                        "Pixels to one cell of the large Stage C latent, from 32 to 64; 0 chooses it. Higher "
+                        "Pixels to one cell of the large Stage C latent, from 16 to 64; 0 chooses it. Higher "
                         "keeps the grid, and with it time and repeated motifs, smaller."
                     ),
                 ),
@@ -138,13 +140,13 @@ class CascadeStudioHighResolutionPrior(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prior, scale, compression, method) -> io.NodeOutput:
-        source = latents.canvas_of_prior(prior, SECOND)
-        samples = latents.as_prior(prior, SECOND)
+    def execute(cls, prior: dict[str, Any], scale: float, compression: float, method: str) -> io.NodeOutput:
+        source = latents.find_prior_canvas(prior, SECOND)
+        samples = latents.expect_finished_prior(prior, SECOND)
         same = scale == 1 and compression == 0
         target = source if same else resize.enlarge_canvas(source, scale, compression or None)
         moved = resize.resample_prior(samples, source, target, method)
-        return io.NodeOutput({**latents.replaced(prior, moved), latents.CANVAS: target})
+        return io.NodeOutput({**latents.replace_samples(prior, moved), latents.CANVAS: target})
 
 
 NODES = [CascadeStudioTileDecoder, CascadeStudioHighResolutionPrior]

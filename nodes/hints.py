@@ -197,8 +197,8 @@ class CascadeStudioSuperResolutionHint(io.ComfyNode):
         batch = hint.shape[0]
         return io.NodeOutput(
             hint,
-            latents.empty_prior(canvas, batch),
-            latents.empty_decoder(canvas, batch),
+            latents.make_empty_prior(canvas, batch),
+            latents.make_empty_decoder(canvas, batch),
             preview,
             ui=ui.PreviewImage(preview),
         )

@@ -13,6 +13,14 @@ from .host.models.clip import load_clip_vision, load_text_encoder
 from .host.models.load import AUTO, DEVICES, ModelPart, load_diffusion
 
 CATEGORY = "Cascade Studio/loaders"
+NO_VISION = (
+    "Load Stable Cascade has no CLIP vision to give: no file is chosen for 'clip_vision'. Choose one there, or load it "
+    "with Load CLIP Vision."
+)
+NO_CODER = (
+    "Load Stable Cascade has no Stage C VAE to give: no file is chosen for 'image_encoder' nor for 'previewer'. Choose "
+    "one there: the image encoder reads pictures, the Previewer shows Stage C."
+)
 FileParts = dict[str, ModelPart | None]
 
 
@@ -63,6 +71,7 @@ def preview_input() -> io.Combo.Input:
 
 class CascadeStudioLoad(FileLoader, io.ComfyNode):
     ROLES = ("prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision")
+    NOTHING = {3: NO_VISION, 5: NO_CODER}
     CHECKED_HERE = ("preset",)
 
     @classmethod
@@ -129,7 +138,7 @@ class CascadeStudioLoad(FileLoader, io.ComfyNode):
         halves, coder = (parts["image_encoder"], parts["previewer"]), None
         if any(halves):
             coder = load_vae.load_stage_c_vae(*halves, vae_dtype, vae_device)
-        return preview.attach(prior, coder), decoder, clip, vision, stage_a, coder
+        return preview.attach_previews(prior, coder), decoder, clip, vision, stage_a, coder
 
 
 class CascadeStudioLoadPrior(FileLoader, io.ComfyNode):
@@ -158,7 +167,7 @@ class CascadeStudioLoadPrior(FileLoader, io.ComfyNode):
         model = load_diffusion(parts["prior"], "stage_c", dtype)
         if parts["previewer"] is None:
             return (model,)
-        return (preview.attach(model, load_vae.load_stage_c_vae(None, parts["previewer"])),)
+        return (preview.attach_previews(model, load_vae.load_stage_c_vae(None, parts["previewer"])),)
 
 
 class CascadeStudioLoadDecoder(FileLoader, io.ComfyNode):

@@ -17,6 +17,7 @@ from .host.files.write import next_path, write_model
 from .host.lora import merge
 from .host.lora.apply import Choice, Targets, apply_all, make_hook, read_and_match
 from .host.models.load import DTYPES
+from .host.nothing import give_or_block_each
 
 CATEGORY = "Cascade Studio/lora"
 Stack = io.Custom("CASCADE_STUDIO_LORA_STACK")
@@ -96,7 +97,8 @@ def apply_choices(choices: list[Choice], targets: Targets, where: str, node: str
     """Models with the LoRAs on them, and the report as text and in the node."""
     result, report = apply_all(choices, targets, where)
     show_text(report, node)
-    return io.NodeOutput(result.prior, result.decoder, result.clip, report, ui=ui.PreviewText(report))
+    outputs = give_or_block_each(where, prior=result.prior, decoder=result.decoder, clip=result.clip)
+    return io.NodeOutput(*outputs, report, ui=ui.PreviewText(report))
 
 
 class CascadeStudioLoadLora(FileInputs, io.ComfyNode):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages.inputs.canvas import MAX_SIDE, TRAINED
+from ..stages.inputs.canvas import ASKED, MAX_SIDE
+from ..stages.inputs.hints import lay_on_canvas
 from .host import latents
+from .host.conditioning.hints import to_image, to_rgb
 from .host.models import use_vae as vaes
 from .host.report import card
 from .types import Report
 
 CATEGORY = "Cascade Studio/latent"
 AUTOMATIC = 0
+ENCODE = "Encode for Stage C"
 
 
 class CascadeStudioDecodeStageA(io.ComfyNode):
@@ -51,10 +54,10 @@ class CascadeStudioDecodeStageA(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, vae, tile_size) -> io.NodeOutput:
-        samples = latents.as_decoder(latent, "Decode Stage A")
+        samples = latents.expect_finished_decoder(latent, "Decode Stage A")
         vaes.expect_stage_a(vae, "Decode Stage A")
         image, done = vaes.decode_reported(vae, samples, tile_size)
-        image = latents.cropped(image, latents.canvas_of_decoder(latent))
+        image = latents.crop_padding(image, latents.find_decoder_canvas(latent))
         return io.NodeOutput(image, (*card.find_reports(latent), done), ui=card.show_report(done))
 
 
@@ -77,9 +80,9 @@ class CascadeStudioEncodeStageA(io.ComfyNode):
     @classmethod
     def execute(cls, image, vae) -> io.NodeOutput:
         vaes.expect_stage_a(vae, "Encode Stage A")
-        canvas = latents.canvas_for_image(image)
-        samples = vaes.encode(vae, latents.padded(image[..., :3], canvas))
-        return io.NodeOutput(latents.decoder_latent(samples, canvas))
+        canvas = latents.plan_canvas_for_image(image)
+        samples = vaes.encode(vae, latents.pad_to_canvas(image[..., :3], canvas))
+        return io.NodeOutput(latents.make_decoder_latent(samples, canvas))
 
 
 class CascadeStudioEncodeImage(io.ComfyNode):
@@ -87,7 +90,7 @@ class CascadeStudioEncodeImage(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_EncodeImage",
-            display_name="Encode for Stage C",
+            display_name=ENCODE,
             category=CATEGORY,
             description=(
                 "Turns a picture into a Stage C latent with the image encoder, for image to image with Sample "
@@ -101,11 +104,19 @@ class CascadeStudioEncodeImage(io.ComfyNode):
                     "compression",
                     default=0.0,
                     min=0.0,
-                    max=TRAINED[1],
+                    max=ASKED[1],
                     step=1.0,
                     round=0.01,
                     advanced=True,
                     tooltip="Pixels to one cell; 0 chooses it, as the canvas does.",
+                ),
+                io.Latent.Input(
+                    "target",
+                    optional=True,
+                    tooltip=(
+                        "A Stage C latent whose canvas the picture is to have: it is cropped to that aspect and "
+                        "enlarged or shrunk. Without it the canvas has the picture's own size."
+                    ),
                 ),
             ],
             outputs=[
@@ -115,11 +126,17 @@ class CascadeStudioEncodeImage(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, vae, compression) -> io.NodeOutput:
-        vaes.expect_stage_c(vae, "Encode for Stage C")
-        canvas = latents.canvas_for_image(image, compression or None)
-        samples = vaes.encode_for_prior(vae, latents.padded(image[..., :3], canvas), canvas)
-        return io.NodeOutput(latents.prior_latent(samples, canvas), latents.empty_decoder(canvas, samples.shape[0]))
+    def execute(cls, image, vae, compression, target=None) -> io.NodeOutput:
+        vaes.expect_stage_c(vae, ENCODE)
+        if target is None:
+            canvas = latents.plan_canvas_for_image(image, compression or None)
+            samples = vaes.encode_for_prior(vae, latents.pad_to_canvas(image[..., :3], canvas), canvas)
+        else:
+            canvas = latents.find_prior_canvas(latents.fit_empty_prior(target), ENCODE)
+            samples = vaes.encode_picture(vae, to_image(lay_on_canvas(to_rgb(image), canvas)).clamp(0.0, 1.0))
+        return io.NodeOutput(
+            latents.make_prior_latent(samples, canvas), latents.make_empty_decoder(canvas, samples.shape[0])
+        )
 
 
 class CascadeStudioDecodePreview(io.ComfyNode):
@@ -140,7 +157,7 @@ class CascadeStudioDecodePreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, prior, vae) -> io.NodeOutput:
-        samples = latents.as_prior(prior, "Preview Stage C")
+        samples = latents.expect_finished_prior(prior, "Preview Stage C")
         vaes.expect_stage_c(vae, "Preview Stage C")
         return io.NodeOutput(vaes.preview(vae, samples))
 

@@ -134,7 +134,7 @@ class CascadeStudioRegionalPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, conditioning, region, mask, strength, keep_base) -> io.NodeOutput:
-        return io.NodeOutput(region_prompts.with_region(conditioning, region, mask, strength, keep_base, REGION))
+        return io.NodeOutput(region_prompts.add_region(conditioning, region, mask, strength, keep_base, REGION))
 
 
 NODES = [CascadeStudioEncodePrompt, CascadeStudioRegionalPrompt]

@@ -71,7 +71,7 @@ class CascadeStudioReportCard(io.ComfyNode):
 def write_report(done, latent, image, hashes: bool) -> str:
     """The text of whichever report arrived, or how to get one."""
     done = done or card.find_reports(latent)
-    return card.write_card(done, hashes, latents.picture_size(image)) if done else NO_REPORT
+    return card.write_card(done, hashes, latents.measure_picture(image)) if done else NO_REPORT
 
 
 class CascadeStudioSaveImage(io.ComfyNode):

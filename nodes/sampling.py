@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
+from ..stages.diffusion.seeds import PER_PICTURE
 from .host import latents
 from .host.report import card
-from .host.sampling import sample
+from .host.sampling import notes, sample
 from .sampling_inputs import (
     denoise_input,
     guidance_inputs,
     make_guidance,
+    noise_input,
     schedule_inputs,
     seed_input,
     start_inputs,
@@ -37,12 +41,13 @@ class CascadeStudioSamplePrior(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What it should not show; an empty prompt officially."),
                 io.Latent.Input("latent", tooltip="The Stage C latent of the canvas, or an encoded picture."),
                 seed_input(),
-                *schedule_inputs(20, 4.0, 2.0),
+                *schedule_inputs("stage_c"),
                 denoise_input(),
                 step_input(),
                 *guidance_inputs(),
                 *start_inputs(),
                 *variation_inputs(),
+                noise_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -56,24 +61,27 @@ class CascadeStudioSamplePrior(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        positive,
-        negative,
-        latent,
-        seed,
-        steps,
-        cfg,
-        shift,
-        denoise,
-        sampler,
-        official_noise=False,
-        fewer_steps=False,
-        variation_seed=0,
-        variation_strength=0.0,
-        **guided,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: dict[str, Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        shift: float,
+        denoise: float,
+        sampler: str,
+        official_noise: bool = False,
+        fewer_steps: bool = False,
+        variation_seed: int = 0,
+        variation_strength: float = 0.0,
+        noise: str = PER_PICTURE,
+        **guided: Any,
     ) -> io.NodeOutput:
         latents.check_model(model, "Stage C", PRIOR)
-        canvas = latents.canvas_of_prior(latent, PRIOR)
+        latent = latents.fit_empty_prior(latent)
+        canvas = latents.find_prior_canvas(latent, PRIOR)
+        told = [*notes.advise_on_size(model, canvas), *notes.advise_on_resizing(latent, canvas)]
         run = sample.Run(
             "Stage C",
             max(1, int(steps * denoise)) if fewer_steps else steps,
@@ -85,10 +93,15 @@ class CascadeStudioSamplePrior(io.ComfyNode):
             official_noise,
             variation_seed,
             variation_strength,
+            noise,
+            canvas,
         )
-        samples, done = sample.run_reported(model, positive, negative, latent, run)
-        result = {**latents.replaced(latent, samples), latents.CANVAS: canvas}
-        return io.NodeOutput(card.attach_reports(result, *card.find_reports(latent), done), ui=card.show_report(done))
+        samples, done = sample.run_with_report(model, positive, negative, latent, run)
+        result = {**latents.replace_samples(latent, samples), latents.CANVAS: canvas}
+        return io.NodeOutput(
+            card.attach_reports(result, *card.find_reports(latent), done),
+            ui={**card.show_report(done), **notes.show_notes(told)},
+        )
 
 
 class CascadeStudioSampleDecoder(io.ComfyNode):
@@ -106,7 +119,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The negative prompt; an empty prompt officially."),
                 io.Latent.Input("prior", tooltip="The latent from Sample Stage C or from Encode for Stage C."),
                 seed_input(),
-                *schedule_inputs(10, 1.1, 1.0),
+                *schedule_inputs("stage_b"),
                 denoise_input(),
                 step_input(),
                 *guidance_inputs(),
@@ -119,6 +132,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
                     ),
                 ),
                 *variation_inputs(),
+                noise_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -130,26 +144,29 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        positive,
-        negative,
-        prior,
-        seed,
-        steps,
-        cfg,
-        shift,
-        denoise,
-        sampler,
-        latent=None,
-        variation_seed=0,
-        variation_strength=0.0,
-        **guided,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        prior: dict[str, Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        shift: float,
+        denoise: float,
+        sampler: str,
+        latent: dict[str, Any] | None = None,
+        variation_seed: int = 0,
+        variation_strength: float = 0.0,
+        noise: str = PER_PICTURE,
+        **guided: Any,
     ) -> io.NodeOutput:
         latents.check_model(model, "Stage B", DECODER)
-        canvas = latents.canvas_of_prior(prior, DECODER)
-        codes = latents.as_prior(prior, DECODER)
-        latent = latents.empty_decoder(canvas, codes.shape[0]) if latent is None else latent
-        latent = latents.for_batch(latent, prior, DECODER)
+        canvas = latents.find_prior_canvas(prior, DECODER)
+        codes = latents.expect_finished_prior(prior, DECODER)
+        told = notes.advise_on_resizing(prior, canvas)
+        if latent is None:
+            latent = latents.make_empty_decoder(canvas, codes.shape[0])
+        latent = latents.fit_batch(latents.fit_empty_decoder(latent, canvas), prior, DECODER)
         run = sample.Run(
             "Stage B",
             steps,
@@ -161,16 +178,18 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
             False,
             variation_seed,
             variation_strength,
+            noise,
+            latents.find_decoder_canvas(latent),
         )
-        samples, done = sample.run_reported(
+        samples, done = sample.run_with_report(
             model,
-            latents.with_prior(positive, codes),
-            latents.with_prior(negative, codes.new_zeros(codes.shape)),
+            latents.attach_prior(positive, codes),
+            latents.attach_prior(negative, codes.new_zeros(codes.shape)),
             latent,
             run,
         )
-        result = card.attach_reports(latents.replaced(latent, samples), *card.find_reports(prior), done)
-        return io.NodeOutput(result, ui=card.show_report(done))
+        result = card.attach_reports(latents.replace_samples(latent, samples), *card.find_reports(prior), done)
+        return io.NodeOutput(result, ui={**card.show_report(done), **notes.show_notes(told)})
 
 
 NODES = [CascadeStudioSamplePrior, CascadeStudioSampleDecoder]

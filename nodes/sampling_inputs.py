@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages.diffusion.sampling import Guidance
+from ..stages.diffusion.sampling import OFFICIAL, Guidance
+from ..stages.diffusion.seeds import NOISES, PER_PICTURE
 from .host.sampling import sample
 
 SAME_CFG = -1.0
@@ -21,8 +22,9 @@ def seed_input() -> io.Int.Input:
     )
 
 
-def schedule_inputs(steps: int, cfg: float, shift: float) -> list[io.Input]:
-    """Steps, guidance scale and shift with a stage's official defaults."""
+def schedule_inputs(stage: str) -> list[io.Input]:
+    """Steps, guidance scale and shift with the official defaults of ``stage``, "stage_c" or "stage_b"."""
+    steps, cfg, shift = OFFICIAL[stage].steps, OFFICIAL[stage].cfg, OFFICIAL[stage].shift
     return [
         io.Int.Input("steps", default=steps, min=1, max=1000, tooltip=f"Denoising steps; {steps} officially."),
         io.Float.Input(
@@ -185,6 +187,21 @@ def variation_inputs() -> list[io.Input]:
             ),
         ),
     ]
+
+
+def noise_input() -> io.Combo.Input:
+    """How the seed becomes noise."""
+    return io.Combo.Input(
+        "noise",
+        options=list(NOISES),
+        default=PER_PICTURE,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "How the seed becomes noise. per picture: each picture has its own, alone or in a batch. official: as the "
+            "release and diffusers draw it. comfyui: as core's KSampler does. See 'The same picture elsewhere'."
+        ),
+    )
 
 
 def make_guidance(

@@ -259,7 +259,7 @@ class Host:
         result = self.execute(prompt, *wanted, **options)
         if not result.success:
             raise PromptError(result.error, result)
-        values = [result.values[(str(node), slot)] for node, slot in wanted]
+        values = [result.values.get((str(node), slot)) for node, slot in wanted]
         return values[0] if len(values) == 1 else values
 
     def error(self, prompt: dict[str, Any], *wanted: tuple[str, int], **options: Any) -> str:
@@ -281,8 +281,10 @@ class Host:
         result.messages = [*executor.status_messages, *self._stub.messages]
         result.success = executor.success
         result.ui = executor.history_result.get("outputs", {}) if executor.success else {}
-        for event, data in executor.status_messages:
-            if event in ("execution_error", "execution_interrupted"):
+        for event, data in result.messages:  # a blocked output is told to the client alone
+            if event not in ("execution_error", "execution_interrupted"):
+                continue
+            if not str(data.get("node_id", "")).startswith("capture-"):  # a wanted output that has nothing is None
                 result.success = False
                 result.interrupted = event == "execution_interrupted"
                 result.error = str(data.get("exception_message", "")).strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from cascade_studio.stages import from_file
 from cascade_studio.stages.diffusion import sampling
+from cascade_studio.stages.diffusion.noise import NoiseStreams
 from cascade_studio.stages.diffusion.sampling import Guidance
 
 NAMES = ("prior", "decoder", "clip", "clip_vision", "stage_a", "stage_c_vae")
@@ -154,7 +156,7 @@ class Studio:
             {"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"]}
             for text in (self.positive, self.negative)
         ]
-        return pure(self.nets["C"], conds, shape, seeds, start, **{"steps": 20, "shift": 2.0, "cfg": 4.0, **run})
+        return pure(self.nets["C"], conds, shape, seeds, start, **{**asdict(sampling.OFFICIAL["stage_c"]), **run})
 
     def pure_decoder(
         self, prior: Tensor, shape: tuple[int, ...], seeds: list[int], start: Tensor | None = None, **run: Any
@@ -163,7 +165,7 @@ class Studio:
             {"effnet": codes, "clip": text[0][1]["pooled_output"]}
             for text, codes in ((self.positive, prior), (self.negative, torch.zeros_like(prior)))
         ]
-        return pure(self.nets["B"], conds, shape, seeds, start, **{"steps": 10, "shift": 1.0, "cfg": 1.1, **run})
+        return pure(self.nets["B"], conds, shape, seeds, start, **{**asdict(sampling.OFFICIAL["stage_b"]), **run})
 
 
 @torch.inference_mode()
@@ -178,7 +180,7 @@ def pure(
     shift: float,
     cfg: float,
     denoise: float = 1.0,
-    step: Any = sampling.ddpm_step,
+    step: Any = sampling.step_ddpm,
     noise_shift: float | None = None,
     **guidance: Any,
 ) -> Tensor:
@@ -188,12 +190,12 @@ def pure(
     """
     conds = [{name: value.float().expand(shape[0], *value.shape[1:]) for name, value in cond.items()} for cond in conds]
     times = sampling.timesteps(steps, denoise)
-    x = sampling.NoiseStreams(seeds).next(shape)
+    x = NoiseStreams(seeds).next(shape)
     if start is not None:
         x = sampling.add_noise(start, x, sampling.logsnr(times[0], noise_shift or shift))
-    noise = sampling.NoiseStreams(seeds, stream=1).next
-    predict = sampling.paired(net, *conds)
+    noise = NoiseStreams(seeds, stream=1).next
+    predict = sampling.pair_conditions(net, *conds)
     *_, last = sampling.sample(
         predict, x, timesteps=times, shift=shift, step=step, noise=noise, guidance=Guidance(cfg, **guidance)
     )
-    return last.x0
+    return last.denoised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_base
@@ -11,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...stages.errors import WrongInput
-from ...stages.inputs.canvas import DECODER_CHANNELS, PRIOR_CHANNELS, Canvas, plan_canvas, plan_canvas_for_prior
+from ...stages.inputs.canvas import (
+    DECODER_CHANNELS,
+    LATENT_PIXELS,
+    PRIOR_CHANNELS,
+    Canvas,
+    plan_canvas,
+    plan_canvas_for_prior,
+)
 
 CANVAS = "cascade_studio_canvas"
 """Key in a latent under which its canvas travels from node to node."""
@@ -20,17 +28,21 @@ RATIO = "downscale_ratio_spacial"
 PRIOR_RATIO, DECODER_RATIO = 42, 4
 """The host's own numbers for the two latents, by which its samplers recognise and resize empty ones."""
 
+MOST_ENLARGED = 2.0
+"""Times a side that other nodes may enlarge a Stage C latent: core's Upscale Latent, which counts 8 px a cell, makes a
+picture five times as large as it was asked for."""
+
 Latent = dict[str, Any]
 
 
-def empty_prior(canvas: Canvas, batch: int) -> Latent:
+def make_empty_prior(canvas: Canvas, batch: int) -> Latent:
     """A zero Stage C latent for ``canvas``."""
-    return prior_latent(torch.zeros(canvas.prior_shape(batch), device=device()), canvas)
+    return make_prior_latent(torch.zeros(canvas.prior_shape(batch), device=device()), canvas)
 
 
-def empty_decoder(canvas: Canvas, batch: int) -> Latent:
+def make_empty_decoder(canvas: Canvas, batch: int) -> Latent:
     """A zero Stage B latent for ``canvas``."""
-    return decoder_latent(torch.zeros(canvas.decoder_shape(batch), device=device()), canvas)
+    return make_decoder_latent(torch.zeros(canvas.decoder_shape(batch), device=device()), canvas)
 
 
 def device() -> torch.device:
@@ -38,25 +50,25 @@ def device() -> torch.device:
     return comfy.model_management.intermediate_device()
 
 
-def prior_latent(samples: Tensor, canvas: Canvas) -> Latent:
+def make_prior_latent(samples: Tensor, canvas: Canvas) -> Latent:
     """``samples`` (B, 16, h, w) with what later nodes need to know."""
     return {"samples": samples, RATIO: PRIOR_RATIO, CANVAS: canvas}
 
 
-def decoder_latent(samples: Tensor, canvas: Canvas) -> Latent:
+def make_decoder_latent(samples: Tensor, canvas: Canvas) -> Latent:
     """``samples`` (B, 4, h, w) with what later nodes need to know."""
     return {"samples": samples, RATIO: DECODER_RATIO, CANVAS: canvas}
 
 
-def replaced(latent: Latent, samples: Tensor) -> Latent:
+def replace_samples(latent: Latent, samples: Tensor) -> Latent:
     """A copy of ``latent`` that holds ``samples`` and is no longer an empty one to be resized."""
     out = {key: value for key, value in latent.items() if key not in (RATIO, "noise_mask")}
     return {**out, "samples": samples}
 
 
-def as_prior(latent: Latent, where: str) -> Tensor:
+def expect_prior(latent: Latent, where: str) -> Tensor:
     """The samples of a Stage C latent, or a sentence about what came over the wire instead."""
-    return checked(
+    return check_latent(
         latent,
         where,
         PRIOR_CHANNELS,
@@ -66,9 +78,9 @@ def as_prior(latent: Latent, where: str) -> Tensor:
     )
 
 
-def as_decoder(latent: Latent, where: str) -> Tensor:
+def expect_decoder(latent: Latent, where: str) -> Tensor:
     """The samples of a Stage B latent, or a sentence about what came over the wire instead."""
-    return checked(
+    return check_latent(
         latent,
         where,
         DECODER_CHANNELS,
@@ -78,7 +90,7 @@ def as_decoder(latent: Latent, where: str) -> Tensor:
     )
 
 
-def checked(latent: Latent, where: str, channels: int, stage: str, advice: str) -> Tensor:
+def check_latent(latent: Latent, where: str, channels: int, stage: str, advice: str) -> Tensor:
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise WrongInput(
@@ -95,14 +107,78 @@ def checked(latent: Latent, where: str, channels: int, stage: str, advice: str) 
     )
 
 
-def for_batch(latent: Latent, prior: Latent, where: str) -> Latent:
+def is_empty(latent: Latent) -> bool:
+    """Whether nothing has been sampled or encoded into ``latent`` yet."""
+    return not torch.count_nonzero(latent["samples"])
+
+
+def expect_finished_prior(latent: Latent, where: str) -> Tensor:
+    """As :func:`expect_prior`, for inputs at which an empty latent would make a picture of nothing."""
+    samples = expect_prior(latent, where)
+    if is_empty(latent):
+        raise WrongInput(
+            f"{where} got an empty Stage C latent: all its values are 0, nothing has been sampled into it. Wire the "
+            "output of Sample Stage C or of Encode for Stage C into this input; a sampler that is bypassed hands the "
+            "canvas's empty latent on."
+        )
+    return samples
+
+
+def expect_finished_decoder(latent: Latent, where: str) -> Tensor:
+    """As :func:`expect_decoder`, for inputs at which an empty latent would make a picture of nothing."""
+    samples = expect_decoder(latent, where)
+    if is_empty(latent):
+        raise WrongInput(
+            f"{where} got an empty Stage B latent: all its values are 0, nothing has been sampled into it. Wire the "
+            "output of Sample Stage B or of Encode Stage A into this input; a sampler that is bypassed hands the empty "
+            "latent on."
+        )
+    return samples
+
+
+def measure_empty(latent: Latent) -> tuple[int, int] | None:
+    """Width and height in pixels that another model's empty latent stands for; None for every other latent.
+
+    Core's nodes that make them say how many pixels a cell has, so that a sampler can fit them to its own model.
+    """
+    samples, ratio = latent["samples"], latent.get(RATIO)
+    if (
+        ratio in (None, PRIOR_RATIO, DECODER_RATIO)
+        or CANVAS in latent
+        or getattr(samples, "is_nested", False)
+        or samples.ndim != 4
+    ):
+        return None
+    if not is_empty(latent):
+        return None
+    return round(samples.shape[-1] * ratio), round(samples.shape[-2] * ratio)
+
+
+def fit_empty_prior(latent: Latent) -> Latent:
+    """``latent``, or for another model's empty one Stage C's empty latent of the same picture."""
+    size = measure_empty(latent)
+    if size is None:
+        return latent
+    return {**latent, **make_empty_prior(plan_canvas(*size), latent["samples"].shape[0])}
+
+
+def fit_empty_decoder(latent: Latent, canvas: Canvas) -> Latent:
+    """``latent``, or for another model's empty one Stage B's, of its size and with the aspect of ``canvas``."""
+    size = measure_empty(latent)
+    if size is None:
+        return latent
+    fitted = plan_canvas_for_prior(canvas.prior_height, canvas.prior_width, *size)
+    return {**latent, **make_empty_decoder(fitted, latent["samples"].shape[0])}
+
+
+def fit_batch(latent: Latent, prior: Latent, where: str) -> Latent:
     """The Stage B latent for the pictures of the Stage C latent ``prior``.
 
     A single or an empty one serves them all; a single prior serves any number of latents. Which pictures of a batch
     they are, and so their noise, is told by the prior where the latent does not. Raises :class:`WrongInput` for other
     numbers.
     """
-    samples, count = as_decoder(latent, where), prior["samples"].shape[0]
+    samples, count = expect_decoder(latent, where), prior["samples"].shape[0]
     given = samples.shape[0]
     if given != count and count > 1:
         if given > 1 and torch.count_nonzero(samples):
@@ -117,23 +193,44 @@ def for_batch(latent: Latent, prior: Latent, where: str) -> Latent:
     return latent
 
 
-def canvas_of_prior(latent: Latent, where: str) -> Canvas:
+def find_prior_canvas(latent: Latent, where: str) -> Canvas:
     """The canvas that a Stage C latent was made for; worked out from its grid where another node made it."""
-    samples = as_prior(latent, where)
+    samples = expect_prior(latent, where)
     canvas = latent.get(CANVAS)
     if isinstance(canvas, Canvas) and canvas.prior_shape()[2:] == tuple(samples.shape[2:]):
         return canvas
-    return plan_canvas_for_prior(*samples.shape[2:])
+    found = plan_canvas_for_prior(*samples.shape[2:])
+    if isinstance(canvas, Canvas) and measure_enlargement(canvas, found) > MOST_ENLARGED:
+        raise WrongInput(
+            f"{where} got a Stage C latent of {found.prior_width} x {found.prior_height} cells that was made for "
+            f"{canvas.width} x {canvas.height} px on {canvas.prior_width} x {canvas.prior_height} cells: a node "
+            f"enlarged it that counts 8 px a cell, and the picture would have {found.width} x {found.height} px. Use "
+            "Enlarge Stage C latent, which counts in the picture's size."
+        )
+    return found
 
 
-def canvas_of_decoder(latent: Latent) -> Canvas | None:
+def measure_enlargement(before: Canvas, after: Canvas) -> float:
+    """How many times more cells a side a latent has than it was made with."""
+    return max(after.prior_width / before.prior_width, after.prior_height / before.prior_height)
+
+
+def find_decoder_canvas(latent: Latent) -> Canvas | None:
     """The canvas that a Stage B latent belongs to, if it still fits it."""
     canvas = latent.get(CANVAS)
     fits = isinstance(canvas, Canvas) and canvas.decoder_shape()[2:] == tuple(latent["samples"].shape[2:])
     return canvas if fits else None
 
 
-def cropped(image: Tensor, canvas: Canvas | None) -> Tensor:
+def guess_canvas(shape: Sequence[int]) -> Canvas:
+    """The canvas of a latent (B, C, h, w) of either stage of which no more is known than its grid."""
+    if shape[1] == PRIOR_CHANNELS:
+        return plan_canvas_for_prior(*shape[-2:])
+    height, width = (LATENT_PIXELS * side for side in shape[-2:])
+    return Canvas(width, height, width, height, 1, 1)
+
+
+def crop_padding(image: Tensor, canvas: Canvas | None) -> Tensor:
     """``image`` (B, H, W, C) without the padding of its canvas."""
     if canvas is None or tuple(image.shape[1:3]) != (canvas.padded_height, canvas.padded_width):
         return image
@@ -141,7 +238,7 @@ def cropped(image: Tensor, canvas: Canvas | None) -> Tensor:
     return image[:, top:bottom, left:right]
 
 
-def padded(image: Tensor, canvas: Canvas) -> Tensor:
+def pad_to_canvas(image: Tensor, canvas: Canvas) -> Tensor:
     """``image`` (B, H, W, C) on its canvas, its edges repeated outwards."""
     left, top, right, bottom = canvas.crop
     sides = (left, canvas.padded_width - right, top, canvas.padded_height - bottom)
@@ -150,12 +247,12 @@ def padded(image: Tensor, canvas: Canvas) -> Tensor:
     return F.pad(image.movedim(-1, 1), sides, mode="replicate").movedim(1, -1)
 
 
-def picture_size(image: Tensor | None) -> tuple[int, int, int] | None:
+def measure_picture(image: Tensor | None) -> tuple[int, int, int] | None:
     """How many pictures (B, H, W, C) there are, and their width and height."""
     return None if image is None else (int(image.shape[0]), int(image.shape[2]), int(image.shape[1]))
 
 
-def canvas_for_image(image: Tensor, compression: float | None = None) -> Canvas:
+def plan_canvas_for_image(image: Tensor, compression: float | None = None) -> Canvas:
     """The canvas of a picture (B, H, W, C)."""
     return plan_canvas(int(image.shape[2]), int(image.shape[1]), compression)
 
@@ -176,7 +273,7 @@ def check_model(model: Any, stage: str, where: str) -> None:
     )
 
 
-def with_prior(conditioning: Any, prior: Tensor) -> Any:
+def attach_prior(conditioning: Any, prior: Tensor) -> Any:
     """``conditioning`` with the Stage C latent that Stage B is to follow, under the key of the host's own node.
 
     ControlNets act on Stage C only; left in, the host would load them for Stage B as well.

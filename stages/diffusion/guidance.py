@@ -11,7 +11,7 @@ from torch.nn import functional as F
 QUERIES = 512
 
 
-def matched_contrast(guided: Tensor, like: Tensor, share: float) -> Tensor:
+def match_contrast(guided: Tensor, like: Tensor, share: float) -> Tensor:
     """``guided`` with ``share`` of its contrast taken from ``like``, picture by picture.
 
     share · guided · std(like) / std(guided) + (1 - share) · guided (Lin et al., arXiv 2305.08891, section 3.4).
@@ -22,7 +22,7 @@ def matched_contrast(guided: Tensor, like: Tensor, share: float) -> Tensor:
     return guided * (share * ratio + (1 - share))
 
 
-def attended(q: Tensor, k: Tensor, heads: int) -> Tensor:
+def sum_attention(q: Tensor, k: Tensor, heads: int) -> Tensor:
     """How much all queries together attend to each key, the mean over heads: q (B, N, C), k (B, M, C) → (B, M)."""
     batch, length, width = q.shape
     q, k = (x.view(batch, -1, heads, width // heads).transpose(1, 2).float() for x in (q, k))
@@ -33,7 +33,7 @@ def attended(q: Tensor, k: Tensor, heads: int) -> Tensor:
     return total
 
 
-def blurred(x: Tensor, sigma: float) -> Tensor:
+def blur(x: Tensor, sigma: float) -> Tensor:
     """``x`` under a Gaussian of ``sigma`` cells, mirrored at its borders; itself at 0."""
     radius = [min(math.ceil(2 * sigma), side - 1) for side in x.shape[-2:]]
     if sigma <= 0 or max(radius) == 0:
@@ -49,23 +49,23 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
     return out.to(x.dtype)
 
 
-def blurred_where_attended(x0: Tensor, mass: Tensor, grid: tuple[int, int], sigma: float, threshold: float) -> Tensor:
+def blur_where_attended(x0: Tensor, mass: Tensor, grid: tuple[int, int], sigma: float, threshold: float) -> Tensor:
     """Self-attention guidance's adversary: ``x0`` blurred where the network looks (Hong et al., arXiv 2210.00939).
 
-    ``mass`` (B, cells of ``grid``) is :func:`attended`, 1 on average; cells above ``threshold`` are blurred.
+    ``mass`` (B, cells of ``grid``) is :func:`sum_attention`, 1 on average; cells above ``threshold`` are blurred.
     """
     looked = (mass > threshold).to(x0.dtype).view(-1, 1, *grid)
     looked = F.interpolate(looked, size=x0.shape[-2:], mode="nearest")
-    return blurred(x0, sigma) * looked + x0 * (1 - looked)
+    return blur(x0, sigma) * looked + x0 * (1 - looked)
 
 
-def optimised_scale(cond: Tensor, uncond: Tensor) -> Tensor:
+def find_optimal_scale(cond: Tensor, uncond: Tensor) -> Tensor:
     """CFG-Zero*'s s = <cond, uncond> / |uncond|², (B, 1, 1, 1): s · uncond comes nearest to cond (arXiv 2503.18886)."""
     products = (cond * uncond).flatten(1).sum(1) / uncond.square().flatten(1).sum(1).clamp(min=1e-8)
     return products.view(-1, 1, 1, 1)
 
 
-def standing_still(x: Tensor, sigma: Tensor | float) -> Tensor:
+def hold_still(x: Tensor, sigma: Tensor | float) -> Tensor:
     """x0 for which the velocity v = a ε - b x0 is zero; ``x`` is x/a of the variance-preserving process and sigma b/a.
 
     With x/a = x0 + sigma ε it is x / (1 + sigma²).

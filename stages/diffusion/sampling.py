@@ -2,6 +2,7 @@
 
 Everything is expressed in the log signal-to-noise ratio ``logsnr`` = ln(a²/b²) of the variance-preserving process
 ``x = a·x0 + b·noise``, a² + b² = 1. Times run from 1 (noise) to 0 (picture). Both diffusion stages predict the noise.
+Steps and the sampling loop speak k-diffusion's language: ``sigma`` = b/a, ``x`` divided by a, ``denoised`` for x0.
 
 The schedule is float32 on purpose, step by step as the official code rounds it: the networks embed 10000·r, so one
 float32 ulp of r is 6e-4 rad. Compute it on the CPU for the same digits on every machine; it is a handful of numbers.
@@ -11,7 +12,7 @@ float32 ulp of r is 6e-4 rad. Compute it on the CPU for the same digits on every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +23,6 @@ from ..errors import WrongInput
 
 COSINE_OFFSET = 0.008
 VARIANCE_LIMITS = (0.0001, 0.9999)
-_SEED_SPACE = 1 << 64
 
 
 # Schedule
@@ -112,14 +112,25 @@ def timesteps(steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:
 
 
 def schedule_sigmas(steps: int, shift: float = 1.0, start: float = 1.0) -> Tensor:
-    """Sigmas for k-diffusion style samplers: those of the official times but the last, then 0, float32.
+    """Sigmas for k-diffusion style samplers: those of the official times but the last, then 0, float32 (steps + 1,).
 
-    The official result is x0 as predicted at the last time above 0, which a step to sigma 0 returns. Where very many
-    steps (78 at shift 2) crowd into a clamped end of the schedule, equal sigmas are given once: a step between them
-    changes nothing, and multistep samplers would divide by zero.
+    The official result is x0 as predicted at the last time above 0, which a step to sigma 0 returns. Very many steps
+    (78 at shift 2) crowd into a clamped end of the schedule, where neighbouring sigmas are equal, as officially.
     """
-    sigmas = sigma_from_logsnr(logsnr(timesteps(steps, start)[:-1], shift)).unique_consecutive()
+    sigmas = sigma_from_logsnr(logsnr(timesteps(steps, start)[:-1], shift))
     return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+@dataclass(frozen=True)
+class OfficialSettings:
+    """How the official code samples a stage: steps, guidance scale, and shift of the schedule."""
+
+    steps: int
+    cfg: float
+    shift: float
+
+
+OFFICIAL = {"stage_c": OfficialSettings(20, 4.0, 2.0), "stage_b": OfficialSettings(10, 1.1, 1.0)}
 
 
 # Noising and single steps
@@ -137,7 +148,7 @@ def add_noise(x0: Tensor, noise: Tensor, logsnr: float | Tensor) -> Tensor:
     return a * x0 + b * noise
 
 
-def denoised_from_epsilon(x: Tensor, epsilon: Tensor, logsnr: float | Tensor) -> Tensor:
+def denoise(x: Tensor, epsilon: Tensor, logsnr: float | Tensor) -> Tensor:
     """The picture that ``epsilon`` implies: x0 = (x - b·epsilon) / a."""
     a, b = (_per_image(value, x) for value in alpha_sigma(logsnr))
     return (x - b * epsilon) / a
@@ -147,41 +158,45 @@ def _need_noise(noise: Tensor | None, name: str) -> Tensor:
     if noise is None:
         raise WrongInput(
             f"The {name} step adds noise, but none was given: give noise of the shape of x, "
-            "or use ddim_step with eta 0."
+            "or use step_ddim with eta 0."
         )
     return noise
 
 
-def ddim_step(
-    x0: Tensor,
+def step_ddim(
+    denoised: Tensor,
     epsilon: Tensor,
-    logsnr: float | Tensor,
-    logsnr_next: float | Tensor,
+    sigma: float | Tensor,
+    sigma_next: float | Tensor,
     noise: Tensor | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, eq. 12) from ``logsnr`` to ``logsnr_next``; ``eta`` 1 is DDPM, 0 adds no noise."""
-    (a, b), (a_next, b_next) = alpha_sigma(logsnr), alpha_sigma(logsnr_next)
+    """DDIM (Song et al. 2021, eq. 12) from ``sigma`` to ``sigma_next``; ``eta`` 1 is DDPM, 0 is Euler's method.
+
+    Returns x (B, C, H, W) at ``sigma_next``: denoised + sigma_down · epsilon + sigma_up · noise, in k-diffusion's
+    words.
+    """
+    sigma, sigma_next = (_float32(level) for level in (sigma, sigma_next))
     if eta <= 0:
-        return _per_image(a_next, x0) * x0 + _per_image(b_next, x0) * epsilon
-    spread = eta * (b_next**2 / b**2).sqrt() * (1 - a**2 / a_next**2).sqrt()
-    kept = (b_next**2 - spread**2).clamp(min=0).sqrt()
-    mean = _per_image(a_next, x0) * x0 + _per_image(kept, x0) * epsilon
-    return mean + _per_image(spread, x0) * _need_noise(noise, "DDPM" if eta == 1 else "DDIM").to(x0)
+        return denoised + _per_image(sigma_next, denoised) * epsilon
+    sigma_up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).clamp(min=0).sqrt()
+    sigma_down = (sigma_next**2 - sigma_up**2).clamp(min=0).sqrt()
+    noise = _need_noise(noise, "DDPM" if eta == 1 else "DDIM").to(denoised)
+    return denoised + _per_image(sigma_down, denoised) * epsilon + _per_image(sigma_up, denoised) * noise
 
 
-def ddpm_step(
-    x0: Tensor, epsilon: Tensor, logsnr: float | Tensor, logsnr_next: float | Tensor, noise: Tensor | None = None
+def step_ddpm(
+    denoised: Tensor, epsilon: Tensor, sigma: float | Tensor, sigma_next: float | Tensor, noise: Tensor | None = None
 ) -> Tensor:
-    """DDPM ancestral step (Ho et al. 2020), the official default: DDIM with eta 1."""
-    return ddim_step(x0, epsilon, logsnr, logsnr_next, noise, eta=1.0)
+    """DDPM ancestral step (Ho et al. 2020), the official default: DDIM with eta 1, Euler ancestral of k-diffusion."""
+    return step_ddim(denoised, epsilon, sigma, sigma_next, noise, eta=1.0)
 
 
-def lcm_step(
-    x0: Tensor, epsilon: Tensor, logsnr: float | Tensor, logsnr_next: float | Tensor, noise: Tensor | None = None
+def step_lcm(
+    denoised: Tensor, epsilon: Tensor, sigma: float | Tensor, sigma_next: float | Tensor, noise: Tensor | None = None
 ) -> Tensor:
-    """Consistency step (Song et al. 2023; Luo et al. 2023): x0 noised afresh to ``logsnr_next``."""
-    return add_noise(x0, _need_noise(noise, "LCM").to(x0), logsnr_next)
+    """Consistency step (Song et al. 2023; Luo et al. 2023): the picture noised afresh to ``sigma_next``."""
+    return denoised + _per_image(_float32(sigma_next), denoised) * _need_noise(noise, "LCM").to(denoised)
 
 
 # Guidance
@@ -220,7 +235,7 @@ def guidance_scale(
 class Guidance:
     """How strongly to follow the prompt; the fields are the arguments of :func:`guidance_scale` and :func:`guide`."""
 
-    scale: float = 4.0
+    scale: float = OFFICIAL["stage_c"].cfg
     scale_end: float | None = None
     interval: tuple[float, float] = (1.0, 0.0)
     rescale: float = 0.7
@@ -235,51 +250,6 @@ class Guidance:
         return guide(cond, uncond, self.scale_at(t), self.rescale, self.per_image)
 
 
-# Noise that belongs to its picture
-
-
-def image_seeds(seed: int, count: int) -> list[int]:
-    """The seeds of a batch: picture i of seed S is picture 0 of seed S + i."""
-    return [(seed + index) % _SEED_SPACE for index in range(count)]
-
-
-def _stream_seed(seed: int, stream: int) -> int:
-    """Scatter all streams but the first over the seed space (splitmix64), away from the neighbouring pictures."""
-    mixed = seed % _SEED_SPACE
-    if stream == 0:
-        return mixed
-    mixed = (mixed + stream * 0x9E3779B97F4A7C15) % _SEED_SPACE
-    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % _SEED_SPACE
-    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % _SEED_SPACE
-    return mixed ^ mixed >> 31
-
-
-class NoiseStreams:
-    """Normal noise in which every picture draws from a generator of its own, so that none depends on its batch.
-
-    Use ``stream`` 0 for the initial noise (the numbers that ``torch.manual_seed(seed)`` gives) and another one, 1 say,
-    for the noise of the steps: two uses of the same stream would add the same noise twice.
-    """
-
-    def __init__(self, seeds: Iterable[int], stream: int = 0) -> None:
-        self.generators = [torch.Generator("cpu").manual_seed(_stream_seed(seed, stream)) for seed in seeds]
-
-    def next(self, shape: Sequence[int]) -> Tensor:
-        """The next noise of the whole batch, float32 on the CPU; ``shape`` is (B, ...) with B the number of seeds."""
-        if len(shape) == 0 or shape[0] != len(self.generators):
-            raise WrongInput(
-                f"Noise of shape {tuple(shape)} was asked from {len(self.generators)} seeds, but the "
-                "first dimension has to be the number of seeds: give one seed for each picture."
-            )
-        rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=torch.float32) for g in self.generators]
-        return torch.stack(rows) if rows else torch.empty(tuple(shape), dtype=torch.float32)
-
-
-def image_noise(seed: int, index: int, shape: Sequence[int], stream: int = 0) -> Tensor:
-    """The first noise of picture ``index`` of a batch with ``seed``; ``shape`` is one picture's, (C, H, W)."""
-    return NoiseStreams([seed + index], stream).next((1, *shape))[0]
-
-
 # Sampling
 
 
@@ -287,14 +257,14 @@ Predict = Callable[[Tensor, Tensor, bool], "tuple[Tensor, Tensor | None]"]
 
 
 class Step(NamedTuple):
-    """One sampling step: the predicted picture, ``x`` after the step, and the (guided) predicted noise."""
+    """One sampling step: the predicted picture, ``x`` after the step (over a), and the (guided) predicted noise."""
 
-    x0: Tensor
+    denoised: Tensor
     x: Tensor
     epsilon: Tensor
 
 
-def paired(net: Callable[..., Tensor], cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> Predict:
+def pair_conditions(net: Callable[..., Tensor], cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> Predict:
     """A predictor for :func:`sample` that runs ``net(x, r, **conditions)`` once on the batch of both conditions.
 
     Both mappings hold tensors (B, ...) under the same names.
@@ -321,25 +291,27 @@ def sample(
     *,
     timesteps: Tensor,
     shift: float = 1.0,
-    step: Callable[..., Tensor] = ddpm_step,
+    step: Callable[..., Tensor] = step_ddpm,
     guidance: Guidance | None = None,
     noise: Callable[[Sequence[int]], Tensor] | None = None,
 ) -> Iterator[Step]:
-    """The official sampling loop; the result is ``x0`` of the last step it yields, not ``x``.
+    """The official sampling loop; the result is ``denoised`` of the last step it yields, not ``x``.
 
     ``predict(x, r, guided)`` returns the predicted noise and, if ``guided``, the unconditional one beside it, both of
-    the shape of ``x`` (B, C, H, W); ``r`` is (B,) float32. ``timesteps`` come from :func:`timesteps`, ``step`` is one
-    of the steps above and ``noise(shape)`` gives each step's noise (:meth:`NoiseStreams.next`). ``x`` is noise, or a
-    picture after :func:`add_noise` with the same ``shift``, in float32; it is not changed.
+    the shape of ``x`` (B, C, H, W); it is given the variance-preserving x and ``r`` (B,) float32. ``timesteps`` come
+    from :func:`timesteps`, ``step`` is one of the steps above and ``noise(shape)`` gives each step's noise
+    (:meth:`NoiseStreams.next`). ``x`` is noise, or a picture after :func:`add_noise`, in float32; it is not changed.
     """
     levels = logsnr(timesteps.cpu(), shift)
-    for index, (here, there) in enumerate(zip(levels[:-1], levels[1:])):
-        t = timesteps[index]
+    sigmas = sigma_from_logsnr(levels)
+    x = x / alpha_sigma(levels[0])[0].to(x)
+    for index, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+        t, level = timesteps[index], levels[index]
         guided = guidance is not None and guidance.scale_at(t) != 1
-        r = noise_condition(here).to(x.device).expand(len(x))
-        epsilon, uncond = predict(x, r, guided)
+        r = noise_condition(level).to(x.device).expand(len(x))
+        epsilon, uncond = predict(x * alpha_sigma(level)[0].to(x), r, guided)
         if guided:
             epsilon = guidance(epsilon, uncond, t)
-        x0 = denoised_from_epsilon(x, epsilon, here)
-        x = step(x0, epsilon, here, there, None if noise is None else noise(x.shape).to(x))
-        yield Step(x0, x, epsilon)
+        denoised = x - sigma.to(x) * epsilon
+        x = step(denoised, epsilon, sigma, sigma_next, None if noise is None else noise(x.shape).to(x))
+        yield Step(denoised, x, epsilon)

@@ -1,16 +1,19 @@
-"""Variations of a picture: noise of one seed turned part of the way towards the noise of another."""
+"""Where the noise of a run comes from: one generator a picture, or one for all as elsewhere, and variations of both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import WrongInput
-from .sampling import NoiseStreams
+from .noise import SEED_SPACE, NoiseStreams
 
+STEP_STREAM = 1
+"""The stream of :class:`NoiseStreams` that the steps draw from; 0 is that of the start."""
 PARALLEL = 1e-6
 """Below this sine of the angle between two noises the arc between them is a straight line."""
 
@@ -45,6 +48,41 @@ def slerp(first: Tensor, second: Tensor, amount: float) -> Tensor:
     return (length * (from_first * a + from_second * b)).reshape(first.shape).to(first.dtype)
 
 
+PER_PICTURE, OFFICIAL, COMFYUI = "per picture", "official", "comfyui"
+NOISES = (PER_PICTURE, OFFICIAL, COMFYUI)
+"""How a seed becomes noise: a generator for each picture; one generator that goes on from the start into the steps, as
+the release and diffusers draw it; or one for the start and a new one for the steps, as core's KSampler draws it."""
+
+
+class Noise(Protocol):
+    """A source of normal noise."""
+
+    def next(self, shape: Sequence[int]) -> Tensor:
+        """The next noise of the whole batch; ``shape`` is (B, ...)."""
+
+
+class BatchNoise:
+    """Noise of one generator for a whole batch of ``count`` pictures, of which a run has those in ``rows``."""
+
+    def __init__(self, generator: torch.Generator, count: int, rows: Sequence[int]) -> None:
+        self.generator, self.count, self.rows = generator, count, list(rows)
+
+    def next(self, shape: Sequence[int]) -> Tensor:
+        whole = (self.count, *shape[1:])
+        drawn = torch.randn(whole, generator=self.generator, device=self.generator.device, dtype=torch.float32)
+        return drawn if self.rows == list(range(self.count)) else drawn[self.rows]
+
+
+class VariedNoise:
+    """Noise of ``own`` turned towards that of ``other``: with strength 1 it is the latter."""
+
+    def __init__(self, own: Noise, other: Noise, strength: float) -> None:
+        self.own, self.other, self.strength = own, other, strength
+
+    def next(self, shape: Sequence[int]) -> Tensor:
+        return slerp(self.own.next(shape), self.other.next(shape), self.strength)
+
+
 @dataclass(frozen=True)
 class Seeds:
     """Where each picture's noise comes from: its own seed, and with ``strength`` above 0 a second one mixed in."""
@@ -53,32 +91,68 @@ class Seeds:
     other: tuple[int, ...] = ()
     strength: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.strength and len(self.own) != len(self.other):
+            raise WrongInput(
+                f"{len(self.own)} seeds were given with {len(self.other)} seeds of variations: give one "
+                "of both for each picture."
+            )
+
     def __len__(self) -> int:
         return len(self.own)
 
-    def only(self, index: int) -> Seeds:
+    def take(self, index: int) -> Seeds:
         """The seeds of one picture."""
         return Seeds(self.own[index : index + 1], self.other[index : index + 1], self.strength)
 
-    def streams(self, stream: int = 0) -> NoiseStreams | VariedNoise:
+    def open_stream(self, stream: int = 0) -> Noise:
         """The noise of the whole batch; see :class:`NoiseStreams` for ``stream``."""
         if self.strength == 0:
             return NoiseStreams(self.own, stream)
-        return VariedNoise(self, stream)
+        return VariedNoise(NoiseStreams(self.own, stream), NoiseStreams(self.other, stream), self.strength)
+
+    def open(self, device: torch.device | str = "cpu") -> tuple[Noise, Noise]:
+        """The noise of the start and that of the steps."""
+        return self.open_stream(), self.open_stream(STEP_STREAM)
 
 
-class VariedNoise:
-    """As :class:`NoiseStreams`, from two streams a picture: with strength 1 it is the noise of the second seed."""
+@dataclass(frozen=True)
+class BatchSeed:
+    """One seed for a batch, whose pictures are the ``places`` of what it draws; ``rows`` are those of this run.
 
-    def __init__(self, seeds: Seeds, stream: int = 0) -> None:
-        if len(seeds.own) != len(seeds.other):
-            raise WrongInput(
-                f"{len(seeds.own)} seeds were given with {len(seeds.other)} seeds of variations: give one "
-                "of both for each picture."
-            )
-        self.own, self.other = NoiseStreams(seeds.own, stream), NoiseStreams(seeds.other, stream)
-        self.strength = seeds.strength
+    ``noise`` is :data:`OFFICIAL` or :data:`COMFYUI`. The official code draws on its device; this draws on the CPU, as
+    diffusers does with a CPU generator. Core draws the start on the CPU and the steps on the model's device, there with
+    seed + 1 on a CPU.
+    """
 
-    def next(self, shape: Sequence[int]) -> Tensor:
-        """The next noise of the whole batch, float32 on the CPU; ``shape`` is (B, ...)."""
-        return slerp(self.own.next(shape), self.other.next(shape), self.strength)
+    noise: str
+    seed: int
+    places: tuple[int, ...]
+    rows: tuple[int, ...]
+    other: int = 0
+    strength: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: int) -> BatchSeed:
+        """The seed for one picture of the run, whose noise is still that of the batch."""
+        return replace(self, rows=(self.rows[index],))
+
+    def open(self, device: torch.device | str = "cpu") -> tuple[Noise, Noise]:
+        """The noise of the start and that of the steps, for a model on ``device``."""
+        own = self._open_one(self.seed, device)
+        if self.strength == 0:
+            return own
+        start, steps = zip(own, self._open_one(self.other, device))
+        return VariedNoise(*start, self.strength), VariedNoise(*steps, self.strength)
+
+    def _open_one(self, seed: int, device: torch.device | str) -> tuple[Noise, Noise]:
+        first = torch.Generator("cpu").manual_seed(seed % SEED_SPACE)
+        drawn, chosen = max(self.places) + 1, [self.places[row] for row in self.rows]
+        start = BatchNoise(first, drawn, chosen)
+        if self.noise == OFFICIAL:
+            return start, start
+        device = torch.device(device)
+        second = torch.Generator(device).manual_seed((seed + (device.type == "cpu")) % SEED_SPACE)
+        return start, BatchNoise(second, len(self.places), self.rows)

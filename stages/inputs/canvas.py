@@ -153,8 +153,8 @@ def plan_canvas(width: int, height: int, compression: float | None = None, offic
     From 512 px a side up, automatic compression stays within 38 to 48, near 42.67, with at most 6 % padding. Smaller
     pictures may go to 32 or 64, since few cells cannot have every aspect, and are padded as much as that still needs.
     An asked ``compression`` (16 to 64) is met within 6 % where the padding allows it. ``official`` takes the grid of
-    the official code, ceil(side / 42.67) cells a side without a look at the aspect, which stretches some pictures by up
-    to a few percent. Raises WrongInput.
+    the official code, ceil(side / 42.67) cells a side without a look at the aspect, which stretches some pictures by
+    up to a few percent. Raises WrongInput.
     """
     width, height = _side(width, "width"), _side(height, "height")
     wishes = list_wishes(None if compression is None else _asked(compression))

@@ -118,9 +118,7 @@ def match_steps(rows: int, columns: int, ratio: float) -> tuple[int, int]:
 
 
 def cover_steps(short: int, long: int, short_cells: int, long_cells: int) -> tuple[int, int]:
-    """The cheapest steps of both sides, at least those given, for a settled grid;
-    judged as :func:`fit_grids` judges.
-    """
+    """The cheapest steps of both sides, at least those given, for a settled grid; as :func:`fit_grids` judges."""
     best, found = math.inf, None
     short_steps = short
     while short_steps / short - 1 < best:

@@ -51,6 +51,14 @@ class BlockHooks:
         """``x`` after the last group of the down path."""
         return x
 
+    def replaces_group(self, place: Place) -> bool:
+        """Whether :meth:`replace_group` is to be asked instead of running the group at ``place``."""
+        return False
+
+    def replace_group(self, place: Place, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """``x`` (B, H, W, C) after the group, which ``run`` would run."""
+        return run(x)
+
     def output_block(self, place: Place, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """``x`` and the skip (None where the group has none) before an output group; both have the same H and W."""
         return x, skip

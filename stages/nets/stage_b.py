@@ -82,9 +82,10 @@ class StageB(CascadeUNet):
         tokens = self.clip_mapper(self.check_condition("clip", clip, self.config.c_clip, x))
         cond = join_conditions([tokens], self.config.c_cond)
         run = Run(dtype, self.embed_times(r, {"sca": sca}, dtype), cond, (), hooks)
+        grid = self.measure_grid(x)
         # Its start is handed on and not kept here, where it would outlive its use.
         x, skips = self.down(self.start(x, effnet, pixels, dtype, hooks), run)
-        return self.read_out(self.up(x, skips, run), dtype)
+        return self.read_out(hooks.resize(self.up(x, skips, run), grid), dtype)
 
     def start(self, x: Tensor, effnet: Tensor, pixels: Tensor | None, dtype: torch.dtype, hooks: BlockHooks) -> Tensor:
         """The embedded latent with the Stage C latent and the picture added: (B, H/2, W/2, C)."""

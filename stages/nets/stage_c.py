@@ -109,8 +109,9 @@ class StageC(CascadeUNet):
             clip_img = x.new_zeros((1, 1, self.config.c_clip_img))
         cond = self.embed_conditions(x, clip_text, clip_text_pooled, clip_img)
         run = Run(dtype, self.embed_times(r, {"sca": sca, "crp": crp}, dtype), cond, control or (), hooks)
+        grid = self.measure_grid(x)
         x, skips = self.down(self.embed(x), run)
-        return self.read_out(self.up(x, skips, run), dtype)
+        return self.read_out(hooks.resize(self.up(x, skips, run), grid), dtype)
 
     def embed_conditions(self, x: Tensor, clip_text: Tensor, clip_text_pooled: Tensor, clip_img: Tensor) -> Tensor:
         """Text, pooled and image tokens in this order, normed, after the SiLU of the blocks: (1 or B, M, c_cond)."""

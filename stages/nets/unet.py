@@ -215,6 +215,10 @@ class CascadeUNet(nn.Module):
         x = self.embedding[0](x).contiguous(memory_format=torch.channels_last)
         return channel_norm(convolve(self.embedding[1], x.permute(0, 2, 3, 1)).to(stream), stream)
 
+    def measure_grid(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of the embedded latent ``x`` (B, c_in, H, W)."""
+        return x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size
+
     def read_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The last norm and projection: (B, H, W, C) -> (B, c_out, H patch, W patch) in ``dtype``."""
         return self.clf[2](self.clf[1](nchw(channel_norm(x, dtype)))).contiguous()
@@ -232,7 +236,8 @@ class CascadeUNet(nn.Module):
                 for group in self.groups(level, blocks):
                     middle = number == groups - 1
                     place = Place("middle", 0) if middle else Place("input", number)
-                    x = self.run_group(group, x, None, place, run)
+                    run_group = self.replace_group if run.hooks.replaces_group(place) else self.run_group
+                    x = run_group(group, x, None, place, run)
                     x = skip = nhwc((run.hooks.middle_block if middle else run.hooks.input_block)(place, nchw(x)))
                     if not middle:
                         x = nhwc(run.hooks.input_block_after_skip(place, nchw(x)))
@@ -255,8 +260,9 @@ class CascadeUNet(nn.Module):
                         x = run.hooks.resize(x, skip.shape[1:3])
                     place = Place("output", number)
                     x, skip = run.hooks.output_block(place, nchw(x), None if skip is None else nchw(skip))
+                    run_group = self.replace_group if run.hooks.replaces_group(place) else self.run_group
                     x, handed = None, [nhwc(x)]  # kept here, it would outlive the first block of the group
-                    x = self.run_group(group, handed.pop(), None if skip is None else nhwc(skip), place, run)
+                    x = run_group(group, handed.pop(), None if skip is None else nhwc(skip), place, run)
                     number += 1
                 if repeat < len(mappers):
                     x = self.repeat(mappers[repeat], x, run)
@@ -284,6 +290,13 @@ class CascadeUNet(nn.Module):
                 attentions += 1
             else:
                 x = run.hooks.run_block(block, x, None, run.dtype)
+        return x
+
+    def replace_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Run) -> Tensor:
+        """As :meth:`run_group`, by a hook that may run the group or leave it out; the control maps stay in step."""
+        first = run.res_blocks
+        x = run.hooks.replace_group(place, x, lambda x: self.run_group(group, x, skip, place, run))
+        run.res_blocks = first + sum(isinstance(block, ResBlock) for block in group)
         return x
 
     def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:

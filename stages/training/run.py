@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
+from ..diffusion.noise import NoiseStreams
+from ..diffusion.sampling import OFFICIAL, Guidance, pair_conditions, sample, timesteps
 from ..errors import BadValues
 from ..files.clip import TextConfig
 from ..nets.stage_c import StageCConfig
@@ -205,9 +206,9 @@ def sample_latent(
     shape: Sequence[int],
     *,
     seed: int = 0,
-    steps: int = 20,
-    cfg: float = 4.0,
-    shift: float = 2.0,
+    steps: int = OFFICIAL["stage_c"].steps,
+    cfg: float = OFFICIAL["stage_c"].cfg,
+    shift: float = OFFICIAL["stage_c"].shift,
     device: torch.device | str = "cpu",
     bfloat16: bool = False,
 ) -> Tensor:
@@ -220,7 +221,7 @@ def sample_latent(
     start = NoiseStreams([seed]).next((1, *shape)).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         steps_made = sample(
-            paired(net, cond, uncond),
+            pair_conditions(net, cond, uncond),
             start,
             timesteps=timesteps(steps),
             shift=shift,
@@ -228,4 +229,4 @@ def sample_latent(
             noise=NoiseStreams([seed], 1).next,
         )
         *_, last = steps_made
-    return last.x0.float()
+    return last.denoised.float()

@@ -337,7 +337,8 @@ def test_chains(studio, nets, node):
     second = node(studio, nets["shallow"], other, first)
     third = node(studio, nets["canny"], image, second, strength=STRONG / 2)
     core = apply(studio, nets["canny"], image, core_apply(studio, core_control(nets["shallow"]), other))
-    for prompts, factor in ((second, 1.0), (third, 1.5), (core, 1.0)):
+    after = core_apply(studio, core_control(nets["shallow"]), other, first)
+    for prompts, factor in ((second, 1.0), (third, 1.5), (core, 1.0), (after, 1.0)):
         maps = recorded(studio, prompts)[0]
         assert len(maps) == 4 and maps[2] is None
         for block, name in ((0, "canny"), (3, "canny"), (1, "shallow")):

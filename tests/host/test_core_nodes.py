@@ -49,7 +49,11 @@ def test_empty_latent_image_for_the_decoder(studio):
 def test_decoder_without_a_prior(studio):
     """A prompt that carries no Stage C latent stands for an empty one, as in core."""
     (prompts, latent), model = studio.decoder_prompts(), studio.parts.decoder
-    empty, _ = studio.decoder_prompts(studio.canvas()[0])
+    codes = torch.zeros_like(studio.prior_latent["samples"])
+    empty = {
+        name: [[text, {**extra, "stable_cascade_prior": codes}] for text, extra in value]
+        for name, value in studio.prompts.items()
+    }
     bare = sample(studio, model, latent, **studio.prompts)
     assert relative(bare, sample(studio, model, latent, **empty)) <= 1e-5
     assert changed(bare, sample(studio, model, latent, **prompts))
@@ -212,9 +216,9 @@ def test_saved_checkpoints(studio, other):
     prior = saved(studio, "merged_prior", model=merged, clip=parts.clip, vae=parts.stage_c_vae)
     decoder = saved(studio, "saved_decoder", model=parts.decoder, clip=parts.clip, vae=parts.stage_a)
     inside = dict.fromkeys(("text_encoder", "stage_a", "image_encoder", "previewer"), "from the checkpoint")
-    loaded = studio.call(
+    graph = studio.graph()
+    load = graph.add(
         "CascadeStudio_Load",
-        range(6),
         prior=prior,
         decoder=decoder,
         **inside,
@@ -224,6 +228,7 @@ def test_saved_checkpoints(studio, other):
         text_dtype="fp32",
         vae_dtype="fp32",
     )
+    loaded = dict(zip((0, 1, 2, 4, 5), graph.run(*(load[slot] for slot in (0, 1, 2, 4, 5)))))
     assert relative(sample(studio, loaded[0]), sample(studio, merged)) <= 1e-5
     prompts, latent = studio.decoder_prompts()
     codes = [sample(studio, model, latent, **prompts) for model in (loaded[1], parts.decoder)]

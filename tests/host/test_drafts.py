@@ -126,10 +126,10 @@ def test_wrong_wires_are_explained(studio):
     node = graph.add(BOARD, prior=studio.canvas()[1], vae=studio.parts.stage_c_vae)
     check_sentence(graph.error(node[1]), "Draft Board", "Stage C latent")
     graph = studio.graph()
-    node = graph.add(BOARD, prior=studio.canvas()[0], vae=studio.parts.stage_a)
+    node = graph.add(BOARD, prior=studio.prior_latent, vae=studio.parts.stage_a)
     check_sentence(graph.error(node[1]), "Draft Board", "stage_c_vae")
     graph = studio.graph()
-    node = graph.add(BOARD, prior=studio.canvas()[0], vae=None)
+    node = graph.add(BOARD, prior=studio.prior_latent, vae=None)
     check_sentence(graph.error(node[1]), "Draft Board", "no file", "stage_c_vae")
 
 

@@ -283,8 +283,8 @@ def test_image_prompt_of_another_width(host, parts, kind):
         ({"height": 9000}, ("height is 9000", "8192", "smaller")),
         ({"width": 500.5}, ("width is 500.5", "whole number")),
         ({"height": -8}, ("height is -8", "64 to 8192")),
-        ({"compression": 10.0}, ("compression is 10", "32 to 64")),
-        ({"compression": 80.0}, ("compression is 80", "32 to 64")),
+        ({"compression": 10.0}, ("compression is 10", "16 to 64")),
+        ({"compression": 80.0}, ("compression is 80", "16 to 64")),
     ],
 )
 def test_size_that_another_node_sends(host, parts, given, words):

@@ -29,8 +29,8 @@ PRIOR_RUNS = {
         {"steps": 6, "cfg_end": 8.0, "guidance_end": 0.5},
         {"steps": 6, "scale_end": 8.0, "interval": (1.0, 0.5)},
     ),
-    "ddim": ({"steps": 6, "sampler": "ddim"}, {"steps": 6, "step": sampling.ddim_step}),
-    "lcm": ({"steps": 4, "sampler": "lcm"}, {"steps": 4, "step": sampling.lcm_step}),
+    "ddim": ({"steps": 6, "sampler": "ddim"}, {"steps": 6, "step": sampling.step_ddim}),
+    "lcm": ({"steps": 4, "sampler": "lcm"}, {"steps": 4, "step": sampling.step_lcm}),
 }
 
 
@@ -54,7 +54,7 @@ def test_settings_matter(studio):
 DECODER_RUNS = {
     "official defaults": ({}, {}),
     "guided": ({"cfg": 3.0, "rescale": 0.5, "shift": 2.0}, {"cfg": 3.0, "rescale": 0.5, "shift": 2.0}),
-    "ddim": ({"sampler": "ddim", "steps": 4}, {"step": sampling.ddim_step, "steps": 4}),
+    "ddim": ({"sampler": "ddim", "steps": 4}, {"step": sampling.step_ddim, "steps": 4}),
 }
 
 

@@ -77,7 +77,7 @@ def test_core_samplers_patches_and_areas(studio, prior):
 
 def test_the_host_makes_room_for_a_tile_only(studio):
     """The latent that the host is told of needs no more memory than a tile, and our own refusal knows it too."""
-    from cascade_studio.nodes.host.sampling.tiles import needed_memory
+    from cascade_studio.nodes.host.sampling.tiles import estimate_memory
 
     shape = [1, 4, 2048, 2048]
     whole = studio.parts.decoder.model.memory_required(shape)
@@ -87,10 +87,10 @@ def test_the_host_makes_room_for_a_tile_only(studio):
         wrappers = model.get_all_wrappers("prepare_sampling")
         assert len(wrappers) == 1
         wrappers[0](lambda model, shape, *args, method=method: told.update({method: shape}), model, shape)
-        assert needed_memory(model, shape) < whole / 2
+        assert estimate_memory(model, shape) < whole / 2
         assert studio.parts.decoder.model.memory_required(told[method]) < 0.6 * whole
-    assert needed_memory(studio.parts.decoder, shape) == whole
-    one, four = (needed_memory(tiled(studio, SHARED, tile_size=1024, tile_batch=count), shape) for count in (1, 4))
+    assert estimate_memory(studio.parts.decoder, shape) == whole
+    one, four = (estimate_memory(tiled(studio, SHARED, tile_size=1024, tile_batch=count), shape) for count in (1, 4))
     assert four > 1.5 * one
 
 
@@ -157,5 +157,6 @@ def test_only_stage_c_latents_can_be_enlarged(studio):
     node = graph.add("CascadeStudio_HighResolutionPrior", prior=studio.canvas()[1])
     check_sentence(graph.error(node[0]), "Enlarge Stage C latent", "Stage B", "16")
     graph = studio.graph()
-    node = graph.add("CascadeStudio_HighResolutionPrior", prior=studio.canvas(2048, 2048)[0], scale=8.0)
+    large = {"samples": torch.ones(1, 16, 48, 48)}
+    node = graph.add("CascadeStudio_HighResolutionPrior", prior=large, scale=8.0)
     check_sentence(graph.error(node[0]), "8192")

@@ -198,13 +198,13 @@ def painter(studio: Studio, clock: Clock) -> Any:
     from cascade_studio.nodes.host.models.preview import Painter
 
     made = Painter(studio.parts.stage_c_vae, clock)
-    decoded = made.decoded
+    decoded = made.decode_latent
 
     def slow(latent: torch.Tensor) -> torch.Tensor:
         clock.now += clock.cost
         return decoded(latent)
 
-    made.decoded = slow
+    made.decode_latent = slow
     return made
 
 
@@ -242,19 +242,19 @@ def test_no_room_means_the_processor(studio, monkeypatch):
     net, latent = studio.parts.stage_c_vae.first_stage_model.previewer, torch.empty(1, 16, 24, 24, device="meta")
     monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: device.type == "cpu")
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 0)
-    assert preview.place_for(net, latent) == torch.device("cpu")
+    assert preview.choose_device(net, latent) == torch.device("cpu")
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**40)
-    assert preview.place_for(net, latent) == torch.device("meta")
+    assert preview.choose_device(net, latent) == torch.device("meta")
     made = preview.Painter(studio.parts.stage_c_vae)
     failures = [torch.cuda.OutOfMemoryError("out of memory")]
-    decoded = made.decoded
+    decoded = made.decode_latent
 
     def failing(latent: torch.Tensor) -> torch.Tensor:
         if failures:
             raise failures.pop()
         return decoded(latent)
 
-    made.decoded = failing
+    made.decode_latent = failing
     assert made(torch.randn(1, 16, 3, 3)).shape == (1, 3, 24, 24) and not failures
 
 
@@ -265,14 +265,14 @@ def test_nothing_is_loaded_or_kept_for_a_preview(studio, frames, monkeypatch):
     from cascade_studio.nodes.host.models import preview
 
     made, loaded = [], []
-    build, load = preview.Painter.copied, comfy.model_management.load_models_gpu
+    build, load = preview.Painter.copy_net, comfy.model_management.load_models_gpu
 
     def copied(self, device):
         net = build(self, device)
         made.append(weakref.ref(net))
         return net
 
-    monkeypatch.setattr(preview.Painter, "copied", copied)
+    monkeypatch.setattr(preview.Painter, "copy_net", copied)
     monkeypatch.setattr(
         comfy.model_management,
         "load_models_gpu",

@@ -8,6 +8,7 @@ from graphs import check_sentence
 from world import DECODER_SCALE, Studio, changed, of_range, relative
 
 from cascade_studio.stages.diffusion import sampling
+from cascade_studio.stages.diffusion.noise import list_image_seeds
 
 TOLERANCE = 1e-3
 SEED = 7
@@ -41,7 +42,7 @@ def test_official_image_to_image(studio, encoded, denoise, sampler):
         steps=int(20 * denoise),
         denoise=denoise,
         noise_shift=1.0,
-        step={"ddpm": sampling.ddpm_step, "ddim": sampling.ddim_step}[sampler],
+        step={"ddpm": sampling.step_ddpm, "ddim": sampling.step_ddim}[sampler],
     )
     assert relative(result, expected) <= TOLERANCE
     if sampler == "ddim":  # the ancestral step soon forgets where it started
@@ -267,7 +268,7 @@ def test_a_noise_mask_on_stage_b(studio, image, encoded):
 
 def test_the_core_sampler_takes_ours(studio):
     """Our SAMPLER without seeds of its own still gives each picture the noise of seed + index."""
-    assert sampling.image_seeds(SEED, 2) == [SEED, SEED + 1]
+    assert list_image_seeds(SEED, 2) == [SEED, SEED + 1]
     graph = studio.graph()
     latent = studio.canvas(batch=2)[0]
     node = graph.add(

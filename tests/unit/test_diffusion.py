@@ -9,6 +9,7 @@ import torch
 from tiny import golden
 
 from cascade_studio.stages.diffusion import sampling as d
+from cascade_studio.stages.diffusion.noise import NoiseStreams, draw_image_noise, list_image_seeds
 from cascade_studio.stages.errors import WrongInput
 
 SHIFTS = (0.5, 1.0, 2.0, 3.0)
@@ -155,11 +156,12 @@ def test_sigma_is_b_over_a_and_gives_the_same_condition_back():
 @pytest.mark.parametrize("steps", [1, 10, 20, 50, 1000])
 def test_schedule_sigmas_are_the_official_times_then_zero(steps, shift):
     sigmas = d.schedule_sigmas(steps, shift)
-    assert sigmas.dtype == torch.float32 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+    assert sigmas.dtype == torch.float32 and sigmas[-1] == 0 and len(sigmas) == steps + 1
+    assert (sigmas.diff() <= 0).all() and (sigmas.unique_consecutive().diff() < 0).all()
     levels = d.logsnr(torch.linspace(1, 0, steps + 1), shift).double()
-    assert torch.equal(sigmas[:-1], torch.exp(-levels[:-1] / 2).float().unique_consecutive())
-    if steps <= 50:
-        assert len(sigmas) == steps + 1
+    assert torch.equal(sigmas[:-1], torch.exp(-levels[:-1] / 2).float())
+    if steps <= 50 and shift <= 3:
+        assert (sigmas.diff() < 0).all()
     assert d.schedule_sigmas(steps, shift, start=0.6)[0] == pytest.approx(float(torch.exp(-d.logsnr(0.6, shift) / 2)))
 
 
@@ -183,14 +185,14 @@ def test_impossible_schedules_are_refused(call):
 
 # Noising and steps
 
-HERE, THERE = d.logsnr(0.7, 2), d.logsnr(0.4, 2)
+HERE, THERE = (d.sigma_from_logsnr(d.logsnr(t, 2)) for t in (0.7, 0.4))
 
 
 def test_noising_and_denoising_are_inverse_for_one_level_or_one_each():
     x0, noise = randn(3, 4, 5, 6), randn(3, 4, 5, 6, seed=1)
     levels = d.logsnr(torch.tensor([0.9, 0.5, 0.1]))
     x = d.add_noise(x0, noise, levels)
-    torch.testing.assert_close(d.denoised_from_epsilon(x, noise, levels), x0, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(d.denoise(x, noise, levels), x0, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(x[1:2], d.add_noise(x0[1:2], noise[1:2], levels[1]))
     a, b = d.alpha_sigma(levels)
     assert (a**2 + b**2).tolist() == pytest.approx([1, 1, 1], abs=1e-6)
@@ -198,38 +200,46 @@ def test_noising_and_denoising_are_inverse_for_one_level_or_one_each():
 
 def test_ddim_follows_the_probability_flow():
     x0, noise = randn(2, 4, 3, 3), randn(2, 4, 3, 3, seed=1)
-    torch.testing.assert_close(d.ddim_step(x0, noise, HERE, THERE), d.add_noise(x0, noise, THERE))
+    torch.testing.assert_close(d.step_ddim(x0, noise, HERE, THERE), x0 + THERE * noise)
 
 
 def test_ddpm_samples_the_posterior():
     """Mean and variance of q(x_s | x_t, x0), Ho et al. 2020, eq. 6 and 7, computed apart in float64."""
     x0, epsilon = randn(2, 4, 3, 3).double(), randn(2, 4, 3, 3, seed=1).double()
-    (a, b), (a_next, b_next) = ((value.double() for value in d.alpha_sigma(level)) for level in (HERE, THERE))
+    (a, b), (a_next, b_next) = (
+        (1 / (1 + level**2).sqrt(), level / (1 + level**2).sqrt()) for level in (HERE.double(), THERE.double())
+    )
     kept = a / a_next
     mean = kept * b_next**2 / b**2 * (a * x0 + b * epsilon) + a_next * (1 - kept**2) / b**2 * x0
     spread = (b_next**2 / b**2 * (1 - kept**2)).sqrt()
     zeros = torch.zeros_like(x0)
-    torch.testing.assert_close(d.ddpm_step(x0, epsilon, HERE, THERE, zeros), mean, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(d.step_ddpm(x0, epsilon, HERE, THERE, zeros), mean / a_next, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(
-        d.ddpm_step(zeros, zeros, HERE, THERE, zeros + 1), spread.expand_as(x0), rtol=1e-6, atol=1e-6
+        d.step_ddpm(zeros, zeros, HERE, THERE, zeros + 1), (spread / a_next).expand_as(x0), rtol=1e-6, atol=1e-6
     )
 
 
 def test_lcm_noises_the_picture_afresh():
     x0, noise = randn(2, 4, 3, 3), randn(2, 4, 3, 3, seed=1)
-    torch.testing.assert_close(d.lcm_step(x0, x0 * 7, HERE, THERE, noise), d.add_noise(x0, noise, THERE))
+    torch.testing.assert_close(d.step_lcm(x0, x0 * 7, HERE, THERE, noise), x0 + THERE * noise)
 
 
-@pytest.mark.parametrize("step", [d.ddim_step, d.ddpm_step, d.lcm_step])
+@pytest.mark.parametrize("step", [d.step_ddim, d.step_ddpm, d.step_lcm])
 def test_steps_end_cleanly(step):
     x0, epsilon, noise = randn(2, 4, 3, 3), randn(2, 4, 3, 3, seed=1), randn(2, 4, 3, 3, seed=2)
-    assert torch.equal(step(x0, epsilon, HERE, d.logsnr_from_sigma(0.0), noise), x0)
+    assert torch.equal(step(x0, epsilon, HERE, 0.0, noise), x0)
     for shift in SHIFTS:
-        assert step(x0, epsilon, d.logsnr(1.0, shift), d.logsnr(0.0, shift), noise).isfinite().all()
-        assert step(x0, epsilon, d.logsnr(1.0, shift), d.logsnr(0.999, shift), noise).isfinite().all()
+        for times in ((1.0, 0.0), (1.0, 0.999), (1.0, 1.0)):
+            sigma, sigma_next = (d.sigma_from_logsnr(d.logsnr(t, shift)) for t in times)
+            assert step(x0, epsilon, sigma, sigma_next, noise).isfinite().all()
 
 
-@pytest.mark.parametrize("step, name", [(d.ddpm_step, "DDPM"), (d.lcm_step, "LCM")])
+def test_a_step_to_the_same_level_draws_noise_and_changes_nothing():
+    x0, epsilon, noise = randn(2, 4, 3, 3), randn(2, 4, 3, 3, seed=1), randn(2, 4, 3, 3, seed=2)
+    assert torch.equal(d.step_ddpm(x0, epsilon, HERE, HERE, noise), x0 + HERE * epsilon)
+
+
+@pytest.mark.parametrize("step, name", [(d.step_ddpm, "DDPM"), (d.step_lcm, "LCM")])
 def test_a_noisy_step_without_noise_says_so(step, name):
     with pytest.raises(WrongInput, match=f"The {name} step adds noise, but none was given"):
         step(randn(1, 4, 3, 3), randn(1, 4, 3, 3), HERE, THERE)
@@ -296,39 +306,39 @@ def test_guidance_scale(t, arguments, expected):
 def test_every_picture_has_its_own_noise():
     """Picture i of seed S is picture 0 of seed S + i, for the first noise and for every later one."""
     shapes = [(3, 16, 6, 6), (3, 4, 24, 24), (3, 2)]
-    batch = d.NoiseStreams(d.image_seeds(41, 3))
-    alone = [d.NoiseStreams([41 + index]) for index in range(3)]
+    batch = NoiseStreams(list_image_seeds(41, 3))
+    alone = [NoiseStreams([41 + index]) for index in range(3)]
     for turn, shape in enumerate(shapes):
         noise = batch.next(shape)
         assert noise.shape == shape and noise.dtype == torch.float32 and noise.device.type == "cpu"
         for index in range(3):
             assert torch.equal(noise[index : index + 1], alone[index].next((1, *shape[1:])))
             if turn == 0:
-                assert torch.equal(noise[index], d.image_noise(41, index, shape[1:]))
-                assert torch.equal(noise[index], d.image_noise(41 + index, 0, shape[1:]))
+                assert torch.equal(noise[index], draw_image_noise(41, index, shape[1:]))
+                assert torch.equal(noise[index], draw_image_noise(41 + index, 0, shape[1:]))
 
 
 def test_the_first_stream_is_that_of_a_plain_seed():
-    assert torch.equal(d.image_noise(7, 0, (16, 6, 6)), randn(1, 16, 6, 6, seed=7)[0])
+    assert torch.equal(draw_image_noise(7, 0, (16, 6, 6)), randn(1, 16, 6, 6, seed=7)[0])
 
 
 def test_streams_are_independent_of_each_other_and_of_neighbours():
-    noises = [d.image_noise(seed, 0, (4096,), stream) for seed in range(8) for stream in range(3)]
+    noises = [draw_image_noise(seed, 0, (4096,), stream) for seed in range(8) for stream in range(3)]
     correlation = torch.corrcoef(torch.stack(noises)) - torch.eye(24)
     assert correlation.abs().max() < 0.1
     assert abs(float(torch.stack(noises).mean())) < 0.02 and abs(float(torch.stack(noises).std()) - 1) < 0.02
 
 
 def test_seeds_wrap_around():
-    assert d.image_seeds(2**64 - 1, 3) == [2**64 - 1, 0, 1]
-    assert torch.equal(d.image_noise(2**64 - 1, 1, (8,)), d.image_noise(0, 0, (8,)))
-    assert d.image_noise(2**64 - 1, 0, (8,), stream=1).isfinite().all()
+    assert list_image_seeds(2**64 - 1, 3) == [2**64 - 1, 0, 1]
+    assert torch.equal(draw_image_noise(2**64 - 1, 1, (8,)), draw_image_noise(0, 0, (8,)))
+    assert draw_image_noise(2**64 - 1, 0, (8,), stream=1).isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 3), ()])
 def test_noise_for_another_batch_is_refused(shape):
     with pytest.raises(WrongInput, match="asked from 3 seeds"):
-        d.NoiseStreams([1, 2, 3]).next(shape)
+        NoiseStreams([1, 2, 3]).next(shape)
 
 
 # Sampling
@@ -341,12 +351,14 @@ def muddle(x: torch.Tensor, r: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 
 
 def predictor(count: int) -> d.Predict:
-    return d.paired(muddle, {"c": torch.linspace(1, 2, 3)[:count]}, {"c": torch.tensor([-1.0, 0.3, 3.0])[:count]})
+    return d.pair_conditions(
+        muddle, {"c": torch.linspace(1, 2, 3)[:count]}, {"c": torch.tensor([-1.0, 0.3, 3.0])[:count]}
+    )
 
 
-def draw(count: int, guidance: d.Guidance, step=d.ddpm_step) -> list[d.Step]:
-    seeds = d.image_seeds(5, count)
-    x = d.NoiseStreams(seeds).next((count, 4, 6, 6))
+def draw(count: int, guidance: d.Guidance, step=d.step_ddpm) -> list[d.Step]:
+    seeds = list_image_seeds(5, count)
+    x = NoiseStreams(seeds).next((count, 4, 6, 6))
     return list(
         d.sample(
             predictor(count),
@@ -355,20 +367,20 @@ def draw(count: int, guidance: d.Guidance, step=d.ddpm_step) -> list[d.Step]:
             shift=2,
             step=step,
             guidance=guidance,
-            noise=d.NoiseStreams(seeds, stream=1).next,
+            noise=NoiseStreams(seeds, stream=1).next,
         )
     )
 
 
-@pytest.mark.parametrize("step", [d.ddpm_step, d.lcm_step])
+@pytest.mark.parametrize("step", [d.step_ddpm, d.step_lcm])
 def test_a_picture_of_a_batch_is_reproducible_alone(step):
-    batch, alone = (draw(count, d.Guidance(), step)[-1].x0 for count in (3, 1))
+    batch, alone = (draw(count, d.Guidance(), step)[-1].denoised for count in (3, 1))
     torch.testing.assert_close(batch[:1], alone, atol=1e-5, rtol=1e-5)
-    official = [draw(count, d.Guidance(per_image=False), step)[-1].x0 for count in (3, 1)]
+    official = [draw(count, d.Guidance(per_image=False), step)[-1].denoised for count in (3, 1)]
     assert not torch.allclose(official[0][:1], official[1], atol=1e-3), "the batch-wide std is visible"
 
 
-@pytest.mark.parametrize("step", [d.ddim_step, d.ddpm_step, d.lcm_step])
+@pytest.mark.parametrize("step", [d.step_ddim, d.step_ddpm, d.step_lcm])
 @pytest.mark.parametrize("start", [1.0, 0.4])
 def test_a_perfect_predictor_recovers_the_picture(step, start):
     picture, noise = randn(2, 4, 6, 6), randn(2, 4, 6, 6, seed=1)
@@ -383,9 +395,9 @@ def test_a_perfect_predictor_recovers_the_picture(step, start):
     x = d.add_noise(picture, noise, d.logsnr(start, 2))
     kept = x.clone()
     steps = list(
-        d.sample(perfect, x, timesteps=d.timesteps(5, start), shift=2, step=step, noise=d.NoiseStreams([1, 2]).next)
+        d.sample(perfect, x, timesteps=d.timesteps(5, start), shift=2, step=step, noise=NoiseStreams([1, 2]).next)
     )
-    torch.testing.assert_close(steps[-1].x0, picture, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(steps[-1].denoised, picture, atol=1e-3, rtol=1e-3)
     assert len(steps) == 5 and torch.equal(x, kept)
     assert all(r.shape == (2,) and r.dtype == torch.float32 for r in seen)
     assert torch.stack(seen)[:, 0].tolist() == d.noise_condition(d.logsnr(d.timesteps(5, start)[:-1], 2)).tolist()
@@ -399,11 +411,11 @@ def test_the_unconditional_pass_runs_only_where_it_counts():
         return x, torch.zeros_like(x) if guided else None
 
     x = randn(1, 4, 6, 6)
-    list(d.sample(count, x, timesteps=d.timesteps(10), step=d.ddim_step, guidance=d.Guidance(4.0, interval=(0.8, 0.3))))
+    list(d.sample(count, x, timesteps=d.timesteps(10), step=d.step_ddim, guidance=d.Guidance(4.0, interval=(0.8, 0.3))))
     assert calls == [False] * 2 + [True] * 6 + [False] * 2
     calls.clear()
-    list(d.sample(count, x, timesteps=d.timesteps(3), step=d.ddim_step, guidance=d.Guidance(1.0)))
-    list(d.sample(count, x, timesteps=d.timesteps(3), step=d.ddim_step))
+    list(d.sample(count, x, timesteps=d.timesteps(3), step=d.step_ddim, guidance=d.Guidance(1.0)))
+    list(d.sample(count, x, timesteps=d.timesteps(3), step=d.step_ddim))
     assert not any(calls)
 
 
@@ -414,9 +426,9 @@ def test_pairing_goes_by_name():
     def net(x, r, first, second):
         return (first - 3 * second).view(-1, 1, 1, 1).expand_as(x)
 
-    predict = d.paired(net, {"first": one, "second": two}, {"second": one, "first": two})
+    predict = d.pair_conditions(net, {"first": one, "second": two}, {"second": one, "first": two})
     cond, uncond = predict(x, r, True)
     assert cond.unique().tolist() == [-5] and uncond.unique().tolist() == [-1]
     assert predict(x, r, False)[0].unique().tolist() == [-5] and predict(x, r, False)[1] is None
     with pytest.raises(WrongInput, match=r"\['first'\].*\['first', 'second'\]"):
-        d.paired(net, {"first": one}, {"first": one, "second": two})
+        d.pair_conditions(net, {"first": one}, {"first": one, "second": two})

@@ -12,6 +12,7 @@ from safetensors.torch import save, save_file
 from cascade_studio import stages
 from cascade_studio.stages import Backend, WrongFile, from_file, from_state_dict, identify, load_file, read_header
 from cascade_studio.stages.diffusion import sampling
+from cascade_studio.stages.diffusion.noise import NoiseStreams
 from cascade_studio.stages.files.load import require
 
 KINDS = {
@@ -168,10 +169,10 @@ def test_pictures_are_not_flat(family):
         def predict(x, r, guided):
             return net(x, r, **conditions), None
 
-        streams = sampling.NoiseStreams([5, 5], 1)
+        streams = NoiseStreams([5, 5], 1)
         return [*sampling.sample(predict, noise, timesteps=sampling.timesteps(steps), shift=shift, noise=streams.next)][
             -1
-        ].x0
+        ].denoised
 
     noise = torch.randn(1, 16, 3, 3, generator=generator).expand(2, -1, -1, -1)
     prior = sample(c, noise, 12, 2.0, clip_text=text, clip_text_pooled=pooled)

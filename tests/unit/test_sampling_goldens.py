@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cascade_studio.stages.diffusion import sampling as d
 
-STEPS = {"ddpm": d.ddpm_step, "ddim": d.ddim_step, "lcm": d.lcm_step}
+STEPS = {"ddpm": d.step_ddpm, "ddim": d.step_ddim, "lcm": d.step_lcm}
 RUNS = [
     "sample_stage_c",
     "sample_stage_c_image_ddpm",
@@ -36,12 +36,13 @@ class Run:
         self.guidance = d.Guidance(scale, scale_end, rescale=config["cfg_rho"], per_image=False)
         self.timesteps = d.timesteps(self.count, self.start)
         self.levels = d.logsnr(self.timesteps, self.shift)
+        self.sigmas = d.sigma_from_logsnr(self.levels)
 
     def predictor(self) -> d.Predict:
         names = ["effnet", "clip"] if self.model == "stage_b_tiny" else ["clip_text", "clip_text_pooled", "clip_img"]
         cond = {name: self.record[name] for name in names}
         uncond = {name: self.record.get(f"uncond_{name}", torch.zeros_like(self.record[name])) for name in names}
-        return d.paired(network(self.model), cond, uncond)
+        return d.pair_conditions(network(self.model), cond, uncond)
 
     def before(self, step: int) -> Tensor:
         return self.record["out_x"][step - 1] if step else self.record["x_init"]
@@ -76,10 +77,10 @@ def test_every_step_from_the_recorded_x(name):
         epsilon = run.guidance(cond, uncond, run.timesteps[i])
         assert (epsilon - run.record["out_eps"][i]).abs().max() <= 1e-2
         epsilon = run.record["out_eps"][i]
-        x0 = d.denoised_from_epsilon(x, epsilon, here)
+        x0 = d.denoise(x, epsilon, here)
         assert relative(x0, run.record["out_x0"][i]) <= 1e-4
-        after = run.step(x0, epsilon, here, there, run.record["noise"][i])
-        assert relative(after, run.record["out_x"][i]) <= 1e-4
+        after = run.step(x0, epsilon, run.sigmas[i], run.sigmas[i + 1], run.record["noise"][i])
+        assert relative(after * d.alpha_sigma(there)[0], run.record["out_x"][i]) <= 1e-4
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -99,8 +100,8 @@ def test_the_whole_trajectory(name):
     )
     assert len(steps) == run.count == len(run.record["out_x0"])
     for i, step in enumerate(steps):
-        assert relative(step.x0, run.record["out_x0"][i]) <= 1e-3, i
-        assert relative(step.x, run.record["out_x"][i]) <= 1e-3, i
+        assert relative(step.denoised, run.record["out_x0"][i]) <= 1e-3, i
+        assert relative(step.x * d.alpha_sigma(run.levels[i + 1])[0], run.record["out_x"][i]) <= 1e-3, i
         assert relative(step.epsilon, run.record["out_eps"][i]) <= 1e-3, i
 
 
@@ -110,13 +111,13 @@ def test_sigmas_lead_to_the_official_result(name):
     run = recorded(name)
     predict, sigmas = run.predictor(), d.schedule_sigmas(run.count, run.shift, run.start)
     x = run.record["x_init"] / d.alpha_sigma(run.levels[0])[0]
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:])):
-        here, there = d.logsnr_from_sigma(sigma), d.logsnr_from_sigma(following)
+    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+        here = d.logsnr_from_sigma(sigma)
         scaled = x * d.alpha_sigma(here)[0]
         cond, uncond = predict(scaled, d.noise_condition(here).expand(len(x)), True)
         epsilon = run.guidance(cond, uncond, d.time_from_logsnr(here, run.shift))
-        x0 = d.denoised_from_epsilon(scaled, epsilon, here)
-        x = run.step(x0, epsilon, here, there, run.record["noise"][i]) / d.alpha_sigma(there)[0]
+        x0 = d.denoise(scaled, epsilon, here)
+        x = run.step(x0, epsilon, sigma, sigma_next, run.record["noise"][i])
     assert torch.equal(x, x0)
     assert relative(x, run.record["out_x0"][-1]) <= 1e-3
 
@@ -125,8 +126,8 @@ def test_ddim_is_eulers_method_over_the_sigmas():
     run = recorded("sample_stage_c_image_ddim")
     predict, sigmas = run.predictor(), d.schedule_sigmas(run.count, run.shift, run.start)
     x = run.record["x_init"] / d.alpha_sigma(run.levels[0])[0]
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:])):
         here = d.logsnr_from_sigma(sigma)
         cond, uncond = predict(x / (1 + sigma**2).sqrt(), d.noise_condition(here).expand(len(x)), True)
-        x = x + (following - sigma) * run.guidance(cond, uncond, run.timesteps[i])
+        x = x + (sigma_next - sigma) * run.guidance(cond, uncond, run.timesteps[i])
     assert relative(x, run.record["out_x0"][-1]) <= 1e-3

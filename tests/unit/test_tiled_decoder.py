@@ -27,6 +27,7 @@ from cascade_studio.stages.attention.tiles import (
     thin_out,
 )
 from cascade_studio.stages.diffusion import sampling
+from cascade_studio.stages.diffusion.noise import NoiseStreams
 from cascade_studio.stages.errors import WrongInput
 from cascade_studio.stages.inputs.resize import crop_prior
 from cascade_studio.stages.nets.backend import torch_attention
@@ -356,13 +357,13 @@ def painted(net: StageB, prior: Tensor, method: str | None) -> Tensor:
             return call(x, prior, 1, changes), None
         return run_in_tiles(call, x, prior, Tiling(method, *MINI_TILES), STEP), None
 
-    noise = sampling.NoiseStreams([1], stream=1).next
+    noise = NoiseStreams([1], stream=1).next
     *_, last = sampling.sample(
         predict,
-        sampling.NoiseStreams([1]).next((1, 4, 128, 128)),
+        NoiseStreams([1]).next((1, 4, 128, 128)),
         timesteps=sampling.timesteps(10, 1.0),
         shift=1.0,
-        step=sampling.ddpm_step,
+        step=sampling.step_ddpm,
         noise=noise,
     )
-    return last.x0
+    return last.denoised

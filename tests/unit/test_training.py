@@ -64,7 +64,7 @@ def test_noised_is_the_schedule(shift):
     assert (seen.x - (a * x0 + b * noise)).abs().max() <= 2e-6
     assert (seen.r - table[f"r_shift{shift}"]).abs().max() <= 1e-4
     assert seen.noise is noise
-    back = sampling.denoised_from_epsilon(seen.x, seen.noise, seen.logsnr)
+    back = sampling.denoise(seen.x, seen.noise, seen.logsnr)
     assert (back - x0)[1:].abs().max() <= 1e-4
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cascade_studio.stages.diffusion.sampling import NoiseStreams
-from cascade_studio.stages.diffusion.seeds import Seeds, slerp
+from cascade_studio.stages.diffusion.noise import NoiseStreams
+from cascade_studio.stages.diffusion.seeds import COMFYUI, OFFICIAL, BatchSeed, Seeds, slerp
 from cascade_studio.stages.errors import WrongInput
 
 SHAPE = (2, 16, 24, 24)
@@ -53,16 +53,18 @@ def test_seeds():
     shape = (2, 4, 8, 8)
     plain, none = Seeds((5, 6)), Seeds((5, 6), (7, 8), 0.0)
     expected = NoiseStreams([5, 6], 1).next(shape)
-    assert torch.equal(plain.streams(1).next(shape), expected) and torch.equal(none.streams(1).next(shape), expected)
+    assert torch.equal(plain.open_stream(1).next(shape), expected) and torch.equal(
+        none.open_stream(1).next(shape), expected
+    )
     full = Seeds((5, 6), (7, 8), 1.0)
-    assert torch.equal(full.streams().next(shape), NoiseStreams([7, 8]).next(shape))
+    assert torch.equal(full.open_stream().next(shape), NoiseStreams([7, 8]).next(shape))
     half = Seeds((5, 6), (7, 8), 0.5)
-    streams = half.streams()
+    streams = half.open_stream()
     first, second = streams.next(shape), streams.next(shape)
     assert not torch.equal(first, second), "every step has noise of its own"
-    alone = half.only(1).streams()
+    alone = half.take(1).open_stream()
     assert torch.equal(alone.next((1, 4, 8, 8)), first[1:]) and torch.equal(alone.next((1, 4, 8, 8)), second[1:])
-    assert len(half) == 2 and len(half.only(0)) == 1
+    assert len(half) == 2 and len(half.take(0)) == 1
 
 
 def test_errors_are_sentences():
@@ -71,4 +73,29 @@ def test_errors_are_sentences():
     with pytest.raises(WrongInput, match="one shape"):
         slerp(noise(1), noise(2, 3), 0.5)
     with pytest.raises(WrongInput, match="1 seeds of variations"):
-        Seeds((1, 2), (3,), 0.5).streams()
+        Seeds((1, 2), (3,), 0.5).open_stream()
+
+
+def test_one_generator_for_a_batch():
+    """Official: it goes on from the start into the steps. ComfyUI: the steps have a new one, with seed + 1 on a CPU."""
+    shape = (3, 16, 4, 4)
+    generator = torch.Generator().manual_seed(7)
+    drawn = [torch.randn(shape, generator=generator) for _ in range(3)]
+    start, steps = BatchSeed(OFFICIAL, 7, (0, 1, 2), (0, 1, 2)).open()
+    assert all(torch.equal(source.next(shape), each) for source, each in zip((start, steps, steps), drawn))
+    start, steps = BatchSeed(COMFYUI, 7, (0, 1, 2), (0, 1, 2)).open()
+    assert torch.equal(start.next(shape), drawn[0])
+    assert torch.equal(steps.next(shape), torch.randn(shape, generator=torch.Generator().manual_seed(8)))
+
+
+def test_a_picture_of_a_batch_keeps_its_part_of_the_noise():
+    shape = (3, 16, 4, 4)
+    for noise_of in (OFFICIAL, COMFYUI):
+        seed = BatchSeed(noise_of, 2**64 - 1, (0, 1, 2), (0, 1, 2), other=5, strength=0.3)
+        whole = [source.next(shape) for source in seed.open()]
+        alone = [source.next((1, *shape[1:])) for source in seed.take(2).open()]
+        assert len(seed.take(2)) == 1
+        for one, every in zip(alone, whole):
+            torch.testing.assert_close(one, every[2:])
+    chosen = BatchSeed(COMFYUI, 3, (2,), (0,)).open()[0].next((1, *shape[1:]))
+    assert torch.equal(chosen, torch.randn(shape, generator=torch.Generator().manual_seed(3))[2:])

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cascade_studio.stages.diffusion.sampling import Guidance, NoiseStreams, paired, sample, timesteps
+from cascade_studio.stages.diffusion.noise import NoiseStreams
+from cascade_studio.stages.diffusion.sampling import Guidance, pair_conditions, sample, timesteps
 from cascade_studio.stages.nets.backend import Backend
 from cascade_studio.stages.nets.encoder import ImageEncoder
 from cascade_studio.stages.nets.previewer import Previewer
@@ -138,12 +139,12 @@ def _sampled(
 ) -> Tensor:
     start = NoiseStreams(seeds).next((len(seeds), *shape)).to(device)
     for step in sample(
-        paired(net, cond, uncond),
+        pair_conditions(net, cond, uncond),
         start,
         timesteps=timesteps(steps),
         shift=shift,
         guidance=Guidance(cfg),
         noise=NoiseStreams(seeds, 1).next,
     ):
-        last = step.x0
+        last = step.denoised
     return last

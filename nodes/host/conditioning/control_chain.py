@@ -144,6 +144,36 @@ def apply_control(
     )
 
 
+def align_controls(conditioning: Any) -> Any:
+    """``conditioning`` whose ControlNets of other loaders count the ResBlocks as ours do, also applied after ours.
+
+    The host adds the maps of chained nets by their index in lists that end with the first ResBlock: a shorter list
+    would land on other blocks. A mask of ones around a net brings its list to full length.
+    """
+    if conditioning is None:
+        return None
+    made: dict[Any, Any] = {}
+    return [
+        [text, {**extra, "control": _align_chain(extra["control"], made)} if extra.get("control") else extra]
+        for text, extra in conditioning
+    ]
+
+
+def _align_chain(control: Any, made: dict[Any, Any]) -> Any:
+    if control is None or control in made:
+        return made.get(control)
+    before = _align_chain(control.previous_controlnet, made)
+    own = isinstance(control, (CascadeControl, MaskedControl))
+    if own and before is control.previous_controlnet:
+        made[control] = control
+    elif own or before is None:
+        made[control] = control.copy().set_previous_controlnet(before) if own else control
+    else:
+        alone = control.copy().set_previous_controlnet(None)
+        made[control] = MaskedControl(alone, torch.ones(1, 1, 1)).set_previous_controlnet(before)
+    return made[control]
+
+
 def release_controls(*conditionings: Any) -> None:
     """Drop what the nets of ``conditionings`` hold for a run; the host does so only after a run that went well."""
     for conditioning in conditionings:

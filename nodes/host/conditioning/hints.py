@@ -29,7 +29,11 @@ def to_image(tensor: Tensor) -> Tensor:
 
 def find_canvas(image: Tensor, latent: Any, where: str) -> Canvas:
     """The canvas of the Stage C latent that will be sampled; without one, that of the picture's own size."""
-    return latents.canvas_for_image(image) if latent is None else latents.canvas_of_prior(latent, where)
+    return (
+        latents.plan_canvas_for_image(image)
+        if latent is None
+        else latents.find_prior_canvas(latents.fit_empty_prior(latent), where)
+    )
 
 
 def fit_mask(mask: Tensor, image: Tensor, where: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ....stages.errors import WrongInput
 from ....stages.inputs import image_prompts as rules
-from ..models.regions import PICTURES_KEY, cut_in_time, time_of
+from ..models.regions import PICTURES_KEY, cut_in_time, find_time
 from .hints import to_image, to_rgb
 
 Entries = list[dict[str, Any]]
@@ -102,7 +102,7 @@ def add_during(conditioning: Any, entries: Entries, percents: tuple[float, float
         return conditioning
     result = []
     for text, extra in conditioning:
-        first, last = time_of(extra)
+        first, last = find_time(extra)
         for inside, span in cut_in_time(extra, [percents]) if first < last else [(extra, None)]:
             if span is None:
                 result.append([text, inside])

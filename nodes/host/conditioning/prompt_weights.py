@@ -3,9 +3,9 @@
 The host weighs a token by moving its hidden state away from that of an empty prompt at the same place. In the bigG
 encoder those states share most of their length whatever the prompt says, and the pooled text, all that Stage B hears,
 is not moved at all. ``CONTRAST`` compares with the same prompt without the words instead: with E the prompt's embedding
-and E- that of the prompt with the words replaced by a neutral token, it gives E + (w - 1)(E - E-), for every token and
-for the pooled text. Weight 1 is the prompt, weight 0 the prompt without the words. ``ATTENTION`` leaves the embedding
-alone and lets Stage C count the words w times in its attention.
+and E- that of the prompt with the words replaced by a neutral token, it gives E + (w - 1)(E - E-), for every token
+and for the pooled text. Weight 1 is the prompt, weight 0 the prompt without the words. ``ATTENTION`` leaves the
+embedding alone and lets Stage C count the words w times in its attention.
 """
 
 from __future__ import annotations

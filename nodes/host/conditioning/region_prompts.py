@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ....stages.errors import WrongInput
-from ..models.regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, Region, Regions, cut_in_time, time_of
+from ..models.regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, Region, Regions, cut_in_time, find_time
 from .control_chain import MaskedControl, check_mask
 
 REFUSED = {"area": "an area", "mask": "a mask of its own", "hooks": "a hook", REGIONS_KEY: "regions of its own"}
@@ -17,7 +17,7 @@ Span = tuple[float, float, Region, Any]
 """A region in one part of the run: start, end (as percentages of the host, 0 to 1), the region, its ControlNets."""
 
 
-def with_region(base: Any, prompt: Any, mask: Tensor, strength: float, keep_base: bool, where: str) -> Any:
+def add_region(base: Any, prompt: Any, mask: Tensor, strength: float, keep_base: bool, where: str) -> Any:
     """``base`` with one more region; each entry of it gets it. A strength of 0 changes nothing.
 
     A prompt in several parts, each with its own part of the run, is heard as they say; entries of ``base`` are split
@@ -25,10 +25,10 @@ def with_region(base: Any, prompt: Any, mask: Tensor, strength: float, keep_base
     """
     if strength == 0:
         return base
-    spans = spans_of(prompt, check_mask(mask, where), strength, where)
+    spans = list_spans(prompt, check_mask(mask, where), strength, where)
     controls: dict[tuple[int, Any], MaskedControl] = {}
 
-    def placed(extra: dict[str, Any], span: Span) -> dict[str, Any]:
+    def place_region(extra: dict[str, Any], span: Span) -> dict[str, Any]:
         *_, region, control = span
         before = extra[REGIONS_KEY].regions if REGIONS_KEY in extra else ()
         made = {**extra, REGIONS_KEY: Regions((*before, region), keep_base)}
@@ -39,17 +39,17 @@ def with_region(base: Any, prompt: Any, mask: Tensor, strength: float, keep_base
         return made
 
     return [
-        [text, inside if span is None else placed(inside, span)]
+        [text, inside if span is None else place_region(inside, span)]
         for text, extra in base
         for inside, span in cut_in_time(extra, spans)
     ]
 
 
-def spans_of(prompt: Any, mask: Tensor, strength: float, where: str) -> list[Span]:
+def list_spans(prompt: Any, mask: Tensor, strength: float, where: str) -> list[Span]:
     """The region of a prompt by parts of the run; refuses prompts that are heard at the same time."""
     spans = sorted(
         (
-            (*time_of(extra), region_of(text, extra, mask, strength, where), extra.get("control"))
+            (*find_time(extra), make_region(text, extra, mask, strength, where), extra.get("control"))
             for text, extra in prompt
         ),
         key=lambda span: span[0],
@@ -62,7 +62,7 @@ def spans_of(prompt: Any, mask: Tensor, strength: float, where: str) -> list[Spa
     return spans
 
 
-def region_of(text: Tensor, extra: dict[str, Any], mask: Tensor, strength: float, where: str) -> Region:
+def make_region(text: Tensor, extra: dict[str, Any], mask: Tensor, strength: float, where: str) -> Region:
     """The region of one entry of a conditioning, or a sentence about what it cannot carry."""
     carried = [words for key, words in REFUSED.items() if extra.get(key) is not None]
     carried += ["a strength of its own"] if extra.get("strength", 1.0) != 1.0 else []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.conds
@@ -12,22 +15,24 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ....stages.diffusion.sampling import logsnr, logsnr_from_sigma, noise_condition, sigma_from_logsnr
+from ....stages.diffusion.sampling import logsnr_from_sigma, noise_condition
 from ....stages.errors import BadValues, WrongInput
 from ....stages.files.header import MARKER, marker_tensor
 from ....stages.files.kinds import is_published
 from ....stages.inputs.resize import crop_prior
 from ....stages.nets.stage_c import StageCConfig
 from .nets import HostStageB, HostStageC
-from .regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, image_embeds, region_conds, token_weights
+from .regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, join_image_embeds, join_token_weights, make_region_conds
 
 OWN_SAMPLER = "cascade_studio_sampler"
 """Key in ``transformer_options`` by which our samplers say that the grid they ask for is meant."""
 
 LARGEST_UNASKED_GRID = 127
 
+log = logging.getLogger(__name__)
 
-def pooled_text(kwargs: dict[str, Any], stage: str, width: int) -> Tensor:
+
+def expect_pooled_text(kwargs: dict[str, Any], stage: str, width: int) -> Tensor:
     """The pooled text of one condition, or a sentence that says what is missing from it."""
     pooled = kwargs.get("pooled_output")
     if pooled is None:
@@ -64,28 +69,53 @@ def check_finite(output: Tensor, stage: str, dtype: torch.dtype, given: Tensor |
     )
 
 
+GIVEN = {
+    "clip_text": "the text of a prompt",
+    "clip_text_pooled": "the pooled text of a prompt",
+    "clip": "the pooled text of a prompt",
+    "clip_img": "an image prompt",
+    "effnet": "the Stage C latent of a prompt",
+    "text_weights": "the weights of a prompt's words",
+    "region_weights": "the masks or strengths of a regional prompt",
+}
+"""What the host hands to a network, by its name there."""
+
+
+def check_given(stage: str, x: Tensor, conditions: dict[str, Any]) -> None:
+    """Say which of the things that ``stage`` was given holds NaN or infinity, if one does."""
+    given = {"the latent": x, **{GIVEN[name]: value for name, value in conditions.items() if name in GIVEN}}
+    wrong = [
+        words for words, value in given.items() if torch.is_tensor(value) and value.numel() and not is_finite(value)
+    ]
+    if wrong:
+        raise BadValues(
+            f"{stage} was given NaN or infinite values in {' and in '.join(dict.fromkeys(wrong))}. Look there first: "
+            "for a weight or a strength that is no number, such as (word:nan), for a mask or a picture with such "
+            "values, and for a text encoder that computes in fp16."
+        )
+
+
 def is_finite(values: Tensor) -> bool:
     """Whether all values are finite, in one pass without a copy; both extremes are NaN where any value is."""
     return all(torch.isfinite(extreme).item() for extreme in torch.aminmax(values))
 
 
 class CascadeSampling(comfy.model_sampling.StableCascadeSampling, comfy.model_sampling.EPS):
-    """ComfyUI's Stable Cascade sampling with the official clamps and noise condition.
+    """ComfyUI's Stable Cascade sampling, with the noise condition in the official rounding.
 
-    ``sigma`` is b/a of the variance-preserving process, ``timestep`` the noise condition r that the networks
-    embed. Core clamps only after the shift, so its smallest sigma at shift 2 is 0.010 instead of 0.020.
+    ``sigma`` is b/a of the variance-preserving process, ``timestep`` the noise condition r that the networks embed. The
+    sigmas are core's own, so that every scheduler gives what it gives with core's loader and core's
+    ModelSamplingStableCascade changes nothing but the shift. They reach below the official ones (at shift 2 to 0.010
+    instead of 0.020); the official schedule is :func:`~.stages.diffusion.sampling.schedule_sigmas`.
     """
 
     def set_parameters(self, shift: float = 1.0, cosine_s: float = 8e-3) -> None:
+        """As the host's, at one call instead of ten thousand."""
         self.shift = shift
         self.cosine_s = torch.tensor(cosine_s)
         self._init_alpha_cumprod = torch.cos(self.cosine_s / (1 + self.cosine_s) * torch.pi * 0.5) ** 2
         self.num_timesteps = 10000
         self.set_sigmas(self.sigma(torch.arange(1, self.num_timesteps + 1) / self.num_timesteps))
-
-    def sigma(self, timestep: Tensor | float) -> Tensor:
-        t = torch.as_tensor(timestep, dtype=torch.float32)
-        return sigma_from_logsnr(logsnr(t, self.shift))
 
     def timestep(self, sigma: Tensor) -> Tensor:
         return noise_condition(logsnr_from_sigma(sigma.float()))
@@ -112,6 +142,8 @@ class CascadeModel(comfy.model_base.BaseModel):
     def apply_model(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Denoised latents (x0), as the host's; raises ``BadValues`` on NaN or infinity."""
         out = super().apply_model(x, t, *args, **kwargs)
+        if not is_finite(out):
+            check_given(self.stage, x, kwargs)
         return check_finite(out, self.stage, self.get_dtype_inference())
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = {}) -> float:  # noqa: B006 - the host's signature
@@ -147,9 +179,9 @@ class CascadePrior(CascadeModel, comfy.model_base.StableCascade_C):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
         config = self.diffusion_model.config
-        pooled = pooled_text(kwargs, "Stage C", config.c_clip_text_pooled)
+        pooled = expect_pooled_text(kwargs, "Stage C", config.c_clip_text_pooled)
         out = {"clip_text_pooled": comfy.conds.CONDRegular(pooled)}
-        out["clip_img"] = comfy.conds.CONDRegular(image_embeds(kwargs.get(PICTURES_KEY), config.c_clip_img))
+        out["clip_img"] = comfy.conds.CONDRegular(join_image_embeds(kwargs.get(PICTURES_KEY), config.c_clip_img))
         text = kwargs.get("cross_attn")
         if text is not None:
             if text.shape[-1] != config.c_clip_text:
@@ -159,20 +191,20 @@ class CascadePrior(CascadeModel, comfy.model_base.StableCascade_C):
                 )
             # Core's CONDCrossAttn repeats the shorter of two prompts, which here would count its tokens twice.
             out["clip_text"] = comfy.conds.CONDRegular(text)
-            out.update(regional(text, pooled, kwargs, config))
+            out.update(make_regional_conds(text, pooled, kwargs, config))
         return out
 
 
-def regional(
+def make_regional_conds(
     text: Tensor, pooled: Tensor, kwargs: dict[str, Any], config: StageCConfig
 ) -> dict[str, comfy.conds.CONDRegular]:
     """The conditions of regional prompts and of token weights, where the conditioning has them."""
     regions, out = kwargs.get(REGIONS_KEY), {}
-    weights = token_weights(text, kwargs.get(WEIGHTS_KEY), regions)
+    weights = join_token_weights(text, kwargs.get(WEIGHTS_KEY), regions)
     if weights is not None:
         out["text_weights"] = comfy.conds.CONDRegular(weights.to(text.device))
     if regions is not None:
-        out.update(region_conds(text, pooled, kwargs.get(PICTURES_KEY), regions, kwargs["noise"], config))
+        out.update(make_region_conds(text, pooled, kwargs.get(PICTURES_KEY), regions, kwargs["noise"], config))
     return out
 
 
@@ -207,10 +239,15 @@ class CascadeDecoder(CascadeModel, comfy.model_base.StableCascade_B):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
         config = self.diffusion_model.config
-        out = {"clip": comfy.conds.CONDRegular(pooled_text(kwargs, "Stage B", config.c_clip))}
+        out = {"clip": comfy.conds.CONDRegular(expect_pooled_text(kwargs, "Stage B", config.c_clip))}
         noise = kwargs["noise"]
         prior = kwargs.get("stable_cascade_prior")
         if prior is None:
+            if kwargs.get("prompt_type") == "positive":
+                log.warning(
+                    "Stage B got a prompt without a Stage C latent and will paint something that no prior guides. Wire "
+                    "the prompt through Cascade Decoder Conditioning, or use Sample Stage B."
+                )
             cells = [max(1, side * 4 // 42) for side in noise.shape[-2:]]  # the usual size, so that it can be batched
             prior = torch.zeros((1, config.c_effnet, *cells))
         if prior.ndim != 4 or prior.shape[1] != config.c_effnet:
@@ -219,8 +256,25 @@ class CascadeDecoder(CascadeModel, comfy.model_base.StableCascade_B):
                 f"{config.c_effnet}, height, width). Wire the output of the Stage C sampler into 'prior'."
             )
         grid = (int(noise.shape[-2]), int(noise.shape[-1]))
+        check_aspect(prior.shape[2:], grid)
         out["effnet"] = CONDPrior(prior.to(device=noise.device), grid, self.diffusion_model.least_cells)
         return out
+
+
+def check_aspect(prior: Sequence[int], grid: Sequence[int]) -> None:
+    """Refuse a Stage C latent (rows, columns) that no picture of Stage B's ``grid`` has: it would be stretched.
+
+    What the rounding to whole cells explains, one cell more or less a side, is let pass.
+    """
+    least = max(side / (cells + 1) for side, cells in zip(grid, prior))
+    most = min(side / (cells - 1) if cells > 1 else math.inf for side, cells in zip(grid, prior))
+    if least >= most:
+        (rows, columns), (height, width) = prior, grid
+        raise WrongInput(
+            f"Stage B got a latent of {width} x {height} ({4 * width} x {4 * height} px) for a Stage C latent of "
+            f"{columns} x {rows} cells: their aspects differ, and the picture would be stretched. Leave 'latent' of "
+            "Sample Stage B unconnected, or use the Stage B latent of the canvas that Stage C was sampled on."
+        )
 
 
 class PriorConfig(comfy.supported_models.Stable_Cascade_C):

@@ -22,7 +22,8 @@ from .hooks import choose_hooks
 
 def network_arguments(config: UNetConfig, stage: str) -> dict[str, Any]:
     """The host's ``unet_config`` for a network: our fields, and the name that core gives to the stage."""
-    return {**asdict(config), "stable_cascade_stage": stage}
+    # FreeU knows the two deepest levels of a net by four and two times these channels.
+    return {**asdict(config), "stable_cascade_stage": stage, "model_channels": config.c_hidden[-1] // 4}
 
 
 def config_from(kind: type[UNetConfig], arguments: dict[str, Any]) -> UNetConfig:
@@ -31,15 +32,18 @@ def config_from(kind: type[UNetConfig], arguments: dict[str, Any]) -> UNetConfig
 
 
 def control_by_block(control: dict[str, Any] | None) -> list[Tensor | None] | None:
-    """The host's control maps, reversed lists that it pops from the end, by ResBlock;
-    the lists are left as they are.
-    """
+    """The host's control maps, reversed lists that it pops from the end, by ResBlock; the lists stay as they are."""
     maps = (control or {}).get("input")
     return None if not maps else list(reversed(maps))
 
 
 class HostNet:
     """What the host asks of both networks beside their mathematics."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latent, under the name that core's nets have for them."""
+        return self.config.c_in
 
     def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
         """Peak bytes of one pass beside the weights."""
@@ -118,7 +122,7 @@ class HostStageC(StageC, HostNet):
             sca,
             crp,
             control_by_block(control),
-            choose_hooks(transformer_options, layers),
+            choose_hooks(transformer_options, layers, self, x),
         )
 
     @property
@@ -180,7 +184,7 @@ class HostStageB(StageB, HostNet):
         extra = (0, max(-width % patch, least - width), 0, max(-height % patch, least - height))
         if any(extra) and x.shape[1] == self.config.c_in:
             x = F.pad(x, extra, mode="replicate")
-        out = super().forward(x, r, effnet, clip, pixels, sca, choose_hooks(transformer_options))
+        out = super().forward(x, r, effnet, clip, pixels, sca, choose_hooks(transformer_options, (), self, x))
         return out[..., :height, :width]
 
     @property

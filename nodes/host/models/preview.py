@@ -70,9 +70,9 @@ class Painter:
     def __call__(self, x0: Tensor) -> Tensor:
         if self.picture is not None and self.clock() < self.due:
             return self.picture
-        latent = shrunk(x0[:1].float())
+        latent = shrink_latent(x0[:1].float())
         if self.net is None:
-            self.net = self.copied(place_for(self.source, latent))
+            self.net = self.copy_net(choose_device(self.source, latent))
         latent.flatten()[0].item()  # waits for the step's own work, so that only the preview's is timed
         start = self.clock()
         self.picture = self.paint(latent)
@@ -87,7 +87,7 @@ class Painter:
         """The Previewer that was loaded, wherever its weights are now."""
         return self.vae.first_stage_model.previewer
 
-    def copied(self, device: torch.device) -> previewer.Previewer:
+    def copy_net(self, device: torch.device) -> previewer.Previewer:
         """The Previewer on ``device``, in the VAE's own dtype there and in float32 on the CPU."""
         dtype = torch.float32 if comfy.model_management.is_device_cpu(device) else self.vae.vae_dtype
         net = previewer.Previewer(self.source.config, dtype=dtype, device="meta").requires_grad_(False)
@@ -104,23 +104,23 @@ class Painter:
         """The picture of ``latent``; where the device runs out of memory the rest of the run is painted on the CPU."""
         image = None
         try:
-            image = self.decoded(latent)
+            image = self.decode_latent(latent)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         if image is None:  # outside of the handler, whose traceback would keep the failed work's tensors alive
             log.info("There is no room for previews beside the model; they are painted on the CPU.")
-            self.net = self.copied(torch.device("cpu"))
-            image = self.decoded(latent)
+            self.net = self.copy_net(torch.device("cpu"))
+            image = self.decode_latent(latent)
         return image
 
-    def decoded(self, latent: Tensor) -> Tensor:
+    def decode_latent(self, latent: Tensor) -> Tensor:
         weight = next(self.net.parameters())
         image = self.net(latent.to(weight)).float().cpu()
         return image.nan_to_num(0.0).clamp(0.0, 1.0) * 2 - 1
 
 
-def shrunk(latent: Tensor) -> Tensor:
+def shrink_latent(latent: Tensor) -> Tensor:
     """``latent`` (1, 16, h, w) with at most :data:`MOST_CELLS` a side."""
     longest = max(latent.shape[-2:])
     if longest <= MOST_CELLS:
@@ -128,21 +128,21 @@ def shrunk(latent: Tensor) -> Tensor:
     return F.interpolate(latent, [max(1, side * MOST_CELLS // longest) for side in latent.shape[-2:]], mode="area")
 
 
-def place_for(net: previewer.Previewer, latent: Tensor) -> torch.device:
+def choose_device(net: previewer.Previewer, latent: Tensor) -> torch.device:
     """The device of ``latent`` where the Previewer fits into its free memory, else the CPU."""
     device = latent.device
     if comfy.model_management.is_device_cpu(device):
         return device
-    needed = comfy.model_management.module_size(net) + needed_memory(net, latent.shape)
+    needed = comfy.model_management.module_size(net) + estimate_memory(net, latent.shape)
     return device if needed < comfy.model_management.get_free_memory(device) else torch.device("cpu")
 
 
-def needed_memory(net: previewer.Previewer, shape: Sequence[int]) -> int:
+def estimate_memory(net: previewer.Previewer, shape: Sequence[int]) -> int:
     """Bytes of one picture, in float32 for the sake of safety."""
     return net.memory(shape, torch.float32.itemsize)
 
 
-def attach(patcher: Any, vae: Any) -> Any:
+def attach_previews(patcher: Any, vae: Any) -> Any:
     """``patcher``, a Stage C that was just loaded, with previews by the Previewer of ``vae`` if it has one."""
     if not hasattr(getattr(vae, "first_stage_model", None), "previewer"):
         return patcher
@@ -153,4 +153,4 @@ def attach(patcher: Any, vae: Any) -> Any:
 
 def load_previewed(path: str, kind: str, dtype: str, vae: Any, disable_dynamic: bool = False) -> Any:
     """As :func:`load_diffusion`, with previews; for hosts that load a model a second time."""
-    return attach(load_diffusion(path, kind, dtype, disable_dynamic), vae)
+    return attach_previews(load_diffusion(path, kind, dtype, disable_dynamic), vae)

@@ -50,7 +50,7 @@ class Regions:
     keep_base: bool
 
 
-def for_picture(regions: Regions, index: int) -> Regions:
+def pick_regions(regions: Regions, index: int) -> Regions:
     """``regions`` for picture ``index`` of a batch alone: one of what holds an entry for each picture."""
 
     def narrow(values: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def for_picture(regions: Regions, index: int) -> Regions:
     )
 
 
-def refuse(*conditionings: Any) -> None:
+def refuse_foreign(*conditionings: Any) -> None:
     """Raise ``WrongInput`` where prompts hold what only our own Stage C hears."""
     held = {
         words
@@ -83,7 +83,7 @@ def refuse(*conditionings: Any) -> None:
         )
 
 
-def image_embeds(pictures: Sequence[dict[str, Any]] | None, width: int) -> Tensor:
+def join_image_embeds(pictures: Sequence[dict[str, Any]] | None, width: int) -> Tensor:
     """CLIP-vision embeddings of all image prompts, each times its strength: (1, n, width); zeros without any."""
     if not pictures:
         return torch.zeros((1, 1, width))
@@ -109,10 +109,10 @@ class CONDRegions(comfy.conds.CONDRegular):
         return self._copy_with(comfy.utils.repeat_to_batch_size(weights, batch_size))
 
 
-def joint_prompts(text: Tensor, pooled: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
+def join_prompts(text: Tensor, pooled: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
     """Text tokens (B, T, c) and pooled text (B, n, c) of the base prompt and all regions behind each other."""
 
-    def joined(first: Tensor, others: list[Tensor]) -> Tensor:
+    def join(first: Tensor, others: list[Tensor]) -> Tensor:
         if any(other.shape[-1] != first.shape[-1] for other in others):
             raise WrongInput(
                 f"Stage C got regions {others[0].shape[-1]} wide beside a prompt {first.shape[-1]} wide. "
@@ -125,28 +125,28 @@ def joint_prompts(text: Tensor, pooled: Tensor, regions: Regions) -> tuple[Tenso
 
     base = pooled if pooled.ndim == 3 else pooled[:, None]
     return (
-        joined(text, [region.text for region in regions.regions]),
-        joined(
+        join(text, [region.text for region in regions.regions]),
+        join(
             base, [region.pooled if region.pooled.ndim == 3 else region.pooled[:, None] for region in regions.regions]
         ),
     )
 
 
-def joint_pictures(
+def join_pictures(
     whole: Sequence[dict[str, Any]] | None, regions: Regions, width: int
 ) -> tuple[Tensor, tuple[int, ...]]:
     """The image prompts of the whole picture (the empty one without any) and of all regions behind each other,
     (1, n, width), and whose each is."""
-    embeds = [image_embeds(whole, width)]
+    embeds = [join_image_embeds(whole, width)]
     owners = [EVERYONE] * embeds[0].shape[1]
     for number, region in enumerate(regions.regions, 1):
         if region.pictures:
-            embeds.append(image_embeds(region.pictures, width).to(embeds[0]))
+            embeds.append(join_image_embeds(region.pictures, width).to(embeds[0]))
             owners += [number] * embeds[-1].shape[1]
     return torch.cat(embeds, dim=1), tuple(owners)
 
 
-def region_conds(
+def make_region_conds(
     text: Tensor,
     pooled: Tensor,
     whole: Sequence[dict[str, Any]] | None,
@@ -155,8 +155,8 @@ def region_conds(
     config: StageCConfig,
 ) -> dict[str, comfy.conds.CONDRegular]:
     """The conditions that carry the regions into the network. whole: the image prompts of the base prompt."""
-    joint_text, joint_pooled = joint_prompts(text, pooled, regions)
-    pictures, owners = joint_pictures(whole, regions, config.c_clip_img)
+    joint_text, joint_pooled = join_prompts(text, pooled, regions)
+    pictures, owners = join_pictures(whole, regions, config.c_clip_img)
     layout = Layout((text.shape[1], *(region.text.shape[1] for region in regions.regions)), config.c_clip_seq, owners)
     weights = weights_of(
         [region.mask for region in regions.regions],
@@ -174,7 +174,7 @@ def region_conds(
     }
 
 
-def token_weights(text: Tensor, weights: Tensor | None, regions: Regions | None) -> Tensor | None:
+def join_token_weights(text: Tensor, weights: Tensor | None, regions: Regions | None) -> Tensor | None:
     """How much every text token counts, those of the regions included: (1, T), or None where all count once."""
     parts = [(text, weights), *((region.text, region.token_weights) for region in (regions.regions if regions else ()))]
     if all(part is None for _, part in parts):
@@ -182,16 +182,14 @@ def token_weights(text: Tensor, weights: Tensor | None, regions: Regions | None)
     return torch.cat([torch.ones(1, tokens.shape[1]) if part is None else part.cpu() for tokens, part in parts], dim=1)
 
 
-def time_of(extra: dict[str, Any]) -> tuple[float, float]:
+def find_time(extra: dict[str, Any]) -> tuple[float, float]:
     """The part of the run in which an entry of a conditioning is heard."""
     return extra.get("start_percent", 0.0), extra.get("end_percent", 1.0)
 
 
 def cut_in_time(extra: dict[str, Any], spans: Sequence[Span]) -> Iterator[tuple[dict[str, Any], Span | None]]:
-    """An entry of a conditioning cut where ``spans`` begin and end, each piece with the span that covers it,
-    or None.
-    """
-    first, last = time_of(extra)
+    """An entry of a conditioning cut where ``spans`` begin and end, each piece with the span over it, or None."""
+    first, last = find_time(extra)
     cuts = sorted({first, last, *(cut for span in spans for cut in span[:2] if first < cut < last)})
     for start, end in zip(cuts, cuts[1:] or cuts):
         inside = extra if (start, end) == (first, last) else {**extra, "start_percent": start, "end_percent": end}

@@ -68,7 +68,7 @@ def preview(vae: Any, samples: Tensor) -> Tensor:
 
 
 def encode_for_prior(vae: Any, image: Tensor, canvas: Canvas) -> Tensor:
-    """The Stage C latent (B, 16, h, w) of a picture (B, H, W, 3) on its canvas, resized as officially (bilinear)."""
+    """The Stage C latent (B, 16, h, w) of a picture (B, H, W, 3) on its canvas, resized bilinearly, antialiased."""
     width, height = canvas.encoder_size
     if tuple(image.shape[1:3]) != (height, width):
         image = F.interpolate(image.movedim(-1, 1), size=(height, width), mode="bilinear", antialias=True).movedim(

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ...checkpoints import disk
-from ..latents import picture_size
+from ..latents import measure_picture
 from .card import Reports, make_card
 
 TEXT = "cascade_studio"
@@ -35,7 +35,7 @@ def save_png(
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         disk.for_all_systems(prefix), folder_paths.get_output_directory(), images.shape[2], images.shape[1]
     )
-    texts = collect_texts(prompt, extra, make_card(reports, hashes, picture_size(images)) if reports else None)
+    texts = collect_texts(prompt, extra, make_card(reports, hashes, measure_picture(images)) if reports else None)
     saved = []
     for index, image in enumerate(images):
         file = f"{name.replace('%batch_num%', str(index))}_{counter + index:05}_.png"

@@ -35,7 +35,7 @@ def check_own(model: Any, where: str, stage: str | None = None) -> None:
     )
 
 
-def groups_of(config: UNetConfig, which: str) -> list[tuple[str, int]]:
+def list_groups(config: UNetConfig, which: str) -> list[tuple[str, int]]:
     """The names of the block groups in ``which`` part of a network (see hooks.py)."""
     down, up = (sum(n * repeat for n, repeat in zip(config.blocks[way], config.block_repeat[way])) for way in (0, 1))
     names = [("middle", 0)]
@@ -46,37 +46,35 @@ def groups_of(config: UNetConfig, which: str) -> list[tuple[str, int]]:
     return names
 
 
-def within(args: dict[str, Any], start: float, end: float) -> bool:
-    """Whether this step lies in the part of the run from ``start`` to ``end``,
-    of which 0 is noise and 1 the picture.
-    """
+def is_within(args: dict[str, Any], start: float, end: float) -> bool:
+    """Whether this step lies in the part of the run from ``start`` to ``end``; 0 is noise and 1 the picture."""
     sampling, sigma = args["model"].model_sampling, float(args["sigma"].max())
     return float(sampling.percent_to_sigma(end)) <= sigma <= float(sampling.percent_to_sigma(start))
 
 
-def perturbed_attention(model: Any, scale: float, blocks: str, start: float, end: float, rescale: float) -> Any:
+def patch_perturbed_attention(model: Any, scale: float, blocks: str, start: float, end: float, rescale: float) -> Any:
     """A clone of ``model`` that is guided away from what it makes with its self-attention taken out."""
-    names = groups_of(model.model.diffusion_model.config, blocks)
+    names = list_groups(model.model.diffusion_model.config, blocks)
 
     def guide(args: dict[str, Any]) -> Tensor:
         guided = args["denoised"]
-        if scale == 0 or not within(args, start, end):
+        if scale == 0 or not is_within(args, start, end):
             return guided
         options = args["model_options"].copy()
         for name in names:
-            options = comfy.model_patcher.set_model_options_patch_replace(options, identity, "attn1", *name)
+            options = comfy.model_patcher.set_model_options_patch_replace(options, attend_to_itself, "attn1", *name)
         (perturbed,) = comfy.samplers.calc_cond_batch(
             args["model"], [args["cond"]], args["input"], args["sigma"], options
         )
         guided = guided + (args["cond_denoised"] - perturbed) * scale
-        return guidance.matched_contrast(guided, args["cond_denoised"], rescale)
+        return guidance.match_contrast(guided, args["cond_denoised"], rescale)
 
     clone = model.clone()
     clone.set_model_sampler_post_cfg_function(guide)
     return clone
 
 
-def identity(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
+def attend_to_itself(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
     """An attention in which every token sees itself alone."""
     return v[:, : q.shape[1]]
 
@@ -93,7 +91,7 @@ class SelfAttentionGuidance:
     def watch(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
         """The attention as it is; remembers how much each cell is looked at, by condition."""
         if self.watching:
-            mass = guidance.attended(q, k, extra["n_heads"])
+            mass = guidance.sum_attention(q, k, extra["n_heads"])
             kinds = extra["cond_or_uncond"]
             for kind, part in zip(kinds, mass.chunk(len(kinds))):
                 self.seen[kind] = part, extra["grid"]
@@ -108,7 +106,7 @@ class SelfAttentionGuidance:
             else (1, args["uncond"], args["uncond_denoised"])
         )
         guided = args["denoised"]
-        if self.scale == 0 or kind not in seen or not within(args, self.start, self.end):
+        if self.scale == 0 or kind not in seen or not is_within(args, self.start, self.end):
             return guided
         mass, grid = seen[kind]
         if mass.shape[0] != x0.shape[0] or grid != args["model"].diffusion_model.deepest_grid(*x0.shape[-2:]):
@@ -117,7 +115,7 @@ class SelfAttentionGuidance:
                 "tile shows it a part only. Use Regional prompt instead of areas, and the method 'pieces' "
                 "in Tile Stage B."
             )
-        worse = guidance.blurred_where_attended(x0, mass, grid, self.blur, self.threshold)
+        worse = guidance.blur_where_attended(x0, mass, grid, self.blur, self.threshold)
         self.watching = False
         try:
             (denoised,) = comfy.samplers.calc_cond_batch(
@@ -128,7 +126,7 @@ class SelfAttentionGuidance:
         return guided + (worse - denoised) * self.scale
 
 
-def self_attention(model: Any, scale: float, blur: float, threshold: float, start: float, end: float) -> Any:
+def patch_self_attention(model: Any, scale: float, blur: float, threshold: float, start: float, end: float) -> Any:
     """A clone of ``model`` that is guided away from pictures blurred where its middle block looks."""
     clone = model.clone()
     if scale == 0:
@@ -139,33 +137,33 @@ def self_attention(model: Any, scale: float, blur: float, threshold: float, star
     return clone
 
 
-def cfg_zero(model: Any, strength: float, zero_steps: int) -> Any:
+def patch_cfg_zero(model: Any, strength: float, zero_steps: int) -> Any:
     """A clone of ``model`` whose negative prediction is scaled onto the positive one before they are combined."""
     clone = model.clone()
     if strength or zero_steps:
-        clone.set_model_sampler_pre_cfg_function(zero_star(strength, zero_steps))
+        clone.set_model_sampler_pre_cfg_function(make_zero_star(strength, zero_steps))
     return clone
 
 
-def zero_star(strength: float, zero_steps: int) -> Callable[[dict[str, Any]], list[Tensor]]:
+def make_zero_star(strength: float, zero_steps: int) -> Callable[[dict[str, Any]], list[Tensor]]:
     """The host's function before guidance; predictions there are x0."""
 
-    def scaled(args: dict[str, Any]) -> list[Tensor]:
+    def scale_negative(args: dict[str, Any]) -> list[Tensor]:
         cond, *others = args["conds_out"]
         x, sigma = args["input"], args["sigma"].reshape(-1, *([1] * (args["input"].ndim - 1)))
-        if step_of(args) < zero_steps:
-            still = guidance.standing_still(x, args["sigma"])
+        if find_step(args) < zero_steps:
+            still = guidance.hold_still(x, args["sigma"])
             return [still, *(still for _ in others)]
         if strength == 0 or not others or len(args["conds"]) < 2 or args["conds"][1] is None:
             return args["conds_out"]
         noise, negative = (x - cond) / sigma, (x - others[0]) / sigma
-        scale = 1 + strength * (guidance.optimised_scale(noise, negative) - 1)
+        scale = 1 + strength * (guidance.find_optimal_scale(noise, negative) - 1)
         return [cond, x - sigma * scale * negative, *others[1:]]
 
-    return scaled
+    return scale_negative
 
 
-def step_of(args: dict[str, Any]) -> int:
+def find_step(args: dict[str, Any]) -> int:
     """Which step of the run this is, from 0; a sampler may evaluate a step several times."""
     sigmas = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
     if sigmas is None:
@@ -173,7 +171,7 @@ def step_of(args: dict[str, Any]) -> int:
     return int((sigmas.to(torch.float32).cpu() > float(args["sigma"].max()) * (1 + 1e-4)).sum())
 
 
-def windowed_attention(model: Any, window: int, shift: bool) -> Any:
+def patch_windows(model: Any, window: int, shift: bool) -> Any:
     """A clone of ``model`` whose picture attends to itself in windows of ``window`` cells; 0 leaves it whole."""
     clone = model.clone()
     options = clone.model_options.setdefault("transformer_options", {})

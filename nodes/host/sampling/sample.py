@@ -1,4 +1,4 @@
-"""The official sampler, guidance and schedule on the host's sampling loop, and one call that runs a stage."""
+"""The official sampler and schedule on the host's sampling loop, and one call that runs a stage."""
 
 from __future__ import annotations
 
@@ -7,32 +7,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import comfy.model_base
 import comfy.model_management
 import comfy.samplers
+import comfy.utils
 import latent_preview
 import torch
+from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
 
 from ....stages.diffusion import sampling
+from ....stages.diffusion.noise import SEED_SPACE, list_image_seeds
 from ....stages.diffusion.sampling import Guidance
-from ....stages.diffusion.seeds import Seeds
-from ....stages.errors import BadValues, OutOfMemory
+from ....stages.diffusion.seeds import PER_PICTURE, STEP_STREAM, BatchSeed, Noise, Seeds
+from ....stages.errors import BadValues, OutOfMemory, WrongInput
+from ....stages.inputs.canvas import Canvas
 from ..conditioning.control_chain import pick_control, release_controls
 from ..models import regions
-from ..models.model import OWN_SAMPLER, CascadePrior, make_sampling
+from ..models.model import OWN_SAMPLER, is_finite, make_sampling
 from ..models.regions import REGIONS_KEY
 from ..out_of_memory import is_out_of_memory, make_room
 from ..report.card import StageReport, find_weights_path
 from ..report.measure import measure_work
-from .tiles import needed_memory
+from .guider import CascadeGuider
+from .tiles import estimate_memory
 
-STEPS = {"ddpm": sampling.ddpm_step, "ddim": sampling.ddim_step, "lcm": sampling.lcm_step}
+STEPS: dict[str, tuple[Any, dict[str, float]]] = {
+    "ddpm": (k_diffusion.sample_euler_ancestral, {"eta": 1.0}),
+    "ddim": (k_diffusion.sample_euler, {}),
+    "lcm": (k_diffusion.sample_lcm, {}),
+}
+"""The official steps by core's functions for them."""
 GIB = 1024**3
-STEP_NOISE = 1  # stream 0 is the initial noise
 
 
-def shift_of(model: Any, default: float) -> float:
+def find_shift(model: Any, default: float) -> float:
     """The shift of a sampling node on the model's wire, or ``default`` where there is none."""
     patched = model.object_patches.get("model_sampling")
     return float(getattr(patched, "shift", default)) if patched is not None else default
@@ -46,18 +54,16 @@ def patch_shift(model: Any, shift: float) -> Any:
     return clone
 
 
-def official_sampler(
-    step: str = "ddpm", seeds: Seeds | None = None, start: Tensor | None = None
-) -> comfy.samplers.KSAMPLER:
-    """A SAMPLER that takes the official ``step``; ``seeds`` name each picture's noise (default: seed + index).
+def make_sampler(step: str = "ddpm", noise: Noise | None = None, start: Tensor | None = None) -> Any:
+    """A SAMPLER that takes the official ``step``, which is core's under another name.
 
-    ``start`` (B, C, h, w) replaces the noised latent that the host would begin with.
+    ``noise`` is that of the steps (default: every picture's own, from seed + index); ``start`` (B, C, h, w) replaces
+    the noised latent that the host would begin with.
     """
-    return comfy.samplers.KSAMPLER(sample_official, {"step": step, "seeds": seeds, "start": start})
+    return comfy.samplers.KSAMPLER(sample_officially, {"step": step, "noise": noise, "start": start})
 
 
-@torch.no_grad()
-def sample_official(
+def sample_officially(
     model: Any,
     x: Tensor,
     sigmas: Tensor,
@@ -66,84 +72,20 @@ def sample_official(
     disable: bool | None = None,
     *,
     step: str = "ddpm",
-    seeds: Seeds | None = None,
+    noise: Noise | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Run the official sampler over ``sigmas`` (b/a) and return x0 of the last step where they end at zero.
+    """Core's sampler of the official ``step`` over ``sigmas`` (b/a), with our noise instead of its own."""
+    if noise is None:
+        seed = int((extra_args or {}).get("seed") or 0)
+        noise = Seeds(tuple(list_image_seeds(seed, x.shape[0]))).open_stream(STEP_STREAM)
 
-    The host's latents are x/a of the variance-preserving process. Each picture draws its noise from its own stream,
-    so that it comes out the same alone as in a batch.
-    """
-    extra_args = extra_args or {}
-    if seeds is None:
-        seeds = Seeds(tuple(sampling.image_seeds(int(extra_args.get("seed") or 0), x.shape[0])))
-    noise = seeds.streams(STEP_NOISE)
-    x = x if start is None else start.to(x)
-    ones = x.new_ones([x.shape[0]])
-    for index in range(len(sigmas) - 1):
-        sigma, following = sigmas[index], sigmas[index + 1]
-        x0 = model(x, sigma * ones, **extra_args)
-        if callback is not None:
-            callback({"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
-        if following == 0:
-            return x0
-        here, there = sampling.logsnr_from_sigma(sigma), sampling.logsnr_from_sigma(following)
-        epsilon = (x - x0) / sigma
-        a_next, _ = sampling.alpha_sigma(there)
-        x = STEPS[step](x0, epsilon, here, there, noise.next(x.shape).to(x)) / a_next
-    return x
+    def draw(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        return noise.next(x.shape).to(x)
 
-
-class CascadeGuider(comfy.samplers.CFGGuider):
-    """The host's guider with the official guidance: rescale, interval and linear scale."""
-
-    def set_guidance(self, guidance: Guidance) -> None:
-        self.guidance = guidance
-        self.set_cfg(guidance.scale)
-
-    def set_prompts(self, positive: Any, negative: Any = None) -> None:
-        """As the host's ``set_conds``; raises ``WrongInput`` for prompts with more than the model can hear."""
-        if not isinstance(self.model_patcher.model, (CascadePrior, comfy.model_base.StableCascade_B)):
-            regions.refuse(positive, negative)
-        self.inner_set_conds(
-            {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
-        )
-
-    def predict_noise(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        model_options: dict[str, Any] = {},  # noqa: B006
-        seed: int | None = None,
-    ) -> Tensor:
-        negative = self.conds.get("negative")
-        scale = self.scale_at(timestep) if negative is not None else 1.0
-        if not math.isclose(scale, 1.0) and "sampler_cfg_function" not in model_options:
-            model_options = {**model_options, "sampler_cfg_function": self.combine}
-        return comfy.samplers.sampling_function(
-            self.inner_model,
-            x,
-            timestep,
-            negative,
-            self.conds.get("positive"),
-            scale,
-            model_options=model_options,
-            seed=seed,
-        )
-
-    def scale_at(self, sigma: Tensor) -> float:
-        """The guidance scale at the time that ``sigma`` stands for."""
-        if self.guidance.scale_end is None and self.guidance.interval == (1.0, 0.0):
-            return self.guidance.scale
-        shift = getattr(self.inner_model.model_sampling, "shift", 1.0)
-        t = sampling.time_from_logsnr(sampling.logsnr_from_sigma(sigma.float().max()), shift)
-        return self.guidance.scale_at(t)
-
-    def combine(self, args: dict[str, Any]) -> Tensor:
-        """Guided sigma·epsilon from the host's conditional and unconditional sigma·epsilon."""
-        return sampling.guide(
-            args["cond"], args["uncond"], args["cond_scale"], self.guidance.rescale, self.guidance.per_image
-        )
+    run, options = STEPS[step]
+    given = options if step == "ddim" else {**options, "noise_sampler": draw}
+    return run(model, x if start is None else start.to(x), sigmas, extra_args, callback, disable, **given)
 
 
 @dataclass(frozen=True)
@@ -152,7 +94,7 @@ class Run:
 
     With ``denoise`` below 1, ``unshifted_noise`` noises the latent as at shift 1, whatever the shift of the sampling
     (official). With ``variation_strength`` above 0 every picture starts from ``seed`` and is turned towards its own
-    variation's seed; without, picture i has ``seed`` + i.
+    variation's seed; without, picture i has ``seed`` + i. ``canvas`` is the picture that the latent shows.
     """
 
     stage: str
@@ -165,13 +107,19 @@ class Run:
     unshifted_noise: bool = False
     variation_seed: int = 0
     variation_strength: float = 0.0
+    noise: str = PER_PICTURE
+    canvas: Canvas | None = None
 
-    def seeds(self, latent: dict[str, Any]) -> Seeds:
+    def seeds(self, latent: dict[str, Any]) -> Seeds | BatchSeed:
         """The seeds of the pictures of ``latent``."""
+        places = tuple(list_places(latent))
+        if self.noise != PER_PICTURE:
+            rows = tuple(range(len(places)))
+            return BatchSeed(self.noise, self.seed, places, rows, self.variation_seed, self.variation_strength)
         if self.variation_strength == 0:
-            return Seeds(tuple(picture_seeds(self.seed, latent)))
-        other = tuple(picture_seeds(self.variation_seed, latent))
-        return Seeds((self.seed % 2**64,) * len(other), other, self.variation_strength)
+            return Seeds(tuple((self.seed + place) % SEED_SPACE for place in places))
+        other = tuple((self.variation_seed + place) % SEED_SPACE for place in places)
+        return Seeds((self.seed % SEED_SPACE,) * len(other), other, self.variation_strength)
 
     def settings(self) -> tuple[tuple[str, Any], ...]:
         """What a report says of it."""
@@ -186,23 +134,24 @@ class Run:
             told += [("denoise", self.denoise), ("official_noise", self.unshifted_noise)]
         if self.variation_strength:
             told += [("variation_seed", self.variation_seed), ("variation_strength", self.variation_strength)]
+        if self.noise != PER_PICTURE:
+            told.append(("noise", self.noise))
         return tuple(told)
 
 
-def picture_seeds(seed: int, latent: dict[str, Any]) -> list[int]:
-    """One seed a picture: ``seed`` plus its place in the batch (or its ``batch_index``)."""
+def list_places(latent: dict[str, Any]) -> list[int]:
+    """Which picture of its batch each one is: its ``batch_index``, or its place."""
     count = latent["samples"].shape[0]
-    places = list(latent.get("batch_index") or range(count))
-    return [(seed + place) % 2**64 for place in (places + list(range(count)))[:count]]
+    return (list(latent.get("batch_index") or range(count)) + list(range(count)))[:count]
 
 
-def run_reported(
+def run_with_report(
     model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run
 ) -> tuple[Tensor, StageReport]:
     """As :func:`run_stage`, with what it took."""
     with measure_work(model.load_device) as taken:
         samples = run_stage(model, positive, negative, latent, run)
-    run = replace(run, shift=shift_of(model, run.shift))
+    run = replace(run, shift=find_shift(model, run.shift))
     count, _, height, width = samples.shape
     report = StageReport(
         run.stage,
@@ -217,11 +166,37 @@ def run_reported(
     return samples, report.taking(taken)
 
 
+def check_run(latent: dict[str, Any], run: Run) -> None:
+    """Refuse numbers that are none (the host lets NaN pass) before anything is computed from them."""
+    numbers = {
+        "cfg": run.guidance.scale,
+        "cfg_end": run.guidance.scale_end or 0.0,
+        "guidance_start": run.guidance.interval[0],
+        "guidance_end": run.guidance.interval[1],
+        "rescale": run.guidance.rescale,
+        "shift": run.shift,
+        "denoise": run.denoise,
+        "variation_strength": run.variation_strength,
+    }
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise WrongInput(
+                f"The {name} of {run.stage} is {value}, which is no number to sample with: give another one."
+            )
+    for words, value in (("latent", latent["samples"]), ("mask of the latent", latent.get("noise_mask"))):
+        if value is not None and not is_finite(value):
+            raise BadValues(
+                f"{run.stage} was given NaN or infinite values in the {words}. They come from the node before it: look "
+                "there for a number, mask or picture with such values, or for a model that computes in fp16."
+            )
+
+
 def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run) -> Tensor:
     """Sample one stage through the host and return the latent; errors are sentences.
 
     A batch that does not fit into memory is tried once more picture by picture, which gives the same pictures.
     """
+    check_run(latent, run)
     seeds = run.seeds(latent)
     check_memory(model, latent["samples"].shape, run.stage)
     model = patch_shift(model, run.shift)
@@ -244,12 +219,12 @@ def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], 
 
 def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
     """Refuse a latent of which not even one picture fits into the device, with the estimate."""
-    needed = needed_memory(model, [1, *shape[1:]])
+    needed = estimate_memory(model, [1, *shape[1:]])
     total = comfy.model_management.get_total_memory(model.load_device)
     if needed > total:
         raise OutOfMemory(
-            f"{stage} needs about {needed / GIB:.1f} GiB beside its weights for a latent of "
-            f"{shape[-1]}x{shape[-2]}, but this device has {total / GIB:.1f} GiB. Choose a smaller picture, "
+            f"{stage} needs about {needed / GIB:.1f} GiB beside its weights for a latent of {shape[-1]}x{shape[-2]}, "
+            f"but this device has {total / GIB:.1f} GiB. Choose a smaller picture, "
             + (
                 "or put Tile Stage B on the model's wire."
                 if stage == "Stage B"
@@ -258,24 +233,28 @@ def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
         )
 
 
-def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run, seeds: Seeds) -> Tensor:
+def sample_batch(
+    model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run, seeds: Seeds | BatchSeed
+) -> Tensor:
     """Sample the whole batch at once."""
     image = latent["samples"]
-    shift = shift_of(model, run.shift)
+    shift = find_shift(model, run.shift)
     sigmas = sampling.schedule_sigmas(run.steps, shift, start=run.denoise)
-    noise = seeds.streams().next(image.shape)
-    start = unshifted_start(model, image, noise, sigmas[0], run.denoise) if run.unshifted_noise else None
-    guider = CascadeGuider(model)
+    first, later = seeds.open(model.load_device)
+    noise = first.next(image.shape)
+    start = noise_unshifted(model, image, noise, sigmas[0], run.denoise) if run.unshifted_noise else None
+    guider = CascadeGuider(model, run.canvas)
     guider.set_prompts(positive, negative)
     guider.set_guidance(run.guidance)
     try:
         samples = guider.sample(
             noise,
             image,
-            official_sampler(run.step, seeds, start),
+            make_sampler(run.step, later, start),
             sigmas,
             denoise_mask=latent.get("noise_mask"),
             callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=run.seed,
         )
     finally:
@@ -283,7 +262,7 @@ def sample_batch(model: Any, positive: Any, negative: Any, latent: dict[str, Any
     return samples.to(comfy.model_management.intermediate_device())
 
 
-def unshifted_start(model: Any, image: Tensor, noise: Tensor, sigma: Tensor, denoise: float) -> Tensor | None:
+def noise_unshifted(model: Any, image: Tensor, noise: Tensor, sigma: Tensor, denoise: float) -> Tensor | None:
     """The latent as the official image to image noises it: to time ``denoise`` of the schedule at shift 1.
 
     The host's latents are x/a, with a at the first ``sigma`` of the sampling. None at ``denoise`` 1, where both agree.
@@ -297,7 +276,9 @@ def unshifted_start(model: Any, image: Tensor, noise: Tensor, sigma: Tensor, den
     return noised / a.to(noised)
 
 
-def sample_singly(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run, seeds: Seeds) -> Tensor:
+def sample_singly(
+    model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run, seeds: Seeds | BatchSeed
+) -> Tensor:
     """Sample picture by picture after the batch ran out of memory."""
     make_room()
     image, mask = latent["samples"], latent.get("noise_mask")
@@ -308,7 +289,14 @@ def sample_singly(model: Any, positive: Any, negative: Any, latent: dict[str, An
             if mask is not None and mask.shape[0] > 1:
                 part["noise_mask"] = mask[index % mask.shape[0]][None]
             pictures.append(
-                sample_batch(model, pick(positive, index), pick(negative, index), part, run, seeds.only(index))
+                sample_batch(
+                    model,
+                    pick_conditioning(positive, index),
+                    pick_conditioning(negative, index),
+                    part,
+                    run,
+                    seeds.take(index),
+                )
             )
     except Exception as error:
         if not is_out_of_memory(error):
@@ -322,7 +310,7 @@ def sample_singly(model: Any, positive: Any, negative: Any, latent: dict[str, An
     return torch.cat(pictures)
 
 
-def pick(conditioning: Any, index: int) -> Any:
+def pick_conditioning(conditioning: Any, index: int) -> Any:
     """The conditioning of picture ``index``: tensors that hold one entry a picture are narrowed to it."""
     if conditioning is None:
         return None
@@ -333,7 +321,7 @@ def pick(conditioning: Any, index: int) -> Any:
             return value[place : place + 1]
         return value
 
-    special = {"control": pick_control, REGIONS_KEY: regions.for_picture}
+    special = {"control": pick_control, REGIONS_KEY: regions.pick_regions}
     return [
         [
             narrow(text),

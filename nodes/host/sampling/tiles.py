@@ -15,14 +15,14 @@ from ....stages.inputs.canvas import LATENT_PIXELS
 from ....stages.nets.memory import activation_memory, pieces_memory
 from ..models.hooks import CHANGES_KEY
 
-__all__ = ["METHODS", "PIECES", "needed_memory", "patch_tiles", "tiling"]
+__all__ = ["METHODS", "PIECES", "estimate_memory", "patch_tiles", "make_tiling"]
 
 TILING_KEY = "cascade_studio_tiling"
 """Key in ``transformer_options``: the :class:`Tiling` of a model, for its memory estimate."""
 WRAPPER = "cascade_studio_tiles"
 
 
-def tiling(method: str, tile: int, overlap: int, batch: int) -> Tiling:
+def make_tiling(method: str, tile: int, overlap: int, batch: int) -> Tiling:
     """A checked tiling; sizes in latents."""
     if method != PIECES and overlap > tile // 2:
         raise WrongInput(
@@ -40,7 +40,7 @@ def patch_tiles(model: Any, tiling: Tiling) -> Any:
     for kind in (points.DIFFUSION_MODEL, points.PREPARE_SAMPLING):
         clone.remove_wrappers_with_key(kind, WRAPPER)
     clone.add_wrapper_with_key(points.DIFFUSION_MODEL, WRAPPER, TileWrapper(tiling))
-    clone.add_wrapper_with_key(points.PREPARE_SAMPLING, WRAPPER, prepare)
+    clone.add_wrapper_with_key(points.PREPARE_SAMPLING, WRAPPER, prepare_for_tile)
     clone.model_options.setdefault("transformer_options", {})[TILING_KEY] = tiling
     return clone
 
@@ -65,34 +65,34 @@ class TileWrapper:
         prior = conditions.pop("effnet")
 
         def call(parts: Tensor, priors: Tensor, count: int, changes: Changes) -> Tensor:
-            given = {name: repeated(value, count) for name, value in conditions.items()}
+            given = {name: repeat_entries(value, count) for name, value in conditions.items()}
             asked = options if changes is NO_CHANGES else {**options, CHANGES_KEY: changes}
-            return executor(parts, repeated(r, count), context, control, asked, effnet=priors, **given)
+            return executor(parts, repeat_entries(r, count), context, control, asked, effnet=priors, **given)
 
         if tiling.method == PIECES:
             elements = count_piece_elements(tiling, net.config.c_hidden[0])
             return call(x, prior, 1, Changes(blocks=PieceHooks(elements)))
-        return run_in_tiles(call, x, prior, tiling, deepest_cell(net), net.least_cells)
+        return run_in_tiles(call, x, prior, tiling, measure_deepest_cell(net), net.least_cells)
 
 
-def repeated(value: Any, count: int) -> Any:
+def repeat_entries(value: Any, count: int) -> Any:
     """Every entry of a batch ``count`` times in a row."""
     return value.repeat_interleave(count, 0) if torch.is_tensor(value) and count > 1 else value
 
 
-def deepest_cell(net: Any) -> int:
+def measure_deepest_cell(net: Any) -> int:
     """Latents a side in one cell of Stage B's deepest level."""
     return net.config.patch_size * net.least_cells
 
 
-def tiling_of(model: Any) -> Tiling | None:
+def find_tiling(model: Any) -> Tiling | None:
     """The tiling that a node put on this MODEL."""
     return model.model_options.get("transformer_options", {}).get(TILING_KEY)
 
 
-def needed_memory(model: Any, shape: Any) -> float:
+def estimate_memory(model: Any, shape: Any) -> float:
     """Bytes beside the weights for a latent of ``shape`` (B, 4, H, W), tiles taken into account."""
-    tiling = tiling_of(model)
+    tiling = find_tiling(model)
     if tiling is None:
         return model.model.memory_required(list(shape))
     net, dtype = model.model.diffusion_model, model.model.get_dtype_inference().itemsize
@@ -106,15 +106,15 @@ def needed_memory(model: Any, shape: Any) -> float:
                 net.activation_memory(batch, height, width, dtype),
             )
         )
-    step = deepest_cell(net)
+    step = measure_deepest_cell(net)
     tiles, _ = tiling.cut((height, width), step)
     count = min(tiling.batch, len(tiles))
     return float(activation_memory(net.config, batch * count, tiles[0].height, tiles[0].width, dtype, strides))
 
 
-def prepare(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+def prepare_for_tile(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
     """Lets the host make room for a tile instead of the whole latent: it is told of a smaller one."""
-    needed, whole = needed_memory(model, noise_shape), model.model.memory_required(list(noise_shape))
+    needed, whole = estimate_memory(model, noise_shape), model.model.memory_required(list(noise_shape))
     if len(noise_shape) == 4 and needed < whole:
         height = max(1, int(noise_shape[-2] * needed / whole))
         noise_shape = [*noise_shape[:2], height, noise_shape[-1]]

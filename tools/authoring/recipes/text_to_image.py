@@ -174,7 +174,7 @@ def text_to_image_core_ksampler() -> Flow:
     )
     parts.finish(flow, b["LATENT"], load["stage_a"], parts.keys_of("full-bf16", parts.PICTURES_IN))
     flow.feature(positive, text="")
-    flow.feature(conditioning, prior=canvas["Stage C latent"])
+    flow.feature(c, cfg=1.0)
     flow.note(
         "KSampler settings",
         """## KSampler settings

@@ -1,0 +1,47 @@
+"""What a sampler tells beside its work: a picture far from the model's own size, a latent that another node resized."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from ....stages.inputs.canvas import Canvas
+from ..latents import CANVAS
+
+log = logging.getLogger(__name__)
+
+FAR = 2.0
+"""Times larger or smaller a side than the pictures that a model was trained on, beyond which it is said."""
+
+
+def advise_on_size(model: Any, canvas: Canvas) -> list[str]:
+    """A sentence where the picture is far from the size that ``model`` was trained on."""
+    native = getattr(getattr(model.model.diffusion_model, "config", None), "native_side", None)
+    side = math.sqrt(canvas.width * canvas.height)
+    if not native or 1 / FAR <= side / native <= FAR:
+        return []
+    expect = "motifs that repeat" if side > native else "a picture without detail"
+    return [
+        f"This Stage C was trained on pictures of about {native} x {native} px; the canvas has {canvas.width} x "
+        f"{canvas.height}. Expect {expect}: choose a size near {native} px, and enlarge the picture afterwards."
+    ]
+
+
+def advise_on_resizing(latent: dict[str, Any], canvas: Canvas) -> list[str]:
+    """A sentence where ``latent`` no longer has the grid of the canvas that it was made for."""
+    made = latent.get(CANVAS)
+    if not isinstance(made, Canvas) or made.prior_shape()[2:] == canvas.prior_shape()[2:]:
+        return []
+    return [
+        f"The Stage C latent was made for {made.width} x {made.height} px on {made.prior_width} x {made.prior_height} "
+        f"cells; another node changed it to {canvas.prior_width} x {canvas.prior_height} cells, which is a picture of "
+        f"{canvas.width} x {canvas.height} px. Core's latent nodes count 8 px a cell, Stage C has one for about 42."
+    ]
+
+
+def show_notes(notes: list[str]) -> dict[str, Any]:
+    """``notes`` for the user interface, under the node; also in the log."""
+    for note in notes:
+        log.warning("%s", note)
+    return {"text": notes} if notes else {}

@@ -1,0 +1,136 @@
+"""Inputs for every node of the pack that takes objects, for tests that walk all nodes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from graphs import Parts
+from torch import Tensor
+
+from cascade_studio.stages.inputs import inpaint
+from cascade_studio.stages.training.dataset import from_batch
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+GUIDANCE = ("PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention")
+
+
+def make_inputs(parts: Parts) -> dict[str, dict[str, Any]]:
+    """Inputs for every node that takes objects, with everything in them that a node could be tempted to change."""
+    seen = SimpleNamespace(image_embeds=noise(1, 64))
+    image_prompt = [{"clip_vision_output": seen, "strength": 1.0, "noise_augmentation": 0.0}]
+    text, entries = parts.positive[0]
+    prompts = {
+        "positive": [
+            [text, {**entries, "unclip_conditioning": image_prompt, "start_percent": 0.0}],
+            [text * 0.5, {**entries, "area": (2, 2, 0, 0), "strength": 0.5}],
+        ],
+        "negative": parts.negative,
+    }
+    prior = {"samples": noise(2, 16, 3, 3), "noise_mask": torch.ones(1, 1, 6, 6), "batch_index": [5, 8], "mine": [1]}
+    latent = {"samples": noise(2, 4, 32, 32), "noise_mask": torch.ones(2, 1, 32, 32), "mine": {"deep": noise(2)}}
+    image = torch.rand(2, 130, 100, 4, generator=torch.Generator().manual_seed(0))
+    mask = (noise(1, 130, 100) > 2).float()
+    from cascade_studio.nodes.host.report import card
+
+    done = card.StageReport("Stage C", 3, 3, 2, settings=(("seed", 3),))
+    run = {"steps": 2, "denoise": 0.5}
+    return {
+        "CascadeStudio_SamplePrior": {"model": parts.prior, "latent": prior, **prompts, **run},
+        "CascadeStudio_SampleDecoder": {"model": parts.decoder, "prior": prior, "latent": latent, **prompts, **run},
+        "CascadeStudio_DecoderConditioning": {"prior": prior, **prompts},
+        "CascadeStudio_Schedule": {"model": parts.prior, "shift": 3.0},
+        "CascadeStudio_Guider": {"model": parts.prior, "cfg_end": 2.0, **prompts},
+        "CascadeStudio_DecodeStageA": {"latent": latent, "vae": parts.stage_a},
+        "CascadeStudio_EncodeStageA": {"image": image, "vae": parts.stage_a},
+        "CascadeStudio_EncodeImage": {"image": image, "vae": parts.stage_c_vae},
+        "CascadeStudio_DecodePreview": {"prior": prior, "vae": parts.stage_c_vae},
+        "CascadeStudio_DraftBoard": {"prior": prior, "vae": parts.stage_c_vae, "chosen": "2"},
+        "CascadeStudio_InpaintCrop": {"image": image, "mask": mask, "target_size": 0},
+        "CascadeStudio_InpaintStitch": {"stitch": inpaint.cut_part(image, mask).stitch, "image": image},
+        "CascadeStudio_ReportCard": {"latent": {**prior, card.REPORT: (done,)}, "image": image},
+        "CascadeStudio_SaveImage": {"images": image, "report": (done,)},
+        **make_model_inputs(parts),
+        **make_control_inputs(parts, prompts, image),
+        "CascadeStudio_TrainingSet": {"images": image, "captions": "a thing"},
+        "CascadeStudio_TrainLora": {
+            "model": parts.prior,
+            "clip": parts.clip,
+            "vae": parts.stage_c_vae,
+            "steps": 2,
+            "batch_size": 1,
+            "training_set": from_batch(image, ["a thing"], 64),
+            "sample_every": 1,
+            "name": "kept",
+        },
+        "CascadeStudio_Compare": {"before": image[..., :3], "after": image[..., :3]},
+        "CascadeStudio_TileDecoder": {"model": parts.decoder},
+        "CascadeStudio_HighResolutionPrior": {"prior": prior},
+        "CascadeStudio_EncodePrompt": {"clip": parts.clip, "text": "a (red:1.4) apple BREAK leaves AVG a (house:0.5)"},
+        "CascadeStudio_RegionalPrompt": {
+            "conditioning": prompts["positive"],
+            "region": parts.negative,
+            "mask": noise(1, 8, 8).clamp(0, 1),
+        },
+        **{f"CascadeStudio_{name}": {"model": parts.prior} for name in GUIDANCE},
+    }
+
+
+def make_model_inputs(parts: Parts) -> dict[str, dict[str, Any]]:
+    """Inputs for the nodes that change or write models."""
+    tuned = parts.prior.clone()
+    tuned.add_patches({"diffusion_model.clf.1.weight": ("diff", (noise(16, 128, 1, 1),))})
+    lora = {"lora": "official.safetensors"}
+    return {
+        "CascadeStudio_LoraStack": {**lora, "stack": ()},
+        "CascadeStudio_ApplyLoraStack": {"stack": (), "prior": tuned, "decoder": parts.decoder, "clip": parts.clip},
+        "CascadeStudio_ConvertLora": {**lora, "model": parts.prior, "clip": parts.clip, "layout": "ComfyUI"},
+        "CascadeStudio_ExtractLora": {"tuned": tuned, "base": parts.prior},
+        "CascadeStudio_MergeModels": {"model1": parts.prior, "model2": tuned},
+        "CascadeStudio_AddDifference": {"model": parts.prior, "tuned": tuned, "base": parts.prior},
+        "CascadeStudio_SaveModel": {"model": parts.prior, "layout": "official"},
+    }
+
+
+def make_control_inputs(parts: Parts, prompts: dict[str, Any], image: Tensor) -> dict[str, dict[str, Any]]:
+    mask = torch.rand(1, 130, 100, generator=torch.Generator().manual_seed(1))
+    latent = {"samples": noise(1, 16, 3, 3), "mine": [1]}
+    return {
+        "CascadeStudio_ApplyControl": {
+            "control_net": load_control_net(),
+            "image": image[..., :3],
+            "late": 0.5,
+            **prompts,
+        },
+        "CascadeStudio_CannyHint": {"image": image, "latent": latent},
+        "CascadeStudio_InpaintHint": {"image": image, "mask": mask, "latent": latent, "grow": 3},
+        "CascadeStudio_OutpaintCanvas": {"image": image, "mask": mask, "left": 8},
+        "CascadeStudio_SuperResolutionHint": {"image": image, "vae": parts.stage_c_vae},
+        "CascadeStudio_IdentityHint": {
+            "image": image,
+            "latent": latent,
+            "boxes": torch.tensor([[5.0, 5, 60, 60]]),
+            "embeddings": noise(1, 512),
+        },
+        "CascadeStudio_ImagePrompts": {
+            "clip_vision": parts.clip_vision,
+            "clip": parts.clip,
+            "text_weight": 0.5,
+            "image_1": image,
+            "weight_1": -1.0,
+            "end_percent": 0.5,
+            **prompts,
+        },
+    }
+
+
+def load_control_net() -> Any:
+    from cascade_studio.nodes.host.conditioning import controlnet
+    from cascade_studio.nodes.host.files import names
+
+    return controlnet.load_control(names.find("controlnet", "canny.safetensors"))
