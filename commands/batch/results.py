@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import queue
+import re
 import shutil
 import sqlite3
 import struct
@@ -58,7 +59,8 @@ def file_names(stem: str, given: Sequence[str]) -> list[str]:
     """The names of a row's files: the row's own name, and from the second of a kind on with a number."""
     names: list[str] = []
     for name in given:
-        ending = os.path.splitext(name)[1].lower() or ".bin"
+        found = re.search(r"\.[a-z0-9]{1,10}$", name.lower())
+        ending = found[0] if found else ".bin"
         before = sum(other.endswith(ending) for other in names)
         names.append(f"{stem}@{before + 1}{ending}" if before else stem + ending)
     return names
@@ -74,9 +76,12 @@ def split_card(data: bytes) -> tuple[bytes, Any]:
         chunk = data[position : position + 12 + size]
         kind, body = chunk[4:8], chunk[8 : 8 + size]
         if kind == b"tEXt" and body.startswith(CARD.encode() + b"\0"):
-            card = json.loads(body.split(b"\0", 1)[1].decode("latin-1"))
-            measured = _take_measured(card)
-            chunk = _chunk(kind, CARD.encode() + b"\0" + json.dumps(card).encode("latin-1"))
+            try:
+                card = json.loads(body.split(b"\0", 1)[1].decode("latin-1"))
+                measured = _take_measured(card)
+                chunk = _chunk(kind, CARD.encode() + b"\0" + json.dumps(card).encode("latin-1"))
+            except (ValueError, TypeError, AttributeError):
+                measured = None  # a card that is not ours stays as it is
         parts.append(chunk)
         position += 12 + size
     return b"".join(parts), measured

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fake_comfyui
 import pytest
 from batches import PROMPT
 
+from cascade_studio.commands.batch import results
+from cascade_studio.commands.batch.results import file_names
 from cascade_studio.commands.batch.rows import BadRow, Expander, Expansion, Row, parse_grid, parse_seeds, read_rows
 from cascade_studio.commands.batch.template import safe_name
 from cascade_studio.commands.messages import Stop
@@ -175,3 +178,26 @@ def test_names_stay_below_the_folder(given, tmp_path):
     path.write_bytes(b"")
     assert not any(part.startswith(".") for part in path.relative_to(tmp_path).parts)
     assert safe_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "given, names",
+    [
+        (["a_1_.png", "b.png", "c.latent"], ["row.png", "row@2.png", "row.latent"]),
+        (
+            ["a.PNG", "x./../../y", "noend", "c.p\x00g", "d.png:stream"],
+            ["row.png", "row.bin", "row@2.bin", "row@3.bin", "row@4.bin"],
+        ),
+    ],
+)
+def test_of_a_servers_names_only_a_plain_ending_is_taken(given, names):
+    assert file_names("row", given) == names
+
+
+@pytest.mark.parametrize("card", [b"no json", b"[1]", b'{"stages": 3}', b'{"stages": [3]}', b"{}"])
+def test_a_card_of_somebody_else_is_left_alone(card):
+    text = fake_comfyui.chunk(b"tEXt", b"cascade_studio\0" + card)
+    picture = results.SIGNATURE + text + fake_comfyui.chunk(b"IEND", b"")
+    kept, measured = results.split_card(picture)
+    assert kept == picture and (measured is None) == (card != b"{}")
+    assert results.split_card(b"no picture") == (b"no picture", None)
