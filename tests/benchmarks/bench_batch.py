@@ -96,7 +96,8 @@ def simulate(options: argparse.Namespace) -> None:
             "driver's memory at most, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "manifest, bytes a row": round((desk.folder / "out" / FILE).stat().st_size / options.rows),
         }
-    sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        sys.stdout.flush()
 
 
 def throughput(options: argparse.Namespace) -> None:
