@@ -33,7 +33,7 @@ class CascadeStudioCompare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, before, after) -> io.NodeOutput:
+    def execute(cls, before: io.Image.Type, after: io.Image.Type) -> io.NodeOutput:
         left, right = (ui.PreviewImage(image, cls=cls).as_dict()["images"] for image in (before, after))
         # The host's own preview shows "images"; the extension draws the slider from the other two.
         return io.NodeOutput(ui={"images": [*left, *right], "before": left, "after": right})

@@ -148,17 +148,17 @@ class CascadeStudioApplyControl(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        positive,
-        negative,
-        control_net,
-        image,
-        strength,
-        start_percent,
-        end_percent,
-        early,
-        late,
-        block_weights,
-        mask=None,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        control_net: io.ControlNet.Type,
+        image: io.Image.Type,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        early: float,
+        late: float,
+        block_weights: str,
+        mask: io.Mask.Type | None = None,
     ) -> io.NodeOutput:
         weights = BlockWeights(early, late, parse_curve(block_weights))
         return io.NodeOutput(

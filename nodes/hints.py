@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..stages.inputs import canny
@@ -72,7 +74,7 @@ class CascadeStudioCannyHint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, low, high, latent=None) -> io.NodeOutput:
+    def execute(cls, image: io.Image.Type, low: int, high: int, latent: io.Latent.Type | None = None) -> io.NodeOutput:
         hint = hints.make_canny_hint(image, low, high, latent, CANNY)
         return io.NodeOutput(hint, ui=ui.PreviewImage(hint))
 
@@ -105,7 +107,9 @@ class CascadeStudioInpaintHint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, mask, grow, latent=None) -> io.NodeOutput:
+    def execute(
+        cls, image: io.Image.Type, mask: io.Mask.Type, grow: int, latent: io.Latent.Type | None = None
+    ) -> io.NodeOutput:
         hint, preview = hints.make_inpaint_hint(image, mask, grow, latent, INPAINT)
         return io.NodeOutput(hint, preview, ui=ui.PreviewImage(preview))
 
@@ -158,7 +162,17 @@ class CascadeStudioOutpaintCanvas(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, left, top, right, bottom, width, height, mask=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        image: io.Image.Type,
+        left: int,
+        top: int,
+        right: int,
+        bottom: int,
+        width: int,
+        height: int,
+        mask: io.Mask.Type | None = None,
+    ) -> io.NodeOutput:
         picture, new = hints.make_outpaint_canvas(image, mask, (left, top, right, bottom), width, height, OUTPAINT)
         return io.NodeOutput(picture, new, picture.shape[2], picture.shape[1], ui=ui.PreviewImage(picture))
 
@@ -192,7 +206,7 @@ class CascadeStudioSuperResolutionHint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, vae) -> io.NodeOutput:
+    def execute(cls, image: io.Image.Type, vae: io.Vae.Type) -> io.NodeOutput:
         hint, preview, canvas = hints.make_super_resolution_hint(image, vae, LARGER)
         batch = hint.shape[0]
         return io.NodeOutput(
@@ -238,7 +252,9 @@ class CascadeStudioIdentityHint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, boxes, embeddings, latent=None) -> io.NodeOutput:
+    def execute(
+        cls, image: io.Image.Type, boxes: Any, embeddings: Any, latent: io.Latent.Type | None = None
+    ) -> io.NodeOutput:
         hint, preview = hints.make_identity_hint(image, boxes, embeddings, latent, IDENTITY)
         return io.NodeOutput(hint, preview, ui=ui.PreviewImage(preview))
 

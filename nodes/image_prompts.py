@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..stages.inputs.image_prompts import CENTRE, CROPS, MOST
@@ -117,7 +119,16 @@ class CascadeStudioImagePrompts(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, positive, negative, clip_vision, crop, text_weight, start_percent, end_percent, clip=None, **pictures
+        cls,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        clip_vision: io.ClipVision.Type,
+        crop: str,
+        text_weight: float,
+        start_percent: float,
+        end_percent: float,
+        clip: io.Clip.Type | None = None,
+        **pictures: Any,
     ) -> io.NodeOutput:
         numbers = range(1, MOST + 1)
         images = (pictures.get(f"image_{n}") for n in numbers)

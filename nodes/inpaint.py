@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..stages.inputs import inpaint
@@ -86,7 +88,16 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, mask, context, grow, feather, target_size, multiple) -> io.NodeOutput:
+    def execute(
+        cls,
+        image: io.Image.Type,
+        mask: io.Mask.Type,
+        context: float,
+        grow: int,
+        feather: int,
+        target_size: int,
+        multiple: int,
+    ) -> io.NodeOutput:
         part = inpaint.cut_part(image, mask, inpaint.CropSettings(context, grow, feather, target_size, multiple))
         place = part.stitch.crop
         return io.NodeOutput(part.image, part.mask, part.cells, part.stitch, place.width, place.height)
@@ -112,7 +123,7 @@ class CascadeStudioInpaintStitch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, stitch, image) -> io.NodeOutput:
+    def execute(cls, stitch: Any, image: io.Image.Type) -> io.NodeOutput:
         return io.NodeOutput(inpaint.paste_part(stitch, image))
 
 

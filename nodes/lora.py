@@ -18,79 +18,21 @@ from .host.lora import merge
 from .host.lora.apply import Choice, Targets, apply_all, make_hook, read_and_match
 from .host.models.load import DTYPES
 from .host.nothing import give_or_block_each
+from .lora_inputs import (
+    choice_inputs,
+    lora_input,
+    model_inputs,
+    model_outputs,
+    name_output,
+    prefix_input,
+    report_output,
+    tokens_input,
+)
 
 CATEGORY = "Cascade Studio/lora"
 Stack = io.Custom("CASCADE_STUDIO_LORA_STACK")
 LOAD, APPLY, HOOK = "Load Cascade LoRA", "Apply Cascade LoRA Stack", "Load Cascade Hook LoRA"
 CONVERT, EXTRACT = "Convert Cascade LoRA", "Extract Cascade LoRA"
-
-
-def lora_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "lora",
-        options=names.list_names("lora"),
-        tooltip=("A LoRA for Stable Cascade in any layout: official, kohya, OneTrainer, diffusers, PEFT or ComfyUI."),
-    )
-
-
-def strength_input(name: str, what: str) -> io.Float.Input:
-    return io.Float.Input(
-        name,
-        default=1.0,
-        min=-20.0,
-        max=20.0,
-        step=0.05,
-        tooltip=(f"How strongly {what} changes; 0 leaves it exactly as it is, below 0 it goes the other way."),
-    )
-
-
-def tokens_input() -> io.String.Input:
-    return io.String.Input(
-        "tokens",
-        default="",
-        multiline=True,
-        optional=True,
-        advanced=True,
-        tooltip=(
-            "For official LoRAs with new tokens: one word a line for the prompt and the word that its training started "
-            "from, as in [fernando] = ^dog</w>. Leave it empty if the report shows no new tokens."
-        ),
-    )
-
-
-def choice_inputs() -> list[io.Input]:
-    return [
-        lora_input(),
-        strength_input("strength_model", "Stage C or Stage B"),
-        strength_input("strength_clip", "the text encoder"),
-    ]
-
-
-def model_inputs() -> list[io.Input]:
-    return [
-        io.Model.Input("prior", optional=True, tooltip="Stage C, for LoRAs of Stage C."),
-        io.Model.Input("decoder", optional=True, tooltip="Stage B, for LoRAs of Stage B."),
-        io.Clip.Input("clip", optional=True, tooltip="The text encoder, for LoRAs that change it or bring new words."),
-    ]
-
-
-def model_outputs() -> list[io.Output]:
-    return [
-        io.Model.Output("prior", display_name="prior", tooltip="Stage C with the LoRA; nothing if none is wired."),
-        io.Model.Output("decoder", display_name="decoder", tooltip="Stage B with the LoRA; nothing if none is wired."),
-        io.Clip.Output(
-            "clip", display_name="clip", tooltip="The text encoder with the LoRA; nothing if none is wired."
-        ),
-        report_output(),
-    ]
-
-
-def report_output() -> io.String.Output:
-    return io.String.Output(
-        "report",
-        display_name="report",
-        tooltip=("What of the file is used and what is not, its rank, and what it was trained on."),
-    )
 
 
 def apply_choices(choices: list[Choice], targets: Targets, where: str, node: str | None) -> io.NodeOutput:
@@ -122,7 +64,14 @@ class CascadeStudioLoadLora(FileInputs, io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, lora, strength_model, strength_clip, prior=None, decoder=None, clip=None, tokens=""
+        cls,
+        lora: str,
+        strength_model: float,
+        strength_clip: float,
+        prior: io.Model.Type | None = None,
+        decoder: io.Model.Type | None = None,
+        clip: io.Clip.Type | None = None,
+        tokens: str = "",
     ) -> io.NodeOutput:
         return apply_choices(
             [Choice(lora, strength_model, strength_clip, tokens)],
@@ -158,7 +107,9 @@ class CascadeStudioLoraStack(FileInputs, io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora, strength_model, strength_clip, tokens="", stack=()) -> io.NodeOutput:
+    def execute(
+        cls, lora: str, strength_model: float, strength_clip: float, tokens: str = "", stack: Any = ()
+    ) -> io.NodeOutput:
         return io.NodeOutput((*stack, Choice(lora, strength_model, strength_clip, tokens)))
 
 
@@ -178,7 +129,13 @@ class CascadeStudioApplyLoraStack(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, stack, prior=None, decoder=None, clip=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        stack: Any,
+        prior: io.Model.Type | None = None,
+        decoder: io.Model.Type | None = None,
+        clip: io.Clip.Type | None = None,
+    ) -> io.NodeOutput:
         return apply_choices(list(stack), Targets(prior, decoder, clip), APPLY, cls.hidden.unique_id)
 
 
@@ -214,7 +171,15 @@ class CascadeStudioLoadHookLora(FileInputs, io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, lora, strength_model, strength_clip, clip=None, prev_hooks=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: io.Model.Type,
+        lora: str,
+        strength_model: float,
+        strength_clip: float,
+        clip: io.Clip.Type | None = None,
+        prev_hooks: io.Hooks.Type | None = None,
+    ) -> io.NodeOutput:
         wired = Targets.of_model(model, clip, HOOK)
         found = read_and_match(lora, wired)
         report = found.report.text()
@@ -259,7 +224,9 @@ class CascadeStudioConvertLora(FileInputs, io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora, model, layout, filename_prefix, clip=None) -> io.NodeOutput:
+    def execute(
+        cls, lora: str, model: io.Model.Type, layout: str, filename_prefix: str, clip: io.Clip.Type | None = None
+    ) -> io.NodeOutput:
         path, wired = next_path(filename_prefix), Targets.of_model(model, clip, CONVERT)
         found = read_and_match(lora, wired)
         tensors, metadata = to_layout(found, layout, wired.shapes().get(found.stage, {}))
@@ -307,25 +274,19 @@ class CascadeStudioExtractLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, tuned, base, rank, energy, layers, dtype, filename_prefix) -> io.NodeOutput:
+    def execute(
+        cls,
+        tuned: io.Model.Type,
+        base: io.Model.Type,
+        rank: int,
+        energy: float,
+        layers: str,
+        dtype: str,
+        filename_prefix: str,
+    ) -> io.NodeOutput:
         path = next_path(filename_prefix)
         tensors, found = merge.extract_lora(tuned, base, rank, energy, layers, DTYPES[dtype], EXTRACT)
         return save_lora(path, tensors, {"format": "pt"}, found.text(), cls.hidden.unique_id)
-
-
-def prefix_input(default: str) -> io.String.Input:
-    return io.String.Input(
-        "filename_prefix",
-        default=default,
-        tooltip=(
-            "Name in the output folder; a number is added and nothing is overwritten. Files in output/loras are "
-            "in the lists."
-        ),
-    )
-
-
-def name_output() -> io.String.Output:
-    return io.String.Output("name", display_name="name", tooltip="The name of the new file, as loaders list it.")
 
 
 def save_lora(

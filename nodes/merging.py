@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..stages.lora.merge import GROUPS
@@ -53,7 +55,7 @@ class CascadeStudioMergeModels(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model1, model2, **shares) -> io.NodeOutput:
+    def execute(cls, model1: io.Model.Type, model2: io.Model.Type, **shares: Any) -> io.NodeOutput:
         return io.NodeOutput(merge.merge_models(model1, model2, shares, MERGE))
 
 
@@ -86,7 +88,7 @@ class CascadeStudioAddDifference(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, tuned, base, strength) -> io.NodeOutput:
+    def execute(cls, model: io.Model.Type, tuned: io.Model.Type, base: io.Model.Type, strength: float) -> io.NodeOutput:
         return io.NodeOutput(merge.add_difference(model, tuned, base, strength, ADD))
 
 
@@ -144,7 +146,9 @@ class CascadeStudioSaveModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, layout, dtype, filename_prefix, title="", notes="") -> io.NodeOutput:
+    def execute(
+        cls, model: io.Model.Type, layout: str, dtype: str, filename_prefix: str, title: str = "", notes: str = ""
+    ) -> io.NodeOutput:
         told = {"modelspec.title": title, "modelspec.description": notes}
         hidden = merge.hidden_texts(cls.hidden)
         name, report = merge.save_model(model, layout, dtype, filename_prefix, hidden, told, SAVE)

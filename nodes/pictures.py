@@ -53,7 +53,7 @@ class CascadeStudioDecodeStageA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent, vae, tile_size) -> io.NodeOutput:
+    def execute(cls, latent: io.Latent.Type, vae: io.Vae.Type, tile_size: int) -> io.NodeOutput:
         samples = latents.expect_finished_decoder(latent, "Decode Stage A")
         vaes.expect_stage_a(vae, "Decode Stage A")
         image, done = vaes.decode_reported(vae, samples, tile_size)
@@ -78,7 +78,7 @@ class CascadeStudioEncodeStageA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, vae) -> io.NodeOutput:
+    def execute(cls, image: io.Image.Type, vae: io.Vae.Type) -> io.NodeOutput:
         vaes.expect_stage_a(vae, "Encode Stage A")
         canvas = latents.plan_canvas_for_image(image)
         samples = vaes.encode(vae, latents.pad_to_canvas(image[..., :3], canvas))
@@ -126,7 +126,9 @@ class CascadeStudioEncodeImage(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, vae, compression, target=None) -> io.NodeOutput:
+    def execute(
+        cls, image: io.Image.Type, vae: io.Vae.Type, compression: float, target: io.Latent.Type | None = None
+    ) -> io.NodeOutput:
         vaes.expect_stage_c(vae, ENCODE)
         if target is None:
             canvas = latents.plan_canvas_for_image(image, compression or None)
@@ -156,7 +158,7 @@ class CascadeStudioDecodePreview(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prior, vae) -> io.NodeOutput:
+    def execute(cls, prior: io.Latent.Type, vae: io.Vae.Type) -> io.NodeOutput:
         samples = latents.expect_finished_prior(prior, "Preview Stage C")
         vaes.expect_stage_c(vae, "Preview Stage C")
         return io.NodeOutput(vaes.preview(vae, samples))

@@ -73,7 +73,7 @@ class CascadeStudioEncodePrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, text, weighting, pooled) -> io.NodeOutput:
+    def execute(cls, clip: io.Clip.Type, text: str, weighting: str, pooled: str) -> io.NodeOutput:
         return io.NodeOutput(prompt_weights.encode_text(clip, text, weighting, pooled, ENCODE))
 
 
@@ -133,7 +133,14 @@ class CascadeStudioRegionalPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, conditioning, region, mask, strength, keep_base) -> io.NodeOutput:
+    def execute(
+        cls,
+        conditioning: io.Conditioning.Type,
+        region: io.Conditioning.Type,
+        mask: io.Mask.Type,
+        strength: float,
+        keep_base: bool,
+    ) -> io.NodeOutput:
         return io.NodeOutput(region_prompts.add_region(conditioning, region, mask, strength, keep_base, REGION))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from .host import latents
@@ -63,12 +65,14 @@ class CascadeStudioReportCard(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, hashes, report=None, latent=None, image=None) -> io.NodeOutput:
+    def execute(
+        cls, hashes: bool, report: Any = None, latent: io.Latent.Type | None = None, image: io.Image.Type | None = None
+    ) -> io.NodeOutput:
         text = write_report(report, latent, image, hashes)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
-def write_report(done, latent, image, hashes: bool) -> str:
+def write_report(done: Any, latent: io.Latent.Type | None, image: io.Image.Type | None, hashes: bool) -> str:
     """The text of whichever report arrived, or how to get one."""
     done = done or card.find_reports(latent)
     return card.write_card(done, hashes, latents.measure_picture(image)) if done else NO_REPORT
@@ -109,7 +113,7 @@ class CascadeStudioSaveImage(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, filename_prefix, hashes, report=None) -> io.NodeOutput:
+    def execute(cls, images: io.Image.Type, filename_prefix: str, hashes: bool, report: Any = None) -> io.NodeOutput:
         saved = png.save_png(images, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, report, hashes)
         return io.NodeOutput(images, ui=ui.SavedImages([ui.SavedResult(*place) for place in saved]))
 

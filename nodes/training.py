@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..stages.training import dataset, pictures_io, settings
@@ -73,11 +75,11 @@ class CascadeStudioTrainingSet(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder="", **_) -> str:
+    def fingerprint_inputs(cls, folder: str = "", **_: Any) -> str:
         return train.stamp_folder(folder)
 
     @classmethod
-    def execute(cls, folder, captions, resolution, images=None) -> io.NodeOutput:
+    def execute(cls, folder: str, captions: str, resolution: int, images: io.Image.Type | None = None) -> io.NodeOutput:
         if images is not None and not folder.strip():
             found = dataset.from_batch(images, split_lines(captions), resolution)
         else:
@@ -207,7 +209,7 @@ class CascadeStudioTrainingSettings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, blocks, words, **values) -> io.NodeOutput:
+    def execute(cls, blocks: str, words: str, **values: Any) -> io.NodeOutput:
         tokens = [[part.strip() for part in (*line.split("=", 1), "")][:2] for line in split_lines(words)]
         return io.NodeOutput(
             settings.from_dict(
@@ -307,7 +309,15 @@ class CascadeStudioTrainLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, training_set, settings=None, **values) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: io.Model.Type,
+        clip: io.Clip.Type,
+        vae: io.Vae.Type,
+        training_set: Any,
+        settings: Any = None,
+        **values: Any,
+    ) -> io.NodeOutput:
         latents.check_model(model, "Stage C", train.WHERE)
         vaes.expect_stage_c(vae, train.WHERE)
         chosen = merge_settings(settings, values)

@@ -250,6 +250,16 @@ def every_module_says_what_it_is(source: Source) -> Iterator[str]:
             yield "does not import annotations from __future__"
 
 
+def nodes_are_typed(source: Source) -> Iterator[str]:
+    """Every argument and result of a public function."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
+            given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            untyped = [each.arg for each in given if each.annotation is None and each.arg not in ("self", "cls")]
+            if untyped or node.returns is None:
+                yield f"line {node.lineno}: {node.name} {', '.join(untyped) or 'has no result type'}"
+
+
 IRREGULAR = (
     "said told shown kept written drawn made found put spoken taken given built sent held chosen known seen done"
 )
@@ -335,6 +345,8 @@ LAWS = (
     Law(lines_stay_short, ALL, "x = 1  # " + "-" * 120),
     Law(every_module_says_what_it_is, ALL, "from __future__ import annotations\nx = 1"),
     Law(every_module_says_what_it_is, ALL, '"""It."""\nx = 1'),
+    Law(nodes_are_typed, ("nodes/**/*.py",), "def execute(cls, image) -> int:\n    return 1"),
+    Law(nodes_are_typed, ("nodes/**/*.py",), "def execute(cls, image: int):\n    return 1"),
     Law(functions_are_not_named_by_a_participle, (*SHIPPED, *TOOLS, *TRAINING), "def merged(x):\n    return x"),
     Law(functions_are_not_named_by_a_participle, (*SHIPPED, *TOOLS, *TRAINING), "def said(x) -> str:\n    return x"),
 )
