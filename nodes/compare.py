@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..stages.inputs.pictures import check_pictures, to_rgb
+
 CATEGORY = "Cascade Studio/image"
+WHERE = "Compare Pictures"
 
 
 class CascadeStudioCompare(io.ComfyNode):
@@ -12,7 +15,7 @@ class CascadeStudioCompare(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_Compare",
-            display_name="Compare Pictures",
+            display_name=WHERE,
             category=CATEGORY,
             description=(
                 "Shows two pictures in one place, with a slider between them or side by side. They go into "
@@ -34,7 +37,9 @@ class CascadeStudioCompare(io.ComfyNode):
 
     @classmethod
     def execute(cls, before: io.Image.Type, after: io.Image.Type) -> io.NodeOutput:
-        left, right = (ui.PreviewImage(image, cls=cls).as_dict()["images"] for image in (before, after))
+        given = [check_pictures(image, WHERE, name) for name, image in (("before", before), ("after", after))]
+        shown = [to_rgb(image) if image.shape[-1] == 1 else image for image in given]
+        left, right = (ui.PreviewImage(image, cls=cls).as_dict()["images"] for image in shown)
         # The host's own preview shows "images"; the extension draws the slider from the other two.
         return io.NodeOutput(ui={"images": [*left, *right], "before": left, "after": right})
 

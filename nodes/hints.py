@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io, ui
 
 from ..stages.inputs import canny
@@ -64,8 +62,8 @@ class CascadeStudioCannyHint(io.ComfyNode):
                     max=2040,
                     step=5,
                     tooltip=(
-                        "Edges as strong as this are always kept, weaker ones only where they touch them; 200 in "
-                        "training."
+                        "Edges as strong as this are always kept, weaker ones only where they touch them; "
+                        "200 in training."
                     ),
                 ),
                 latent_input(),
@@ -129,8 +127,8 @@ class CascadeStudioOutpaintCanvas(io.ComfyNode):
                 step=8,
                 advanced=True,
                 tooltip=(
-                    f"{name.capitalize()} of the whole canvas; what is missing is shared by both sides. 0 asks for "
-                    "none."
+                    f"{name.capitalize()} of the whole canvas; what is missing is shared by both sides. "
+                    "0 asks for none."
                 ),
             )
 
@@ -253,7 +251,7 @@ class CascadeStudioIdentityHint(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: io.Image.Type, boxes: Any, embeddings: Any, latent: io.Latent.Type | None = None
+        cls, image: io.Image.Type, boxes: object, embeddings: object, latent: io.Latent.Type | None = None
     ) -> io.NodeOutput:
         hint, preview = hints.make_identity_hint(image, boxes, embeddings, latent, IDENTITY)
         return io.NodeOutput(hint, preview, ui=ui.PreviewImage(preview))

@@ -79,8 +79,8 @@ class CascadeStudioImagePrompts(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     tooltip=(
-                        "How loud the words are beside the pictures: 0 is the empty prompt. Other values than 1 "
-                        "need the 'clip' input."
+                        "How loud the words are beside the pictures: 0 is the empty prompt. Other values than 1 need "
+                        "the 'clip' input."
                     ),
                 ),
                 io.Float.Input(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..stages.inputs import inpaint
@@ -25,8 +23,14 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
             ),
             search_aliases=["stable cascade", "inpaint", "crop and stitch", "mask", "region"],
             inputs=[
-                io.Image.Input("image", tooltip="The whole picture."),
-                io.Mask.Input("mask", tooltip="White where something new goes; of the size of the picture."),
+                io.Image.Input("image", tooltip="The whole picture, or a batch."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip=(
+                        "White where something new goes. In a batch every picture may have a mask of its own, and gets "
+                        "a part of its own."
+                    ),
+                ),
                 io.Float.Input(
                     "context",
                     default=1.5,
@@ -56,8 +60,8 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                     max=4096,
                     step=64,
                     tooltip=(
-                        "The part is enlarged or reduced to about the area of a square with this side; 0 keeps its "
-                        "size."
+                        "The part is enlarged or reduced to about the area of a square with this side; 0 keeps "
+                        "its size."
                     ),
                 ),
                 io.Int.Input(
@@ -68,9 +72,28 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                     step=8,
                     advanced=True,
                     tooltip=(
-                        "Sides of the part are multiples of this; 128 is three cells of Stage C, so that nothing is "
-                        "padded."
+                        "Sides of the part are multiples of this; 128 is three cells of Stage C, so that "
+                        "nothing is padded."
                     ),
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=inpaint.THRESHOLD,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    advanced=True,
+                    tooltip=(
+                        "Mask values up to this count as nothing. Mattes hold traces everywhere, which would make the "
+                        "part the whole picture."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "fill_holes",
+                    default=False,
+                    advanced=True,
+                    tooltip="Whether what the mask surrounds belongs to it, so that an outline is enough.",
                 ),
             ],
             outputs=[
@@ -97,10 +120,13 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
         feather: int,
         target_size: int,
         multiple: int,
+        threshold: float = inpaint.THRESHOLD,
+        fill_holes: bool = False,
     ) -> io.NodeOutput:
-        part = inpaint.cut_part(image, mask, inpaint.CropSettings(context, grow, feather, target_size, multiple))
-        place = part.stitch.crop
-        return io.NodeOutput(part.image, part.mask, part.cells, part.stitch, place.width, place.height)
+        settings = inpaint.CropSettings(context, grow, feather, target_size, multiple, threshold, fill_holes)
+        part = inpaint.cut_part(image, mask, settings)
+        height, width = part.mask.shape[1:]
+        return io.NodeOutput(part.image, part.mask, part.cells, part.stitch, width, height)
 
 
 class CascadeStudioInpaintStitch(io.ComfyNode):
@@ -123,7 +149,7 @@ class CascadeStudioInpaintStitch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, stitch: Any, image: io.Image.Type) -> io.NodeOutput:
+    def execute(cls, stitch: inpaint.Stitch, image: io.Image.Type) -> io.NodeOutput:
         return io.NodeOutput(inpaint.paste_part(stitch, image))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..stages.inputs import pictures
 from ..stages.inputs.canvas import ASKED, MAX_SIDE
 from ..stages.inputs.hints import lay_on_canvas
 from .host import latents
-from .host.conditioning.hints import to_image, to_rgb
+from .host.conditioning.hints import to_image
 from .host.models import use_vae as vaes
 from .host.report import card
 from .types import Report
@@ -80,8 +81,9 @@ class CascadeStudioEncodeStageA(io.ComfyNode):
     @classmethod
     def execute(cls, image: io.Image.Type, vae: io.Vae.Type) -> io.NodeOutput:
         vaes.expect_stage_a(vae, "Encode Stage A")
-        canvas = latents.plan_canvas_for_image(image)
-        samples = vaes.encode(vae, latents.pad_to_canvas(image[..., :3], canvas))
+        rgb = pictures.to_rgb(pictures.check_pictures(image, "Encode Stage A"))
+        canvas = latents.plan_canvas_for_image(rgb)
+        samples = vaes.encode(vae, latents.pad_to_canvas(rgb, canvas))
         return io.NodeOutput(latents.make_decoder_latent(samples, canvas))
 
 
@@ -130,12 +132,13 @@ class CascadeStudioEncodeImage(io.ComfyNode):
         cls, image: io.Image.Type, vae: io.Vae.Type, compression: float, target: io.Latent.Type | None = None
     ) -> io.NodeOutput:
         vaes.expect_stage_c(vae, ENCODE)
+        rgb = pictures.to_rgb(pictures.check_pictures(image, ENCODE))
         if target is None:
-            canvas = latents.plan_canvas_for_image(image, compression or None)
-            samples = vaes.encode_for_prior(vae, latents.pad_to_canvas(image[..., :3], canvas), canvas)
+            canvas = latents.plan_canvas_for_image(rgb, compression or None)
+            samples = vaes.encode_for_prior(vae, latents.pad_to_canvas(rgb, canvas), canvas)
         else:
             canvas = latents.find_prior_canvas(latents.fit_empty_prior(target), ENCODE)
-            samples = vaes.encode_picture(vae, to_image(lay_on_canvas(to_rgb(image), canvas)).clamp(0.0, 1.0))
+            samples = vaes.encode_picture(vae, to_image(lay_on_canvas(rgb.movedim(-1, 1), canvas)).clamp(0.0, 1.0))
         return io.NodeOutput(
             latents.make_prior_latent(samples, canvas), latents.make_empty_decoder(canvas, samples.shape[0])
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from .host.conditioning import prompt_weights, region_prompts
+from .host.conditioning import embeddings, prompt_weights, region_prompts
 
 CATEGORY = "Cascade Studio/conditioning"
 ENCODE, REGION = "Encode prompt", "Regional prompt"
@@ -39,8 +41,8 @@ class CascadeStudioEncodePrompt(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     tooltip=(
-                        "The prompt. (word:1.3) strengthens and (word:0.7) weakens words, BREAK starts a new part "
-                        "of 77 tokens, and AVG averages two prompts, as in: a cat AVG a dog:0.5."
+                        "The prompt. (word:1.3) strengthens and (word:0.7) weakens words, BREAK starts a new part of "
+                        "77 tokens, and AVG averages two prompts, as in: a cat AVG a dog:0.5."
                     ),
                 ),
                 io.Combo.Input(
@@ -71,6 +73,10 @@ class CascadeStudioEncodePrompt(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, text: str | None = None, **_: Any) -> str:
+        return embeddings.stamp_embeddings(text)
 
     @classmethod
     def execute(cls, clip: io.Clip.Type, text: str, weighting: str, pooled: str) -> io.NodeOutput:

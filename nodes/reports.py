@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io, ui
 
+from ..stages.errors import WrongInput
+from ..stages.inputs.pictures import check_pictures
 from .host import latents
 from .host.report import card, png
+from .host.report.facts import gather_facts
 from .types import Report
 
 CATEGORY = "Cascade Studio/image"
+CARD, SAVE = "Report Card", "Save Cascade Image"
 NO_REPORT = (
     "No report arrived. Wire the 'report' output of Decode Stage A, or a latent from Sample Stage C or Sample "
     "Stage B, into this node."
@@ -34,7 +36,7 @@ class CascadeStudioReportCard(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_ReportCard",
-            display_name="Report Card",
+            display_name=CARD,
             category=CATEGORY,
             description=(
                 "Tells what each stage did: seconds, peak memory, sizes, settings, and the model files with "
@@ -62,20 +64,26 @@ class CascadeStudioReportCard(io.ComfyNode):
             ],
             outputs=[io.String.Output("text", display_name="text", tooltip="The report, to read or to save.")],
             is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls, hashes: bool, report: Any = None, latent: io.Latent.Type | None = None, image: io.Image.Type | None = None
+        cls,
+        hashes: bool,
+        report: card.Reports | None = None,
+        latent: io.Latent.Type | None = None,
+        image: io.Image.Type | None = None,
     ) -> io.NodeOutput:
-        text = write_report(report, latent, image, hashes)
+        if image is not None:
+            check_pictures(image, CARD)
+        done = report or card.find_reports(latent)
+        if not done:
+            return io.NodeOutput(NO_REPORT, ui=ui.PreviewText(NO_REPORT))
+        facts = gather_facts(cls.hidden.prompt, cls.hidden.unique_id)
+        files = card.list_model_files(done, hashes, facts)
+        text = card.write_card(done, latents.measure_picture(image), facts, files)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
-
-
-def write_report(done: Any, latent: io.Latent.Type | None, image: io.Image.Type | None, hashes: bool) -> str:
-    """The text of whichever report arrived, or how to get one."""
-    done = done or card.find_reports(latent)
-    return card.write_card(done, hashes, latents.measure_picture(image)) if done else NO_REPORT
 
 
 class CascadeStudioSaveImage(io.ComfyNode):
@@ -83,7 +91,7 @@ class CascadeStudioSaveImage(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_SaveImage",
-            display_name="Save Cascade Image",
+            display_name=SAVE,
             category=CATEGORY,
             description=(
                 "Saves pictures as PNG as the host does, prompt and workflow included, and adds the report of "
@@ -96,8 +104,8 @@ class CascadeStudioSaveImage(io.ComfyNode):
                     "filename_prefix",
                     default="CascadeStudio",
                     tooltip=(
-                        "Start of the file names, sub-folders with / included. %date:yyyy-MM-dd% and the like work "
-                        "as in Save Image."
+                        "Start of the file names, sub-folders with / included. %date:yyyy-MM-dd% and the like work as "
+                        "in Save Image."
                     ),
                 ),
                 Report.Input(
@@ -109,12 +117,26 @@ class CascadeStudioSaveImage(io.ComfyNode):
             ],
             outputs=[io.Image.Output("images", display_name="images", tooltip="The pictures, as they came.")],
             is_output_node=True,
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, images: io.Image.Type, filename_prefix: str, hashes: bool, report: Any = None) -> io.NodeOutput:
-        saved = png.save_png(images, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, report, hashes)
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        try:
+            if filename_prefix is not None:
+                png.check_place(filename_prefix, SAVE)
+        except WrongInput as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, images: io.Image.Type, filename_prefix: str, hashes: bool, report: card.Reports | None = None
+    ) -> io.NodeOutput:
+        check_pictures(images, SAVE, "images")
+        prompt = cls.hidden.prompt
+        story = png.Story(report, gather_facts(prompt, cls.hidden.unique_id), hashes) if report else None
+        saved = png.save_png(images, filename_prefix, prompt, cls.hidden.extra_pnginfo, story)
         return io.NodeOutput(images, ui=ui.SavedImages([ui.SavedResult(*place) for place in saved]))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..stages.inputs.pictures import check_pictures, to_rgb
 from ..stages.training import dataset, pictures_io, settings
 from .host import latents
 from .host.models import use_vae as vaes
@@ -81,7 +82,8 @@ class CascadeStudioTrainingSet(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, captions: str, resolution: int, images: io.Image.Type | None = None) -> io.NodeOutput:
         if images is not None and not folder.strip():
-            found = dataset.from_batch(images, split_lines(captions), resolution)
+            check_pictures(images, "Cascade Training Set", "images")
+            found = dataset.from_batch(to_rgb(images), split_lines(captions), resolution)
         else:
             where = train.training_folder(folder)
             found = dataset.from_folder(where, pictures_io.read_picture, " ".join(split_lines(captions)), resolution)

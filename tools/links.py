@@ -48,6 +48,16 @@ def unlink_pack(target: Path) -> None:
         os.rmdir(target)
 
 
+def identify_link(target: Path) -> tuple[int, int] | None:
+    """What tells a link, junction or copy from a later one of the same name; None where there is none."""
+    copied = not target.is_symlink() and (target / COPY_MARK).is_file()
+    try:
+        status = os.lstat(target / COPY_MARK if copied else target)
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
+
+
 def _is_junction(path: Path) -> bool:
     if os.name != "nt" or not path.exists():
         return False

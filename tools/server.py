@@ -19,7 +19,7 @@ from cascade_studio.commands.messages import Stop
 
 from .client import Client, Unreachable
 from .env import REPOSITORY, Setup
-from .links import link_pack, unlink_pack
+from .links import identify_link, link_pack, unlink_pack
 
 PACK = "cascade-studio"
 FAILURES = ("IMPORT FAILED", "Cannot import", "Error while calling comfy_entrypoint")
@@ -50,6 +50,7 @@ class Base:
         self.link = self.path / "custom_nodes" / PACK
         unlink_pack(self.link)
         link_pack(self.link.parent, pack, PACK)
+        self.made = identify_link(self.link)
 
     @property
     def models(self) -> Path:
@@ -74,7 +75,9 @@ class Base:
         return ["--extra-model-paths-config", str(file)]
 
     def close(self) -> None:
-        unlink_pack(self.link)
+        # A host that is started again at once has put its own link there before this one has ended.
+        if identify_link(self.link) == self.made:
+            unlink_pack(self.link)
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
 

@@ -24,12 +24,13 @@ _TAN_22 = int((2**0.5 - 1) * 2**_SHIFT + 0.5)
 def make_hint(image: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] → the hint (B, 1, H, W) of the canny ControlNet, in [0, 1].
 
-    The edges of the picture squeezed to 224×224 pixels, stretched back; both bilinear without antialiasing.
+    The edges of the picture squeezed to 224×224 pixels, stretched back; both bilinear without antialiasing. Back to
+    fewer pixels than that, which no official picture has, goes with antialiasing, so that no edge falls between them.
     """
     size = image.shape[-2:]
     small = F.interpolate(image.float(), size=(SIZE, SIZE), mode="bilinear")
     found = find_edges(small.clamp(0.0, 1.0).mul(255).to(torch.uint8), low, high)
-    return F.interpolate(found.to(image), size=size, mode="bilinear")
+    return F.interpolate(found.to(image), size=size, mode="bilinear", antialias=min(size) < SIZE)
 
 
 def find_edges(image: Tensor, low: int = LOW, high: int = HIGH) -> Tensor:

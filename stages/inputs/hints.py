@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from ..nets.encoder import CELL
-from .canvas import Canvas, plan_canvas_for_prior
+from .canvas import MAX_SIDE, Canvas, plan_canvas_for_prior
+from .masks import resize_mask
 
 WHITE = 1.0
+MARKED = 0.5
+"""A pixel of a mask above this is painted anew by the inpaint ControlNet."""
 MOST_FACES = 4
-SQUARE_STEPS = 2**0.5 - 1
 COLOURS = ((1.0, 0.2, 0.2), (0.2, 0.8, 0.2), (0.3, 0.4, 1.0), (1.0, 0.8, 0.1))
 
 Sides = tuple[int, int, int, int]
@@ -27,11 +29,14 @@ Sides = tuple[int, int, int, int]
 # Onto the canvas
 
 
-def lay_on_canvas(image: Tensor, canvas: Canvas, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
+def lay_on_canvas(
+    image: Tensor, canvas: Canvas, size: tuple[int, int] | None = None, keep_size: bool = False
+) -> Tensor:
     """``image`` as it lies on ``canvas``: centre-cropped to its aspect, edges repeated into its padding, resized.
 
     size: width and height of the result, by default those at which the image encoder and the ControlNets read the
-    canvas (32 pixels to a Stage C cell). Bilinear resizing has antialiasing, as that of the official loader.
+    canvas (32 pixels to a Stage C cell); ``keep_size`` leaves the picture's own. Bilinear with antialiasing, as the
+    official loader resizes.
     """
     left, top, width, height = find_window(image.shape[-1], image.shape[-2], canvas)
     image = image[..., top : top + height, left : left + width]
@@ -40,11 +45,19 @@ def lay_on_canvas(image: Tensor, canvas: Canvas, size: tuple[int, int] | None = 
         left, top, right, bottom = border
         image = F.pad(image, (left, right, top, bottom), mode="replicate")
     width, height = size or canvas.encoder_size
-    if tuple(image.shape[-2:]) == (height, width):
+    if keep_size or tuple(image.shape[-2:]) == (height, width):
         return image
-    if mode == "nearest":
-        return F.interpolate(image, (height, width), mode="nearest-exact")
-    return F.interpolate(image, (height, width), mode=mode, antialias=True)
+    return F.interpolate(image, (height, width), mode="bilinear", antialias=True)
+
+
+def lay_mask_on_canvas(mask: Tensor, canvas: Canvas) -> Tensor:
+    """``mask`` (B, H, W) as its picture lies on ``canvas``, of 0 and 1: (B, 1, h, w).
+
+    A pixel counts where the mask has touched any part of it, so that thin strokes are there on a small canvas too.
+    """
+    width, height = canvas.encoder_size
+    laid = lay_on_canvas(mask[:, None], canvas, keep_size=True)[:, 0]
+    return (resize_mask(laid, height, width, "nearest-exact") > MARKED).float()[:, None]
 
 
 def find_window(width: int, height: int, canvas: Canvas) -> Sides:
@@ -95,24 +108,8 @@ def pack_inpaint(image: Tensor, mask: Tensor) -> Tensor:
 
     Where the mask is above one half the picture is white and the fourth channel 1, elsewhere that is 0.
     """
-    repaint = (mask > 0.5).expand(image.shape[0], -1, -1, -1)
+    repaint = (mask > MARKED).expand(image.shape[0], -1, -1, -1)
     return torch.cat([image.masked_fill(repaint, WHITE), repaint.to(image)], dim=1)
-
-
-def grow_mask(mask: Tensor, pixels: int) -> Tensor:
-    """``mask`` (B, 1, H, W) spread by ``pixels`` in every direction (an octagon); a negative number shrinks it."""
-    if pixels < 0:
-        return 1 - grow_mask(1 - mask, -pixels)
-    for step in range(pixels):
-        # As many square steps among the cross-shaped ones as make the octagon regular.
-        if int((step + 1) * SQUARE_STEPS) > int(step * SQUARE_STEPS):
-            mask = F.max_pool2d(mask, 3, stride=1, padding=1)
-        else:
-            mask = torch.maximum(
-                F.max_pool2d(mask, (1, 3), stride=1, padding=(0, 1)),
-                F.max_pool2d(mask, (3, 1), stride=1, padding=(1, 0)),
-            )
-    return mask
 
 
 def complete_sides(width: int, height: int, sides: Sides, wanted_width: int = 0, wanted_height: int = 0) -> Sides:
@@ -128,7 +125,13 @@ def complete_sides(width: int, height: int, sides: Sides, wanted_width: int = 0,
             f"{wanted_width or grown_width} x {wanted_height or grown_height} px was asked for, which "
             "does not hold it. Ask for a larger canvas, or make the picture smaller first."
         )
-    across, down = max(0, wanted_width - grown_width), max(0, wanted_height - grown_height)
+    whole_width, whole_height = max(wanted_width, grown_width), max(wanted_height, grown_height)
+    if max(whole_width, whole_height) > MAX_SIDE:
+        raise WrongInput(
+            f"The picture with its new borders would be {whole_width} x {whole_height} px, but {MAX_SIDE} px a side "
+            "are the most that a canvas holds. Add narrower borders, or make the picture smaller first."
+        )
+    across, down = whole_width - grown_width, whole_height - grown_height
     return left + across // 2, top + down // 2, right + across - across // 2, bottom + down - down // 2
 
 

@@ -15,6 +15,8 @@ SHORT_SIDE = 768
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MOST = 8
+MOST_ASPECT = 20
+"""A narrower picture would fill the memory while its short side is brought to 768."""
 
 
 def prepare_for_clip(image: Tensor, size: int = 224, crop: str = CENTRE) -> Tensor:
@@ -26,6 +28,12 @@ def prepare_for_clip(image: Tensor, size: int = 224, crop: str = CENTRE) -> Tens
     """
     if crop not in CROPS:
         raise WrongInput(f"The crop is {crop!r}, but it has to be one of: {', '.join(CROPS)}.")
+    short, long = sorted(image.shape[-2:])
+    if long > MOST_ASPECT * short:
+        raise WrongInput(
+            f"A picture of {image.shape[-1]} x {image.shape[-2]} px is too narrow for an image prompt: its long side "
+            f"may be {MOST_ASPECT} times the short one. Cut a part out of it first."
+        )
     image = _resize_short_side(image, SHORT_SIDE, "bilinear", antialias=True)
     if crop == CENTRE:
         image = _resize_short_side(image, size, "bicubic")

@@ -15,9 +15,16 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from .canvas import MAX_SIDE, MIN_SIDE, plan_canvas
+from .masks import blur_mask, fill_holes, grow_square, resize_mask
+from .pictures import check_count, check_mask, check_pictures, to_rgb
 
 MOST_ASPECT = 2.0
 """A longer crop than this gets more of the picture beside its long sides, where there is any."""
+
+THRESHOLD = 0.02
+"""Values up to this count as untouched: mattes and resized masks hold traces everywhere."""
+
+CUT, PASTE = "Inpaint Crop", "Paste Inpainted Part"
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class CropSettings:
 
     context: side of the crop by the side of the mask; grow: by how much the mask is widened; feather: width of the
     fade around it; target: side of a square of the area to work at, 0 for the crop's own size; multiple: both working
-    sides are multiples of it.
+    sides are multiples of it; threshold: values of the mask up to it are 0; fill: holes in the mask belong to it.
     """
 
     context: float = 1.5
@@ -34,6 +41,8 @@ class CropSettings:
     feather: int = 16
     target: int = 1024
     multiple: int = 128
+    threshold: float = THRESHOLD
+    fill: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,46 +61,51 @@ class Crop:
         return values[:, self.top : self.bottom, self.left : self.right]
 
 
+Crops = tuple[Crop, ...]
+"""One crop for all pictures, or one for each; all of one size."""
+
+
 @dataclass(frozen=True, eq=False)
 class Stitch:
-    """What pasting back needs: the whole picture, the place, and how much of the new part to take, (B, h, w)."""
+    """What pasting back needs: the whole pictures, the places, and how much of the new part to take, (B, h, w)."""
 
     image: Tensor
-    crop: Crop
+    crops: Crops
     blend: Tensor
 
 
-def fit_mask(mask: Tensor, image: Tensor) -> Tensor:
-    """``mask`` (B, H, W) in float32 at the size of ``image`` and one or as many as there are pictures."""
-    mask = mask.reshape(-1, *mask.shape[-2:]).float()
-    height, width = image.shape[1:3]
+def prepare_mask(mask: Tensor, image: Tensor, settings: CropSettings = CropSettings()) -> Tensor:
+    """``mask`` (B, H, W) in float32 at the size of ``image``, one or as many as there are pictures.
+
+    Raises :class:`WrongInput` for a mask that is none, that marks nothing, or for a wrong number of them.
+    """
+    mask = check_mask(mask, CUT)
+    check_count(mask, image, CUT)
+    given, most = tuple(mask.shape[1:]), float(mask.max())
+    mask = resize_mask(mask, *image.shape[1:3]).clamp(0, 1)
+    mask = mask.masked_fill(mask <= settings.threshold, 0.0)
     if not mask.any():
+        traces = f" but for traces up to {most:.2g}, which the threshold {settings.threshold:g} drops" if most else ""
         raise WrongInput(
-            f"The mask of {mask.shape[-1]} x {mask.shape[-2]} px is empty, so there is nothing to inpaint: "
+            f"The mask of {given[1]} x {given[0]} px is empty{traces}, so there is nothing to inpaint: "
             "paint over the part to change, or wire another mask."
         )
-    if tuple(mask.shape[-2:]) != (height, width):
-        mask = F.interpolate(mask[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
-    if mask.shape[0] not in (1, image.shape[0]):
-        raise WrongInput(
-            f"{mask.shape[0]} masks were given for {image.shape[0]} pictures: give one mask for all, or one "
-            "for each picture."
-        )
-    return mask.clamp(0, 1)
+    return fill_holes(mask) if settings.fill else mask
 
 
-def plan_crop(mask: Tensor, settings: CropSettings) -> Crop:
-    """The part around everything in ``mask`` (B, H, W) with its feather, and the size to work at; one for the batch."""
+def plan_crops(mask: Tensor, settings: CropSettings) -> Crops:
+    """The parts around everything in each of ``mask`` (B, H, W) with its feather, and the size to work at.
+
+    Masks of a batch may lie apart: all crops are as large as the largest needs, each around its own mask.
+    """
     height, width = mask.shape[-2:]
-    marked = mask.amax(0) > 0
     margin = settings.grow + settings.feather
-    spans = []
-    for axis, size in ((0, width), (1, height)):
-        places = marked.any(axis).nonzero()[:, 0]
-        spans.append((max(0, int(places[0]) - margin), min(size, int(places[-1]) + 1 + margin)))
-    (left, right), (top, bottom) = spans
-    across = min(width, max(MIN_SIDE, math.ceil((right - left) * settings.context)))
-    down = min(height, max(MIN_SIDE, math.ceil((bottom - top) * settings.context)))
+    places = [find_spans(each, margin) for each in mask]
+    found = [spans for spans in places if spans]
+    longest = [max(end - start for start, end in axis) for axis in zip(*found)]
+    across, down = (
+        min(size, max(MIN_SIDE, math.ceil(span * settings.context))) for span, size in zip(longest, (width, height))
+    )
     across, down = (
         min(width, max(across, math.ceil(down / MOST_ASPECT))),
         min(height, max(down, math.ceil(across / MOST_ASPECT))),
@@ -99,20 +113,34 @@ def plan_crop(mask: Tensor, settings: CropSettings) -> Crop:
     working = choose_working_size(across, down, settings)
     across, down = working if not settings.target else widen_to_aspect(across, down, working)
     across, down = min(across, width), min(down, height)
-    left, top = place_span(left, right, across, width), place_span(top, bottom, down, height)
-    return Crop(left, top, left + across, top + down, *working)
+    crops = []
+    for spans in places:
+        (left, right), (top, bottom) = spans or ((0, width), (0, height))
+        left, top = place_span(left, right, across, width), place_span(top, bottom, down, height)
+        crops.append(Crop(left, top, left + across, top + down, *working))
+    return tuple(crops) if len(set(crops)) > 1 else (crops[0],)
+
+
+def find_spans(mask: Tensor, margin: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """First and last column, and row, of what ``mask`` (H, W) marks, with ``margin`` around; None for nothing."""
+    spans = []
+    for axis, size in ((0, mask.shape[1]), (1, mask.shape[0])):
+        places = mask.amax(axis).nonzero()[:, 0]
+        if not len(places):
+            return None
+        spans.append((max(0, int(places[0]) - margin), min(size, int(places[-1]) + 1 + margin)))
+    return spans[0], spans[1]
 
 
 def choose_working_size(across: int, down: int, settings: CropSettings) -> tuple[int, int]:
-    """Width and height to work at: the target's area in the aspect of the crop, both multiples,
-    within what is allowed.
-    """
+    """Width and height to work at: the target's area in the aspect of the crop, both multiples and allowed."""
     multiple = settings.multiple
     scale = settings.target / math.sqrt(across * down) if settings.target else 1.0
     rounding = round if settings.target else math.ceil
     least = math.ceil(MIN_SIDE / multiple) * multiple
     most = MAX_SIDE // multiple * multiple
-    return tuple(min(most, max(least, rounding(side * scale / multiple) * multiple)) for side in (across, down))
+    width, height = (min(most, max(least, rounding(side * scale / multiple) * multiple)) for side in (across, down))
+    return width, height
 
 
 def widen_to_aspect(across: int, down: int, working: tuple[int, int]) -> tuple[int, int]:
@@ -128,39 +156,20 @@ def place_span(start: int, end: int, size: int, limit: int) -> int:
     return max(0, min(limit - size, (start + end - size) // 2))
 
 
-def resize_image(image: Tensor, width: int, height: int, mode: str = "bicubic") -> Tensor:
-    """``image`` (B, H, W, C) at another size with antialiasing; the same tensor where the size is right."""
+def resize_image(image: Tensor, width: int, height: int) -> Tensor:
+    """``image`` (B, H, W, C) at another size, bicubic with antialiasing; the same tensor where the size is right."""
     if tuple(image.shape[1:3]) == (height, width):
         return image
-    return F.interpolate(image.movedim(-1, 1), (height, width), mode=mode, antialias=True).clamp(0, 1).movedim(1, -1)
-
-
-def dilate(mask: Tensor, radius: int) -> Tensor:
-    """The largest value of ``mask`` (B, H, W) within a square of ``radius`` around each pixel."""
-    if radius <= 0:
-        return mask
-    side = 2 * radius + 1
-    across = F.max_pool2d(mask[:, None], (1, side), stride=1, padding=(0, radius))
-    return F.max_pool2d(across, (side, 1), stride=1, padding=(radius, 0))[:, 0]
-
-
-def blur(mask: Tensor, radius: int) -> Tensor:
-    """``mask`` (B, H, W) with a Gaussian blur that reaches ``radius`` pixels; its edges are repeated outwards."""
-    if radius <= 0:
-        return mask
-    places = torch.arange(-radius, radius + 1, dtype=torch.float32, device=mask.device)
-    weights = torch.exp(-0.5 * (places / (0.5 * radius)) ** 2)
-    weights = weights / weights.sum()
-    out = F.pad(mask[:, None], (radius, radius, radius, radius), mode="replicate")
-    return F.conv2d(F.conv2d(out, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))[:, 0]
+    moved = F.interpolate(image.movedim(-1, 1), (height, width), mode="bicubic", antialias=True)
+    return moved.clamp(0, 1).movedim(1, -1)
 
 
 def make_blend(mask: Tensor, feather: int) -> Tensor:
     """How much of the new part to take: ``mask`` itself inside, fading to exactly 0 at ``feather`` pixels from it."""
     if feather <= 0:
         return mask
-    reach = dilate(mask, feather)
-    soft = blur(dilate(mask, feather - feather // 2), feather // 2)
+    reach = grow_square(mask, feather)
+    soft = blur_mask(grow_square(mask, feather - feather // 2), feather // 2)
     return torch.maximum(mask, torch.minimum(soft, reach).where(reach > 0, torch.zeros_like(mask))).clamp(0, 1)
 
 
@@ -175,18 +184,29 @@ class Part:
 
 
 def cut_part(image: Tensor, mask: Tensor, settings: CropSettings = CropSettings()) -> Part:
-    """Cut the part around ``mask`` out of ``image``; raises WrongInput for an empty mask or a wrong number of them."""
-    mask = fit_mask(mask, image)
-    plan = plan_crop(mask, settings)
-    grown = dilate(plan.of(mask), settings.grow)
-    size = plan.width, plan.height
-    working = resize_image(grown[..., None], *size, "bilinear")[..., 0]
+    """Cut the part around ``mask`` out of ``image``; masks of a batch that lie apart get a crop each.
+
+    Raises :class:`WrongInput` for an empty mask, a wrong number of them, and what is no picture or no mask.
+    """
+    image = check_pictures(image, CUT)
+    mask = prepare_mask(mask, image, settings)
+    crops = plan_crops(mask, settings)
+    grown = grow_square(take_crops(mask, crops), settings.grow)
+    width, height = crops[0].width, crops[0].height
+    working = resize_mask(grown, height, width)
     return Part(
-        resize_image(plan.of(image)[..., :3], *size),
+        resize_image(to_rgb(take_crops(image, crops)), width, height),
         working,
         mask_cells(working),
-        Stitch(image, plan, make_blend(grown, settings.feather)),
+        Stitch(image, crops, make_blend(grown, settings.feather)),
     )
+
+
+def take_crops(values: Tensor, crops: Crops) -> Tensor:
+    """The part of ``values`` (B, H, W, ...) in each of ``crops``, which are one for all or one for each."""
+    if len(crops) == 1:
+        return crops[0].of(values)
+    return torch.cat([crop.of(values[index : index + 1]) for index, crop in enumerate(crops)])
 
 
 def mask_cells(mask: Tensor) -> Tensor:
@@ -199,24 +219,35 @@ def mask_cells(mask: Tensor) -> Tensor:
 
 
 def paste_part(stitch: Stitch, part: Tensor) -> Tensor:
-    """The whole picture with ``part`` (B, h, w, 3) in its place; pixels beyond the feather are those that were there.
+    """The whole picture with ``part`` (B, h, w, C) in its place; pixels beyond the feather are those that were there.
 
     A batch of parts for one picture gives a batch of pictures. Raises WrongInput where the numbers do not go together.
     """
-    whole, blend, place = stitch.image, stitch.blend, stitch.crop
+    whole, blend, crops = stitch.image, stitch.blend, stitch.crops
+    part = to_rgb(check_pictures(part, PASTE))
     count = max(part.shape[0], whole.shape[0])
     if count % part.shape[0] or count % whole.shape[0]:
         raise WrongInput(
             f"{part.shape[0]} parts were given for {whole.shape[0]} pictures: give as many parts as "
             "pictures, or one of either."
         )
-    new = resize_image(part[..., :3], place.right - place.left, place.bottom - place.top).to(whole)
-    new, blend = repeat_batch(new, count), repeat_batch(blend.to(whole)[..., None], count)
-    out = repeat_batch(whole, count).clone()
-    old = place.of(out)[..., :3]
-    mixed = torch.where(blend >= 1, new, old + blend * (new - old))
-    out[:, place.top : place.bottom, place.left : place.right, :3] = torch.where(blend > 0, mixed, old)
+    width, height = crops[0].right - crops[0].left, crops[0].bottom - crops[0].top
+    new = repeat_batch(resize_image(part, width, height).to(whole), count)
+    blend, out = repeat_batch(blend.to(whole)[..., None], count), repeat_batch(whole, count).clone()
+    colours = min(3, whole.shape[-1])  # a grey picture stays grey, an alpha channel stays as it is
+    for index in range(count):
+        place = crops[index % len(crops)].of(out[index : index + 1])[..., :colours]
+        mixed = mix_part(place, new[index : index + 1], blend[index : index + 1])
+        place.copy_(mixed)
     return out
+
+
+def mix_part(old: Tensor, new: Tensor, blend: Tensor) -> Tensor:
+    """``new`` (1, h, w, 3) over ``old`` (1, h, w, 1 or 3) by ``blend``; the very values of ``old`` where that is 0."""
+    if old.shape[-1] == 1:
+        new = new.mean(-1, keepdim=True)
+    mixed = torch.where(blend >= 1, new, old + blend * (new - old))
+    return torch.where(blend > 0, mixed, old)
 
 
 def repeat_batch(values: Tensor, count: int) -> Tensor:

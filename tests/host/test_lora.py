@@ -272,4 +272,4 @@ def test_bundled_files_are_offered(studio, monkeypatch, tmp_path, changes):
     before = files.stamp("lora", "t_brought.safetensors")
     save_file(comfyui(dict(list(changes.items())[:4])), folder / "t_brought.safetensors")
     assert files.stamp("lora", "t_brought.safetensors") != before
-    assert files.stamp("lora", "absent.safetensors") == "absent.safetensors:absent"
+    assert files.stamp("lora", "absent.safetensors") == files.absent("absent.safetensors")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
 from graphs import check_sentence
+from safetensors.torch import save_file
 from world import Studio, changed, relative
 
 SEED = 6
@@ -43,6 +45,77 @@ def test_without_weights_it_is_core_s_own(studio, weighting):
     for text in ("a red house by the sea", "", "one (two:1.0) three", "word " * 100, "Rock AND Roll [x]"):
         assert same(encode(studio, text, weighting=weighting), studio.text(text)), text
     assert same(encode(studio, "a (red:1.4) house", weighting="comfyui"), studio.text("a (red:1.4) house"))
+
+
+SPOILED = {
+    "a (red:nan) apple": "weight nan",
+    "a (red:inf) apple": "weight inf",
+    "a (red:-1e999) apple": "weight -inf",
+    "a (red:1e30) apple": "smaller ones",
+    "a:1 AVG b:-0.99999999": "do not cancel",
+    "(" * 3000 + "a" + ")" * 3000: "3000 deep",
+    "a embedding:nothere, cat": "embedding:nothere",
+    "(embedding:nothere:1.2)": "embedding:nothere",
+    "a embedding: cat": "embedding:",
+    "embedding:t_wide cat": "32 wide",
+    "embedding:t_broken cat": "embedding:t_broken",
+}
+
+
+@pytest.mark.parametrize("text", SPOILED)
+@pytest.mark.parametrize("weighting", ["contrast", "attention", "comfyui"])
+def test_what_a_prompt_cannot_say(studio, text, weighting):
+    """Every way to spoil the numbers, the brackets and the embeddings of a prompt gets the sentence for that."""
+    folder = studio.models / "embeddings"
+    folder.mkdir(exist_ok=True)
+    save_file({"clip_g": torch.rand(2, 32)}, folder / "t_wide.safetensors")
+    (folder / "t_broken.safetensors").write_bytes(b"no embedding")
+    graph = studio.graph()
+    node = graph.add("CascadeStudio_EncodePrompt", clip=studio.parts.clip, text=text, weighting=weighting)
+    if weighting == "attention" and "1e30" in text:
+        return  # weights of the attention are counted, not moved: that one is a long word, and works
+    check_sentence(graph.error(node[0]), SPOILED[text])
+
+
+def test_an_embedding_that_changed_is_read_again(studio):
+    """Written, overwritten and deleted between two runs of one prompt."""
+    folder = studio.models / "embeddings" / "deep"
+    folder.mkdir(exist_ok=True, parents=True)
+    width = encode(studio, "")[0][0].shape[-1]
+    path = folder / "t_new.safetensors"
+    stamp = studio.host.nodes.NODE_CLASS_MAPPINGS["CascadeStudio_EncodePrompt"].fingerprint_inputs
+    texts = ("an embedding:t_new cat", "(embedding:t_new:1.2)", "embedding:deep/t_new,", None)
+    seen = [{text: stamp(text=text) for text in (*texts, "a cat")}]
+    for value in (1.0, 2.0):
+        save_file({"clip_g": torch.full((1, width), value)}, path)
+        os.utime(path, ns=(int(value * 1e18), int(value * 1e18)))
+        seen.append({text: stamp(text=text) for text in (*texts, "a cat")})
+    path.unlink()
+    seen.append({text: stamp(text=text) for text in (*texts, "a cat")})
+    for text in texts:
+        assert len({each[text] for each in seen[:3]}) == 3 and seen[3][text] == seen[0][text], text
+    assert len({each["a cat"] for each in seen}) == 1, "a prompt without it is not encoded again"
+
+
+@pytest.mark.parametrize("weighting", ["contrast", "attention", "comfyui"])
+def test_an_embedding_works(studio, weighting):
+    folder = studio.models / "embeddings"
+    folder.mkdir(exist_ok=True)
+    width = encode(studio, "")[0][0].shape[-1]
+    save_file({"clip_g": torch.ones(2, width)}, folder / "t_word.safetensors")
+    for text in ("a embedding:t_word cat", "a (embedding:t_word:1.3), cat", "embedding:t_word, a cat"):
+        assert changed(encode(studio, text, weighting=weighting)[0][0], studio.text("a cat")[0][0])
+
+
+def test_nan_in_a_core_prompt_is_told_as_that(studio):
+    """Core's own node lets such a weight pass; the sampler blames the prompt, not the model's file or a LoRA."""
+    latent = {"samples": torch.randn(1, 16, 6, 6, generator=torch.Generator().manual_seed(0))}
+    for sample_stage in (studio.sample_prior, studio.sample_decoder):
+        text, extra = studio.text("a red apple")[0]
+        spoiled = [[text * float("nan"), {**extra, "pooled_output": extra["pooled_output"] * float("nan")}]]
+        with pytest.raises(AssertionError) as caught:
+            sample_stage(latent, positive=spoiled, negative=studio.negative, steps=1)
+        check_sentence(str(caught.value), "of a prompt", "weight")
 
 
 def test_contrast_moves_tokens_and_pooled_along_one_line(studio):
@@ -237,7 +310,7 @@ def test_what_a_region_cannot_carry(studio, other):
     check_sentence(error(region=area), "Regional prompt", "an area", "base prompt")
     check_sentence(error(region=[*other, *other]), "2 prompts", "exactly one")
     check_sentence(error(region=[[other[0][0], {}]]), "pooled output")
-    check_sentence(error(mask=torch.ones(1, 1, 4, 4)), "mask", "MASK")
+    check_sentence(error(mask=torch.ones(1, 3, 4, 4)), "mask", "MASK")
     narrow = [[other[0][0][..., :32], {**other[0][1], "pooled_output": pooled(other)[..., :32]}]]
     graph = studio.graph()
     node = graph.add(

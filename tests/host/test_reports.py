@@ -54,7 +54,7 @@ def test_reports_travel_with_the_latent(made):
 
 def test_time_and_memory_are_measured(made):
     for each in made["report"]:
-        assert 0 < each.seconds < 600 and each.peak_memory > 50 * 1024**2
+        assert 0 < each.seconds < 600 and 0 <= each.peak_memory < 2 * 1024**3
     assert not [thread for thread in threading.enumerate() if "memory" in thread.name and "cascade" in thread.name]
 
 
@@ -143,7 +143,7 @@ def test_hashes_are_remembered(studio, made, monkeypatch):
 
     card(studio, report=made["report"])
     read = []
-    monkeypatch.setattr(hashes, "sha256_of", lambda path, tick=None: read.append(path) or "0" * 64)
+    monkeypatch.setattr(hashes, "hash_file", lambda path, tick=None: read.append(path) or "0" * 64)
     text, _ = card(studio, report=made["report"])
     assert not read and "0" * 64 not in text
 
@@ -220,8 +220,9 @@ def test_what_the_loaders_know_of_files_is_known_here(tmp_path, monkeypatch):
         encoding="utf-8",
     )
     monkeypatch.setenv(files.CATALOGUE, str(own))
-    monkeypatch.setattr(hashes, "sha256_of", lambda path, tick=None: "0" * 64)
-    (file,) = report.list_model_files([report.StageReport("Stage C", 6, 6, 1, weights=str(path))], hashes=True)
+    monkeypatch.setattr(hashes, "hash_file", lambda path, tick=None: "0" * 64)
+    stage = report.StageReport("Stage C", 6, 6, 1, weights=str(path))
+    (file,) = report.list_model_files([stage], hashes=True).values()
     assert file.sha256 == digest and "mine alone" in file.licence
 
 
@@ -248,12 +249,12 @@ def test_saved_pictures(studio, made):
     assert len(files) == 2
     for file, image in zip(files, made["image"]):
         assert np.array_equal(np.asarray(file), np.clip(255.0 * image.numpy(), 0, 255).astype(np.uint8))
-        assert list(file.text) == ["prompt", "workflow", "another_pack", "cascade_studio"]
+        assert list(file.text) == ["prompt", "workflow", "another_pack", "cascade_studio", "parameters"]
         assert {key: json.loads(file.text[key]) for key in EXTRA} == EXTRA
         kept = json.loads(file.text["prompt"])
         assert {name: node for name, node in kept.items() if not name.startswith("capture")} == prompt
     told = json.loads(files[0].text["cascade_studio"])
-    assert told["picture"] == {"pictures": 2, "width": 256, "height": 256}
+    assert told["picture"] == {"pictures": 2, "width": 256, "height": 256, "number": 1}
     assert [stage["stage"] for stage in told["stages"]] == ["Stage C", "Stage B", "Stage A"]
     assert {model["name"]: model["sha256"] for model in told["models"]} == {
         FILES["prior"]: digest(studio, "diffusion_models", "prior"),

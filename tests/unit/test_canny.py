@@ -48,11 +48,11 @@ def test_a_batch_is_its_pictures():
 
 def test_hint_is_made_at_the_training_size():
     """Squeezed to 224 without antialiasing, cut down to bytes, stretched back: the official filter's steps."""
-    image = picture(4).float().div(255)
+    image = F.interpolate(picture(4).float().div(255), (240, 300), mode="nearest")
     small = F.interpolate(image, (224, 224), mode="bilinear", align_corners=False, antialias=False)
-    expected = F.interpolate(canny.find_edges(small.mul(255).to(torch.uint8)).float(), (120, 150), mode="bilinear")
+    expected = F.interpolate(canny.find_edges(small.mul(255).to(torch.uint8)).float(), (240, 300), mode="bilinear")
     given = canny.make_hint(image)
-    assert given.shape == (1, 1, 120, 150) and torch.equal(given, expected)
+    assert given.shape == (1, 1, 240, 300) and torch.equal(given, expected)
     assert 0 < given.mean() < 0.5 and given.max() <= 1
     soft = picture(2).float().div(255)
     assert canny.make_hint(soft, 20, 40).sum() > canny.make_hint(soft, 60, 120).sum() > 0
@@ -61,3 +61,12 @@ def test_hint_is_made_at_the_training_size():
 def test_wrong_input():
     with pytest.raises(WrongInput, match="bytes"):
         canny.find_edges(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("side", [64, 96, 128, 160, 192, 224])
+def test_edges_stay_on_small_canvases(side):
+    """As much of an outline is left as fewer pixels can hold: its width of one pixel of 224, at every side."""
+    image = torch.ones(1, 3, side, side)
+    image[..., side // 5 : -(side // 5), side // 5 : -(side // 5)] = torch.tensor([0.8, 0.1, 0.1])[:, None, None]
+    outline = 4 * (side - 2 * (side // 5))
+    assert canny.make_hint(image).sum() / outline == pytest.approx(side / canny.SIZE, rel=0.1)

@@ -8,8 +8,8 @@ from measured import measured_peak
 from torch.nn import functional as F
 
 from cascade_studio.stages.errors import WrongInput
-from cascade_studio.stages.inputs import hints
-from cascade_studio.stages.inputs.canvas import plan_canvas
+from cascade_studio.stages.inputs import hints, masks
+from cascade_studio.stages.inputs.canvas import MAX_SIDE, plan_canvas
 from cascade_studio.stages.inputs.control_rules import BlockWeights, check_hint, check_model, parse_curve
 from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
 from cascade_studio.stages.nets.encoder import EncoderConfig
@@ -55,7 +55,7 @@ def test_another_aspect_is_cropped_from_the_middle():
     canvas = plan_canvas(1024, 1024)
     placed = hints.lay_on_canvas(ramp(100, 300), canvas, size=(100, 100))
     assert torch.equal(placed, ramp(100, 300)[..., 100:200])
-    nearest = hints.lay_on_canvas((ramp(100, 300) > 120).float(), canvas, mode="nearest")
+    nearest = hints.lay_mask_on_canvas((ramp(100, 300)[:, 0] > 120).float(), canvas)
     assert set(nearest.unique().tolist()) == {0.0, 1.0} and nearest.shape[-2:] == (768, 768)
 
 
@@ -105,15 +105,15 @@ def test_inpaint_packing():
 
 @pytest.mark.parametrize("pixels", [1, 5, 20])
 def test_growing_is_about_round(pixels):
-    mask = torch.zeros(1, 1, 61, 71)
+    mask = torch.zeros(1, 61, 71)
     mask[..., 30, 35] = 1
-    found = hints.grow_mask(mask, pixels)[0, 0]
+    found = masks.grow_octagon(mask, pixels)[0]
     y, x = torch.meshgrid(torch.arange(61) - 30, torch.arange(71) - 35, indexing="ij")
     distance = (x**2 + y**2).float().sqrt()
     assert found[30].sum() == found[:, 35].sum() == 2 * pixels + 1
     assert found[distance <= 0.9 * pixels].all() and not found[distance > 1.1 * pixels + 0.5].any()
-    assert torch.equal(hints.grow_mask(hints.grow_mask(mask, pixels), -pixels), mask)
-    assert hints.grow_mask(mask, 0) is mask
+    assert torch.equal(masks.grow_octagon(masks.grow_octagon(mask, pixels), -pixels), mask)
+    assert masks.grow_octagon(mask, 0) is mask
 
 
 def test_outpaint_borders():
@@ -126,6 +126,8 @@ def test_outpaint_borders():
     assert torch.equal(picture[..., 1:5, 2:8], image) and torch.equal(new[..., 1:5, 2:8], mask)
     assert new.sum() == 7 * 12 - 4 * 6 + 1 and (picture.amin(1)[new[:, 0] == 1][1:] == 1).any()
     assert hints.complete_sides(6, 4, (3, 3, 3, 3)) == (3, 3, 3, 3)
+    with pytest.raises(WrongInput, match=f"{MAX_SIDE} px a side"):
+        hints.complete_sides(6, 4, (MAX_SIDE, 0, 0, 0))
     with pytest.raises(WrongInput, match="8 x 4 px, but a canvas of 7 x 4 px"):
         hints.complete_sides(6, 4, (2, 0, 0, 0), 7)
 

@@ -45,6 +45,25 @@ def test_the_pack_is_linked_or_copied_and_never_lost(tmp_path, monkeypatch, righ
         server.link_pack(tmp_path / "custom_nodes", pack, "mine")
 
 
+@pytest.mark.parametrize("rights", (True, False))
+def test_a_host_that_is_restarted_at_once_keeps_the_pack(tmp_path, monkeypatch, rights):
+    """The second one starts before the first has ended: only the last to end takes the pack away."""
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    (pack / "__init__.py").write_text("1")
+    if not rights:
+        monkeypatch.setattr(
+            Path, "symlink_to", lambda *_, **__: (_ for _ in ()).throw(OSError("no right to make links"))
+        )
+    first = server.Base(tmp_path / "base", pack)
+    second = server.Base(tmp_path / "base", pack)
+    (second.link / "left_by_python").write_text("") if not rights else None
+    first.close()
+    assert (second.link / "__init__.py").is_file()
+    second.close()
+    assert not second.link.exists() and (pack / "__init__.py").is_file()
+
+
 def test_a_server_is_stopped_with_everything_that_it_started():
     code = (
         "import subprocess, sys, time;"

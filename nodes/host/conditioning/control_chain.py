@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ....stages.errors import WrongInput
 from ....stages.inputs.control_rules import BlockWeights
+from ....stages.inputs.pictures import check_mask
 from .controlnet import CascadeControl, align, measure_depth
 
 
@@ -76,17 +77,6 @@ class MaskedControl(comfy.controlnet.ControlBase):
 def resize_mask(mask: Tensor, maps: Tensor) -> Tensor:
     """A mask (B, 1, h, w) at the size of ``maps`` (B, C, h, w)."""
     return F.interpolate(mask.float().clamp(0, 1), maps.shape[-2:], mode="area").to(maps)
-
-
-def check_mask(mask: Tensor, where: str) -> Tensor:
-    """A MASK as (B, h, w)."""
-    mask = mask[None] if mask.ndim == 2 else mask
-    if mask.ndim != 3 or 0 in mask.shape:
-        raise WrongInput(
-            f"{where} got a mask of shape {tuple(mask.shape)}. It needs a MASK, (batch, height, width): "
-            "draw one in the mask editor, or use a node that makes masks."
-        )
-    return mask
 
 
 def clone_chain(control: Any, device: torch.device) -> Any:

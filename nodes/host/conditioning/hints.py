@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ....stages.errors import WrongInput
-from ....stages.inputs import canny, hints
+from ....stages.inputs import canny, hints, masks, pictures
 from ....stages.inputs.canvas import Canvas
 from .. import latents
 from ..models import use_vae as vaes
@@ -17,9 +17,9 @@ from ..models import use_vae as vaes
 IDENTITY_WIDTH = 512
 
 
-def to_rgb(image: Tensor) -> Tensor:
-    """An IMAGE (B, H, W, 1, 3 or 4) as (B, 3, H, W)."""
-    return image[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)
+def read_rgb(image: Any, where: str, name: str = "image") -> Tensor:
+    """An IMAGE (B, H, W, 1, 3 or 4) as float32 (B, 3, H, W); a sentence for anything else."""
+    return pictures.to_rgb(pictures.check_pictures(image, where, name)).movedim(-1, 1).float()
 
 
 def to_image(tensor: Tensor) -> Tensor:
@@ -36,62 +36,75 @@ def find_canvas(image: Tensor, latent: Any, where: str) -> Canvas:
     )
 
 
-def fit_mask(mask: Tensor, image: Tensor, where: str) -> Tensor:
-    """A MASK (B, H, W) or (H, W) as (1 or B, 1, H, W) at the size of ``image`` (B, H, W, C)."""
-    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
-    if mask.shape[0] not in (1, image.shape[0]):
-        raise WrongInput(
-            f"{where} got {mask.shape[0]} masks for {image.shape[0]} pictures. Give one mask, or one for each picture."
-        )
-    size = tuple(image.shape[1:3])
-    return mask if tuple(mask.shape[-2:]) == size else F.interpolate(mask, size, mode="nearest-exact")
+def fit_mask(mask: Any, image: Tensor, where: str) -> Tensor:
+    """A MASK as (1 or B, H, W) at the size of ``image`` (B, C, H, W), thin strokes included."""
+    mask = pictures.check_mask(mask, where)
+    pictures.check_count(mask, image, where)
+    return masks.resize_mask(mask, *image.shape[2:], "nearest-exact")
 
 
 def make_canny_hint(image: Tensor, low: int, high: int, latent: Any, where: str) -> Tensor:
     """Edges (B, H, W, 3), all three channels alike, at the size at which the ControlNet reads them."""
-    canvas = find_canvas(image, latent, where)
-    picture = hints.lay_on_canvas(to_rgb(image).float(), canvas).clamp(0.0, 1.0)
+    rgb = read_rgb(image, where)
+    picture = hints.lay_on_canvas(rgb, find_canvas(image, latent, where)).clamp(0.0, 1.0)
     return to_image(canny.make_hint(picture, low, high).expand(-1, 3, -1, -1))
 
 
 def make_inpaint_hint(image: Tensor, mask: Tensor, grow: int, latent: Any, where: str) -> tuple[Tensor, Tensor]:
     """The hint (B, H, W, 4), and the picture in it (B, H, W, 3)."""
+    rgb = read_rgb(image, where)
     canvas = find_canvas(image, latent, where)
-    repaint = hints.grow_mask((fit_mask(mask, image, where) > 0.5).float(), grow)
-    repaint = hints.lay_on_canvas(repaint, canvas, mode="nearest")
-    picture = hints.lay_on_canvas(to_rgb(image).float(), canvas).clamp(0.0, 1.0)
+    given = fit_mask(mask, rgb, where)
+    repaint = hints.lay_mask_on_canvas(masks.grow_octagon((given > hints.MARKED).float(), grow), canvas)
+    if not repaint.any():
+        raise WrongInput(nothing_repainted(float(given.max()), grow, where))
+    picture = hints.lay_on_canvas(rgb, canvas).clamp(0.0, 1.0)
     hint = to_image(hints.pack_inpaint(picture, repaint))
     return hint, hint[..., :3]
+
+
+def nothing_repainted(most: float, grow: int, where: str) -> str:
+    """The sentence for a mask whose largest value is ``most`` and of which the canvas shows nothing."""
+    if most <= hints.MARKED:
+        why = f"The mask is nowhere above {hints.MARKED:g} (its largest value is {most:.3g})"
+    elif grow < 0:
+        why = f"Made smaller by {-grow} px, the mask is empty"
+    else:
+        why = "The mask lies outside of the part of the picture that the canvas shows"
+    return f"{why}, so {where} would have nothing repainted. Paint over the part to change, or wire another mask."
 
 
 def make_outpaint_canvas(
     image: Tensor, mask: Tensor | None, sides: hints.Sides, width: int, height: int, where: str
 ) -> tuple[Tensor, Tensor]:
     """The picture (B, H, W, 3) with white borders, and its mask (1 or B, H, W)."""
-    rows, columns = int(image.shape[1]), int(image.shape[2])
-    old = torch.zeros(1, 1, rows, columns) if mask is None else fit_mask(mask, image, where)
+    rgb = read_rgb(image, where)
+    rows, columns = rgb.shape[2:]
+    old = torch.zeros(1, 1, rows, columns) if mask is None else fit_mask(mask, rgb, where)[:, None]
     sides = hints.complete_sides(columns, rows, sides, width, height)
-    picture, new = hints.add_borders(to_rgb(image), old, sides)
+    picture, new = hints.add_borders(rgb, old, sides)
     return to_image(picture), new[:, 0].to(latents.device())
 
 
 def make_super_resolution_hint(image: Tensor, vae: Any, where: str) -> tuple[Tensor, Tensor, Canvas]:
     """The hint (B, 2h, 2w, 16), the picture that the encoder read, and the canvas of the larger picture."""
     vaes.expect_stage_c(vae, where)
-    canvas = hints.plan_enlarged(int(image.shape[2]), int(image.shape[1]))
-    picture = to_image(hints.pad_to_cells(to_rgb(image).float()).clamp(0.0, 1.0))
+    rgb = read_rgb(image, where)
+    canvas = hints.plan_enlarged(int(rgb.shape[3]), int(rgb.shape[2]))
+    picture = to_image(hints.pad_to_cells(rgb).clamp(0.0, 1.0))
     cells = F.interpolate(vaes.encode_picture(vae, picture), scale_factor=2, mode="nearest")
     return to_image(cells), picture, canvas
 
 
 def make_identity_hint(image: Tensor, boxes: Any, embeddings: Any, latent: Any, where: str) -> tuple[Tensor, Tensor]:
     """The map (1, cells down, cells across, 512), and the picture with the faces tinted."""
+    rgb = read_rgb(image, where)
     canvas = find_canvas(image, latent, where)
-    height, width = (int(side) for side in image.shape[1:3])
+    height, width = rgb.shape[2:]
     corners, identities = read_faces(boxes, embeddings, where)
     kept = hints.choose_faces(corners, width, height)
     cells = hints.find_face_cells(corners[kept], width, height, canvas)
-    picture = hints.lay_on_canvas(to_rgb(image[:1]).float(), canvas).clamp(0.0, 1.0)
+    picture = hints.lay_on_canvas(rgb[:1], canvas).clamp(0.0, 1.0)
     return (
         to_image(hints.paint_identities(cells, identities[kept], canvas)),
         to_image(hints.tint_faces(picture, cells)),

@@ -13,7 +13,7 @@ from torch import Tensor
 from ....stages.errors import WrongInput
 from ....stages.inputs import image_prompts as rules
 from ..models.regions import PICTURES_KEY, cut_in_time, find_time
-from .hints import to_image, to_rgb
+from .hints import read_rgb, to_image
 
 Entries = list[dict[str, Any]]
 
@@ -26,9 +26,11 @@ def prepare_pictures(
     A batch of pictures counts as so many image prompts of the same weight. Raises WrongInput for more than eight.
     """
     found, kept = [], []
-    for image, weight in zip(images, weights):
+    for number, (image, weight) in enumerate(zip(images, weights), 1):
         if image is not None and weight:
-            found.append(rules.prepare_for_clip(to_rgb(image).float(), find_image_size(vision, where), crop))
+            found.append(
+                rules.prepare_for_clip(read_rgb(image, where, f"image_{number}"), find_image_size(vision, where), crop)
+            )
             kept += [weight] * image.shape[0]
     if len(kept) > rules.MOST:
         raise WrongInput(

@@ -17,12 +17,15 @@ from torch import Tensor
 
 from ....stages.errors import WrongInput
 from ....stages.inputs import prompt as language
+from ..models.model import is_finite
 from ..models.regions import WEIGHTS_KEY
+from . import embeddings
 
 CONTRAST, ATTENTION, HOST = "contrast", "attention", "comfyui"
 METHODS = (CONTRAST, ATTENTION, HOST)
 FIRST, ALL = "first part", "all parts"
 POOLED = (FIRST, ALL)
+LARGEST = torch.finfo(torch.float16).max
 
 Row = list[tuple[Any, float]]
 """77 tokens, each with its weight."""
@@ -32,23 +35,38 @@ Entries = list[list[Any]]
 
 def encode_text(clip: Any, text: str, method: str = CONTRAST, pooled: str = FIRST, where: str = "This node") -> Entries:
     """The conditioning of ``text``; exactly the host's own for a prompt without weights and without our words."""
+    embeddings.check_embeddings(clip, text, where)
     prompts = [
         (prompt.weight, encode_prompt(clip, prompt.parts, method, pooled, where))
         for prompt in language.parse_prompt(text)
     ]
     if len(prompts) == 1:
-        return prompts[0][1]
-    return average_prompts(prompts, lambda: encode_rows(clip, tokenize_rows(clip, "", where)))
+        return check_encoded(prompts[0][1], where)
+    return check_encoded(average_prompts(prompts, lambda: encode_rows(clip, tokenize_rows(clip, "", where))), where)
+
+
+def check_encoded(entries: Entries, where: str) -> Entries:
+    """``entries`` themselves; raises :class:`WrongInput` where weights moved them beyond what nets can hold."""
+    for text, extra in entries:
+        for values in (text, extra["pooled_output"]):
+            if not is_finite(values) or values.abs().max() > LARGEST:
+                raise WrongInput(
+                    f"{where} got weights that move the prompt beyond what the model can hold. Weights between 0 and 2 "
+                    "are usual: write smaller ones, and averages whose weights do not cancel each other."
+                )
+    return entries
 
 
 def tokenize_rows(clip: Any, text: str, where: str) -> list[Row]:
     """``text`` in rows of 77 tokens with their weights."""
+    language.check_text(text)
     tokens = clip.tokenize(text)
     if list(tokens) != ["g"]:
         raise WrongInput(
             f"{where} got a text encoder of another kind of model. It needs the Stable Cascade text encoder: "
             "wire the 'clip' output of Load Stable Cascade into it."
         )
+    language.check_weights([weight for row in tokens["g"] for _, weight in row])
     return tokens["g"]
 
 

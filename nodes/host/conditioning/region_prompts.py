@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from ....stages.errors import WrongInput
+from ....stages.inputs.pictures import check_mask
 from ..models.regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, Region, Regions, cut_in_time, find_time
-from .control_chain import MaskedControl, check_mask
+from .control_chain import MaskedControl
 
 REFUSED = {"area": "an area", "mask": "a mask of its own", "hooks": "a hook", REGIONS_KEY: "regions of its own"}
 """Keys of a conditioning that a region cannot have."""
@@ -69,8 +70,8 @@ def make_region(text: Tensor, extra: dict[str, Any], mask: Tensor, strength: flo
     if carried:
         raise WrongInput(
             f"{where} got a region's prompt that carries {' and '.join(carried)}. A region is words, image "
-            "prompts and ControlNets: put the rest on the base prompt, and the region's place into the "
-            "mask."
+            "prompts and ControlNets: put the rest on the base prompt, and the region's place into "
+            "the mask."
         )
     pooled = extra.get("pooled_output")
     if pooled is None:

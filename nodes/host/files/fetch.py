@@ -141,7 +141,7 @@ def stamp_preset(preset: str, chosen: Mapping[str, str | None]) -> str:
         for role, value in one.inputs.items()
         if role in chosen and value not in (NONE, FROM_CHECKPOINT)
     )
-    return names.shorten("|".join([preset, *stamps]))
+    return names.digest(preset, *stamps)
 
 
 def find_files(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, preset: str = OWN) -> Found:

@@ -292,18 +292,18 @@ def finder(tick: Callable[[], None] = lambda: None, models: OpenedModels | None 
 
 def absent(name: str | None) -> str:
     """The stamp of a file that is not here."""
-    return f"{name}:absent"
+    return digest(name, "absent")
 
 
 def stamp_file(path: str | Path) -> str:
     """The stamp of the file at ``path``: a hash, since the host writes it into every picture."""
     status = os.stat(path)
-    return shorten(f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}")
+    return digest(os.path.realpath(path), status.st_size, status.st_mtime_ns)
 
 
-def shorten(text: str) -> str:
-    """A hash of ``text`` for fingerprints, which must not hold what they are made of."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+def digest(*facts: object) -> str:
+    """A hash of ``facts``: the host writes what a node is stamped with into every picture that it saves."""
+    return hashlib.sha256("\n".join(map(str, facts)).encode(errors="surrogatepass")).hexdigest()
 
 
 def stamp(role: str, name: str | Entry | None) -> str:
@@ -314,7 +314,7 @@ def stamp(role: str, name: str | Entry | None) -> str:
 def stamp_all(chosen: Mapping[str, str | Entry | None]) -> str:
     """The stamps of all inputs that name a file."""
     library = Library()
-    return "|".join(library.stamp(role, name) for role, name in chosen.items() if name not in (NONE, FROM_CHECKPOINT))
+    return digest(*(library.stamp(role, name) for role, name in chosen.items() if name not in (NONE, FROM_CHECKPOINT)))
 
 
 def note_fetched(entry: Entry, path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ....stages.errors import UnreadableFile, WrongFile
-from ....stages.files import convert, load
+from ....stages.files import convert, eight_bits, load
 from ....stages.files.identify import FileKind
 from ....stages.files.kinds import kinds_for
 from ....stages.files.open import OpenedModel, OpenedModels
@@ -121,6 +121,7 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic:
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
     model = config.get_model(loaded.tensors)
+    keep_full_layers(model.diffusion_model, loaded.tensors, choice)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=device, offload_device=offload)
     if not comfy.model_management.is_device_cpu(offload):
@@ -161,6 +162,15 @@ def computes_in_bf16(device: torch.device) -> bool:
     return (
         comfy.model_management.is_device_cpu(device) and not machine.has_dtype_flag() and machine.processor_has_bf16()
     )
+
+
+def keep_full_layers(net: torch.nn.Module, tensors: Mapping[str, Tensor], choice: Choice) -> None:
+    """Let the layers of ``net`` that do not bear storage in 8 bits hold ``tensors`` in 16, before they are filled."""
+    kept = eight_bits.choose_full_layers(tensors, machine.DTYPES[choice.storage])
+    dtype = torch.float16 if choice.compute == "fp16" else torch.bfloat16
+    for name, parameter in net.named_parameters() if kept else ():
+        if name in kept:
+            parameter.data = parameter.data.to(dtype)
 
 
 def cast_to(choice: Choice, quantised: Any) -> torch.dtype | None:

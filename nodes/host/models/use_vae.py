@@ -50,9 +50,9 @@ def decode_reported(vae: Any, samples: Tensor, tile_size: int = 0) -> tuple[Tens
         image = decode(vae, samples, tile_size)
     count, height, width, _ = image.shape
     settings = (("tile_size", tile_size),) if tile_size else ()
-    return image, StageReport("Stage A", width, height, count, "px", settings, find_weights_path(vae.patcher)).taking(
-        taken
-    )
+    return image, StageReport(
+        "Stage A", width, height, count, "px", settings, find_weights_path(vae.patcher)
+    ).with_measured(taken)
 
 
 def encode(vae: Any, image: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ....stages.errors import WrongInput
-from .card import find_reports
+from .card import find_places, find_reports
 
 STRIP, GAP = 22, 6
 """Pixels of the line below each draft, and between drafts."""
@@ -24,9 +24,7 @@ PAPER, INK, FADED = (24, 24, 24), (235, 235, 235), (140, 140, 140)
 
 @dataclass(frozen=True)
 class Draft:
-    """One picture of the board: its number from 1, its place in the batch, its seed if known,
-    where the sheet shows it.
-    """
+    """One picture of the board: its number from 1, its place in the batch, its seed if known, and where it is shown."""
 
     number: int
     place: int
@@ -43,22 +41,10 @@ class Draft:
         return f"{self.number}" if self.seed is None else f"{self.number}    seed {self.seed}"
 
 
-def find_places(latent: dict[str, Any]) -> list[int]:
-    """The place of each picture in the batch that it was sampled in."""
-    count = latent["samples"].shape[0]
-    given = list(latent.get("batch_index") or [])
-    return (given + list(range(count)))[:count] if len(given) < count else given[:count]
-
-
 def find_seeds(latent: dict[str, Any]) -> list[int | None]:
     """The seed that makes each picture alone, as the last Stage C report of the latent says; None where none does."""
-    places = find_places(latent)
     runs = [report for report in find_reports(latent) if report.stage == "Stage C"]
-    seed = runs[-1].setting("seed") if runs else None
-    if seed is None:
-        return [None] * len(places)
-    varied = runs[-1].setting("variation_strength")
-    return [(runs[-1].setting("variation_seed") if varied else seed) + place for place in places]
+    return [runs[-1].seed(index) if runs else None for index in range(latent["samples"].shape[0])]
 
 
 def parse_numbers(text: str, count: int) -> list[int]:
@@ -84,9 +70,7 @@ def parse_numbers(text: str, count: int) -> list[int]:
 
 
 def pick_drafts(latent: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
-    """A copy of ``latent`` with only those pictures; each keeps its place in the batch,
-    from which its noise follows.
-    """
+    """A copy of ``latent`` with only those pictures; each keeps its place in the batch, which its noise follows."""
     indices = [number - 1 for number in numbers]
     places = find_places(latent)
     out = {**latent, "samples": latent["samples"][indices], "batch_index": [places[index] for index in indices]}
@@ -116,9 +100,7 @@ def place_drafts(latent: dict[str, Any], numbers: list[int], size: tuple[int, in
 
 
 def draw_sheet(pictures: Tensor, drafts: list[Draft]) -> Tensor:
-    """One picture (1, H, W, 3) of all ``pictures`` (B, h, w, 3) with their numbers and seeds;
-    chosen ones are framed.
-    """
+    """One picture (1, H, W, 3) of all ``pictures`` (B, h, w, 3) with numbers and seeds; chosen ones are framed."""
     width = max(draft.left + draft.width for draft in drafts) + GAP
     height = max(draft.top + draft.height for draft in drafts) + STRIP + GAP
     sheet = Image.new("RGB", (width, height), PAPER)

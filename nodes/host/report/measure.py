@@ -29,8 +29,8 @@ class Taken:
 def measure_work(device: torch.device) -> Iterator[Taken]:
     """Measure the body of a ``with``: weights and loading count too.
 
-    On a graphics card the peak is what PyTorch allocated on it; elsewhere it is the process's own memory, which is
-    looked at all the time by a thread that ends with the body.
+    On a graphics card the peak is what PyTorch allocated on it; elsewhere it is by how much the process's memory grew
+    meanwhile, which is looked at all the time by a thread that ends with the body.
     """
     taken, start = Taken(), time.perf_counter()
     with _card(device, taken) if _counter(device) else _process(taken):
@@ -56,7 +56,8 @@ def _card(device: torch.device, taken: Taken) -> Iterator[None]:
 @contextmanager
 def _process(taken: Taken) -> Iterator[None]:
     process, done = psutil.Process(os.getpid()), threading.Event()
-    most = [process.memory_info().rss]
+    before = process.memory_info().rss
+    most = [before]
 
     def watch() -> None:
         while not done.wait(TICK):
@@ -69,4 +70,4 @@ def _process(taken: Taken) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-    taken.peak_memory = max(most[0], process.memory_info().rss)
+    taken.peak_memory = max(most[0], process.memory_info().rss) - before

@@ -163,7 +163,7 @@ def run_with_report(
         find_weights_path(model),
         len(model.patches),
     )
-    return samples, report.taking(taken)
+    return samples, report.with_measured(taken)
 
 
 def check_run(latent: dict[str, Any], run: Run) -> None:

@@ -6,6 +6,7 @@ anew with that mode switched off.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -31,6 +32,7 @@ from ....stages.training.pictures_io import draw_losses
 from ....stages.training.run import Lesson, Run, add_words
 from ....stages.training.settings import Settings
 from ....stages.training.trainer import Trainer
+from ..files import names
 from ..models.use_vae import preview
 from ..out_of_memory import explain_out_of_memory, make_room
 from .weights import encoders, prior_weights, text_weights
@@ -168,12 +170,28 @@ def training_folder(name: str) -> Path:
             "No folder is named and no images are wired in. Write the name of a folder with pictures "
             "and captions that lies in ComfyUI's input folder, or wire images into this node."
         )
+    if not is_possible(path):
+        raise WrongInput(
+            f"The folder name {name[:80]!r} is none that this system can hold. Write the name of a folder that lies in "
+            "ComfyUI's input folder."
+        )
     if path == home or not Path(path).is_relative_to(home):
         raise WrongInput(
             f"'{name}' does not lie in ComfyUI's input folder. Put the pictures into a folder there, or "
             "a link to their folder, and give its name."
         )
     return Path(path)
+
+
+def is_possible(path: str) -> bool:
+    """Whether the system could hold ``path``, whether or not it does: no part too long, no character that is none."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    except ValueError:
+        return False
+    return True
 
 
 def stamp_folder(name: str) -> str:
@@ -186,5 +204,5 @@ def stamp_folder(name: str) -> str:
             if os.path.splitext(entry.name)[1].lower() in {*SUFFIXES, ".txt"}
         ]
     except (OSError, WrongInput):
-        return f"{name}:absent"
-    return f"{name}:" + ";".join(f"{entry}:{status.st_size}:{status.st_mtime_ns}" for entry, status in entries)
+        return names.digest(name, "absent")
+    return names.digest(name, *(f"{entry}:{status.st_size}:{status.st_mtime_ns}" for entry, status in entries))
