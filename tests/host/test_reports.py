@@ -271,7 +271,8 @@ def test_saved_as_core_saves(studio, made):
     graph = studio.graph()
     node = graph.add("SaveImage", images=made["image"][:1], filename_prefix="plain/core")
     result = graph.execute(
-        node[0] if "0.30" in studio.host.version else graph.give(0), extra_data={"extra_pnginfo": EXTRA}
+        node[0] if studio.host.nodes.NODE_CLASS_MAPPINGS["SaveImage"].RETURN_TYPES else graph.give(0),
+        extra_data={"extra_pnginfo": EXTRA},
     )
     (image,) = result.ui[node.name]["images"]
     core = Image.open(studio.host.base / "output" / image["subfolder"] / image["filename"])

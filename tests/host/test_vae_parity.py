@@ -78,11 +78,9 @@ def test_with_the_hosts_layers(host, ops):
     """The host's castable layers hold the weights in bfloat16 and compute in float32."""
     import comfy.ops
 
-    from cascade_studio.stages.nets.backend import Backend
+    from cascade_studio.nodes.host.models.backend import backend_for
 
-    layers = getattr(comfy.ops, ops)
-    names = ("Linear", "Conv2d", "ConvTranspose2d", "LayerNorm", "BatchNorm2d", "Embedding")
-    backend = Backend(**{name: getattr(layers, name) for name in names})
+    backend = backend_for(getattr(comfy.ops, ops))
     dtype = torch.bfloat16 if ops == "manual_cast" else torch.float32
     stage_a = partial(StageA, StageAConfig(bottleneck_blocks=2, codebook_size=64))
     for kind, shape, call in (

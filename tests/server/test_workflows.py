@@ -12,13 +12,14 @@ import pytest
 from harness import REPOSITORY
 from small_runs import check_pictures, prepared, saved_picture
 
+from cascade_studio.commands.workflow import widgets
 from cascade_studio.commands.workflow.api_prompt import convert
 from cascade_studio.commands.workflow.graph import NEVER
-from tools import widgets
 from tools.authoring.__main__ import render_files
 from tools.authoring.flow import Feature, Output
 from tools.authoring.recipes import RECIPES
 from tools.edit import FILES
+from tools.hosts import DEFAULT_VERSION
 
 FOLDER = REPOSITORY / "workflows"
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -38,6 +39,8 @@ def nodes_of(name: str) -> list[dict[str, Any]]:
 
 def test_the_files_are_what_the_recipes_give(server):
     """Run ``python3 dev.py run -m tools.authoring`` after a change of a recipe or a schema."""
+    if server.setup.host.version != DEFAULT_VERSION:
+        pytest.skip(f"The files have the inputs of core's nodes as ComfyUI {DEFAULT_VERSION} has them.")
     for path, content in render_files(server.client.get("/object_info")).items():
         assert json.loads(path.read_text(encoding="utf-8")) == content, path.name
 
