@@ -1,4 +1,4 @@
-"""Train a LoRA from the command line: ``studio.py train --config FILE``. See docs/training.md.
+"""Train from the command line: ``studio.py train --config FILE``. See docs/training.md.
 
 The file is JSON: "settings" are those of the nodes (stages/training/settings.py), the rest says where things lie.
 Started by torchrun or accelerate launch, several processes share every batch and reach the same result.
@@ -9,182 +9,198 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from ..stages.errors import CascadeError, WrongFile, WrongInput
-from ..stages.files import convert, load
+from ..stages.errors import CascadeError, WrongInput
+from ..stages.files.durable import hash_file
 from ..stages.files.header import load_file
-from ..stages.files.identify import identify
-from ..stages.files.kinds import KINDS
-from ..stages.nets.encoder import normalise
-from ..stages.training.cache import Encoders, encode_caption, encode_set, fingerprint
-from ..stages.training.dataset import TrainingSet, from_folder
-from ..stages.training.distributed import Crew, from_environment
-from ..stages.training.pictures_io import draw_losses, read_picture
-from ..stages.training.run import Lesson, Run, add_words
-from ..stages.training.settings import Settings, from_dict
+from ..stages.training import export
+from ..stages.training.cache import encode_caption, encode_set, fingerprint
+from ..stages.training.dataset import PictureFiles, TrainingSet, join_sets
+from ..stages.training.distributed import DEVICES, Crew, find_device, from_environment
+from ..stages.training.folders import FileMemory, FolderOptions, from_folder
+from ..stages.training.pictures_io import draw_losses, read_picture, read_size
+from ..stages.training.rates import choose_rate, try_rates
+from ..stages.training.run import Lesson, Run, Sample, add_words, parse_prompts
+from ..stages.training.settings import PRESETS, Settings, from_dict
+from ..stages.training.tasks import Ingredients
 from ..stages.training.trainer import Trainer
-from ..stages.training.words import Words, text_tower, token_ids
-from .places import find_comfyui
+from ..stages.training.words import count_tokens
+from .encoders import Coders, load_tokenizer, read_network
 
 log = logging.getLogger(__name__)
 
 LOG_SECONDS = 10
+FILES = PictureFiles(read_size, read_picture)
+PATHS = ("stage_c", "stage_b", "stage_a", "text_encoder", "image_encoder", "output")
 
 
 @dataclass(frozen=True)
 class Config:
     """The file. Paths are relative to it.
 
-    stage_c, text_encoder, image_encoder: model files in any layout. pictures: a folder with captions. output: a folder
-    for the LoRA, the state and what was encoded. caption: for pictures without one.
+    stage_c or stage_b: the model that learns or guides, in any layout. text_encoder, image_encoder: model files;
+    stage_a too for Stage B. pictures: a folder with captions, or a list of folders, each with what
+    :class:`.FolderOptions` knows. output: a folder for the result, the state and what was encoded. caption: for
+    pictures without one. mirrored, crops: see :class:`.TrainingSet`. preset: settings to start from, by task.
     """
 
-    stage_c: str
     text_encoder: str
     image_encoder: str
-    pictures: str
+    pictures: Any
     output: str
+    stage_c: str = ""
+    stage_b: str = ""
+    stage_a: str = ""
     caption: str = ""
+    mirrored: bool = False
+    crops: int = 1
     settings: Settings = Settings()
+
+    @property
+    def folders(self) -> list[tuple[str, FolderOptions]]:
+        """Each folder and how to read it."""
+        given = self.pictures if isinstance(self.pictures, list) else [{"folder": self.pictures}]
+        return [(one["folder"], FolderOptions(**{"caption": self.caption, **without(one, "folder")})) for one in given]
+
+
+def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """``values`` but for ``names``."""
+    return {key: value for key, value in values.items() if key not in names}
 
 
 def read_config(path: Path) -> Config:
     """The configuration in ``path``; :class:`WrongInput` for one that cannot be used."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise WrongInput(
             f"The configuration {path.name} cannot be read ({error}). It has to be a JSON file."
         ) from error
-    known = {field.name: field for field in fields(Config)}
-    missing = [
-        name for name in ("stage_c", "text_encoder", "image_encoder", "pictures", "output") if name not in values
-    ]
+    known = [*(field.name for field in fields(Config)), "preset"]
+    if not isinstance(values, dict):
+        raise WrongInput(f"The configuration {path.name} has to hold names with values. Names are: {', '.join(known)}.")
+    needed = ["text_encoder", "image_encoder", "pictures", "output"]
+    missing = [name for name in needed if name not in values]
+    missing += [] if values.get("stage_c") or values.get("stage_b") else ["stage_c (or stage_b)"]
     unknown = sorted(set(values) - set(known))
     if missing or unknown:
         raise WrongInput(
             f"The configuration {path.name} lacks {', '.join(missing) or 'nothing'} and has "
             f"{', '.join(unknown) or 'nothing'} that is not known. Entries are: {', '.join(known)}."
         )
-    settings = from_dict(values.pop("settings", {}), f"The settings in {path.name}")
-    paths = {
-        name: value if name == "caption" else str((path.parent / value).expanduser()) for name, value in values.items()
-    }
-    return Config(**paths, settings=settings)
+    given = values.pop("settings", {})
+    preset = values.pop("preset", "")
+    if preset and preset not in PRESETS:
+        raise WrongInput(f"The preset {preset!r} is not known. Presets are: {', '.join(PRESETS)}.")
+    settings = from_dict(given, f"The settings in {path.name}")
+    if preset:
+        settings = from_dict({**PRESETS[preset], **given}, f"The settings in {path.name}")
+    if settings.start_from:
+        settings = replace(settings, start_from=place(path, settings.start_from, "start_from"))
+    values.update({name: place(path, values[name], name) for name in PATHS if values.get(name)})
+    values["pictures"] = read_folders(path, values["pictures"])
+    return Config(**values, settings=settings)
 
 
-# Models
+def place(config: Path, value: Any, name: str) -> str:
+    """A path of the configuration, relative to its file."""
+    if not isinstance(value, str) or not value.strip():
+        raise WrongInput(f"'{name}' in {config.name} is {value!r}. It needs a path in quotes.")
+    return str((config.parent / value).expanduser())
 
 
-def read_network(path: str, *kinds: str) -> tuple[Any, dict[str, Tensor]]:
-    """Configuration and canonical tensors of the network of one of ``kinds`` in the file at ``path``."""
-    tensors, metadata = load_file(path)
-    kind = load.require(identify(tensors, metadata), kinds, Path(path).name)
-    if kind.config is None:
-        raise WrongFile(f"{Path(path).name} is incomplete: {kind.problem}. Download it again.")
-    return kind.config, convert.dequantise(convert.normalise(tensors, kind), None)
-
-
-@cache
-def tokenizer() -> Any:
-    """CLIP's tokenizer, from the host's files."""
-    from transformers import CLIPTokenizer
-
-    root = find_comfyui(models=False)
-    files = root / "comfy" / "sd1_tokenizer" if root else None
-    if files is None or not files.is_dir():
-        raise WrongFile(
-            f"ComfyUI's tokenizer is needed, and {files or 'no ComfyUI around this pack'} is not there. Set "
-            f"COMFYUI_PATH "
-            "to the folder of your ComfyUI."
-        )
-    return CLIPTokenizer.from_pretrained(files)
-
-
-class Coders:
-    """The image encoder and the text encoder, built when first asked: what was encoded before needs neither."""
-
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.device = device
-        self.image = read_network(config.image_encoder, "encoder", "stage_c_vae")
-        self.text = read_network(config.text_encoder, "text_encoder")
-
-    @cached_property
-    def image_net(self) -> nn.Module:
-        """The image encoder in float32."""
-        config, tensors = self.image
-        if hasattr(config, "encoder"):
-            if config.encoder is None:
-                raise WrongFile("The image encoder's file holds the Previewer alone. Choose effnet_encoder.")
-            config = config.encoder
-            tensors = {key[len("encoder.") :]: value for key, value in tensors.items() if key.startswith("encoder.")}
-        net = KINDS["encoder"].module(config, dtype=torch.float32)
-        net.load_state_dict({key: tensors[key] for key in net.state_dict() if key in tensors}, strict=False)
-        return net.to(self.device).eval().requires_grad_(False)
-
-    @cached_property
-    def text_net(self) -> nn.Module:
-        """The text encoder in float32 on a processor, in bfloat16 elsewhere."""
-        config, tensors = self.text
-        base = "fp32" if self.device.type == "cpu" else "bf16"
-        return text_tower(
-            config,
-            tensors,
-            Words([], tensors["text_model.embeddings.token_embedding.weight"]),
-            base=base,
-            device=self.device,
-        )
-
-    @torch.no_grad()
-    def picture(self, image: Tensor) -> Tensor:
-        return self.image_net(normalise(image.to(self.device)))
-
-    @torch.no_grad()
-    def caption(self, text: str) -> tuple[Tensor, Tensor]:
-        hidden, pooled = self.text_net(token_ids(text, (), tokenizer())[None].to(self.device))
-        return hidden[0], pooled[0]
-
-    def encoders(self) -> Encoders:
-        """As the training core wants them."""
-        return Encoders(self.picture, self.caption, fingerprint(self.image[1]), fingerprint(self.text[1]))
+def read_folders(config: Path, given: Any) -> list[dict[str, Any]]:
+    """The folders of pictures, each with its options checked."""
+    known = [field.name for field in fields(FolderOptions)]
+    found = []
+    for one in given if isinstance(given, list) else [given]:
+        one = dict(one) if isinstance(one, dict) else {"folder": one}
+        unknown = sorted(set(one) - {"folder", *known})
+        if unknown or "folder" not in one:
+            raise WrongInput(
+                f"A folder of pictures in {config.name} has {', '.join(unknown) or 'no folder'}. It needs 'folder' and "
+                f"may have: {', '.join(known)}."
+            )
+        one["folder"] = place(config, one["folder"], "folder")
+        if one.get("hints"):
+            one["hints"] = Path(place(config, one["hints"], "hints"))
+        found.append(one)
+    return found
 
 
 # The run
 
 
 def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
-    """Check the pictures and encode what was not encoded before; process 0 first, so that the others find it done."""
-    pictures: TrainingSet = from_folder(config.pictures, read_picture, config.caption, config.settings.resolution)
-    coders = Coders(config, device)
-    ways, store = coders.encoders(), Path(config.output) / "cache"
-    prompt = config.settings.sample_prompt or pictures.pictures[0].caption
+    """Check the pictures and encode what was not encoded before, each process its share."""
+    settings, store = config.settings, Path(config.output) / "cache"
+    memory = FileMemory(store / f"files-{crew.rank}.json")
+    sets = [
+        from_folder(folder, FILES, options, settings.resolution, memory, log_every(LOG_SECONDS, "looking at pictures"))
+        for folder, options in config.folders
+    ]
+    pictures = replace(join_sets(sets) if len(sets) > 1 else sets[0], mirrored=config.mirrored, crops=config.crops)
+    coders = Coders(config.image_encoder, config.text_encoder, config.stage_a if config.stage_b else "", device)
+    ways = coders.encoders(settings.hint if settings.what == "controlnet" else "")
+    prompts = parse_prompts(settings.sample_prompt, settings.resolution, pictures.pictures[0].caption)
     if crew.rank == 0:
-        log.info("%s", pictures.report())
-        encode_set(pictures, ways, store, log_every(LOG_SECONDS, "encoding pictures"))
-    crew.wait()
-    rows, empty = encode_set(pictures, ways, store)
-    stage_c, weights = read_network(config.stage_c, "stage_c")
-    identity = config.settings.identity(fingerprint(weights), pictures.digest, ways.picture_mark, ways.text_mark)
-    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        log.info("%s", describe(pictures))
+    rows, empty = encode_set(pictures, ways, store, log_every(LOG_SECONDS, "encoding pictures"), crew)
+    samples = [Sample(prompt, dict(encode_caption(prompt, ways, store)), cells) for prompt, cells in prompts]
+    given = read_ingredients(config, coders)
+    facts = (fingerprint(given.weights), pictures.digest, ways.picture_mark, ways.text_mark, start_mark(settings))
+    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported() or device.type == "xpu"
     lesson = Lesson(
-        config.settings, identity, device, bfloat16, rows, empty, encode_caption(prompt, ways, store), stage_c, weights
+        settings,
+        settings.identity(*facts),
+        device,
+        bfloat16,
+        rows,
+        empty,
+        samples,
+        given,
+        [picture.repeats for picture in pictures.pictures],
     )
-    if config.settings.tokens:
-        lesson.text = coders.text
-        add_words(lesson, [picture.caption for picture in pictures.pictures], prompt, tokenizer())
+    if given.text is not None:
+        captions = [picture.captions for picture in pictures.pictures]
+        add_words(lesson, captions, [prompt for prompt, _ in prompts], load_tokenizer())
+    coders.close()
     return lesson
 
 
-def log_every(seconds: float, what: str) -> Any:
+def read_ingredients(config: Config, coders: Coders) -> Ingredients:
+    """The models that the run needs beside its encoders."""
+    settings, kind = config.settings, "stage_b" if config.stage_b else "stage_c"
+    network, weights = read_network(getattr(config, kind), kind)
+    given = Ingredients(kind, network, weights)
+    if settings.tokens or settings.what == "text_lora":
+        given.text = coders.text
+    if settings.what == "controlnet":
+        given.encoder = coders.image
+    if settings.start_from:
+        given.start, given.start_name = load_file(settings.start_from)[0], Path(settings.start_from).name
+    return given
+
+
+def start_mark(settings: Settings) -> str:
+    """What tells the file that a run goes on from, for its identity."""
+    return hash_file(settings.start_from) if settings.start_from else ""
+
+
+def describe(pictures: TrainingSet) -> str:
+    """The set's report, with the captions that are cut."""
+    return "\n".join(filter(None, [pictures.report(), count_tokens(pictures.pictures, load_tokenizer())]))
+
+
+def log_every(seconds: float, what: str) -> Callable[[int, int], None]:
     """A callback that logs now and then."""
     last = [time.monotonic()]
 
@@ -197,54 +213,61 @@ def log_every(seconds: float, what: str) -> Any:
 
 
 class Progress:
-    """Logs the loss and the time left."""
+    """Logs the loss and the time left, which is counted from the second step on: the first one warms up."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.started, self.first, self.told = steps, time.monotonic(), -1, time.monotonic()
+        self.steps, self.first, self.started, self.told = steps, -1, 0.0, time.monotonic()
 
     def __call__(self, trainer: Trainer) -> None:
-        if self.first < 0:
-            self.first = trainer.step - 1
         now = time.monotonic()
+        if self.first < 0:
+            self.first, self.started = trainer.step, now
         if now - self.told > LOG_SECONDS or trainer.step == self.steps:
             self.told = now
-            left = (now - self.started) / (trainer.step - self.first) * (self.steps - trainer.step)
+            left = (now - self.started) / max(1, trainer.step - self.first) * (self.steps - trainer.step)
             recent = trainer.losses[-100:]
             log.info(
-                "step %d of %d, loss %.4f, %d:%02d left",
+                "step %d of %d, loss %.4f%s, rate %.3g, %d:%02d left",
                 trainer.step,
                 self.steps,
                 sum(recent) / len(recent),
+                f" ({trainer.judged[-1][1]:.4f} on fixed noise)" if trainer.judged else "",
+                trainer.optimiser.rate,
                 left // 60,
                 left % 60,
             )
 
 
 def run(config: Config, device: str | None = None) -> Path:
-    """Train as ``config`` says; returns the LoRA's file."""
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    crew = from_environment(kind)
+    """Train as ``config`` says; returns the result's file."""
+    crew, here = from_environment(device or find_device())
     try:
-        place = torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
-        lesson = prepare_run(config, crew, place)
+        lesson = prepare_run(config, crew, here)
         if crew.rank == 0:
             log.info("%s %d process%s.", lesson.plan(crew.size).describe(), crew.size, "es" if crew.size > 1 else "")
         output, name = Path(config.output), config.settings.name
         training = Run(lesson, crew)
         path = training.train(
-            output / "state",
-            lambda: output / f"{name}.safetensors",
+            output / "state" / training.identity,
+            lambda: export.find_free_path(output, name, training.identity),
             Progress(config.settings.steps) if crew.rank == 0 else None,
         )
         if crew.rank == 0:
-            for word, stem in training.save_words(output, name):
+            for word, stem in training.save_words(output, path.stem):
                 log.info("Learned word %s: %s.safetensors", word, stem)
-            save_plot(training.trainer.losses, name, output / f"{name}.loss.png")
+            save_plot(training.trainer.losses, name, path.with_suffix(".loss.png"))
             log.info("%s, %d steps", path, training.trainer.step)
         crew.wait()
         return path
     finally:
         crew.close()
+
+
+def find_rate(lesson: Lesson) -> float:
+    """Try learning rates on fixed noise, tell what each does, and return the one to take."""
+    found = try_rates(Run(lesson).trainer, on_rate=lambda rate, loss: log.info("rate %.2g: loss %.4f", rate, loss))
+    log.info("A learning rate to begin with: %.2g", choose_rate(found))
+    return choose_rate(found)
 
 
 def save_plot(losses: Sequence[float], name: str, path: Path) -> None:
@@ -259,17 +282,31 @@ def main(arguments: Sequence[str]) -> int:
     """Read the command line and train; returns the exit code."""
     parser = argparse.ArgumentParser(prog="studio.py train", description=__doc__.split("\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="the JSON file")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument(
+        "--device", help=f"{', '.join(DEVICES)}, or one with a number such as cuda:1 (default: the fastest there is)"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads of a process (default: all)")
     parser.add_argument("--steps", type=int, help="other than in the file")
+    parser.add_argument("--rates", action="store_true", help="try learning rates on fixed noise, and stop")
+    parser.add_argument("--plan", action="store_true", help="check everything, print the memory plan, and stop")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if options.threads:
         torch.set_num_threads(options.threads)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ:
+        log.info("accelerate has started one process. For several on a processor use torchrun (docs/training.md).")
     try:
+        check_device(options.device)
         config = read_config(options.config)
         if options.steps:
             config = replace(config, settings=replace(config.settings, steps=options.steps))
+        if options.plan or options.rates:
+            crew, here = from_environment(options.device or find_device())
+            lesson = prepare_run(config, crew, here)
+            log.info("%s", lesson.plan(crew.size).describe())
+            if options.rates:
+                find_rate(lesson)
+            return 0
         run(config, options.device)
     except CascadeError as error:
         log.error("%s", error)
@@ -278,3 +315,16 @@ def main(arguments: Sequence[str]) -> int:
         log.info("Stopped. The same command goes on from here.")
         return 130
     return 0
+
+
+def check_device(name: str | None) -> None:
+    """Raise :class:`WrongInput` for a device that PyTorch does not know or that is not here."""
+    if name is None:
+        return
+    kind = name.partition(":")[0]
+    there = kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available())
+    there = there or (kind in ("cuda", "xpu") and getattr(torch, kind).is_available())
+    if kind not in DEVICES or not there:
+        raise WrongInput(
+            f"There is no device '{name}' here. Devices are {', '.join(DEVICES)}; {find_device()} is here."
+        )

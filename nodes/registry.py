@@ -30,6 +30,7 @@ from . import (
     reports,
     sampling,
     training,
+    training_set,
 )
 
 KINDS = {
@@ -107,6 +108,7 @@ class CascadeStudioExtension(ComfyExtension):
             prompts,
             guidance,
             high_resolution,
+            training_set,
             training,
             compare,
         )

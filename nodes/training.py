@@ -1,4 +1,4 @@
-"""Training in the graph: a set of pictures, the settings, and the LoRA that is learned from them."""
+"""Training in the graph: a set of pictures, the settings, and what is learned from them."""
 
 from __future__ import annotations
 
@@ -6,88 +6,17 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..stages.inputs.pictures import check_pictures, to_rgb
-from ..stages.training import dataset, pictures_io, settings
+from ..stages.errors import WrongInput
+from ..stages.training import dataset, settings
 from .host import latents
 from .host.models import use_vae as vaes
 from .host.training import train
+from .training_set import CATEGORY, DEFAULTS, TrainingSet, make_input, split_lines
 
-CATEGORY = "Cascade Studio/training"
-TrainingSet = io.Custom("CASCADE_TRAINING_SET")
 TrainingSettings = io.Custom("CASCADE_TRAINING_SETTINGS")
-DEFAULTS = settings.Settings()
-
-
-def split_lines(text: str) -> list[str]:
-    """The lines of a text box."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-class CascadeStudioTrainingSet(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CascadeStudio_TrainingSet",
-            display_name="Cascade Training Set",
-            category=CATEGORY,
-            description=(
-                "Pictures with captions to learn from: a folder in ComfyUI's input folder, each picture with a "
-                ".txt file of its name beside it, or images from the graph. Everything is checked at once."
-            ),
-            search_aliases=["stable cascade", "dataset", "captions", "train lora", "bucket"],
-            inputs=[
-                io.String.Input(
-                    "folder",
-                    default="",
-                    tooltip=(
-                        "Name of a folder inside ComfyUI's input folder. Leave it empty when images are wired in."
-                    ),
-                ),
-                io.String.Input(
-                    "captions",
-                    default="",
-                    multiline=True,
-                    tooltip=(
-                        "For a folder: a caption for pictures without a .txt file; left empty, such pictures are an "
-                        "error. For images: one line each, or a single line for all."
-                    ),
-                ),
-                io.Int.Input(
-                    "resolution",
-                    default=DEFAULTS.resolution,
-                    min=64,
-                    max=2048,
-                    step=32,
-                    tooltip=(
-                        "Side of the square whose area the image encoder sees. 768 suits models that paint 1024 px; "
-                        "192 suits Cascade Mini. Other shapes get the same area."
-                    ),
-                ),
-                io.Image.Input("images", optional=True, tooltip="Pictures from the graph, instead of a folder."),
-            ],
-            outputs=[
-                TrainingSet.Output("training_set", display_name="training set", tooltip="For Train Cascade LoRA."),
-                io.String.Output(
-                    "report",
-                    display_name="report",
-                    tooltip=("How many pictures there are, in which sizes, and which are small."),
-                ),
-            ],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, folder: str = "", **_: Any) -> str:
-        return train.stamp_folder(folder)
-
-    @classmethod
-    def execute(cls, folder: str, captions: str, resolution: int, images: io.Image.Type | None = None) -> io.NodeOutput:
-        if images is not None and not folder.strip():
-            check_pictures(images, "Cascade Training Set", "images")
-            found = dataset.from_batch(to_rgb(images), split_lines(captions), resolution)
-        else:
-            where = train.training_folder(folder)
-            found = dataset.from_folder(where, pictures_io.read_picture, " ".join(split_lines(captions)), resolution)
-        return io.NodeOutput(found, found.report())
+NO_LORA, OWN_PRESET = "none", "none"
+BLOCKS_BY = {"words": "", "blocks": " ".join(DEFAULTS.blocks), "control_blocks": ""}
+"""Settings that a node takes as text: lists, and pairs in lines."""
 
 
 class CascadeStudioTrainingSettings(io.ComfyNode):
@@ -97,127 +26,67 @@ class CascadeStudioTrainingSettings(io.ComfyNode):
             node_id="CascadeStudio_TrainingSettings",
             display_name="Cascade Training Settings",
             category=CATEGORY,
-            description=(
-                "Everything about training that most LoRAs do not need; the defaults are those without this node."
-            ),
-            search_aliases=["stable cascade", "train lora", "optimizer", "ema", "gradient checkpointing"],
+            description="Everything about training that most runs do not need; the defaults are those without it.",
+            search_aliases=[
+                "stable cascade",
+                "train lora",
+                "optimizer",
+                "ema",
+                "gradient checkpointing",
+                "dora",
+                "loha",
+            ],
             inputs=[
-                io.String.Input(
-                    "blocks",
-                    default=" ".join(DEFAULTS.blocks),
-                    tooltip=(
-                        "What is trained: parts of layer names. .attn is the attention (official), .kv_mapper the "
-                        "prompt's way in, .channelwise the residual blocks, .mapper the noise level."
-                    ),
-                ),
-                io.Combo.Input(
-                    "base",
-                    options=list(settings.BASES),
-                    default=DEFAULTS.base,
-                    tooltip=(
-                        "How the frozen model is stored: bf16, or fp8 in half of that. auto is fp32 on a processor."
-                    ),
-                ),
-                io.Boolean.Input(
-                    "checkpointing",
-                    default=DEFAULTS.checkpointing,
-                    tooltip=("Compute activations twice instead of keeping them: far less memory, a third slower."),
-                ),
-                io.Int.Input(
-                    "accumulation",
-                    default=DEFAULTS.accumulation,
-                    min=1,
-                    max=4096,
-                    tooltip=("Into how many parts a batch is cut. More need less memory and give the same result."),
-                ),
-                io.Int.Input(
-                    "warm_up",
-                    default=DEFAULTS.warm_up,
-                    min=0,
-                    max=100000,
-                    tooltip="Steps over which the learning rate rises.",
-                ),
-                io.Float.Input(
-                    "weight_decay",
-                    default=DEFAULTS.weight_decay,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    round=0.0001,
-                    tooltip="AdamW's weight decay; 0.01 officially.",
-                ),
-                io.Float.Input(
-                    "ema",
-                    default=DEFAULTS.ema,
-                    min=0.0,
-                    max=0.9999,
-                    step=0.001,
-                    round=0.0001,
-                    tooltip=("Decay of averaged weights, which are then the result; 0 takes the last weights."),
-                ),
-                io.Combo.Input(
-                    "loss_weight",
-                    options=list(settings.LOSS_WEIGHTS),
-                    default=DEFAULTS.loss_weight,
-                    tooltip=(
-                        "How noise levels count: p2 and adaptive are the official ways, constant counts all alike, "
-                        "velocity counts the first, noisiest steps most."
-                    ),
-                ),
-                io.Float.Input(
-                    "shift",
-                    default=DEFAULTS.shift,
-                    min=0.1,
-                    max=16.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Shift of the noise schedule in training; 1 officially.",
-                ),
-                io.Float.Input(
-                    "offset_noise",
-                    default=DEFAULTS.offset_noise,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip="Noise on whole channels, for darker and brighter pictures; up to about 0.1.",
-                ),
-                io.Float.Input(
-                    "drop_text",
-                    default=DEFAULTS.drop_text,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip="How often a caption is left out, so that guidance works; 0.05 officially.",
-                ),
+                make_input("blocks", default=BLOCKS_BY["blocks"]),
+                make_input("base"),
+                make_input("checkpointing"),
+                make_input("accumulation"),
+                make_input("warm_up"),
+                make_input("weight_decay"),
+                make_input("ema", max=0.9999),
+                make_input("loss_weight"),
+                make_input("shift"),
+                make_input("offset_noise"),
+                make_input("drop_text"),
                 io.String.Input(
                     "words",
-                    default="",
+                    default=BLOCKS_BY["words"],
                     multiline=True,
                     tooltip=(
                         "Words to learn, one a line: [name] = words to start from. Captions hold the word. Each is "
                         "saved as an embedding too."
                     ),
                 ),
+                make_input("layout"),
+                *(make_input(name, advanced=True, optional=True) for name in cls.NEW),
+                make_input("control_blocks", default="", advanced=True, optional=True),
                 io.Combo.Input(
-                    "layout",
-                    options=list(settings.LAYOUTS),
-                    default=DEFAULTS.layout,
-                    tooltip=("Names in the file: comfyui loads in every LoRA loader, official in the official code."),
+                    "start_from",
+                    options=[NO_LORA, *train.list_loras()],
+                    default=NO_LORA,
+                    advanced=True,
+                    optional=True,
+                    tooltip=settings.SPECS["start_from"].says,
                 ),
             ],
             outputs=[TrainingSettings.Output("settings", display_name="settings", tooltip="For Train Cascade LoRA.")],
         )
 
+    NEW = ("method", "optimiser", "schedule", "restarts", "weights", "hint", "validate_every")
+
     @classmethod
-    def execute(cls, blocks: str, words: str, **values: Any) -> io.NodeOutput:
+    def execute(
+        cls, blocks: str, words: str, control_blocks: str = "", start_from: str = NO_LORA, **values: Any
+    ) -> io.NodeOutput:
         tokens = [[part.strip() for part in (*line.split("=", 1), "")][:2] for line in split_lines(words)]
-        return io.NodeOutput(
-            settings.from_dict(
-                {**values, "blocks": blocks.replace(",", " ").split(), "tokens": tokens}, "Cascade Training Settings"
-            )
-        )
+        given = {
+            **values,
+            "blocks": blocks.replace(",", " ").split(),
+            "control_blocks": control_blocks.replace(",", " ").split(),
+            "start_from": "" if start_from == NO_LORA else start_from,
+            "tokens": tokens,
+        }
+        return io.NodeOutput(settings.from_dict(given, "Cascade Training Settings"))
 
 
 class CascadeStudioTrainLora(io.ComfyNode):
@@ -237,74 +106,83 @@ class CascadeStudioTrainLora(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Text encoder of Load Stable Cascade, for the captions."),
                 io.Vae.Input("vae", tooltip="The Stage C VAE of Load Stable Cascade, with the image encoder."),
                 TrainingSet.Input("training_set", tooltip="The pictures, from Cascade Training Set."),
-                io.String.Input("name", default=DEFAULTS.name, tooltip="Name of the LoRA's file."),
-                io.Int.Input(
-                    "steps",
-                    default=DEFAULTS.steps,
-                    min=1,
-                    max=1000000,
-                    tooltip=("Updates in all. Raise it and queue again to go on with a finished run."),
-                ),
-                io.Int.Input(
-                    "batch_size", default=DEFAULTS.batch_size, min=1, max=4096, tooltip="Pictures to an update."
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=DEFAULTS.learning_rate,
-                    min=1e-7,
-                    max=1.0,
-                    step=1e-5,
-                    round=1e-9,
-                    tooltip="How large each update is; 0.0001 officially.",
-                ),
-                io.Int.Input(
-                    "rank",
-                    default=DEFAULTS.rank,
-                    min=1,
-                    max=1024,
-                    tooltip=("How much the LoRA can hold; 4 officially, more for many subjects."),
-                ),
-                io.Float.Input(
-                    "alpha",
-                    default=DEFAULTS.alpha,
-                    min=0.001,
-                    max=1024.0,
-                    step=0.5,
-                    round=0.001,
-                    tooltip=("Its effect is multiplied by alpha / rank."),
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    tooltip=("The order of the pictures and all noise. Another seed is another run."),
-                ),
-                io.Int.Input(
-                    "save_every",
-                    default=DEFAULTS.save_every,
-                    min=0,
-                    max=1000000,
-                    tooltip=("Steps between LoRA files kept on the way; 0 keeps none. The state is saved anyway."),
-                ),
-                io.Int.Input(
-                    "sample_every",
-                    default=DEFAULTS.sample_every,
-                    min=0,
-                    max=1000000,
-                    tooltip=("Steps between live samples, which need the Previewer in the VAE; 0 paints none."),
-                ),
-                io.String.Input(
-                    "sample_prompt",
-                    default="",
-                    tooltip=("What the live samples show; left empty, the first picture's caption."),
-                ),
+                make_input("name", tooltip="Name of the LoRA's file."),
+                make_input("steps"),
+                make_input("batch_size"),
+                make_input("learning_rate"),
+                make_input("rank"),
+                make_input("alpha", max=1024.0),
+                make_input("seed"),
+                make_input("save_every"),
+                make_input("sample_every"),
+                make_input("sample_prompt"),
                 TrainingSettings.Input("settings", optional=True, tooltip="From Cascade Training Settings."),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with the LoRA on it, for a sampler."),
                 io.String.Output("lora_name", display_name="lora name", tooltip="The file's name, for a LoRA loader."),
                 io.Image.Output("loss_plot", display_name="loss plot", tooltip="The loss of every step."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="What is to be told of the pictures and the run."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, training_set: dataset.TrainingSet, settings: Any = None, **values: Any
+    ) -> io.NodeOutput:
+        latents.check_model(model, "Stage C", "Train Cascade LoRA")
+        vaes.expect_stage_c(vae, "Train Cascade LoRA")
+        wired = train.Wired(model, clip, vae, node=str(cls.hidden.unique_id))
+        done = train.train_model(wired, training_set, merge_settings(settings, {**values, "what": "lora"}))
+        return io.NodeOutput(done.model, done.name, done.plot, done.report, ui=ui.PreviewImage(done.plot, cls=cls))
+
+
+class CascadeStudioTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_Train",
+            display_name="Train Cascade",
+            category=CATEGORY,
+            description=(
+                "Trains any part of Stable Cascade on your own pictures: a LoRA on Stage C, Stage B or the "
+                "text encoder, words, a whole stage, or a ControlNet. Stop and queue again at any time: it goes "
+                "on where it was."
+            ),
+            search_aliases=["stable cascade", "fine-tune", "finetune", "train controlnet", "train lora", "stage b"],
+            inputs=[
+                make_input("what"),
+                io.Combo.Input(
+                    "preset",
+                    options=[OWN_PRESET, *settings.PRESETS],
+                    default=OWN_PRESET,
+                    tooltip="Settings for a task; those of Cascade Training Settings and this node's own come on top.",
+                ),
+                io.Model.Input("model", tooltip="The prior (Stage C), or the decoder (Stage B) to train that one."),
+                io.Clip.Input("clip", tooltip="Text encoder of Load Stable Cascade, for the captions."),
+                io.Vae.Input("vae", tooltip="The Stage C VAE of Load Stable Cascade, with the image encoder."),
+                TrainingSet.Input("training_set", tooltip="The pictures, from Cascade Training Set."),
+                make_input("name", default="my_training"),
+                make_input("steps", default=0, min=0, tooltip="Updates in all; 0 takes those of the preset."),
+                make_input(
+                    "learning_rate", default=0.0, min=0.0, tooltip="How large each update is; 0 takes the preset's."
+                ),
+                make_input("seed"),
+                TrainingSettings.Input("settings", optional=True, tooltip="From Cascade Training Settings."),
+                io.Vae.Input("stage_a", optional=True, tooltip="Stage A's VAE of Load Stable Cascade, for Stage B."),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="model", tooltip="The model with what was learned on it."),
+                io.Clip.Output("clip", display_name="clip", tooltip="The text encoder, with a LoRA if that learned."),
+                io.String.Output("file_name", display_name="file name", tooltip="The file's name, for a loader."),
+                io.Image.Output("loss_plot", display_name="loss plot", tooltip="The loss of every step."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="What is to be told of the pictures and the run."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -313,24 +191,40 @@ class CascadeStudioTrainLora(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: io.Model.Type,
-        clip: io.Clip.Type,
-        vae: io.Vae.Type,
-        training_set: Any,
+        what: str,
+        preset: str,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        training_set: dataset.TrainingSet,
         settings: Any = None,
+        stage_a: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
-        latents.check_model(model, "Stage C", train.WHERE)
-        vaes.expect_stage_c(vae, train.WHERE)
-        chosen = merge_settings(settings, values)
-        done = train.train_lora(model, clip, vae, training_set, chosen, str(cls.hidden.unique_id))
-        return io.NodeOutput(done.model, done.name, done.plot, ui=ui.PreviewImage(done.plot, cls=cls))
+        vaes.expect_stage_c(vae, "Train Cascade")
+        if what in ("stage_c", "controlnet", "text_lora", "words"):
+            latents.check_model(model, "Stage C", "Train Cascade")
+        elif what == "stage_b":
+            latents.check_model(model, "Stage B", "Train Cascade")
+        own = {name: value for name, value in values.items() if value or name not in ("steps", "learning_rate")}
+        chosen = merge_settings(settings, {**own, "what": what}, preset)
+        wired = train.Wired(model, clip, vae, stage_a, str(cls.hidden.unique_id))
+        done = train.train_model(wired, training_set, chosen)
+        shown = ui.PreviewImage(done.plot, cls=cls)
+        return io.NodeOutput(done.model, done.clip, done.name, done.plot, done.report, ui=shown)
 
 
-def merge_settings(chosen: settings.Settings | None, values: dict) -> settings.Settings:
-    """The settings of the advanced node with those of the training node."""
-    base = DEFAULTS if chosen is None else chosen
-    return settings.from_dict({**base.as_dict(), **values}, "The inputs of Train Cascade LoRA")
+def merge_settings(
+    chosen: settings.Settings | None, values: dict[str, Any], preset: str = OWN_PRESET
+) -> settings.Settings:
+    """A preset, what the settings node changes of the defaults, and the training node's own, later ones first."""
+    if preset != OWN_PRESET and preset not in settings.PRESETS:
+        raise WrongInput(f"The preset '{preset}' is not known. Presets are: {', '.join(settings.PRESETS)}.")
+    plain = DEFAULTS.as_dict()
+    changed = {} if chosen is None else {k: v for k, v in chosen.as_dict().items() if v != plain[k]}
+    return settings.from_dict(
+        {**plain, **settings.PRESETS.get(preset, {}), **changed, **values}, "The inputs of the training node"
+    )
 
 
-NODES = [CascadeStudioTrainingSet, CascadeStudioTrainingSettings, CascadeStudioTrainLora]
+NODES = [CascadeStudioTrainingSettings, CascadeStudioTrainLora, CascadeStudioTrain]

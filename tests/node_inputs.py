@@ -68,6 +68,13 @@ def make_inputs(parts: Parts) -> dict[str, dict[str, Any]]:
             "sample_every": 1,
             "name": "kept",
         },
+        "CascadeStudio_Train": {
+            "model": parts.prior,
+            "clip": parts.clip,
+            "vae": parts.stage_c_vae,
+            "steps": 2,
+            "training_set": from_batch(image, ["a thing"], 64),
+        },
         "CascadeStudio_Compare": {"before": image[..., :3], "after": image[..., :3]},
         "CascadeStudio_TileDecoder": {"model": parts.decoder},
         "CascadeStudio_HighResolutionPrior": {"prior": prior},

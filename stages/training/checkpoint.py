@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import pickle
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..errors import BadValues, WrongInput
 from ..files.durable import replace_file, write_atomically
@@ -19,6 +24,56 @@ log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 60
 """The most that a crash may cost, beside what one save takes."""
+SAVE_SHARE = 20
+"""A save that takes long is made less often: at most this part of all time is spent on them."""
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a draft, and put it in the place of ``path``; what goes wrong with the disk is a sentence."""
+
+    def fill(draft: Path) -> None:
+        write(draft)
+        os.chmod(draft, 0o666 & ~_umask())  # some writers make drafts that only their owner may read
+
+    try:
+        write_atomically(path, fill)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full and not isinstance(error, OSError):
+            raise
+        reason = "the disk is full" if full else error.strerror or str(error)
+        raise WrongInput(
+            f"{path.name} could not be written into {path.parent}: {reason}. Make room there, or choose a folder that "
+            "can be written to, and start again: what was saved before is still there."
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_target(folder: Path, size: int = 0) -> None:
+    """Raise :class:`WrongInput` where ``folder`` cannot be written to or has no room for ``size`` bytes.
+
+    Long work asks this first: a folder that refuses is told before the first step, not after the last.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise WrongInput(
+            f"Nothing can be written into the folder {folder} ({error.strerror or error}), where the result is to go. "
+            "Make it writable, or choose another one, and start again."
+        ) from error
+    if free < size:
+        raise WrongInput(
+            f"The run needs {size / 1e9:.1f} GB on the disk of {folder}, where {free / 1e9:.1f} GB are free. Make "
+            "room, and start again."
+        )
 
 
 class Store:
@@ -36,7 +91,7 @@ class Store:
         state = {"identity": self.identity, **trainer.state_dict()}
         if self.newest.is_file():
             replace_file(self.newest, self.before)
-        write_atomically(self.newest, lambda draft: torch.save(state, draft))
+        write_whole(self.newest, lambda draft: torch.save(state, draft))
 
     def read(self, path: Path) -> dict[str, Any] | None:
         """The state in ``path``; None where there is none, or no whole one."""
@@ -68,43 +123,51 @@ def train(
     store: Store,
     on_step: Callable[[Trainer], None] | None = None,
     on_save: Callable[[Trainer], None] | None = None,
+    on_start: Callable[[Trainer], None] | None = None,
 ) -> None:
-    """Train to ``settings.steps``, from where ``store`` is. ``on_step`` follows every update and may raise to stop.
+    """Train to ``settings.steps``, from where ``store`` is. ``on_step`` follows every update and may raise to stop;
+    ``on_start`` is called before the first.
 
     Whatever stops it, the last whole state is kept first. When the loss diverges, the trainer goes back to its last
     good state, ``on_save`` is called, and :class:`BadValues` is raised.
     """
-    crew, settings = trainer.crew, trainer.settings
-    state = crew.share(store.states() if crew.rank == 0 else None)
-    if state is not None:
-        trainer.load_state_dict(state)
-    saved = (time.monotonic(), trainer.step)
+    crew, settings, fresh = trainer.crew, trainer.settings, start(trainer, store)
+    saved, took = (time.monotonic(), trainer.step), 0.0
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, took
+        started = time.monotonic()
         if crew.rank == 0:
             store.save(trainer)
             if on_save is not None:
                 on_save(trainer)
         saved = (time.monotonic(), trainer.step)
+        took = saved[0] - started
 
-    if state is None:
+    if fresh:
         save()
+    if on_start is not None and trainer.step < settings.steps:
+        on_start(trainer)
     try:
         while trainer.step < settings.steps:
             trainer.update()
             if on_step is not None:
                 on_step(trainer)
             due = settings.save_every and trainer.step % settings.save_every == 0
-            if due or time.monotonic() - saved[0] > SAVE_SECONDS:
+            if due or time.monotonic() - saved[0] > max(SAVE_SECONDS, SAVE_SHARE * took):
                 save()
+        trainer.judge()
     except Diverged as reason:
         fall_back(trainer, store)
         save()
+        kept = (
+            f"The weights of step {trainer.step}, the last good ones, are kept and saved."
+            if trainer.step
+            else "No step before that was saved, so there is no result."
+        )
         raise BadValues(
-            f"Training stopped, because {reason}. The weights of step {trainer.step}, the last good ones, "
-            "are kept and saved. Lower the learning rate, raise the batch size, or look for odd pictures "
-            "in the training set."
+            f"Training stopped, because {reason}. {kept} Lower the learning rate, raise the batch size, or look for "
+            "odd pictures in the training set; with other settings the run begins anew."
         ) from reason
     except BaseException:
         if trainer.whole and trainer.step > saved[1]:
@@ -112,6 +175,19 @@ def train(
         raise
     if trainer.step > saved[1]:
         save()
+
+
+def start(trainer: Trainer, store: Store) -> bool:
+    """Bring ``trainer`` to where ``store`` is; returns whether there is nothing, so that the run is a new one."""
+    state, settings = trainer.crew.share(store.states() if trainer.crew.rank == 0 else None), trainer.settings
+    if state is not None:
+        trainer.load_state_dict(state)
+    if trainer.step > settings.steps:
+        raise WrongInput(
+            f"The run '{settings.name}' has made {trainer.step} steps already, and {settings.steps} are asked for. Ask "
+            f"for at least {trainer.step}, take the file of an earlier step from its checkpoints, or choose a new name."
+        )
+    return state is None
 
 
 def fall_back(trainer: Trainer, store: Store) -> None:

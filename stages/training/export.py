@@ -11,24 +11,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files.durable import write_atomically
+from .checkpoint import write_whole
 from .lora_layers import QKV, Lora, attention_names, flatten_name
 from .settings import Settings
 
-PREFIX = {"stage_c": "lora_prior_unet_", "stage_b": "lora_unet_"}
+PREFIX = {"stage_c": "lora_prior_unet_", "stage_b": "lora_unet_", "text_encoder": "lora_prior_te_"}
+"""What the keys of a LoRA file have before the layer's name."""
 RUN, SETTINGS, TOKENS = "cascade_studio.run", "cascade_studio.training", "cascade_studio.tokens"
 """Metadata: the identity of the run that made a file, its settings as JSON, and for the official layout its new words,
 each with the pattern of the vocabulary's words that it starts from."""
 
 
-def comfyui_names(lora: Lora, weights: dict[str, Tensor], kind: str = "stage_c") -> dict[str, Tensor]:
-    """The tensors as core's LoRA loader reads them, ``alpha`` beside each pair; float32."""
-    tensors = {}
-    for key, up, down in lora.pairs(weights):
-        name = PREFIX[kind] + key
-        tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"] = up, down
-        tensors[f"{name}.alpha"] = torch.tensor(float(lora.alpha))
-    return tensors
+def comfyui_names(lora: Lora, weights: Mapping[str, Tensor], prefix: str = PREFIX["stage_c"]) -> dict[str, Tensor]:
+    """The tensors as core's LoRA loader reads them, ``alpha`` beside each layer's; float32."""
+    return {f"{prefix}{key}.{name}": value for key, parts in lora.name_parts(weights) for name, value in parts.items()}
 
 
 def official_names(lora: Lora, weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
@@ -47,32 +43,33 @@ def official_names(lora: Lora, weights: dict[str, Tensor], net: nn.Module) -> di
 
 
 def metadata(settings: Settings, identity: str, steps: int, **more: str) -> dict[str, str]:
-    """What a LoRA file says about itself; the ``ss_`` names are those that other tools read."""
-    return {
-        "format": "pt",
+    """What a file says about its training; the ``ss_`` names are those that other tools read of LoRAs."""
+    named = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.rank),
         "ss_network_alpha": str(settings.alpha),
         "ss_steps": str(steps),
         "ss_output_name": settings.name,
         "ss_base_model_version": "stable_cascade",
+    }
+    return {
+        "format": "pt",
+        **(named if settings.is_lora else {}),
         RUN: identity,
         SETTINGS: json.dumps(settings.as_dict(), sort_keys=True),
         **more,
     }
 
 
-def save_lora(
-    tensors: Mapping[str, Tensor], path: Path, told: dict[str, str], dtype: torch.dtype = torch.float16
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, told: dict[str, str], dtype: torch.dtype | None = torch.float16
 ) -> None:
-    """Write the file in one step; ``dtype`` is that of the matrices."""
-    compact = {
-        key: (
-            value.detach().to("cpu", dtype) if value.ndim and value.is_floating_point() else value.detach().cpu()
-        ).contiguous()
-        for key, value in tensors.items()
-    }
-    write_atomically(path, lambda draft: save_file(compact, draft, metadata=told))
+    """Write the file in one step; ``dtype`` is that of all tensors of floats with dimensions, None leaves them."""
+    compact = {}
+    for key, value in tensors.items():
+        narrow = dtype is not None and value.ndim and value.is_floating_point()
+        compact[key] = value.detach().to("cpu", dtype if narrow else value.dtype).contiguous()
+    write_whole(path, lambda draft: save_file(compact, draft, metadata=told))
 
 
 def read_run(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Networks whose own weights stay as they are while something else learns through them.
+"""Networks whose own weights stay as they are while something else learns through them, and those that learn whole.
 
 Weights are stored in few bits (bf16, or float8 with one scale to a row) and brought to the computing dtype where they
 are used; the backward pass does so again instead of keeping the copy. Block groups can be computed twice instead of
@@ -69,6 +69,14 @@ class FrozenLinear(nn.Linear):
         self.weight = nn.Parameter(weight, requires_grad=False)
 
 
+class LearningLinear(nn.Linear):
+    """A linear layer that learns, stored in any dtype and brought to the computing one where it is used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(computing_dtype(x))
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
 class FrozenConv2d(nn.Conv2d):
     """A convolution without gradients of its own."""
 
@@ -97,6 +105,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, 
 
 
 FROZEN = Backend(Linear=FrozenLinear, Conv2d=FrozenConv2d, ConvTranspose2d=FrozenConvTranspose2d, attention=attention)
+LEARNING = replace(FROZEN, Linear=LearningLinear)
+"""For a network that learns itself: convolutions cast their weights, which gradients go back through."""
 
 
 class Checkpointed(CascadeUNet):
@@ -156,3 +166,21 @@ def frozen_net(
                 copies[key] = layers[key].weight
     net.load_state_dict(copies, assign=True)
     return net.eval().requires_grad_(False)
+
+
+def learning_net(
+    kind: str,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    *,
+    weights: str = "bf16",
+    checkpointing: bool = True,
+    device: torch.device | str = "cpu",
+) -> StageB | StageC:
+    """As :func:`frozen_net`, of which every weight learns, stored in ``weights`` ("bf16", "fp32")."""
+    net = CLASSES[kind, checkpointing](config, device="meta", backend=LEARNING)
+    dtype = torch.bfloat16 if weights == "bf16" else torch.float32
+    with torch.no_grad():
+        copies = {key: torch.empty(v.shape, dtype=dtype, device=device).copy_(v) for key, v in tensors.items()}
+    net.load_state_dict(copies, assign=True)
+    return net.eval().requires_grad_(True)

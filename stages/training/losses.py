@@ -63,6 +63,11 @@ def velocity_weight(logsnr: Tensor, most: float = 1000.0) -> Tensor:
     return (1 + (-logsnr).exp()).clamp(max=most)
 
 
+def min_snr_weight(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma) / SNR (Hang et al. 2023, arXiv 2303.09556): clear pictures weigh less, noisy ones all alike."""
+    return (gamma * (-logsnr).exp()).clamp(max=1.0)
+
+
 class AdaptiveLossWeight:
     """Weights by the inverse of a running mean of the loss at each noise level, in 300 buckets of logsnr.
 

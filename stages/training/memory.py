@@ -4,27 +4,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from ..nets.controlnet import ControlNet
+from ..nets.encoder import EncoderConfig
 from ..nets.unet import UNetConfig
+from .control import plan_control
 from .frozen_net import CLASSES
 from .lora_layers import find_layers
-from .settings import Settings
+from .settings import SLIM, Settings
 
 GB = 10**9
 STREAM = 4
 """Bytes of an activation between groups: float32, also when products are computed in bfloat16."""
-GROUP = 90
+GROUP = {False: 58, True: 36}
 """Bytes that a C, T, A group keeps for its way back, to a cell and channel: the four-fold wide hidden layer before and
-after GELU and GRN, norms, projections. Counted by tests/unit/test_tuning_plan.py: 54 with products in bfloat16, 76 in
-float32,
-which is what cards without bfloat16 compute in."""
-BACKWARD = 1.5
-"""Gradients that live beside what one group kept."""
-LEARNED = 16
-"""Bytes to a learned parameter: itself, its gradient and two moments, float32."""
+after GELU and GRN, norms, projections; with products in float32 and in bfloat16. Counted by
+tests/unit/test_tuning_plan.py."""
+SCORES = {False: 4, True: 6}
+"""Bytes of each product of a head, a cell and a token that a processor's attention keeps: after the softmax in float32,
+and in the values' dtype where that is another."""
+SPOKEN = {False: 8, True: 4}
+"""Bytes of keys and values to a token and channel."""
+BACKWARD = 1.9
+"""What one group keeps, with the gradients that live beside it."""
 FIXED = 800_000_000
 """Libraries, kernels and what an allocator leaves unused."""
+MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.04, "adafactor": 0.02, "prodigy": 16.0, "schedule_free": 8.0}
+"""Bytes that an optimiser keeps of a learned number, float32; of a bfloat16 one AdamW keeps half of it."""
+TOKENS = 77 + 8
+"""Tokens of a prompt beside the cells: its words, its pooled text and its picture, four each."""
+HINT = 40
+"""Bytes that a ControlNet's trunk keeps of a hint's pixel."""
+NAMES = {
+    "lora": "LoRA",
+    "words": "words",
+    "text_lora": "LoRA",
+    "stage_c": "Stage C",
+    "stage_b": "Stage B",
+    "controlnet": "ControlNet",
+}
 
 
 @dataclass(frozen=True)
@@ -54,23 +74,47 @@ def plan(
     cells: int | None = None,
     text_parameters: int = 0,
 ) -> Plan:
-    """The plan for training a LoRA on "stage_c" or "stage_b" of ``config``.
+    """The plan for training what the settings say, with a network "stage_c" or "stage_b" of ``config``.
 
     cells: of the largest latent, by default those of the settings' resolution. text_parameters: of a text encoder that
-    has to stay, because words are learned.
+    has to stay, because words or a LoRA on it are learned.
     """
     net = CLASSES[kind, False](config, device="meta")
-    cells = (settings.resolution // 32) ** 2 if cells is None else cells
+    if cells is None:
+        cells = (settings.resolution // 32) ** 2 if kind == "stage_c" else (settings.resolution // 6) ** 2 // 4
     at_once = -(-settings.batch_size // (processes * settings.accumulation))
-    learned = sum(settings.rank * sum(layer.weight.shape[:2]) for _, layer in find_layers(net, settings.blocks))
-    parts = {
-        "frozen weights": count_weight_bytes(net, settings.base_on(device)),
-        "LoRA with its optimiser": learned * (LEARNED + (4 if settings.ema else 0)),
-        "activations": count_activations(config, at_once, cells, settings.checkpointing),
-    }
+    learned, stored = count_learned(net, config, settings), 4
+    parts = {"frozen weights": count_weight_bytes(net, settings.base_on(device))}
+    if settings.what in ("stage_c", "stage_b"):
+        parts, stored = {}, 2 if settings.stored == "bf16" else 4
+    fused = stored == 2 and settings.optimiser in SLIM and processes * settings.accumulation == 1
+    moments = MOMENTS[settings.optimiser] / (2 if stored == 2 and settings.optimiser not in SLIM else 1)
+    size = stored + (0 if fused else stored) + moments
+    parts[f"{NAMES[settings.what]} with its optimiser"] = int(learned * (size + (4 if settings.ema else 0)))
+    parts["activations"] = count_activations(config, at_once, cells, settings.checkpointing, device)
+    if settings.what == "controlnet":
+        parts["hints"] = int(at_once * cells * 1024 * HINT)
     if text_parameters:
-        parts["text encoder"] = 2 * text_parameters + GROUP * 77 * 1280 * 32 * at_once
+        parts["text encoder"] = 2 * text_parameters + GROUP[False] * 77 * 1280 * 32 * at_once
     return Plan({**parts, "overhead": FIXED})
+
+
+def count_learned(net: nn.Module, config: UNetConfig, settings: Settings) -> int:
+    """Numbers that learn."""
+    if settings.what in ("stage_c", "stage_b"):
+        return sum(parameter.numel() for parameter in net.parameters())
+    if settings.what == "controlnet":
+        with torch.device("meta"):
+            control = ControlNet(plan_control(config, settings, EncoderConfig()))
+        return sum(parameter.numel() for parameter in control.parameters())
+    if settings.what in ("words", "text_lora"):
+        return len(settings.tokens) * 1280 + (settings.what == "text_lora") * 32 * settings.rank * 4 * 2 * 1280
+    layers = [layer.weight.shape[:2] for _, layer in find_layers(net, settings.blocks)]
+    if settings.method == "loha":
+        return sum(2 * settings.rank * sum(shape) for shape in layers)
+    if settings.method == "lokr":
+        return sum(64 + settings.rank * sum(shape) // 8 for shape in layers)
+    return sum(settings.rank * sum(shape) + (shape[0] if settings.method == "dora" else 0) for shape in layers)
 
 
 def count_weight_bytes(net: nn.Module, base: str) -> int:
@@ -86,18 +130,34 @@ def count_weight_bytes(net: nn.Module, base: str) -> int:
     return total
 
 
-def count_activations(config: UNetConfig, batch: int, cells: int, checkpointing: bool) -> int:
-    """Bytes that ``batch`` latents of ``cells`` (of the embedded grid) keep until the way back, and its peak."""
+def count_activations(
+    config: UNetConfig, batch: int, cells: int, checkpointing: bool, device: str = "cuda", bfloat16: bool | None = None
+) -> int:
+    """Bytes that ``batch`` latents of ``cells`` (of the embedded grid) keep until the way back, and its peak.
+
+    On a processor attention keeps its products, one for each head, cell and token; the kernels of cards keep none.
+    bfloat16: how products are computed, by default so but on a processor.
+    """
+    cpu = device == "cpu"
+    narrow = not cpu if bfloat16 is None else bfloat16
     levels, groups = config.c_hidden, [0] * len(config.c_hidden)
     for way, places in ((0, range(len(levels))), (1, range(len(levels) - 1, -1, -1))):
         for level, count, repeat in zip(places, config.blocks[way], config.block_repeat[way]):
             groups[level] += count * repeat
     halved = getattr(config, "switch_level", None)
-    sizes, shrink = [], 1
+    kept, handed, shrink = [], [], 1
     for level, channels in enumerate(levels):
         if level and (halved is None or halved[level - 1]):
             shrink *= 4
-        sizes.append(batch * cells // shrink * channels)
+        grid = cells // shrink
+        size = batch * grid * channels
+        attention = "A" in config.level_config[level]
+        tokens = TOKENS + grid
+        scores = batch * config.nhead[level] * grid * tokens * SCORES[narrow] if attention and cpu else 0
+        spoken = batch * tokens * channels * SPOKEN[narrow] if attention else 0
+        kept.append(GROUP[narrow] * size + scores + spoken)
+        handed.append(STREAM * size)
+    largest = max(kept)
     if not checkpointing:
-        return int(sum(GROUP * count * size for count, size in zip(groups, sizes)) + BACKWARD * GROUP * max(sizes))
-    return int(sum(STREAM * count * size for count, size in zip(groups, sizes)) + (1 + BACKWARD) * GROUP * max(sizes))
+        return int(sum(count * size for count, size in zip(groups, kept)) + (BACKWARD - 1) * largest)
+    return int(sum(count * size for count, size in zip(groups, handed)) + BACKWARD * largest)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..inputs.hints import pack_inpaint
 from ..nets.controlnet import ControlNet
 from ..nets.stage_a import StageA
 from .losses import (
@@ -26,6 +27,8 @@ from .losses import (
 )
 
 Row = Mapping[str, Tensor]
+ALL, SPOKEN = "all_", {"text", "pooled", "ids"}
+"""What the name of a tensor of all ways begins with, and what of a row belongs to its caption, not to its picture."""
 KEEP_IMAGE = 0.1
 """How often the official training shows Stage C a picture's own CLIP-vision embedding."""
 DROP_EFFNET = 0.1
@@ -42,6 +45,17 @@ class Losses(NamedTuple):
 def row_signature(row: Row) -> tuple[Any, ...]:
     """Rows with equal signatures can be stacked."""
     return tuple((name, tuple(row[name].shape)) for name in sorted(row))
+
+
+def choose_way(row: Row, generator: torch.Generator) -> Row:
+    """``row`` with one of the ways in which its picture is shown, and one of its captions, where it has several:
+    "all_latent" (V, 16, h, w) becomes "latent" (16, h, w), and so on."""
+    counts = {name[len(ALL) :] in SPOKEN: len(value) for name, value in row.items() if name.startswith(ALL)}
+    drawn = {kind: int(torch.randint(counts[kind], (1,), generator=generator)) for kind in sorted(counts)}
+    return {
+        name.removeprefix(ALL): value[drawn[name[len(ALL) :] in SPOKEN]] if name.startswith(ALL) else value
+        for name, value in row.items()
+    }
 
 
 def stack_rows(rows: Sequence[Row], name: str) -> Tensor:
@@ -71,6 +85,7 @@ class DiffusionObjective:
 
     def losses(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> Losses:
         """Losses of ``rows``, which have one signature."""
+        rows = [choose_way(row, g) for row, g in zip(rows, generators)]
         x0 = stack_rows(rows, "latent")
         t = torch.cat([sample_times(1, g) for g in generators])
         noise = torch.cat([self.noise(x0[i : i + 1].shape, g) for i, g in enumerate(generators)])
@@ -81,7 +96,12 @@ class DiffusionObjective:
             predicted = self.predict(
                 seen.x.to(device), seen.r.to(device), {name: value.to(device) for name, value in conditions.items()}
             )
-        return Losses(epsilon_losses(predicted, seen.noise.to(device)), seen.logsnr)
+        wrong = predicted.float() - seen.noise.to(device)
+        if "mask" in rows[0]:
+            mask = stack_rows(rows, "mask").to(device)
+            wrong = wrong * (mask / mask.mean((1, 2, 3), keepdim=True).clamp(min=1e-3)).sqrt()
+        raw = epsilon_losses(wrong, torch.zeros_like(wrong))
+        return Losses(raw * stack_rows(rows, "weight").to(device) if "weight" in rows[0] else raw, seen.logsnr)
 
     def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Normal noise, with whole channels moved and coarse noise added where asked for."""
@@ -139,20 +159,39 @@ class StageBObjective(DiffusionObjective):
 
 @dataclass(eq=False)
 class ControlObjective(StageCObjective):
-    """As Stage C, whose own weights stay, with the maps of a ControlNet that learns.
+    """As Stage C, whose own weights stay, with the maps of a ControlNet that learns. Rows also have "hint" (c, H, W).
 
-    Rows also have "hint" (c, H, W).
+    masked: the hint is a picture, of which another random part is hidden each time (inpainting).
     """
 
     controlnet: ControlNet | None = None
+    masked: bool = False
 
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return {**super().conditions(rows, generators), "hint": stack_rows(rows, "hint")}
+        told, hint = super().conditions(rows, generators), stack_rows(rows, "hint")
+        hint = hint if hint.is_floating_point() else hint / 255
+        if self.masked:
+            hint = pack_inpaint(hint, torch.stack([draw_mask(hint.shape[2:], g) for g in generators]))
+        return {**told, "hint": hint}
 
     def predict(self, x: Tensor, r: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         told = dict(conditions)
         maps = self.controlnet(told.pop("hint"))
         return self.net(x, r, **told, control=[maps.get(index) for index in range(max(maps) + 1)])
+
+
+def draw_mask(size: Sequence[int], generator: torch.Generator) -> Tensor:
+    """What is to be painted anew, (1, H, W): one to three rectangles, each up to 0.8 of a side."""
+    mask = torch.zeros(1, *size)
+    for _ in range(int(torch.randint(1, 4, (1,), generator=generator))):
+        spans = []
+        for side in size:
+            length, place = torch.rand(2, generator=generator).tolist()
+            wide = max(1, int(side * (0.1 + 0.7 * length)))
+            start = int(place * (side - wide + 1))
+            spans.append(slice(start, start + wide))
+        mask[0, spans[0], spans[1]] = 1
+    return mask
 
 
 @dataclass(eq=False)

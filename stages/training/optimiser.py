@@ -1,14 +1,23 @@
-"""Weights over time: the optimiser's steps, and running averages of what it learned."""
+"""Weights over time: learning rates, the optimisers' steps, and running averages of what was learned."""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import WrongInput
+from .slim import Adafactor, AdamW8bit
+
+PACKAGES = {"prodigy": ("prodigyopt", "Prodigy"), "schedule_free": ("schedulefree", "AdamWScheduleFree")}
+"""Optimisers that come from a package of their own: its name, and that of the class."""
+LOWEST = 0.01
+"""The share of the learning rate that a falling schedule ends at."""
 
 
 class EMA:
@@ -54,10 +63,47 @@ class EMA:
             mine.copy_(state["tensors"][name])
 
 
-class Optimiser:
-    """AdamW with linear warm-up and clipped gradients: one ``step`` a batch.
+def scale_rate(schedule: str, update: int, steps: int, warm_up: int, restarts: int = 3) -> float:
+    """The factor of the learning rate at ``update`` (from 1) of ``steps``.
 
-    Official values: lr 1e-4, betas (0.9, 0.999), weight decay 0.01, warm-up over 1 update, gradient norm 1.
+    Linear warm-up, then "constant", "linear" or "cosine" down to :data:`LOWEST`, or "restarts" (SGDR, Loshchilov &
+    Hutter 2016): that many cosines, each from the top.
+    """
+    if update <= warm_up:
+        return update / max(1, warm_up)
+    past = min(1.0, (update - warm_up) / max(1, steps - warm_up))
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1 - (1 - LOWEST) * past
+    within = past if schedule == "cosine" or past == 1 else past * restarts % 1
+    return LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * within)) / 2
+
+
+def build(kind: str, parameters: list[nn.Parameter], lr: float, seed: int = 0, **options: Any) -> torch.optim.Optimizer:
+    """The optimiser that the settings call ``kind``; :class:`WrongInput` where its package is not installed."""
+    if kind in PACKAGES:
+        package, name = PACKAGES[kind]
+        try:
+            made = getattr(importlib.import_module(package), name)
+        except ImportError as error:
+            raise WrongInput(
+                f"The optimiser '{kind}' comes from the Python package {package}, which is not installed. Install it "
+                "into ComfyUI's Python (pip install {package}), or choose adamw.".replace("{package}", package)
+            ) from error
+        return made(parameters, lr=lr, **options)
+    if kind == "adamw_8bit":
+        return AdamW8bit(parameters, lr=lr, seed=seed, **options)
+    if kind == "adafactor":
+        return Adafactor(parameters, lr=lr, seed=seed, weight_decay=options.get("weight_decay", 0.0))
+    return torch.optim.AdamW(parameters, lr=lr, fused=True, **options)
+
+
+class Optimiser:
+    """Steps with warm-up, a schedule and clipped gradients: one ``step`` a batch.
+
+    Official values: AdamW, lr 1e-4, betas (0.9, 0.999), weight decay 0.01, warm-up over 1 update, gradient norm 1.
+    ``schedule`` gives the factor of the rate from the number of the update; by default the warm-up alone.
     """
 
     def __init__(
@@ -65,17 +111,25 @@ class Optimiser:
         parameters: Iterable[nn.Parameter],
         lr: float = 1e-4,
         *,
+        kind: str = "adamw",
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.01,
         warm_up: int = 1,
         clip: float = 1.0,
+        seed: int = 0,
+        schedule: Callable[[int], float] | None = None,
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.lr, self.warm_up, self.clip, self.updates = lr, warm_up, clip, 0
-        self.adamw = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        self.lr, self.clip, self.updates = lr, clip, 0
+        self.schedule = schedule or (lambda update: min(1.0, update / max(1, warm_up)))
+        self.inner = build(kind, self.parameters, lr, seed, betas=betas, weight_decay=weight_decay)
+        if hasattr(self.inner, "train"):
+            self.inner.train()
+        self.fused: list[Any] = []
+        self.armed = self.broken = False
 
     def step(self, loss: Tensor, factor: float = 1.0) -> float:
-        """Backward, clip, update with lr · ``factor`` · warm-up; returns the gradient norm before clipping.
+        """Backward, clip, update with lr · ``factor`` · schedule; returns the gradient norm before clipping.
 
         A loss or a gradient that is not finite leaves the weights as they are and returns NaN.
         """
@@ -85,24 +139,64 @@ class Optimiser:
 
     def clear(self) -> None:
         """Drop all gradients, before the first backward of a step that has several."""
-        self.adamw.zero_grad(set_to_none=True)
+        self.inner.zero_grad(set_to_none=True)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last update."""
+        return self.inner.param_groups[0]["lr"]
+
+    def set_rate(self, factor: float = 1.0) -> None:
+        """Count an update and give its learning rate to the optimiser."""
+        self.updates += 1
+        for group in self.inner.param_groups:
+            group["lr"] = self.lr * factor * self.schedule(self.updates)
 
     def update(self, factor: float = 1.0) -> float:
         """The second half of :meth:`step`, from the gradients that are there; NaN where they are not finite."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         if not torch.isfinite(norm):
             return math.nan
-        self.updates += 1
-        for group in self.adamw.param_groups:
-            group["lr"] = self.lr * factor * min(1.0, self.updates / max(1, self.warm_up))
-        self.adamw.step()
+        self.set_rate(factor)
+        self.inner.step()
         return float(norm)
 
+    def fuse(self) -> None:
+        """From now on :meth:`arm` makes the next backward update each weight as soon as its gradient is there, and drop
+        that (Lv et al. 2023, LOMO, arXiv 2306.09782). Each gradient is then clipped on its own: their common norm is
+        not known before the last one."""
+        if not isinstance(self.inner, (AdamW8bit, Adafactor)):
+            raise WrongInput("Only adamw_8bit and adafactor can update during the backward pass. Choose one of them.")
+        self.fused = [p.register_post_accumulate_grad_hook(self._update_one) for p in self.parameters]
+
+    def arm(self) -> None:
+        """The next backward is the last of its step."""
+        self.set_rate()
+        self.armed, self.broken = True, False
+
+    def disarm(self) -> float:
+        """After that backward: NaN where a gradient was not finite, whose weight was left alone."""
+        self.armed = False
+        return math.nan if self.broken else 0.0
+
+    @torch.no_grad()
+    def _update_one(self, parameter: nn.Parameter) -> None:
+        if not self.armed:
+            return
+        norm = parameter.grad.float().norm()
+        if not torch.isfinite(norm):
+            self.broken = True
+        else:
+            share = self.clip * math.sqrt(parameter.numel() / sum(p.numel() for p in self.parameters))
+            parameter.grad.mul_(min(1.0, share / (float(norm) + 1e-6)))
+            self.inner.step_one(parameter)
+        parameter.grad = None
+
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's state and the number of updates."""
-        return {"adamw": self.adamw.state_dict(), "updates": self.updates}
+        """The optimiser's state and the number of updates."""
+        return {"inner": self.inner.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
-        self.adamw.load_state_dict(state["adamw"])
+        self.inner.load_state_dict(state.get("inner", state.get("adamw")))
         self.updates = state["updates"]

@@ -13,20 +13,78 @@ from torch import Tensor
 
 WHITE = (255, 255, 255)
 WIDE, HIGH, MARGIN = 768, 384, 48
+ORIENTATION = 0x0112
+"""EXIF: 5 to 8 stand for pictures that lie on their side."""
 
 
-def read_picture(path: Path) -> Tensor:
-    """RGB (3, H, W) uint8 of a picture file, upright, transparency on white; OSError for one that is not whole."""
+SIXTEEN = 257
+"""16-bit values to one 8-bit value: 65535 / 255."""
+OPENED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError)
+"""What Pillow raises for files that are no pictures, or not whole ones."""
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file, upright, from its header alone; OSError for one that cannot be opened.
+
+    A PNG's checksums are read too, so that a torn one is found before training.
+    """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
+            (width, height), exif = file.size, Image.Exif()
+            exif.load(file.info.get("exif", b""))  # the file's own getexif decodes a whole PNG to look for one
+            turned = exif.get(ORIENTATION, 1) >= 5
+            if file.format == "PNG":
+                file.verify()
+    except OPENED as error:
+        raise OSError(f"{path.name} cannot be opened ({error})") from error
+    return (height, width) if turned else (width, height)
+
+
+def read_picture(path: Path, least: tuple[int, int] | None = None) -> Tensor:
+    """RGB (3, H, W) uint8 of a picture file, upright, transparency on white; OSError for one that is not whole.
+
+    16-bit and float pictures are brought to 8 bits. ``least`` is the (width, height) that is needed: a picture more
+    than four times as large is halved as often as leaves twice of it, while it is decoded where the format can.
+    """
+    try:
+        with Image.open(path) as file:
+            if least is not None and max(file.size) > 4 * max(least):
+                file.draft("RGB", (2 * max(least), 2 * max(least)))
+            image = scale_to_bytes(file)
+            image = ImageOps.exif_transpose(image)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
-            pixels = np.array(image.convert("RGB"))
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image = image.convert("RGB")
+            if least is not None and (times := min(image.size) // (2 * max(least))) > 1:
+                image = image.reduce(times)
+            pixels = np.array(image)
+    except OPENED as error:
         raise OSError(f"{path.name} cannot be opened ({error})") from error
     return torch.from_numpy(pixels).movedim(-1, 0).contiguous()
+
+
+def scale_to_bytes(image: Image.Image) -> Image.Image:
+    """``image`` in a mode of 8 bits. Pillow's own conversion cuts 16-bit and float values off at 255.
+
+    Whole numbers above 255 are taken as 16-bit, floats as 0 to 1 or, where they go further than 16, as 0 to 255.
+    Raises ValueError for values that fit neither.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values = np.array(image).astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and low >= 0 and (high <= 1.001 or 16 < high <= 255)):
+            raise ValueError(f"its values go from {low:.3g} to {high:.3g}; floats have to lie in 0 to 1 or 0 to 255")
+        values = values * 255 if high <= 1.001 else values
+    elif image.mode != "I" or high > 255:
+        if low < 0 or high > 65535:
+            raise ValueError(f"its values go from {low:.0f} to {high:.0f}; whole numbers have to lie in 0 to 65535")
+        values = values / SIXTEEN
+    made = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    made.info = {key: value for key, value in image.info.items() if key == "exif"}
+    return made
 
 
 def draw_losses(losses: Sequence[float], title: str) -> Tensor:

@@ -1,8 +1,11 @@
-"""One LoRA run put together: what the node and the command line share, whoever encoded the pictures and the text."""
+"""One run put together: what the node and the command line share, whoever encoded the pictures and the text."""
 
 from __future__ import annotations
 
-import json
+import csv
+import io
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,26 +16,37 @@ from torch import Tensor, nn
 from ..diffusion.noise import NoiseStreams
 from ..diffusion.sampling import OFFICIAL, Guidance, pair_conditions, sample, timesteps
 from ..errors import BadValues
-from ..files.clip import TextConfig
-from ..nets.stage_c import StageCConfig
 from . import export
-from .checkpoint import Store, train
+from .checkpoint import Store, check_target, train, write_whole
 from .distributed import ALONE, Crew
-from .frozen_net import frozen_net
-from .lora_layers import Lora
 from .memory import Plan, plan
-from .objectives import Row, StageCObjective, repeat_tokens
+from .objectives import ALL, Row, repeat_tokens
 from .settings import Settings
+from .tasks import TASKS, Ingredients, LoraTask
 from .trainer import Trainer
-from .words import TABLE, Tokenizer, Word, Words, WordsObjective, find_words, text_tower, token_ids
+from .words import Tokenizer, Word, find_words, token_ids
+
+log = logging.getLogger(__name__)
+
+LATENTS = ("latent", f"{ALL}latent")
+STATE_COPIES = 3
+"""States on the disk at once: the newest, the one before, and a draft."""
+
+
+@dataclass
+class Sample:
+    """A prompt to watch: its row ("text" and "pooled", or "ids") and the cells of its Stage C latent."""
+
+    prompt: str
+    row: Row
+    cells: tuple[int, int]
 
 
 @dataclass
 class Lesson:
-    """Everything that a run needs. ``rows``, ``empty`` and the prompt of live samples, ``sample``, are encoded.
+    """Everything that a run needs. ``rows``, ``empty`` and ``samples`` are encoded, ``given`` are the models.
 
-    ``config`` and ``weights`` are Stage C's, ``text`` those of the text encoder where ``words`` are learned: then rows,
-    ``empty`` and ``sample`` hold "ids" too. The weights are let go of as soon as the run has its own copy.
+    repeats: how often an epoch shows each row.
     """
 
     settings: Settings
@@ -41,19 +55,17 @@ class Lesson:
     bfloat16: bool
     rows: list[Row]
     empty: Row
-    sample: Row
-    config: StageCConfig
-    weights: dict[str, Tensor]
-    text: tuple[TextConfig, dict[str, Tensor]] | None = None
-    words: list[Word] = field(default_factory=list)
+    samples: list[Sample]
+    given: Ingredients
+    repeats: list[int] = field(default_factory=list)
 
     def plan(self, processes: int = 1) -> Plan:
         """The memory that a process of the run will take."""
-        cells = max(row["latent"][0].numel() for row in self.rows)
-        text = sum(value.numel() for value in self.text[1].values()) if self.text else 0
+        cells = max(math.prod(row[name].shape[-2:]) for row in self.rows for name in LATENTS if name in row)
+        text = sum(value.numel() for value in self.given.text[1].values()) if self.given.text else 0
         return plan(
-            "stage_c",
-            self.config,
+            self.given.kind,
+            self.given.config,
             self.settings,
             device=self.device.type,
             processes=processes,
@@ -69,128 +81,137 @@ class Run:
         settings = self.settings = lesson.settings
         self.lesson, self.identity = lesson, lesson.identity
         lesson.rows = [copy_row(row) for row in lesson.rows]
-        lesson.empty, lesson.sample = copy_row(lesson.empty), copy_row(lesson.sample)
-        base, device = settings.base_on(lesson.device.type), lesson.device
-        self.net = frozen_net(
-            "stage_c", lesson.config, lesson.weights, base=base, checkpointing=settings.checkpointing, device=device
-        )
-        self.lora = Lora(
-            self.net, settings.rank, settings.alpha, settings.blocks, settings.seed, settings.layout == "official"
-        )
-        told = {
-            "device": device,
-            "bfloat16": lesson.bfloat16,
-            "shift": settings.shift,
-            "offset": settings.offset_noise,
-            "drop_text": settings.drop_text,
-        }
-        self.words, names = None, ("latent", "text", "pooled")
-        if lesson.text is None:
-            objective = StageCObjective(self.net, lesson.empty, **told)
-        else:
-            self.words, names = Words(lesson.words, lesson.text[1][TABLE]), ("latent", "ids")
-            objective = WordsObjective(self.net, lesson.empty, **told)
-            objective.tower = text_tower(*lesson.text, self.words, base=base, device=device)
-        lesson.weights, lesson.text = {}, None
-        learned = nn.ModuleDict({"lora": self.lora, **({} if self.words is None else {"words": self.words})})
-        rows = [{name: row[name] for name in names} for row in lesson.rows]
-        self.trainer = Trainer(objective, learned, rows, settings, crew)
+        lesson.empty = copy_row(lesson.empty)
+        for watched in lesson.samples:
+            watched.row = copy_row(watched.row)
+        task = self.task = TASKS[settings.what](lesson.given, settings, lesson.empty, lesson.device, lesson.bfloat16)
+        wanted = {*task.rows, "mask", "weight", *(ALL + name for name in task.rows), f"{ALL}mask"}
+        rows = [{name: value for name, value in row.items() if name in wanted} for row in lesson.rows]
+        self.trainer = Trainer(task.objective, task.learned, rows, settings, crew, lesson.repeats or None)
 
-    def train(self, folder: Path, target: Callable[[], Path], on_step: Callable[[Trainer], None] | None = None) -> Path:
-        """Train with the state in ``folder``, and LoRAs of the way in ``folder``/checkpoints; write ``target()``.
+    @property
+    def net(self) -> nn.Module:
+        """The network that paints: Stage C or Stage B."""
+        return self.task.net
 
-        A run that diverges writes its last good state before the error goes on.
+    def train(
+        self,
+        folder: Path,
+        target: Callable[[], Path],
+        on_step: Callable[[Trainer], None] | None = None,
+        on_start: Callable[[Trainer], None] | None = None,
+    ) -> Path:
+        """Train with the state in ``folder``, and files of the way in ``folder``/checkpoints; write ``target()``.
+
+        Both places are tried before the first step. A run that diverges writes its last good state before the error
+        goes on, if that has learned anything.
         """
-        every = self.settings.save_every
+        every, first = self.settings.save_every, self.trainer.crew.rank == 0
+        if first:
+            size = sum(value.nbytes for value in self.trainer.learned.state_dict().values())
+            check_target(target().parent, 2 * size)
+            check_target(folder, STATE_COPIES * 3 * size)
 
         def on_save(trainer: Trainer) -> None:
             if trainer.step and every and trainer.step % every == 0:
                 self.save(folder / "checkpoints" / f"{self.settings.name}-step{trainer.step:06d}.safetensors")
+            save_losses(trainer, folder / "losses.csv")
 
-        first = self.trainer.crew.rank == 0
         try:
-            train(self.trainer, Store(folder, self.identity), on_step, on_save)
+            train(self.trainer, Store(folder, self.identity), on_step, on_save, on_start)
         except BadValues:
-            if first:
+            if first and self.trainer.step:
                 self.save(target())
             raise
         path = target()
         if first:
             self.save(path)
+            save_losses(self.trainer, folder / "losses.csv")
         return path
 
     def save(self, path: Path) -> None:
-        """Write the LoRA as it is now, learned words with it, in the layout of the settings."""
-        told = export.metadata(self.settings, self.identity, self.trainer.step)
-        if self.settings.layout == "official":
-            tensors = self.official()
-            fresh = {word.text: word.pattern for word in self.lesson.words if word.pattern}
-            told.update({export.TOKENS: json.dumps(fresh)} if fresh else {})
-        else:
-            tensors = {
-                **self.comfyui(),
-                **{f"bundle_emb.{word.text}.clip_g": vector[None] for word, vector in self.word_vectors()},
-            }
-        export.save_lora(tensors, path, told)
-
-    def learned(self) -> dict[str, Tensor]:
-        """The LoRA's part of the result."""
-        return {key[len("lora.") :]: value for key, value in self.trainer.result().items() if key.startswith("lora.")}
+        """Write what was learned, in the layout of the settings."""
+        file = self.task.write(self.trainer.result())
+        told = export.metadata(self.settings, self.identity, self.trainer.step, **file.metadata)
+        export.save_tensors(file.tensors, path, told, torch.float16 if self.settings.is_lora else None)
 
     def comfyui(self) -> dict[str, Tensor]:
-        """The LoRA under ComfyUI's names."""
-        return export.comfyui_names(self.lora, self.learned())
-
-    def official(self) -> dict[str, Tensor]:
-        """The LoRA in the official layout, offsets of learned words with it."""
-        found = export.official_names(self.lora, self.learned(), self.net)
-        if self.words is not None:
-            found["embeddings.embeddings"] = self.trainer.result()["words.offsets"]
-            found["embeddings.indices"] = torch.tensor([word.token for word in self.words.words])
-        return found
-
-    def word_vectors(self) -> list[tuple[Word, Tensor]]:
-        """Each learned word and what stands for it in the token table."""
-        if self.words is None:
-            return []
-        vectors = self.words.rows.cpu() + self.trainer.result()["words.offsets"].cpu()
-        return list(zip(self.words.words, vectors))
+        """The result under the names that the host patches a model by, whatever layout is written."""
+        return self.task.name_for_host(self.trainer.result())
 
     def save_words(self, folder: Path, stem: str) -> list[tuple[str, str]]:
-        """Each learned word as an embedding file; pairs of the word and the file's stem."""
+        """Each learned word as an embedding file of its own; pairs of the word and the file's stem."""
         made = []
-        for word, vector in self.word_vectors():
+        vectors = self.task.word_vectors(self.trainer.result()) if isinstance(self.task, LoraTask) else []
+        for word, vector in vectors:
             plain = "".join(letter for letter in word.text if letter.isalnum() or letter in "-_") or str(word.token)
-            path = folder / f"{stem}_{plain}.safetensors"
-            export.save_lora({"clip_g": vector[None]}, path, {"format": "pt", export.RUN: self.identity}, torch.float32)
+            run = f"{self.identity} {word.text}"
+            path = export.find_free_path(folder, f"{stem}_{plain}", run)
+            export.save_tensors({"clip_g": vector[None]}, path, {"format": "pt", export.RUN: run}, torch.float32)
             made.append((word.text, path.stem))
         return made
 
-    def paint_latent(self) -> Tensor:
-        """A Stage C latent (1, 16, h, w) of the samples' prompt, as the network paints it now."""
-        lesson, row, objective = self.lesson, self.lesson.sample, self.trainer.objective
-        if isinstance(objective, WordsObjective):
-            with torch.no_grad():
-                text, pooled = objective.tower(row["ids"][None].to(lesson.device))
-            row = {"text": text[0].cpu(), "pooled": pooled[0].cpu()}
-        return sample_latent(
-            self.net,
-            row,
-            lesson.empty,
-            lesson.rows[0]["latent"].shape,
-            seed=self.settings.seed,
-            device=lesson.device,
-            bfloat16=lesson.bfloat16,
-        ).cpu()
+    def paint_latents(self) -> list[Tensor]:
+        """A Stage C latent (1, 16, h, w) of each watched prompt, as the network paints it now; none for Stage B."""
+        lesson = self.lesson
+        if lesson.given.kind != "stage_c":
+            return []
+        return [
+            sample_latent(
+                self.net,
+                self.task.encode_sample(watched.row),
+                lesson.empty,
+                (16, *watched.cells),
+                seed=self.settings.seed,
+                device=lesson.device,
+                bfloat16=lesson.bfloat16,
+            ).cpu()
+            for watched in lesson.samples
+        ]
 
 
-def add_words(lesson: Lesson, captions: Sequence[str], prompt: str, tokenizer: Tokenizer) -> None:
-    """Give ``lesson``, which has the text encoder, the words of its settings and the token ids of its captions."""
-    lesson.words = find_words(lesson.settings.tokens, tokenizer, lesson.text[0].vocab_size)
-    for row, caption in zip(lesson.rows, captions):
-        row["ids"] = token_ids(caption, lesson.words, tokenizer)
-    lesson.empty["ids"] = token_ids("", lesson.words, tokenizer)
-    lesson.sample["ids"] = token_ids(prompt, lesson.words, tokenizer)
+def save_losses(trainer: Trainer, path: Path) -> None:
+    """The loss of every step, and that on fixed noise where it was taken, as CSV."""
+    judged, text = dict(trainer.judged), io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["step", "loss", "loss on fixed noise"])
+    rows.writerow([0, "", f"{judged[0]:.6g}" if 0 in judged else ""])
+    for step, loss in enumerate(trainer.losses, 1):
+        rows.writerow([step, f"{loss:.6g}", f"{judged[step]:.6g}" if step in judged else ""])
+    write_whole(path, lambda draft: draft.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def parse_prompts(text: str, resolution: int, first: str) -> list[tuple[str, tuple[int, int]]]:
+    """The watched prompts, one a line, each with the cells (h, w) of its latent: ``a red apple | 1024x768`` in pixels
+    of the picture, by default the square of the training's resolution. ``first`` stands for an empty text."""
+    found = []
+    for line in text.splitlines() or [""]:
+        prompt, _, size = (part.strip() for part in line.rpartition("|")) if "|" in line else (line.strip(), "", "")
+        sides = [side for side in size.lower().replace("×", "x").split("x") if side.strip().isdigit()]
+        side = max(1, resolution // 32)
+        cells = (side, side)
+        if len(sides) == 2:
+            full = resolution * 4 / 3  # pixels that the model paints for what the image encoder sees
+            wide, high = (max(1, round(int(pixels) / full * side)) for pixels in sides)
+            cells = (high, wide)
+        found.append((prompt or first, cells))
+    return found
+
+
+def add_words(lesson: Lesson, captions: Sequence[Sequence[str]], prompts: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Give ``lesson``, whose text encoder learns, the words of its settings and the token ids of all its texts."""
+    words = lesson.given.words = make_words(lesson, tokenizer)
+    for row, lines in zip(lesson.rows, captions):
+        ids = [token_ids(line, words, tokenizer) for line in lines]
+        row.update({"ids": ids[0]} if len(ids) == 1 else {f"{ALL}ids": torch.stack(ids)})
+    lesson.empty["ids"] = token_ids("", words, tokenizer)
+    for watched, prompt in zip(lesson.samples, prompts):
+        watched.row["ids"] = token_ids(prompt, words, tokenizer)
+
+
+def make_words(lesson: Lesson, tokenizer: Tokenizer) -> list[Word]:
+    """The words of the settings."""
+    return find_words(lesson.settings.tokens, tokenizer, lesson.given.text[0].vocab_size)
 
 
 def copy_row(row: Row) -> dict[str, Tensor]:

@@ -11,16 +11,23 @@ from torch import Tensor, nn
 
 from ..errors import WrongInput
 from .distributed import ALONE, Crew
-from .losses import AdaptiveLossWeight, p2_weight, velocity_weight
+from .losses import AdaptiveLossWeight, min_snr_weight, p2_weight, velocity_weight
 from .objectives import Losses, Row, row_signature
-from .optimiser import EMA, Optimiser
-from .seeding import choose_pictures, generator
-from .settings import Settings
+from .optimiser import EMA, Optimiser, scale_rate
+from .seeding import BatchOrder, generator
+from .settings import SLIM, Settings
 
 WINDOW = 10
 """Steps over which a loss is judged."""
 GROWTH = 1.5
 """A mean loss this much above that of knowing nothing (or of the first step, if higher) has diverged."""
+JUDGED, JUDGED_GROWTH = 16, 1.2
+"""Samples with the same noise each time, and how much above the best of their losses means that training went wrong.
+They have little chance in them: a good run never gives back a fifth of what it started from."""
+TOGETHER = 25_000_000
+"""Numbers of gradients that are summed over the processes at once."""
+
+WEIGHTS = {"p2": p2_weight, "velocity": velocity_weight, "min_snr": min_snr_weight}
 
 
 class Objective(Protocol):
@@ -56,7 +63,13 @@ class Trainer:
     """
 
     def __init__(
-        self, objective: Objective, learned: nn.Module, rows: Sequence[Row], settings: Settings, crew: Crew = ALONE
+        self,
+        objective: Objective,
+        learned: nn.Module,
+        rows: Sequence[Row],
+        settings: Settings,
+        crew: Crew = ALONE,
+        repeats: Sequence[int] | None = None,
     ) -> None:
         if not rows:
             raise WrongInput("There are no pictures to train on. Give at least one picture with a caption.")
@@ -66,16 +79,29 @@ class Trainer:
                 "batch_size, or start fewer processes."
             )
         self.objective, self.learned, self.rows, self.settings, self.crew = objective, learned, rows, settings, crew
+        self.order = BatchOrder(settings.seed, settings.batch_size, [row_signature(row) for row in rows], repeats)
         self.optimiser = Optimiser(
             learned.parameters(),
             settings.learning_rate,
+            kind=settings.optimiser,
             weight_decay=settings.weight_decay,
-            warm_up=settings.warm_up,
             clip=settings.clip,
+            seed=settings.seed,
+            schedule=lambda update: scale_rate(
+                settings.schedule, update, settings.steps, settings.warm_up, settings.restarts
+            ),
         )
+        if (
+            settings.optimiser in SLIM
+            and crew.size == 1
+            and any(p.dtype == torch.bfloat16 for p in learned.parameters())
+        ):
+            self.optimiser.fuse()
         self.ema = EMA(learned, settings.ema) if settings.ema else None
         self.adaptive = AdaptiveLossWeight() if settings.loss_weight == "adaptive" else None
         self.losses: list[float] = []
+        self.judged: list[tuple[int, float]] = []
+        """Losses on the same noise each time, with their steps."""
         self.whole = True
         """False while an update is half done, which must not be saved."""
 
@@ -87,29 +113,40 @@ class Trainer:
     def update(self) -> float:
         """One update; returns the mean loss of its pictures. Raises :class:`Diverged` and leaves the weights alone."""
         batch = self.settings.batch_size
-        pictures = choose_pictures(self.settings.seed, self.step, batch, len(self.rows))
+        self.judge()
+        pictures = self.order.choose(self.step)
         self.optimiser.clear()
-        taken = torch.zeros(batch, 2, dtype=torch.float64)  # raw loss and logsnr of every place
-        for places in self.parts(pictures):
+        taken = torch.zeros(batch, 2)  # raw loss and logsnr of every place
+        parts = self.parts(pictures)
+        for number, places in enumerate(parts):
             raw, level = self.objective.losses(
                 [self.rows[pictures[place]] for place in places],
                 [generator(self.settings.seed, "sample", self.step, place) for place in places],
             )
-            weights = self.weights(level, raw)
-            ((raw * weights).sum() / batch).backward()
-            taken[places, 0] = raw.detach().double().cpu()
+            taken[places, 0] = raw.detach().float().cpu()
             if level is not None:
-                taken[places, 1] = level.detach().double().cpu()
-        self.crew.sum(taken)
-        loss = float(taken[:, 0].mean())
-        self.check([*self.losses, loss])
-        self.sum_gradients()
-        self.whole = False
-        if math.isnan(self.optimiser.update()):
-            self.whole = True
+                taken[places, 1] = level.detach().float().cpu()
+            last = bool(self.optimiser.fused) and number == len(parts) - 1
+            if last:
+                self.check([*self.losses, float(taken[:, 0].mean())])
+                self.whole = False
+                self.optimiser.arm()
+            ((raw * self.weights(level, raw)).sum() / batch).backward()
+        taken = self.crew.sum(taken)
+        loss = float(taken[:, 0].double().mean())
+        if self.optimiser.fused:
+            norm = self.optimiser.disarm()
+        else:
+            self.check([*self.losses, loss])
+            self.sum_gradients()
+            self.whole = False
+            norm = self.optimiser.update()
+            self.whole = math.isnan(norm)
+        if math.isnan(norm):
             raise Diverged(f"a gradient of step {self.step + 1} is not a number")
+        self.whole = False
         if self.adaptive is not None:
-            self.adaptive.update(taken[:, 1].float(), taken[:, 0].float())
+            self.adaptive.update(taken[:, 1], taken[:, 0])
         if self.ema is not None:
             self.ema.update(self.learned)
         self.losses.append(loss)
@@ -122,15 +159,34 @@ class Trainer:
         if found:
             raise Diverged(found)
 
+    @torch.no_grad()
+    def judge(self) -> None:
+        """When it is due, the loss on fixed samples with fixed noise, weighted as it is trained. Raises
+        :class:`Diverged` where it says so."""
+        every = self.settings.validate_every
+        if not every or self.step % every or any(step == self.step for step, _ in self.judged):
+            return
+        places = range(max(JUDGED, self.crew.size))
+        found = torch.zeros(len(places))
+        for place in places[self.crew.rank :: self.crew.size]:
+            row, chance = self.rows[place % len(self.rows)], generator(self.settings.seed, "judged", place)
+            raw, level = self.objective.losses([row], [chance])
+            weight = 1.0 if self.adaptive is not None else self.weights(level, raw)  # adaptive ones change on the way
+            found[place] = (raw * weight).detach().float().cpu()[0]
+        mean = float(self.crew.sum(found).double().mean())
+        best = min((loss for _, loss in self.judged), default=math.inf)
+        if not math.isfinite(mean):
+            raise Diverged(f"the loss on fixed noise at step {self.step} is not a number")
+        if mean > JUDGED_GROWTH * best:
+            raise Diverged(f"the loss on fixed noise grew from {best:.3g} to {mean:.3g} at step {self.step}")
+        self.judged.append((self.step, mean))
+
     def parts(self, pictures: Sequence[int]) -> list[list[int]]:
-        """This process's places of the batch, cut into parts of one signature that fit into memory."""
+        """This process's places of the batch, cut into parts that fit into memory."""
         batch, crew = len(pictures), self.crew
         own = range(batch * crew.rank // crew.size, batch * (crew.rank + 1) // crew.size)
         most = max(1, -(-batch // (crew.size * self.settings.accumulation)))
-        alike: dict[Any, list[int]] = {}
-        for place in own:
-            alike.setdefault(row_signature(self.rows[pictures[place]]), []).append(place)
-        return [places[i : i + most] for places in alike.values() for i in range(0, len(places), most)]
+        return [list(own[i : i + most]) for i in range(0, len(own), most)]
 
     def weights(self, level: Tensor | None, raw: Tensor) -> Tensor:
         """How much each loss counts."""
@@ -138,23 +194,35 @@ class Trainer:
             return torch.ones_like(raw)
         if self.adaptive is not None:
             return self.adaptive.weights(level).to(raw.device)
-        return (velocity_weight if self.settings.loss_weight == "velocity" else p2_weight)(level).to(raw.device)
+        return WEIGHTS[self.settings.loss_weight](level).to(raw.device)
 
     def sum_gradients(self) -> None:
         """Every process gets the sum of all gradients. A parameter that took no part has the gradient 0."""
-        for parameter in self.optimiser.parameters:
+        parameters, waiting, size = self.optimiser.parameters, [], 0
+        for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if self.crew.size > 1:
-            together = torch.cat([parameter.grad.flatten() for parameter in self.optimiser.parameters])
-            self.crew.sum(together)
-            sizes = [parameter.numel() for parameter in self.optimiser.parameters]
-            for parameter, grad in zip(self.optimiser.parameters, together.split(sizes)):
-                parameter.grad.copy_(grad.view_as(parameter))
+        if self.crew.size == 1:
+            return
+        for number, parameter in enumerate(parameters):
+            waiting.append(parameter)
+            size += parameter.numel()
+            if size >= TOGETHER or number == len(parameters) - 1:
+                together = self.crew.sum(torch.cat([p.grad.flatten().float() for p in waiting]))
+                for one, grad in zip(waiting, together.split([p.numel() for p in waiting])):
+                    one.grad.copy_(grad.view_as(one))
+                waiting, size = [], 0
 
     def result(self) -> dict[str, Tensor]:
         """The learned tensors, averaged ones where they are kept."""
-        return self.ema.tensors if self.ema is not None else self.learned.state_dict()
+        if self.ema is not None:
+            return self.ema.tensors
+        if not hasattr(self.optimiser.inner, "eval"):
+            return self.learned.state_dict()
+        self.optimiser.inner.eval()  # schedule-free: the average is the result, the weights are where it looks
+        found = {name: value.clone() for name, value in self.learned.state_dict().items()}
+        self.optimiser.inner.train()
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -162,13 +230,15 @@ class Trainer:
         return {
             "learned": self.learned.state_dict(),
             "losses": list(self.losses),
+            "judged": list(self.judged),
             **{name: part.state_dict() for name, part in parts.items() if part is not None},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self.learned.load_state_dict(state["learned"])
-        self.losses = list(state["losses"])
+        self.whole = True
+        self.losses, self.judged = list(state["losses"]), [tuple(pair) for pair in state["judged"]]
         for name, part in (("optimiser", self.optimiser), ("ema", self.ema), ("adaptive", self.adaptive)):
             if part is not None:
                 part.load_state_dict(state[name])

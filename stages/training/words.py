@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import WrongInput
 from ..files.clip import TextConfig
+from .dataset import Picture, list_names
 from .frozen_net import FrozenLinear
 from .objectives import Row, StageCObjective, stack_rows
 
@@ -203,6 +204,21 @@ def token_ids(caption: str, words: Sequence[Word], tokenizer: Tokenizer) -> Tens
         for token in ([piece.token] if isinstance(piece, Word) else tokenize(piece, tokenizer))
     ][: LENGTH - 2]
     return torch.tensor([START, *body, *[END] * (LENGTH - 1 - len(body))])
+
+
+def count_tokens(pictures: Sequence[Picture], tokenizer: Tokenizer) -> str:
+    """Which captions are longer than what is trained on, in one sentence; "" for none."""
+    long = [
+        picture.name
+        for picture in pictures
+        if any(len(tokenizer(caption)["input_ids"]) > LENGTH for caption in picture.captions)
+    ]
+    if not long:
+        return ""
+    return (
+        f"Captions of more than {LENGTH - 2} tokens, whose rest is left out as officially ({len(long)}): "
+        f"{list_names(long)}."
+    )
 
 
 def _cut(text: str, word: Word) -> list[str | Word]:

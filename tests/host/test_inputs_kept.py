@@ -61,6 +61,7 @@ NEW_EACH_TIME = {
         "TileDecoder",
         "RegionalPrompt",
         "TrainingSet",
+        "Train",
         "TrainLora",
         *GUIDANCE,
     )

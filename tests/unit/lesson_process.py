@@ -1,4 +1,7 @@
-"""A short training run as a process of its own: ``lesson_process.py RESULT [FOLDER]``."""
+"""A short training run as a process of its own: ``lesson_process.py RESULT [FOLDER]``.
+
+RESULT is a file for the one run, or with ``LESSON_KINDS`` one for a run of each kind that this names.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lessons import SHORT, rows, trainer
 
-from cascade_studio.stages.training.checkpoint import Store, train
-from cascade_studio.stages.training.distributed import ALONE, Crew, from_environment
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from studio import load_pack  # noqa: E402
+
+load_pack()
+from lessons import SHORT, rows, run_of, trainer  # noqa: E402
+
+from cascade_studio.stages.training.checkpoint import Store, train  # noqa: E402
+from cascade_studio.stages.training.distributed import ALONE, Crew, from_environment  # noqa: E402
+from cascade_studio.stages.training.trainer import Trainer  # noqa: E402
 
 SETTINGS = replace(SHORT, steps=7, batch_size=4, accumulation=2, loss_weight="adaptive", offset_noise=0.1, save_every=2)
 
@@ -23,12 +32,7 @@ def train_here(stores_in: Path | None, crew: Crew = ALONE) -> dict[str, Any]:
     torch.set_num_threads(1)
     settings = SETTINGS if crew.size > 1 else replace(SETTINGS, accumulation=4)
     run = trainer(settings, rows(((4, 4), (2, 6), (4, 4), (6, 2), (4, 4))), crew)
-    slowly = os.environ.get("LESSON_SLOWLY")
-    if stores_in is None:
-        while run.step < settings.steps:
-            run.update()
-    else:
-        train(run, Store(stores_in, settings.identity()), lambda _: time.sleep(0.3 if slowly else 0))
+    go_through(run, stores_in)
     return {
         "learned": run.learned.state_dict(),
         "losses": run.losses,
@@ -37,8 +41,28 @@ def train_here(stores_in: Path | None, crew: Crew = ALONE) -> dict[str, Any]:
     }
 
 
+def train_kind(kind: str, stores_in: Path | None, crew: Crew = ALONE) -> dict[str, Any]:
+    """Train one of :data:`lessons.KINDS`, with float32 weights, whose sums do not depend on how they are shared."""
+    torch.set_num_threads(1)
+    run = run_of(kind, crew, steps=3, weights="fp32", optimiser="adamw", validate_every=2).trainer
+    go_through(run, stores_in)
+    return {"learned": run.learned.state_dict(), "losses": run.losses, "judged": run.judged}
+
+
+def go_through(run: Trainer, stores_in: Path | None) -> None:
+    """All steps of ``run``; with a folder for its states, from where it was."""
+    slowly = os.environ.get("LESSON_SLOWLY")
+    if stores_in is None:
+        while run.step < run.settings.steps:
+            run.update()
+    else:
+        train(run, Store(stores_in, run.settings.identity()), lambda _: time.sleep(0.3 if slowly else 0))
+
+
 if __name__ == "__main__":
-    crew = from_environment()
+    crew, _ = from_environment()
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    torch.save(train_here(folder, crew), sys.argv[1])
+    kinds = os.environ.get("LESSON_KINDS", "").split()
+    found = {kind: train_kind(kind, folder, crew) for kind in kinds} if kinds else train_here(folder, crew)
+    torch.save(found, sys.argv[1])
     crew.close()

@@ -207,7 +207,7 @@ def test_optimiser_warms_up_and_clips():
     assert weight.grad.norm() == pytest.approx(1, rel=1e-4)
     assert weight.detach().tolist() == pytest.approx([-0.025] * 4, rel=1e-4), "a quarter of the rate"
     optimiser.step(weight.sum(), factor=0.5)
-    assert optimiser.adamw.param_groups[0]["lr"] == pytest.approx(0.025)
+    assert optimiser.inner.param_groups[0]["lr"] == pytest.approx(0.025)
     before = weight.detach().clone()
     assert math.isnan(optimiser.step(weight.sum() * math.nan)) and torch.equal(weight, before)
     twin = optimisers.Optimiser([nn.Parameter(weight.detach().clone())], lr=0.1, weight_decay=0.0, warm_up=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -17,8 +18,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cascade_studio.commands import train
+from cascade_studio.commands import encoders, train
 from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.training.distributed import ALONE
 from cascade_studio.stages.training.export import TOKENS
 from cascade_studio.stages.training.settings import Settings
 
@@ -59,17 +61,20 @@ def test_a_run_from_files(config, tmp_path, caplog):
     path = train.run(read, "cpu")
     assert path == tmp_path / "run" / "small.safetensors" and len(load_file(path)) == 3 * 16
     assert "Memory plan" in caplog.text and "3 pictures with captions" in caplog.text
-    assert {p.name for p in (tmp_path / "run" / "state" / "checkpoints").iterdir()} == {
+    (state,) = (tmp_path / "run" / "state").iterdir()
+    assert {p.name for p in (state / "checkpoints").iterdir()} == {
         "small-step000002.safetensors",
         "small-step000004.safetensors",
     }
+    losses = (state / "losses.csv").read_text().splitlines()
+    assert losses[0] == "step,loss,loss on fixed noise" and len(losses) == 6 and losses[1].startswith("0,,0.")
     assert Image.open(tmp_path / "run" / "small.loss.png").size == (768, 384)
     longer = replace(read, settings=replace(read.settings, steps=6))
     before = load_file(path)
     train.run(longer, "cpu")
     assert any(not torch.equal(value, before[key]) for key, value in load_file(path).items())
-    with pytest.raises(WrongInput, match="other settings"):
-        train.run(replace(read, settings=replace(read.settings, seed=3)), "cpu")
+    other = train.run(replace(read, settings=replace(read.settings, seed=3)), "cpu")
+    assert other.name == "small_2.safetensors" and path.exists(), "other settings are another run, beside the first"
 
 
 def test_words_and_an_all_in_one_file(config, models, tmp_path):
@@ -140,3 +145,57 @@ def test_paths_are_relative_to_the_file(config, tmp_path):
     assert read.output == str(tmp_path / "run") and read.settings == Settings(
         name="small", steps=4, batch_size=2, learning_rate=1e-2, resolution=64, save_every=2
     )
+
+
+def test_encoders_are_let_go_of_before_training(config):
+    """They are 1.5 GB for the published models, and a run reads what they made from the cache."""
+    lesson = train.prepare_run(train.read_config(config), ALONE, torch.device("cpu"))
+    gc.collect()
+    alive = [thing for thing in gc.get_objects() if type(thing) is encoders.Coders]
+    assert not alive and len(lesson.rows) == 3
+
+
+@pytest.mark.parametrize("device, words", [("tpu", "no device 'tpu'"), ("cuda:7", "no device 'cuda:7'")])
+def test_devices_that_are_not_here_are_told(device, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(WrongInput, match=words):
+        train.check_device(device)
+    for known in (None, "cpu"):
+        train.check_device(known)
+
+
+def test_the_plan_alone_and_the_rates(config, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert train.main(["--config", str(config), "--plan"]) == 0
+    assert "Memory plan" in caplog.text and not (tmp_path / "run" / "small.safetensors").exists()
+    assert train.main(["--config", str(config), "--rates"]) == 0
+    assert "A learning rate to begin with" in caplog.text and caplog.text.count("rate 0.0") >= 3
+
+
+def test_several_folders_with_options(config, tmp_path):
+    values = json.loads(config.read_text())
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "more" / "a.png")
+    values["pictures"] = [{"folder": "pictures", "repeats": 3}, {"folder": "more", "caption": "plain", "weight": 0.5}]
+    config.write_text(json.dumps({**values, "mirrored": True, "preset": "style"}))
+    read = train.read_config(config)
+    assert read.settings.rank == 12 and read.settings.steps == 4, "the file's own settings come on top of the preset"
+    lesson = train.prepare_run(read, ALONE, torch.device("cpu"))
+    assert lesson.repeats == [3, 3, 3, 1]
+    assert [float(row["weight"]) for row in lesson.rows] == [1, 1, 1, 0.5]
+    assert all(row["all_latent"].shape[0] == 2 for row in lesson.rows)
+    for wrong, words in (
+        ([{"folder": "more", "colour": 1}], "has colour"),
+        ([{"repeats": 2}], "no folder"),
+        (3, "needs a path in quotes"),
+    ):
+        config.write_text(json.dumps({**values, "pictures": wrong}))
+        with pytest.raises(WrongInput, match=words):
+            train.read_config(config)
+
+
+def test_fewer_steps_than_were_made_are_refused(config):
+    read = train.read_config(config)
+    train.run(read, "cpu")
+    with pytest.raises(WrongInput, match="has made 4 steps already, and 2 are asked for"):
+        train.run(replace(read, settings=replace(read.settings, steps=2)), "cpu")

@@ -148,7 +148,7 @@ def test_comfyui_file(tmp_path):
     lora = lora_of(net, blocks=(ATTENTION, ".clf"))
     path = tmp_path / "lora.safetensors"
     told = export.metadata(SHORT, "run1", 6)
-    export.save_lora(export.comfyui_names(lora, lora.state_dict()), path, told, torch.float32)
+    export.save_tensors(export.comfyui_names(lora, lora.state_dict()), path, told, torch.float32)
     tensors = load_file(path)
     key = "lora_prior_unet_down_blocks_0_2_attention_attn_to_q"
     assert {f"{key}.lora_up.weight", f"{key}.lora_down.weight", f"{key}.alpha"} <= set(tensors)
@@ -199,7 +199,7 @@ def test_files_of_others_are_never_replaced(tmp_path):
     assert export.find_free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
     for run in ("run1", "run2"):
         path = export.find_free_path(tmp_path, "mine", run)
-        export.save_lora(export.comfyui_names(lora, lora.state_dict()), path, export.metadata(SHORT, run, 1))
+        export.save_tensors(export.comfyui_names(lora, lora.state_dict()), path, export.metadata(SHORT, run, 1))
     assert (
         path.name == "mine_2.safetensors" and export.find_free_path(tmp_path, "mine", "run1").name == "mine.safetensors"
     )

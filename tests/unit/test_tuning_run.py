@@ -23,7 +23,7 @@ from cascade_studio.stages.nets.encoder import EncoderConfig
 from cascade_studio.stages.nets.initial import initialise_stage_a, initialise_unet
 from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
 from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
-from cascade_studio.stages.training import checkpoint as stores
+from cascade_studio.stages.training import checkpoint as stores, distributed
 from cascade_studio.stages.training.checkpoint import Store, train
 from cascade_studio.stages.training.objectives import (
     ControlObjective,
@@ -303,14 +303,14 @@ def test_the_state_of_another_run_is_refused(tmp_path):
 
 def test_half_an_update_is_not_saved(tmp_path, monkeypatch):
     run, store = trainer(), Store(tmp_path, SHORT.identity())
-    real = run.optimiser.adamw.step
+    real = run.optimiser.inner.step
 
     def torn(*args, **kwargs):
         real()
         if run.step == 2:
             raise MemoryError
 
-    monkeypatch.setattr(run.optimiser.adamw, "step", torn)
+    monkeypatch.setattr(run.optimiser.inner, "step", torn)
     with pytest.raises(MemoryError):
         train(run, store)
     assert len(store.states()["losses"]) == 0, "the state from before the run is still there"
@@ -337,9 +337,8 @@ def test_nan_stops_and_keeps_the_last_good_state(tmp_path, at, good):
     """Good is what was saved before the ten steps in which it may have gone wrong already."""
     settings = replace(SHORT, steps=60, save_every=8)
     run, store, saved = poisoned(at, settings), Store(tmp_path, settings.identity()), []
-    with pytest.raises(
-        BadValues, match=f"the loss of step {at + 1} is not a number.*weights of step {good}, the last good"
-    ):
+    kept = f"weights of step {good}, the last good" if good else "No step before that was saved"
+    with pytest.raises(BadValues, match=f"the loss of step {at + 1} is not a number.*{kept}"):
         train(run, store, on_save=lambda trainer: saved.append(trainer.step))
     assert run.step == good == saved[-1]
     clean = finished(replace(settings, steps=good)) if good else trainer(settings)
@@ -378,6 +377,46 @@ def test_what_counts_as_trouble():
 
 def test_saves_by_time_as_well(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(stores, "SAVE_SHARE", 0)
     saved = []
     train(trainer(), Store(tmp_path, SHORT.identity()), on_save=lambda trainer: saved.append(trainer.step))
     assert saved == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_what_processes_share_lies_on_their_device(monkeypatch):
+    """A group of cards serves tensors of cards alone: a sum of numbers on the processor stopped the first step."""
+    seen = []
+    for name in ("init_process_group", "broadcast_object_list", "all_reduce"):
+        monkeypatch.setattr(torch.distributed, name, lambda *args, name=name, **kw: seen.append((name, args, kw)))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    crew = distributed.Processes("cuda:gloo", "meta")
+    assert seen[0][2]["timeout"].total_seconds() >= 3600, "one process may encode for long"
+    crew.share({"a": 1})
+    assert seen[1][2]["device"].type == "meta"
+    for given in (torch.zeros(4, 2), torch.zeros(3, dtype=torch.float64)):
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            crew.sum(given)  # nothing comes back from the meta device
+        assert seen[-1][0] == "all_reduce" and seen[-1][1][0].device.type == "meta"
+
+
+class NoDouble(torch.Tensor):
+    """A tensor of a device without float64."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        assert function is not torch.Tensor.double, "some devices have no float64"
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_nothing_on_the_device_has_double_precision():
+    run = trainer(replace(SHORT, loss_weight="adaptive", validate_every=1, steps=2))
+    real = run.objective.losses
+
+    def losses(data, generators):
+        found = real(data, generators)
+        return type(found)(*(value.as_subclass(NoDouble) for value in found))
+
+    run.objective.losses = losses
+    plain = trainer(replace(SHORT, loss_weight="adaptive", validate_every=1, steps=2))
+    assert run.update() == plain.update()

@@ -19,6 +19,7 @@ PICTURES = {
     "CascadeStudio_SaveImage",
     "CascadeStudio_Compare",
     "CascadeStudio_DraftBoard",
+    "CascadeStudio_Train",
     "CascadeStudio_TrainLora",
 }
 """Nodes that show a picture below their widgets."""

@@ -12,8 +12,12 @@ from torch import Tensor
 from ....stages.files import convert, load
 from ....stages.files.clip import TextConfig
 from ....stages.files.identify import identify
+from ....stages.nets.encoder import EncoderConfig
+from ....stages.nets.stage_b import StageB, StageBConfig
 from ....stages.nets.stage_c import StageC, StageCConfig
 from ....stages.training.cache import Encoders, fingerprint
+from ....stages.training.control import make_hint_maker
+from ....stages.training.words import END, LENGTH, START
 from ..lora.words import list_words
 from ..models.vae import check_encoder
 
@@ -52,14 +56,20 @@ def read_patched(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> di
     return found
 
 
-def prior_weights(model: Any) -> tuple[StageCConfig, dict[str, Tensor]]:
-    """Configuration and canonical tensors of a Stage C MODEL, ours or core's; they are the host's own,
-    not to be kept.
-    """
+def prior_weights(model: Any, kind: str = "stage_c") -> tuple[StageCConfig | StageBConfig, dict[str, Tensor]]:
+    """Configuration and canonical tensors of a Stage C or Stage B MODEL, ours or core's; the host's, not to be kept."""
     net = model.model.diffusion_model
     tensors = read_patched(model, net.state_dict(), PREFIX)
-    kind = load.require(identify(tensors), "stage_c", "This MODEL")
-    return (net.config if isinstance(net, StageC) else kind.config), convert.normalise(tensors, kind)
+    found = load.require(identify(tensors), kind, "This MODEL")
+    ours = isinstance(net, (StageC, StageB))
+    return (net.config if ours else found.config), convert.normalise(tensors, found)
+
+
+def encoder_weights(vae: Any) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """Configuration and tensors of the image encoder in the Stage C VAE."""
+    check_encoder(vae.first_stage_model)
+    net = vae.first_stage_model.encoder
+    return net.config, read_stored(vae.patcher, net.state_dict(), "encoder.")
 
 
 def text_weights(clip: Any) -> tuple[TextConfig, dict[str, Tensor]]:
@@ -70,24 +80,35 @@ def text_weights(clip: Any) -> tuple[TextConfig, dict[str, Tensor]]:
     return kind.config, convert.normalise(tensors, kind)
 
 
-def encoders(clip: Any, vae: Any) -> Encoders:
-    """The image encoder and the text encoder, as the nodes use them."""
+def encoders(clip: Any, vae: Any, stage_a: Any = None, hint: str = "") -> Encoders:
+    """The encoders of pictures and of text, as the nodes use them; Stage A's VAE for Stage B, and what makes hints."""
     check_encoder(vae.first_stage_model)
 
     def picture(image: Tensor) -> Tensor:
         return vae.encode(image.movedim(1, -1))
 
     def text(caption: str) -> tuple[Tensor, Tensor]:
-        plain = caption.replace("(", "\\(").replace(")", "\\)")  # brackets are words here, no weights
-        cond, pooled = clip.encode_from_tokens(clip.tokenize(plain), return_pooled=True)
+        cond, pooled = clip.encode_from_tokens(plain_tokens(clip, caption), return_pooled=True)
         return cond[0], pooled.reshape(1, -1)
 
+    mark = fingerprint(ingredients(vae.patcher, vae.first_stage_model.encoder, "encoder."))
     return Encoders(
         picture,
         text,
-        fingerprint(ingredients(vae.patcher, vae.first_stage_model.encoder, "encoder.")),
+        mark,
         fingerprint(text_ingredients(clip)),
+        stage_a=None if stage_a is None else lambda image: stage_a.encode(image.movedim(1, -1)),
+        stage_a_mark="" if stage_a is None else fingerprint(ingredients(stage_a.patcher, stage_a.first_stage_model)),
+        hint=make_hint_maker(hint, picture) if hint else None,
+        hint_mark=f"{hint} {mark if hint == 'super_resolution' else ''}",
     )
+
+
+def plain_tokens(clip: Any, caption: str) -> dict[str, list[list[tuple[Any, float]]]]:
+    """A caption as the host's tokens: its words alone, without weights or embeddings, cut to what is trained on."""
+    body = list(clip.tokenizer.clip_g.tokenizer(caption)["input_ids"])[1:-1][: LENGTH - 2]
+    tokens = [START, *body, *[END] * (LENGTH - 1 - len(body))]
+    return {key: [[(token, 1.0) for token in tokens]] for key in clip.tokenize("")}
 
 
 def text_ingredients(clip: Any) -> dict[str, Tensor]:
