@@ -107,9 +107,11 @@ class Client:
             raise Unreachable(str(error)) from None
 
     def get(self, path: str) -> Any:
+        """The JSON answer to a GET of ``path``."""
         return json.loads(self.fetch(path))
 
     def post(self, path: str, data: Any) -> Any:
+        """The JSON answer to a POST; None for an empty one."""
         answer = self.fetch(path, data)
         return json.loads(answer) if answer.strip() else None
 
@@ -118,9 +120,11 @@ class Client:
         return self.fetch("/view?" + urllib.parse.urlencode(image))
 
     def history(self, prompt_id: str) -> dict[str, Any]:
+        """What the server remembers of a prompt."""
         return self.get(f"/history/{prompt_id}").get(prompt_id, {})
 
     def interrupt(self) -> None:
+        """Ask the server to stop what runs."""
         self.post("/interrupt", {})
 
     def connect(self) -> WebSocket:
@@ -198,6 +202,7 @@ class _Follower:
         self.node, self.since = node, now
 
     def take(self, message: str | bytes) -> None:
+        """Take one message of the server."""
         if isinstance(message, bytes):
             self.run.previews.append(message)
             return

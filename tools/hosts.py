@@ -49,6 +49,7 @@ class Host:
 
     @property
     def requirements(self) -> Path:
+        """The file with the packages that this ComfyUI needs."""
         return self.root / "requirements.txt"
 
 

@@ -14,6 +14,7 @@ class Scene:
 
     @property
     def prompt(self) -> str:
+        """What the picture shows, in words."""
         return f"{self.subject} on a {self.background} background"
 
 

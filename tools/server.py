@@ -54,6 +54,7 @@ class Base:
 
     @property
     def models(self) -> Path:
+        """The models folder of this base."""
         return self.path / "models"
 
     def add_models(self, folder: Path) -> list[str]:
@@ -76,6 +77,7 @@ class Base:
 
     def close(self) -> None:
         # A host that is started again at once has put its own link there before this one has ended.
+        """Take the pack's link away, and the folder if it was a temporary one."""
         if identify_link(self.link) == self.made:
             unlink_pack(self.link)
         if self.temporary:
@@ -163,6 +165,7 @@ class Server:
         return self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.is_file() else ""
 
     def tail(self, lines: int = 25) -> str:
+        """The last ``lines`` of the log."""
         return "\n".join(self.log.splitlines()[-lines:])
 
     def start(self) -> Server:
@@ -248,6 +251,7 @@ class Server:
         return {name for name, node in info.items() if node.get("python_module") == f"custom_nodes.{PACK}"}
 
     def stop(self) -> None:
+        """End the server and everything that it started."""
         if self.process is not None:
             stop_tree(self.process)
             self.process.stdin.close()

@@ -37,6 +37,7 @@ class Kit:
     files: dict[str, str]
 
     def covers(self, roles: Iterable[str]) -> bool:
+        """Whether there is a file for each of these roles."""
         return set(roles) <= set(self.files)
 
 

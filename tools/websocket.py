@@ -106,6 +106,7 @@ class WebSocket:
                     return whole.decode("utf-8") if self._kind == TEXT else whole
 
     def send(self, text: str) -> None:
+        """Send a text message."""
         self._send(TEXT, text.encode())
 
     def _send(self, kind: int, payload: bytes) -> None:
@@ -124,6 +125,7 @@ class WebSocket:
             raise Closed(str(error)) from None
 
     def close(self) -> None:
+        """Say goodbye and close the connection."""
         try:
             self._send(CLOSE, struct.pack(">H", 1000))
         except Closed:

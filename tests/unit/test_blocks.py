@@ -324,6 +324,7 @@ ONE_LEVEL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, dtype, backend, controlled",
     [

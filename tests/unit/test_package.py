@@ -84,6 +84,7 @@ def run(pack: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_command_that_a_text_names_runs_from_the_archive(pack):
     """It does its work, or ends with a sentence: no network, no such file. Never wrong usage, never a traceback."""
     commands = named_commands(pack)

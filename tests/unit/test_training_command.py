@@ -90,6 +90,7 @@ def test_words_and_an_all_in_one_file(config, models, tmp_path):
         assert json.loads(file.metadata()[TOKENS]) == {"[thing]": "^(dog</w>)$"}
 
 
+@pytest.mark.slow
 def test_two_processes_by_torchrun(config, tmp_path):
     """The launcher is the only difference; the result is that of one process."""
     alone = load_file(train.run(train.read_config(config), "cpu"))

@@ -23,6 +23,7 @@ PROMPTS = WORKFLOWS / "api"
 
 
 def as_text(content: dict[str, Any]) -> str:
+    """JSON as the repository keeps it."""
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -53,6 +54,7 @@ def main() -> int:
 
 
 def write_changed(texts: dict[Path, str]) -> None:
+    """Write the files whose content is another one, and say which."""
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

@@ -35,9 +35,11 @@ class Block:
     outputs: list[tuple[str, Output]] = field(default_factory=list)
 
     def input(self, name: str, *targets: tuple[Node, str], label: str = "") -> None:
+        """An input of the block, by the name of its port."""
         self.inputs.append(Port(name, list(targets), label))
 
     def output(self, name: str, output: Output) -> None:
+        """Let an output of a node be an output of the block."""
         self.outputs.append((name, output))
 
 

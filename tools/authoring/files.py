@@ -15,6 +15,7 @@ NONE, FROM_CHECKPOINT = "none", "from the checkpoint"
 
 @lru_cache(maxsize=1)
 def catalogue() -> dict[str, Any]:
+    """The catalogue file as it is written."""
     return json.loads(CATALOGUE.read_text(encoding="utf-8"))
 
 
@@ -34,6 +35,7 @@ def preset(key: str) -> dict[str, Any]:
 
 
 def preset_title(key: str) -> str:
+    """The name of a preset as the loader shows it."""
     return catalogue()["presets"][key]["title"]
 
 
@@ -53,6 +55,7 @@ def for_workflow(file_name: str) -> dict[str, str] | None:
 
 
 def gigabytes(file: dict[str, Any]) -> str:
+    """A size in gigabytes, for notes."""
     size = file.get("bytes") or file.get("about")
     about = "" if file.get("bytes") else "about "
     if not size:

@@ -37,6 +37,7 @@ class Node:
 
     @property
     def is_note(self) -> bool:
+        """Whether it is a note, which takes no part in the run."""
         return self.kind == "MarkdownNote"
 
 

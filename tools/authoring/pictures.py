@@ -48,6 +48,7 @@ class Socket:
 
     @property
     def colour(self) -> str:
+        """The colour of the socket's type, as ComfyUI shows it."""
         return COLOURS.get(self.kind, OTHER)
 
 
@@ -64,12 +65,14 @@ class Box:
 
     @property
     def width(self) -> float:
+        """Pixels across."""
         pairs = zip([*self.inputs, *[None] * len(self.outputs)], [*self.outputs, *[None] * len(self.inputs)])
         rows = [sum(len(socket.name) for socket in pair if socket) + 4 for pair in pairs]
         return 2 * PAD + LETTER * max(1.25 * len(self.title), *rows)
 
     @property
     def height(self) -> float:
+        """Pixels down."""
         return TITLE + ROW * max(len(self.inputs), len(self.outputs), 1) + PAD
 
     def point(self, output: bool, row: int) -> tuple[float, float]:

@@ -56,9 +56,11 @@ class Wire:
     kind: str
 
     def as_list(self) -> list[Any]:
+        """The link as a workflow file lists it."""
         return [self.number, *self.start, *self.end, self.kind]
 
     def as_dict(self) -> dict[str, Any]:
+        """The link as a subgraph lists it."""
         return {
             "id": self.number,
             "origin_id": self.start[0],

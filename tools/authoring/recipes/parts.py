@@ -46,6 +46,7 @@ def prompts(flow: Flow, clip: Output, text: str, negative: str = "") -> tuple[No
 
 
 def canvas(flow: Flow, width: int = 1024, height: int = 1024, **inputs: Any) -> Node:
+    """The canvas node of a workflow."""
     return flow.add("CascadeStudio_Canvas", colours=TOUCH, width=width, height=height, **inputs)
 
 
@@ -63,6 +64,7 @@ def sample_prior(flow: Flow, model: Output, positive: Output, negative: Output, 
 
 
 def sample_decoder(flow: Flow, model: Output, positive: Output, negative: Output, prior: Output, **inputs: Any) -> Node:
+    """Stage B after a prior."""
     return flow.add(
         "CascadeStudio_SampleDecoder", model=model, positive=positive, negative=negative, prior=prior, **inputs
     )
@@ -76,6 +78,7 @@ def picture(flow: Flow, latent: Output, stage_a: Output, name: str, **inputs: An
 
 
 def load_picture(flow: Flow, title: str = "") -> Node:
+    """The node that loads the example picture."""
     return flow.add("LoadImage", title, TOUCH, image=EXAMPLE)
 
 
