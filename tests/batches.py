@@ -166,7 +166,7 @@ def check(desk: Desk, out: str = "out") -> int:
     return command.main(["-", "--out", str(desk.folder / out), "--check"])
 
 
-def await_that(condition: Any, seconds: float = 20.0) -> None:
+def await_that(condition: Any, seconds: float = 60.0) -> None:
     """Wait until ``condition()`` holds; fails after ``seconds``."""
     limit = time.monotonic() + seconds
     while not condition():
