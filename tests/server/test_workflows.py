@@ -19,7 +19,7 @@ from tools.authoring.__main__ import render_files
 from tools.authoring.flow import Feature, Output
 from tools.authoring.recipes import RECIPES
 from tools.edit import FILES
-from tools.hosts import DEFAULT_VERSION
+from tools.hosts import DEFAULT_VERSION, as_numbers
 
 FOLDER = REPOSITORY / "workflows"
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -71,6 +71,8 @@ def check_value(where: str, widget: widgets.Widget) -> None:
 
 @every_workflow
 def test_sockets_are_those_of_the_schema(server, name):
+    """An older host's core nodes may lack the last outputs, as SaveImage and PreviewImage do; those are not wired."""
+    older = as_numbers(server.setup.host.version) < as_numbers(DEFAULT_VERSION)
     info = server.client.get("/object_info")
     for node in nodes_of(name):
         definition = info[node["type"]]
@@ -79,7 +81,9 @@ def test_sockets_are_those_of_the_schema(server, name):
         required = sockets & set(definition["input"].get("required", {})) if node["mode"] != NEVER else set()
         assert required <= {entry["name"] for entry in node["inputs"] if entry["link"] is not None}, node["type"]
         outputs = list(zip(definition["output"], definition["output_name"]))
-        assert [(entry["type"], entry["name"]) for entry in node["outputs"]] == outputs, node["type"]
+        found = [(entry["type"], entry["name"]) for entry in node["outputs"]]
+        added = node["outputs"][len(outputs) :] if older and not node["type"].startswith("CascadeStudio_") else []
+        assert found[: len(found) - len(added)] == outputs and not any(entry["links"] for entry in added), node["type"]
 
 
 # Running them
