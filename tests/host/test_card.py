@@ -94,6 +94,8 @@ def test_the_card_knows_what_made_the_picture(batch, family):
         "strength_model": 0.7,
         "strength_clip": 0.4,
     }
+    stage = told["stages"][0]
+    assert (stage["cfg"], stage["rescale"], stage["steps"], stage["shift"]) == (3.0, 0.5, 2, 2.0)
     assert (net["name"], net["strength"], net["end_percent"]) == ("canny.safetensors", 0.6, 0.8)
     assert net["sha256"] == digest(family, "controlnet", "canny.safetensors")
     assert {FILES[role] for role in ("prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer")} <= {
@@ -146,6 +148,8 @@ def test_core_s_cut_of_a_batch_is_told_as_well(host, family):
     varied = card.StageReport(
         "Stage C", 3, 3, 2, settings=(("seed", 5), ("variation_seed", 9), ("variation_strength", 0.5))
     )
+    shared = card.StageReport("Stage C", 3, 3, 2, settings=(("seed", 5), ("noise", "official")))
+    assert [shared.seed(0), shared.seed(1)] == [5, 5]
     assert varied.seed(1) == 10 and dict(varied.for_picture(1).settings)["seed"] == 5
 
 

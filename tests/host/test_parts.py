@@ -7,7 +7,7 @@ import torch
 from graphs import check_sentence
 from world import changed
 
-from cascade_studio.stages.inputs import inpaint
+from cascade_studio.stages.inputs.masks import grow_square
 
 SEED = 9
 
@@ -49,7 +49,7 @@ def test_inpainting(studio, image, mask, denoise):
         whole[0], cut[2], coded[0], prior[0], cut[4], cut[5], part[0]
     )
     assert painted.shape == (1, height, width, 3), "the picture has the size of the part"
-    reach = inpaint.dilate(mask, 24)[0] > 0
+    reach = grow_square(mask, 24)[0] > 0
     assert torch.equal(result[0][~reach], image[0][~reach])
     assert changed(result[0][mask[0] > 0], image[0][mask[0] > 0])
     assert cells.shape[1:] == before["samples"].shape[2:], "the mask has one value for each cell"

@@ -60,10 +60,12 @@ class StageReport:
         return self.places[index % len(self.places)] if self.places else index
 
     def seed(self, index: int) -> int | None:
-        """The seed that makes picture ``index`` alone; None for a stage without noise."""
+        """The seed of picture ``index``, which makes it alone; that of the batch where all share one noise."""
         varied = self.setting("variation_strength")
         base = self.setting("variation_seed" if varied else "seed")
-        return None if base is None else (base + self.place(index)) % SEEDS
+        if base is None or self.setting("noise"):
+            return base  # one generator for the whole batch, which no single picture can start at
+        return (base + self.place(index)) % SEEDS
 
     def for_picture(self, index: int) -> StageReport:
         """The same for one picture of the batch: its own seed, and its place."""

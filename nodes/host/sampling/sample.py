@@ -127,9 +127,17 @@ class Run:
             ("steps", self.steps),
             ("sampler", self.step),
             ("cfg", self.guidance.scale),
+            ("rescale", self.guidance.rescale),
             ("shift", self.shift),
             ("seed", self.seed),
         ]
+        if self.guidance.scale_end is not None:
+            told.append(("cfg_end", self.guidance.scale_end))
+        if self.guidance.interval != (1.0, 0.0):
+            start, end = self.guidance.interval
+            told += [("guidance_start", round(1 - start, 6)), ("guidance_end", round(1 - end, 6))]
+        if not self.guidance.per_image:
+            told.append(("rescale_batch", True))
         if self.denoise < 1:
             told += [("denoise", self.denoise), ("official_noise", self.unshifted_noise)]
         if self.variation_strength:
