@@ -50,7 +50,7 @@ def test(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """Run the benchmarks of the networks; further arguments go to them."""
-    return _setup(options).run("tests/benchmarks/bench_nets.py", *options.arguments)
+    return _setup(options).run("tests/benchmarks/bench.py", *options.arguments)
 
 
 def host(options: argparse.Namespace) -> int:

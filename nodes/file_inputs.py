@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .host.files import fetch, names
+from .host.machine import FAST_FP8
 from .host.models.load import AUTO, DTYPES, ModelPart
 from .host.nothing import give_or_block
 
@@ -41,10 +42,11 @@ def missing_input() -> io.Combo.Input:
     )
 
 
-def dtype_input(name: str, what: str) -> io.Combo.Input:
+def dtype_input(name: str, what: str, fast: bool = True) -> io.Combo.Input:
+    """``fast``: whether what it is for can also compute in 8 bits."""
     return io.Combo.Input(
         name,
-        options=[AUTO, *DTYPES],
+        options=[AUTO, *(dtype for dtype in DTYPES if fast or dtype != FAST_FP8)],
         default=AUTO,
         advanced=True,
         tooltip=(

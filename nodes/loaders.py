@@ -101,7 +101,7 @@ class CascadeStudioLoad(FileLoader, io.ComfyNode):
                 file_input("clip_vision", "CLIP ViT-L/14 vision, for image prompts.", (CHECKPOINT, NONE)),
                 dtype_input("prior_dtype", "Stage C"),
                 dtype_input("decoder_dtype", "Stage B"),
-                dtype_input("text_dtype", "the text encoder"),
+                dtype_input("text_dtype", "the text encoder", fast=False),
                 vae_dtype_input(),
                 vae_device_input(),
                 preset_input(),
@@ -208,7 +208,7 @@ class CascadeStudioLoadTextEncoder(FileLoader, io.ComfyNode):
             search_aliases=["stable cascade", "clip loader"],
             inputs=[
                 file_input("text_encoder", "The text encoder's file, or an all-in-one checkpoint."),
-                dtype_input("dtype", "the text encoder"),
+                dtype_input("dtype", "the text encoder", fast=False),
                 missing_input(),
             ],
             hidden=[io.Hidden.unique_id],

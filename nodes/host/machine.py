@@ -39,6 +39,9 @@ DTYPES = {
 if hasattr(torch, "float8_e8m0fnu"):
     DTYPES["fp8_e8m0fnu"] = torch.float8_e8m0fnu
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FAST_FP8 = "fp8_e4m3fn_fast"
+"""As fp8_e4m3fn, and computed in 8 bits as well where the card can; the host's own name for it."""
+DTYPES[FAST_FP8] = torch.float8_e4m3fn
 ATTACHMENT = "cascade_studio_choice"
 
 
@@ -65,17 +68,11 @@ def describe_machine() -> Machine:
     )
 
 
-def measure_room(device: torch.device) -> int:
-    """Bytes on ``device`` that models may take: what is free, and what the host can free by unloading its models.
-
-    Counting those keeps the advice the same from run to run.
-    """
-    loaded = sum(
-        entry.model_loaded_memory()
-        for entry in comfy.model_management.current_loaded_models
-        if entry.model is not None and entry.device == device
-    )
-    return int(comfy.model_management.get_free_memory(device) + loaded)
+def measure_room(device: torch.device) -> int | None:
+    """All memory of ``device`` in bytes; None on DirectML, where the host says 1 GiB whatever there is."""
+    if device.type == "privateuseone":
+        return None
+    return int(comfy.model_management.get_total_memory(device))
 
 
 def choose_format(stage: str, stored: torch.dtype | None, parameters: int) -> Choice | None:

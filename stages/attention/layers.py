@@ -57,12 +57,12 @@ class LayeredHooks(BlockHooks):
         super().__init__(options)
         self.layers = sorted(changes.layers, key=lambda layer: layer.order)
         self.blocks = changes.blocks
+        if "attention_block" in changes.blocks.silent:
+            self.silent = type(self).silent | {"attention_block"}
         self.attend_plainly = attention
 
-    def run_block(
-        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        return self.blocks.run_block(block, x, skip, dtype)
+    def run_block(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
+        return self.blocks.run_block(block, x, skip, scale)
 
     def attention_block(self, place: Place, x: Tensor, time: Tensor) -> Tensor:
         return self.blocks.attention_block(place, x, time)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from ..nets.hooks import Place
+from ..nets.portable import average_areas
 from .layers import Attend, AttentionLayer, add_masks, log_weights
 
 EVERYONE = -1
@@ -67,7 +68,7 @@ def weights_of(
     """
     if not masks:
         raise WrongInput("A regional prompt came without any region. Add at least one region with a mask.")
-    cells = [F.interpolate(mask[:, None].float().clamp(0, 1), size=size, mode="area") for mask in masks]
+    cells = [average_areas(mask[:, None].float().clamp(0, 1), size) for mask in masks]
     batch = max(each.shape[0] for each in cells)
     for each in cells:
         if each.shape[0] not in (1, batch):
@@ -105,11 +106,7 @@ class RegionLayer(AttentionLayer):
     def bias(self, grid: tuple[int, int], tokens: int, dtype: torch.dtype) -> Tensor:
         """What is add_masks to the products of ``grid``'s cells with the condition tokens: (B, N, ``tokens``)."""
         if grid not in self.masks:
-            weights = (
-                F.interpolate(self.weights.float(), size=grid, mode="area")
-                if (self.weights.shape[-2:] != grid)
-                else self.weights
-            )
+            weights = average_areas(self.weights.float(), grid) if (self.weights.shape[-2:] != grid) else self.weights
             loud = log_weights(weights).flatten(2).transpose(1, 2)
             owners = torch.tensor(self.owners, device=loud.device)
             self.masks[grid] = F.pad(loud[..., owners], (0, tokens - len(self.owners))).to(dtype)

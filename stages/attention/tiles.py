@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import WrongInput
 from ..inputs.resize import crop_prior
 from ..nets.blocks import FeedForwardBlock, ResBlock, channel_lengths
 from ..nets.channels_last import nchw, nhwc
 from ..nets.hooks import BlockHooks, Place
+from ..nets.portable import sample_lines
 from .layers import NO_CHANGES, Attend, AttentionLayer, Changes, log_weights
 
 PIECES, SHARED, OWN = "pieces", "tiles, shared norms", "tiles, own norms"
@@ -42,22 +42,21 @@ class PieceHooks(BlockHooks):
         """How many rows of ``x`` (B, H, W, C) may be ``width`` wide at once."""
         return max(1, self.elements // (x.shape[0] * x.shape[2] * width))
 
-    def run_block(
-        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
+    def run_block(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         mixer, step = block.channelwise, self.rows(x, block.channelwise.width)
+        own = block.mixer_scale(skip, scale)
         if step >= x.shape[1]:
-            return block(x, skip, dtype)
+            return block(x, skip, scale)
         spans = [(first, min(first + step, x.shape[1])) for first in range(0, x.shape[1], step)]
 
         def wide(first: int, last: int) -> Tensor:
-            return mixer.widen(block.mix_rows(x, skip, dtype, first, last), dtype)
+            return mixer.widen(block.mix_rows(x, skip, scale, first, last), own)
 
         length = sum(channel_lengths(wide(*span)).square() for span in spans).sqrt()
         out = torch.empty_like(x)
         for first, last in spans:
-            change = mixer.narrow(wide(first, last), dtype, lambda _: length)
-            torch.add(x[:, first:last], change, out=out[:, first:last])
+            change = mixer.narrow(wide(first, last), own, lambda _: length)
+            torch.add(x[:, first:last], change, alpha=scale / own, out=out[:, first:last])
         return out
 
     def run_rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
@@ -85,14 +84,12 @@ class Whole(BlockHooks, AttentionLayer):
         self.lengths: list[Tensor] = []
         self.tokens: list[tuple[Tensor, Tensor, tuple[int, int]]] = []
 
-    def run_block(
-        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
+    def run_block(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         def kept(h: Tensor) -> Tensor:
             self.lengths.append(channel_lengths(h))
             return self.lengths[-1]
 
-        return block(x, skip, dtype, kept)
+        return block(x, skip, scale, kept)
 
     def attend(
         self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
@@ -167,41 +164,29 @@ class TileBlocks(BlockHooks):
     def __init__(self, tiles: list[Tile], size: tuple[int, int], whole: Whole | None):
         self.tiles, self.size, self.whole, self.calls = tiles, size, whole, 0
 
-    def run_block(
-        self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
+    def run_block(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         if self.whole is None:
-            return block(x, skip, dtype)
+            return block(x, skip, scale)
         length = self.whole.lengths[self.calls].repeat_interleave(len(self.tiles), 0)
         self.calls += 1
-        return block(x, skip, dtype, lambda _: length)
+        return block(x, skip, scale, lambda _: length)
 
     def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """A level of odd size is stretched on its way back up: each tile has to take its part of the whole stretch."""
         if tuple(x.shape[1:3]) == tuple(size):
             return x
         tile = self.tiles[0]
-        axes = [
-            [
-                self.positions(full, side, cells, start)
-                for full, side, cells, start in (
-                    (self.size[0], tile.height, size[0], each.top),
-                    (self.size[1], tile.width, size[1], each.left),
-                )
-            ]
-            for each in self.tiles
-        ]
-        grids = [
-            torch.stack(
-                torch.meshgrid(
-                    2 * rows / max(x.shape[1] - 1, 1) - 1, 2 * columns / max(x.shape[2] - 1, 1) - 1, indexing="ij"
-                )[::-1],
-                dim=-1,
+        rows, columns = (
+            torch.stack([self.positions(full, side, cells, start) for start in starts])
+            for full, side, cells, starts in (
+                (self.size[0], tile.height, size[0], [each.top for each in self.tiles]),
+                (self.size[1], tile.width, size[1], [each.left for each in self.tiles]),
             )
-            for rows, columns in axes
-        ]
-        places = torch.stack(grids).to(x.device).repeat(x.shape[0] // len(grids), 1, 1, 1)
-        return nhwc(F.grid_sample(nchw(x).float(), places, padding_mode="border", align_corners=True)).to(x.dtype)
+        )
+        repeats = x.shape[0] // len(self.tiles), 1
+        return nhwc(
+            sample_lines(nchw(x).float(), rows.to(x.device).repeat(repeats), columns.to(x.device).repeat(repeats))
+        ).to(x.dtype)
 
     @staticmethod
     def positions(full: int, side: int, cells: int, start: int) -> Tensor:

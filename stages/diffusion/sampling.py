@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WrongInput
+from ..nets.portable import choose_exact
 
 COSINE_OFFSET = 0.008
 VARIANCE_LIMITS = (0.0001, 0.9999)
@@ -75,7 +76,7 @@ def alpha_sigma(logsnr: float | Tensor) -> tuple[Tensor, Tensor]:
 
 def _widest(value: Tensor) -> Tensor:
     """Float64 where the device has it: b/a has to give back the same float32 logsnr that it was made from."""
-    return value.to(torch.float64 if value.device.type in ("cpu", "cuda") else torch.float32)
+    return value.to(choose_exact(value.device))
 
 
 def sigma_from_logsnr(logsnr: float | Tensor) -> Tensor:

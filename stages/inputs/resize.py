@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..nets import portable
+from ..nets.portable import sample_lines
 from .canvas import Canvas, plan_canvas
 
 MODES = ("bicubic", "bilinear", "nearest-exact")
@@ -20,14 +22,11 @@ def crop_prior(prior: Tensor, grid: tuple[int, int], area: Sequence[int], least:
     """
     height, width, top, left = area
     positions = []
-    for size, start, full in ((height, top, grid[0]), (width, left, grid[1])):
+    for size, start, full, own in ((height, top, grid[0], prior.shape[-2]), (width, left, grid[1], prior.shape[-1])):
         cells, full_cells = max(least, -(-size // 2)), -(-full // 2)
         index = start / 2 + torch.arange(cells, dtype=torch.float32, device=prior.device)
-        positions.append(2 * index / max(full_cells - 1, 1) - 1)
-    y, x = torch.meshgrid(*positions, indexing="ij")
-    places = torch.stack((x, y), dim=-1)[None].expand(prior.shape[0], -1, -1, -1)
-    sampled = F.grid_sample(prior.float(), places, mode="bilinear", padding_mode="border", align_corners=True)
-    return sampled.to(prior.dtype)
+        positions.append((index / max(full_cells - 1, 1) * (own - 1))[None])
+    return sample_lines(prior.float(), *positions).to(prior.dtype)
 
 
 def enlarge_canvas(canvas: Canvas, factor: float, compression: float | None = None) -> Canvas:
@@ -61,13 +60,15 @@ def resample_prior(samples: Tensor, source: Canvas, target: Canvas, mode: str = 
             (target.crop[0], target.crop[2]),
         ),
     ):
-        centres = (torch.arange(other_cells, device=samples.device, dtype=torch.float64) + 0.5) * other / other_cells
+        centres = (torch.arange(other_cells, dtype=torch.float64) + 0.5) * other / other_cells
         share = (centres - other_sides[0]) / (other_sides[1] - other_sides[0])
         axes.append(((share * (sides[1] - sides[0]) + sides[0]) / padded * cells, cells))
     if mode == "nearest-exact":
-        rows, columns = (axis.floor().long().clamp(0, cells - 1) for axis, cells in axes)
+        rows, columns = (axis.floor().long().clamp(0, cells - 1).to(samples.device) for axis, cells in axes)
         return samples[..., rows[:, None], columns]
     y, x = torch.meshgrid(*(2 * axis / cells - 1 for axis, cells in axes), indexing="ij")
     places = torch.stack((x, y), dim=-1)[None].float().expand(samples.shape[0], -1, -1, -1)
-    moved = F.grid_sample(samples.float(), places, mode=mode, padding_mode="border", align_corners=False)
-    return moved.to(samples.dtype)
+    device = torch.device("cpu") if samples.device.type in portable.LACKING else samples.device
+    given = samples.to(device=device, dtype=torch.float32)
+    moved = F.grid_sample(given, places.to(device), mode=mode, padding_mode="border", align_corners=False)
+    return moved.to(samples)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,33 @@ def cast_like(parameter: Tensor, like: Tensor) -> Tensor:
     return parameter.to(device=like.device, dtype=like.dtype)
 
 
+class Weights(NamedTuple):
+    """A layer's own tensors, ready for use until ``release`` is called."""
+
+    weight: Tensor
+    bias: Tensor | None
+    release: Callable[[], None] = lambda: None
+
+
+def is_bare(layer: nn.Module) -> bool:
+    """Whether nothing was hung on ``layer`` that has to see its input or its output."""
+    own = getattr(layer.forward, "__func__", None) is type(layer).forward
+    return own and not layer._forward_hooks and not layer._forward_pre_hooks
+
+
+def lend_weights(layer: nn.Module, like: Tensor) -> Weights | None:
+    """The tensors of a plain PyTorch ``layer`` for an input ``like``, or None if it has to be called."""
+    plain = type(layer) in (nn.Linear, nn.Conv2d) and is_bare(layer) and layer.weight.dtype == like.dtype
+    return Weights(layer.weight, layer.bias) if plain else None
+
+
 @dataclass(frozen=True)
 class Backend:
     """The layer classes take the arguments of their ``torch.nn`` namesakes, ``dtype`` and ``device`` included.
 
     ``cast(parameter, like)`` returns a raw parameter ready for use beside ``like``; every raw ``nn.Parameter`` is read
-    through it.
+    through it. ``lend_weights(layer, like)`` returns the tensors with which a layer would compute on ``like``, patches
+    included, or None where only the layer itself knows how (quantised products, a replaced ``forward``).
     """
 
     Linear: type[nn.Module] = nn.Linear
@@ -58,6 +79,7 @@ class Backend:
     Embedding: type[nn.Module] = nn.Embedding
     attention: Attention = torch_attention
     cast: Callable[[Tensor, Tensor], Tensor] = cast_like
+    lend_weights: Callable[[nn.Module, Tensor], Weights | None] = lend_weights
 
 
 TORCH = Backend()

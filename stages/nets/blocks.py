@@ -1,43 +1,29 @@
 """The blocks that Stage B and Stage C are made of: residual, timestep, attention and feed-forward.
 
-Sums are kept in the dtype of the residual stream: the computing dtype, or float32 when computing in float16, because
-the residuals of trained networks exceed 65,504. A layer that reads the raw stream then goes through :func:`widely`.
+Activations are (B, H, W, C); the residual stream holds ``scale`` times its value: 1 but in float16 (scaled.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backend import TORCH, Backend
+from .backend import TORCH, Backend, Weights
 from .channels_last import channel_norm, convolve
 from .hooks import NO_HOOKS, BlockHooks, Place
+from .portable import choose_exact
 from .response import GlobalResponseNorm, channel_lengths
+from .scaled import activate, run_scaled
+
+Lengths = Callable[[Tensor], Tensor]
+"""The L2 norm of every channel over the picture: (B, H, W, C) -> (B, 1, 1, C)."""
 
 POSITIONS = 10000
-HALF_ROOM = 2048.0  # a stream within this goes into a float16 layer as it is ...
-HALF_PEAK = 32.0  # ... and a wider one is brought down to this, so that the layer's weights may multiply it by 2,000
-
-
-def widely(layer: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``layer(x)`` for an affine layer that computes in ``dtype`` on a stream that may be wider, in the dtype of ``x``.
-
-    ``x`` is (B, H, W, C). A float32 stream beyond what float16 holds is scaled by a power of two s <= 1 per sample,
-    and since the layer is affine its answer to zero, the bias, gives layer(x) = (layer(s x) - layer(0)) / s + layer(0).
-    Infinities and NaN stay visible. Only float16 needs this; under autocast ``x`` may differ from ``dtype`` as well.
-    """
-    if x.dtype == dtype or dtype != torch.float16:
-        return layer(x)
-    peak = torch.linalg.vector_norm(x, math.inf, dim=(1, 2, 3), keepdim=True)
-    exponent = torch.where(peak <= HALF_ROOM, 0.0, torch.log2(peak / HALF_PEAK).ceil())
-    bias = layer(x.new_zeros((1, 1, 1, x.shape[-1]), dtype=dtype)).float()
-    scaled = layer((x * torch.exp2(-exponent)).to(dtype)).float()
-    return torch.addcmul(bias, scaled - bias, torch.exp2(exponent))
+FOLD_FROM = 1.5  # tokens to a channel from which scaling a layer's weights is cheaper than scaling what it reads
 
 
 def timestep_embedding(r: Tensor, width: int) -> Tensor:
@@ -49,8 +35,9 @@ def timestep_embedding(r: Tensor, width: int) -> Tensor:
     half = width // 2
     step = -math.log(POSITIONS) / (half - 1)
     # The last bit of a frequency turns an angle by 6e-4, and compilers and devices differ in the exp of float32.
-    exact = torch.float64 if r.device.type in ("cpu", "cuda") else torch.float32
-    frequencies = torch.arange(half, device=r.device, dtype=torch.float32).mul(step).to(exact).exp().float()
+    frequencies = (
+        torch.arange(half, device=r.device, dtype=torch.float32).mul(step).to(choose_exact(r.device)).exp().float()
+    )
     angles = (r.float() * POSITIONS)[:, None] * frequencies
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
 
@@ -58,8 +45,8 @@ def timestep_embedding(r: Tensor, width: int) -> Tensor:
 class Mixer(nn.Sequential):
     """The pointwise half of a block: Linear to 4c, GELU, GRN, Linear to c; (B, H, W, c_in) -> (B, H, W, c).
 
-    Its four-fold wide activation is the largest of the network, so without gradients only one such tensor exists.
-    Index 3 is the place of the official dropout.
+    What it reads and gives holds ``scale`` times its value. Its four-fold wide activation is the largest of the
+    network, so without gradients only one such tensor exists. Index 3 is the place of the official dropout.
     """
 
     def __init__(self, c_in: int, c: int, dtype, device, backend: Backend):
@@ -70,23 +57,43 @@ class Mixer(nn.Sequential):
             nn.Identity(),
             backend.Linear(c * 4, c, dtype=dtype, device=device),
         )
-        self.width = c * 4
+        self.width, self.backend = c * 4, backend
 
-    def forward(self, x: Tensor, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
-        return self.narrow(self.widen(x, dtype), dtype, lengths)
+    def forward(self, x: Tensor, scale: float = 1.0, lengths: Lengths = channel_lengths) -> Tensor:
+        return self.narrow(self.widen(x, scale), scale, lengths)
 
-    def widen(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def widen(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """Before the response norm: (B, H, W, c_in) -> (B, H, W, 4c)."""
-        h = widely(self[0], x, dtype)
-        return self[1](h) if torch.is_grad_enabled() else torch.ops.aten.gelu_(h)
+        return activate(run_scaled(self[0], x, scale, self.backend), scale)
 
-    def narrow(self, h: Tensor, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+    def narrow(self, h: Tensor, scale: float = 1.0, lengths: Lengths = channel_lengths) -> Tensor:
         """The response norm and what follows: (B, H, W, 4c) -> (B, H, W, c)."""
-        return widely(self[4], self[3](self[2](h, lengths)), dtype)
+        many = h.shape[1] * h.shape[2] >= FOLD_FROM * h.shape[-1] / 4
+        eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())  # a compiler fuses the norm by itself
+        lent = self.backend.lend_weights(self[4], h) if many and eager else None
+        if lent is None:
+            return run_scaled(self[4], self[3](self[2](h, scale, lengths)), scale, self.backend)
+        out = self.narrow_folded(h, scale, lengths, lent)
+        lent.release()
+        return out
+
+    def narrow_folded(self, h: Tensor, scale: float, lengths: Lengths, lent: Weights) -> Tensor:
+        """:meth:`narrow` with the norm in the weights: W (s h + beta) + b = (s W) h + (W beta + b), s by sample."""
+        norm, (weight, bias, _) = self[2], lent
+        bias = F.linear(norm.shift(h).flatten(), weight, bias)  # (4c) -> (c)
+        bias = bias if scale == 1 else bias * scale
+        folded = weight * norm.factors(h, scale, lengths).flatten(1, 2)  # (c, 4c) by (B, 1, 4c) -> (B, c, 4c)
+        out = h.new_empty(h.shape[0], h.shape[1] * h.shape[2], weight.shape[0])
+        for sample, matrix, given in zip(h.flatten(1, 2), folded, out, strict=True):
+            torch.addmm(bias, sample, matrix.t(), out=given)  # (N, 4c) -> (N, c)
+        return out.unflatten(1, h.shape[1:3])
 
 
 class ResBlock(nn.Module):
-    """ConvNeXt V2 block, optionally reading a skip: x (B, H, W, C), skip (B, H, W, c_skip) -> (B, H, W, C)."""
+    """ConvNeXt V2 block, optionally reading a skip: x (B, H, W, C), skip (B, H, W, c_skip) -> (B, H, W, C).
+
+    Both hold ``scale`` times their value (scaled.py), and so does the result.
+    """
 
     def __init__(
         self, c: int, c_skip: int = 0, kernel_size: int = 3, *, dtype=None, device=None, backend: Backend = TORCH
@@ -96,42 +103,55 @@ class ResBlock(nn.Module):
             c, c, kernel_size=kernel_size, padding=kernel_size // 2, groups=c, dtype=dtype, device=device
         )
         self.channelwise = Mixer(c + c_skip, c, dtype, device, backend)
-        self.radius = kernel_size // 2
+        self.radius, self.backend = kernel_size // 2, backend
 
     def forward(
-        self, x: Tensor, skip: Tensor | None, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths
+        self, x: Tensor, skip: Tensor | None = None, scale: float = 1.0, lengths: Lengths = channel_lengths
     ) -> Tensor:
-        return x + self.channelwise(self.mix(x, skip, dtype), dtype, lengths)
+        own = self.mixer_scale(skip, scale)
+        return torch.add(x, self.channelwise(self.mix(x, skip, scale), own, lengths), alpha=scale / own)
 
-    def mix(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
+    @staticmethod
+    def mixer_scale(skip: Tensor | None, scale: float) -> float:
+        """What the mixer's input holds of its value: a norm's output is plain, a skip is raw residual stream."""
+        return 1.0 if skip is None else scale
+
+    def mix(self, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         """What the mixer reads: the normed convolution of ``x``, and the skip behind it."""
-        h = channel_norm(widely(partial(convolve, self.depthwise), x, dtype), dtype)
-        # The skip is raw residual stream, so from here on the mixer has to be as wide as that.
-        return h if skip is None else torch.cat([h.to(skip.dtype), skip], dim=-1)
+        return self.join_skip(run_scaled(self.depthwise, x, scale, self.backend, convolve), skip, scale)
 
-    def mix_rows(self, x: Tensor, skip: Tensor | None, dtype: torch.dtype, first: int, last: int) -> Tensor:
+    def mix_rows(self, x: Tensor, skip: Tensor | None, scale: float, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` (exclusive) of :meth:`mix`, computed from no more rows than they depend on."""
         top, bottom = max(0, first - self.radius), min(x.shape[1], last + self.radius)
-        h = widely(partial(convolve, self.depthwise), x[:, top:bottom], dtype)[:, first - top : last - top]
-        h = channel_norm(h, dtype)
-        return h if skip is None else torch.cat([h.to(skip.dtype), skip[:, first:last]], dim=-1)
+        h = run_scaled(self.depthwise, x[:, top:bottom], scale, self.backend, convolve)[:, first - top : last - top]
+        return self.join_skip(h, None if skip is None else skip[:, first:last], scale)
+
+    @staticmethod
+    def join_skip(h: Tensor, skip: Tensor | None, scale: float) -> Tensor:
+        h = channel_norm(h, scale)
+        if skip is None:
+            return h
+        return torch.cat([h if scale == 1 else h * scale, skip], dim=-1)  # (B, H, W, C + c_skip)
 
 
 class FeedForwardBlock(nn.Module):
-    """A mixer behind a norm: x (B, H, W, C) -> (B, H, W, C)."""
+    """A mixer behind a norm: x (B, H, W, C), which holds ``scale`` times its value -> the same."""
 
     def __init__(self, c: int, *, dtype=None, device=None, backend: Backend = TORCH):
         super().__init__()
         self.channelwise = Mixer(c, c, dtype, device, backend)
 
-    def forward(
-        self, x: Tensor, skip: None, dtype: torch.dtype, lengths: Callable[[Tensor], Tensor] = channel_lengths
-    ) -> Tensor:
-        return x + self.channelwise(channel_norm(x, dtype), dtype, lengths)
+    def forward(self, x: Tensor, skip: None = None, scale: float = 1.0, lengths: Lengths = channel_lengths) -> Tensor:
+        return torch.add(x, self.channelwise(channel_norm(x, scale), 1.0, lengths), alpha=scale)
 
-    def mix_rows(self, x: Tensor, skip: None, dtype: torch.dtype, first: int, last: int) -> Tensor:
+    @staticmethod
+    def mixer_scale(skip: None, scale: float) -> float:
+        """What the mixer's input holds of its value."""
+        return 1.0
+
+    def mix_rows(self, x: Tensor, skip: None, scale: float, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` (exclusive) of what the mixer reads."""
-        return channel_norm(x[:, first:last], dtype)
+        return channel_norm(x[:, first:last], scale)
 
 
 class TimestepBlock(nn.Module):
@@ -143,12 +163,34 @@ class TimestepBlock(nn.Module):
         for name in self.names:
             self.add_module(name, backend.Linear(c_r, c * 2, dtype=dtype, device=device))
 
-    def forward(self, x: Tensor, times: Sequence[Tensor]) -> Tensor:
-        first, *others = (getattr(self, name)(time) for name, time in zip(self.names, times))
-        for other in others:
-            first = first + other
-        scale, shift = first.to(x.dtype)[:, None, None].chunk(2, dim=-1)
-        return torch.addcmul(shift, x, 1 + scale)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """``modulation`` (B, 2C): the factors of :func:`map_times`, and behind them what is added."""
+        factor, shift = modulation[:, None, None].chunk(2, dim=-1)  # (B, 1, 1, C) each
+        return torch.addcmul(shift, x, factor)
+
+
+def map_times(
+    blocks: Sequence[TimestepBlock], times: Sequence[Tensor], scale: float, dtype: torch.dtype
+) -> list[Tensor]:
+    """1 + the scale and ``scale`` times the shift of every block, (B, 2C) each, for ``times`` (1 or B, c_r).
+
+    All blocks at once: their sums are so small that on a graphics card each would cost a launch and nothing else.
+    """
+    batch = max(time.shape[0] for time in times)
+    times = [time.expand(batch, -1) for time in times]
+    sums = [block.mapper(times[0]) for block in blocks]
+    for index, time in enumerate(times[1:], 1):
+        sums = torch._foreach_add(sums, [getattr(block, block.names[index])(time) for block in blocks])
+    sums = [each.to(dtype) for each in sums]  # autocast may have chosen another
+    like = {each.shape[1] // 2: each for each in sums}  # by width
+    one = {c: torch.cat([each.new_ones(batch, c), each.new_zeros(batch, c)], dim=1) for c, each in like.items()}
+    sums = torch._foreach_add(sums, [one[each.shape[1] // 2] for each in sums])
+    if scale == 1:
+        return list(sums)
+    held = {
+        c: torch.cat([each.new_ones(batch, c), each.new_full((batch, c), scale)], dim=1) for c, each in like.items()
+    }
+    return list(torch._foreach_mul(sums, [held[each.shape[1] // 2] for each in sums]))
 
 
 class Projections(nn.Module):
@@ -163,8 +205,8 @@ class Projections(nn.Module):
 class AttnBlock(nn.Module):
     """Attention of the picture's tokens to themselves and to the condition tokens in one softmax.
 
-    ``x`` (B, H, W, C); ``cond`` (1 or B, M, c_cond) are the condition tokens after the SiLU of ``kv_mapper``, which is
-    the same for every block of a network and so is computed once per forward. Returns (B, H, W, C).
+    x (B, H, W, C) holds ``scale`` times its value, and so does the result; ``cond`` (1 or B, M, C) are the condition
+    tokens as :meth:`map_condition` gives them.
     """
 
     def __init__(
@@ -185,20 +227,26 @@ class AttnBlock(nn.Module):
         self.attention = nn.ModuleDict({"attn": Projections(c, dtype, device, backend)})
         self.kv_mapper = nn.Sequential(nn.SiLU(), backend.Linear(c_cond, c, dtype=dtype, device=device))
 
-    def forward(
-        self, x: Tensor, cond: Tensor, dtype: torch.dtype, place: Place, hooks: BlockHooks = NO_HOOKS
-    ) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor, scale: float, place: Place, hooks: BlockHooks = NO_HOOKS) -> Tensor:
         attn = self.attention["attn"]
         place = place._replace(heads=self.heads, grid=(x.shape[1], x.shape[2]))
-        own = channel_norm(x, dtype).flatten(1, 2)  # (B, H, W, C) -> (B, N, C)
-        cond = self.kv_mapper[1](cond).expand(x.shape[0], -1, -1)  # (1 or B, M, c_cond) -> (B, M, C)
+        own = channel_norm(x, scale).flatten(1, 2)  # (B, H, W, C) -> (B, N, C)
+        cond = cond.expand(x.shape[0], -1, -1)
         query, keys, values, n_self = self.join_tokens(*hooks.attention_tokens(place, own, cond))
         q, k, v = attn.to_q(query), attn.to_k(keys), attn.to_v(values)
+        del own, query, keys, values  # each as large as the stream
         out = hooks.attention(place, q, k, v, n_self)
         if out is None:
             out = self.attend(q, k, v, self.heads, hooks.options)
         out = hooks.attention_output(place, attn.out_proj(out))
-        return x + out.reshape(x.shape)  # (B, N, C) -> (B, H, W, C)
+        return torch.add(x, out.reshape(x.shape), alpha=scale)  # (B, N, C) -> (B, H, W, C)
+
+    def map_condition(self, cond: Tensor) -> Tensor:
+        """Condition tokens (1 or B, M, c_cond), after the SiLU of ``kv_mapper`` -> (1 or B, M, C).
+
+        That SiLU is the same for every block of a network, so it is computed once per forward.
+        """
+        return self.kv_mapper[1](cond)
 
     def join_tokens(
         self, query: Tensor, own: tuple[Tensor, Tensor], cond: tuple[Tensor, Tensor]

@@ -6,7 +6,6 @@ permutation.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,9 +22,9 @@ def nhwc(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def channel_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """LayerNorm without affine over the last axis, computed in the dtype of ``x`` and returned in ``dtype``."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS).to(dtype)
+def channel_norm(x: Tensor, scale: float = 1.0) -> Tensor:
+    """LayerNorm without affine over the last axis of what ``x`` holds ``scale`` times."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS * scale**2)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -38,3 +37,8 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """A convolution on (B, H, W, C)."""
     return nhwc(conv(nchw(x)))
+
+
+def run_linear(linear: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer on (B, H, W, C), seen as (B, N, C): fast products of quantised weights take no more axes."""
+    return linear(x.flatten(1, 2)).unflatten(1, x.shape[1:3])

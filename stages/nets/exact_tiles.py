@@ -78,15 +78,16 @@ def run_tiled(
     *,
     device: torch.device | str | None = None,
     on_tile: Callable[[int, int], None] | None = None,
+    together: int = 1,
 ) -> Tensor:
-    """Fill ``out`` with ``network(source)``, one image of the batch and one tile at a time.
+    """Fill ``out`` with ``network(source)``, ``together`` images of the batch and one tile at a time.
 
     ``source`` is (B, C, H·cell_in, W·cell_in), ``out`` is (B, C', H·cell_out, W·cell_out) and may have another dtype or
     live on another device. Windows move to ``device`` where one is given. ``on_tile(done, total)`` follows every tile;
     what it raises (an interrupt) ends the work.
     """
-    total, done = len(grid) * source.shape[0], 0
-    for picture, target in zip(source.split(1), out.split(1)):
+    total, done = len(grid) * -(-source.shape[0] // together), 0
+    for picture, target in zip(source.split(together), out.split(together), strict=True):
         for row, column in grid:
             window = _crop(picture, row.first, row.last, column.first, column.last, grid.cell_in)
             result = network(window if device is None else window.to(device))

@@ -164,7 +164,7 @@ class GuideNet(nn.Module):
         seen = nhwc(upsampled).to(own.dtype).expand_as(own)
         x = self.toout(torch.cat([seen, own], dim=-1))
         scale, shift = self.mapp_t["mapper"](time)[:, None, None].chunk(2, dim=-1)
-        x = channel_norm(torch.addcmul(shift, x, 1 + scale), x.dtype)
+        x = channel_norm(torch.addcmul(shift, x, 1 + scale))
         scale, shift = self.hr_norm["mapping"]["mapper"](self.embed_size(own).to(time.dtype)).chunk(2, dim=-1)
         return nchw(torch.addcmul(shift, x, 2 + scale))
 

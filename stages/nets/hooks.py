@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .channels_last import resize
@@ -35,6 +34,13 @@ class BlockHooks:
     """
 
     options: Any = None
+    silent: frozenset[str] = frozenset()
+    """The hooks that change nothing, which need not be called."""
+    passive: frozenset[str] = frozenset()
+    """The hooks that are to be called, and give back what they were given without looking at it."""
+
+    def __init_subclass__(cls) -> None:
+        cls.silent = frozenset(name for name in HOOKS if getattr(cls, name) is getattr(BlockHooks, name))
 
     def __init__(self, options: Any = None):
         self.options = options
@@ -84,23 +90,22 @@ class BlockHooks:
         """``x`` after an attention block, its sum included; ``time`` (1 or B, c_r) is the embedded noise level."""
         return x
 
-    def run_block(self, block: nn.Module, x: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """A residual ``block`` on x (B, H, W, C): its place to get other lengths for its response norm,
-        or to run in pieces.
-        """
-        return block(x, skip, dtype)
+    def run_block(self, block: nn.Module, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
+        """A residual ``block`` on x (B, H, W, C): its place to get other lengths for its norm, or to run in pieces."""
+        return block(x, skip, scale)
 
     def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """``x`` (B, H, W, C) in the size of the skip that it meets."""
         return resize(x, size)
 
     def run_rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-        """A ``layer`` on x (B, H, W, C) in which pairs of rows do not see each other; it needs ``width`` numbers a
-        cell.
+        """A ``layer`` on x (B, H, W, C) in which pairs of rows are apart; it needs ``width`` numbers a cell.
 
         It may have half or twice as many rows and columns as ``x``.
         """
         return layer(x)
 
 
+HOOKS = ("input_block", "input_block_after_skip", "middle_block", "output_block", "attention_block")
+BlockHooks.silent = frozenset(HOOKS)
 NO_HOOKS = BlockHooks()

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from .blocks import GlobalResponseNorm, Projections, ResBlock, TimestepBlock
-from .stage_a import ResBlock as StageAResBlock, StageA
+from .stage_a import StageA
+from .stage_a_blocks import ResBlock as StageAResBlock
 from .stage_b import StageB
 from .stage_c import StageC
 

@@ -1,4 +1,7 @@
-"""What one pass of Stage B or Stage C needs beside its weights."""
+"""What one pass of Stage B or Stage C needs beside its weights: what it holds at its peak, counted.
+
+tests/host/test_counts.py holds it against the live bytes of a pass, which ``dev.py bench --counts`` tells as well.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,18 @@ import math
 
 from .unet import UNetConfig
 
-WIDEST_BLOCK = 10
-"""Activations of a ResBlock at its peak, in units of its width: the stream, its norm, and the 4x hidden layer before
-and after its activation."""
+SKIPPED_BLOCK = 9
+"""What a ResBlock with a skip holds at its peak, in units of its stream: the stream and the skip, both behind each
+other, the four-fold hidden layer, and what comes out of it."""
 
-SLACK, FIXED = 1.25, 64 * 1024**2
-"""What allocators and libraries hold beyond that (measured by tests/benchmarks/measure_memory.py)."""
+PLAIN_BLOCK = 7
+"""The same without a skip, as on the deepest level: the stream, its norm, the hidden layer and its result."""
+
+NARROW_BLOCK = 4
+"""The same in pieces: the stream before and after the block, the skip, and what a change of levels holds as well."""
+
+SLACK = 1.05
+"""The modulations of all blocks, and what an allocator rounds up."""
 
 
 def activation_memory(
@@ -25,11 +34,6 @@ def activation_memory(
     return _peak(config, batch, height, width, dtype_size, level_strides, math.inf)
 
 
-NARROW_BLOCK = 4
-"""Activations of a ResBlock in pieces, in units of its width: the stream before and after it, the skip, and what a
-change of levels or a repetition holds beside them."""
-
-
 def pieces_memory(
     config: UNetConfig,
     batch: int,
@@ -39,7 +43,7 @@ def pieces_memory(
     level_strides: tuple[int, ...],
     elements: int,
 ) -> int:
-    """Peak bytes where no wide layer holds more than ``elements`` numbers at once (tiled_decoder.PieceHooks)."""
+    """Peak bytes where no wide layer holds more than ``elements`` numbers at once (tiles.PieceHooks)."""
     return _peak(config, batch, height, width, dtype_size, level_strides, 2 * elements)
 
 
@@ -53,9 +57,10 @@ def _peak(
     wide: float,
 ) -> int:
     cells = batch * -(-height // config.patch_size) * -(-width // config.patch_size)
-    peak = skips = 0
-    for channels, stride in zip(config.c_hidden, level_strides):
+    peak = above = 0  # above: the skips of the shallower levels, which are held until the way back reaches them
+    for index, (channels, stride) in enumerate(zip(config.c_hidden, level_strides, strict=True)):
         level = cells * channels // stride**2
-        peak = max(peak, skips + min(WIDEST_BLOCK * level, NARROW_BLOCK * level + wide))
-        skips += level
-    return int(SLACK * (peak + skips) * dtype_size) + FIXED
+        block = PLAIN_BLOCK if index == len(level_strides) - 1 else SKIPPED_BLOCK
+        peak = max(peak, above + min(block * level, NARROW_BLOCK * level + wide))
+        above += level
+    return int(SLACK * peak * dtype_size)

@@ -37,7 +37,7 @@ class GlobalResponseNorm(nn.Module):
 
     G is the L2 norm of a channel over the picture, N = G / (mean of G over channels + 1e-6), and the result
     gamma x N + beta + x is computed as beta + x (1 + gamma N). Without gradients it is written over ``x``. ``lengths``
-    gives G where ``x`` is only a part of the picture.
+    gives G where ``x`` is only a part of the picture, and ``scale`` says what ``x`` holds of its value (scaled.py).
     """
 
     def __init__(self, width: int, *, dtype=None, device=None, backend: Backend = TORCH):
@@ -46,14 +46,29 @@ class GlobalResponseNorm(nn.Module):
         self.gamma = nn.Parameter(torch.empty(1, 1, 1, width, dtype=dtype, device=device))
         self.beta = nn.Parameter(torch.empty(1, 1, 1, width, dtype=dtype, device=device))
 
-    def forward(self, x: Tensor, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
-        if lengths is channel_lengths and torch.is_grad_enabled() and _eager_on_cpu(x):
+    def forward(self, x: Tensor, scale: float = 1.0, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+        if lengths is channel_lengths and torch.is_grad_enabled() and _eager_on_cpu(x) and scale == 1:
             wide = x.new_empty(0, dtype=torch.float32)
             return SampleBySample.apply(x, self.cast(self.gamma, wide), self.cast(self.beta, wide))
-        norm = lengths(x)
-        scale = 1 + self.cast(self.gamma, norm) * (norm / (norm.mean(dim=-1, keepdim=True) + EPS))
         out = None if torch.is_grad_enabled() else x
-        return torch.addcmul(self.cast(self.beta, x), x, scale.to(x.dtype), out=out)
+        return torch.addcmul(self.shift(x, scale), x, self.factors(x, scale, lengths), out=out)
+
+    def shift(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """What is added to every cell of ``x``, (1, 1, 1, C)."""
+        beta = self.cast(self.beta, x)
+        return beta if scale == 1 else beta * scale
+
+    def factors(self, x: Tensor, scale: float = 1.0, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
+        """What every channel of ``x`` is multiplied by: 1 + gamma N = (m + gamma G) / m with m = (mean of G) + 1e-6."""
+        norm = lengths(x)  # (B, H, W, C) -> (B, 1, 1, C), in float32
+        mean = norm.mean(dim=-1, keepdim=True) + EPS * scale
+        gamma = self.cast(self.gamma, x)
+        if x.dtype == norm.dtype:
+            return 1 + gamma * (norm / mean)
+        above = torch.addcmul(mean, gamma, norm)  # in one formula with the cast that a narrower format needs
+        if torch.is_grad_enabled():
+            return (above / mean).to(x.dtype)
+        return torch.div(above, mean, out=x.new_empty(above.shape))  # cast as it is written
 
 
 class SampleBySample(torch.autograd.Function):

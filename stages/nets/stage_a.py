@@ -13,16 +13,15 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import WrongInput
 from .backend import TORCH, Backend
-from .channels_last import EPS
 from .exact_tiles import Grid, largest_window, run_tiled, spans
 from .quantizer import Quantized, VectorQuantizer
+from .stage_a_blocks import PROCESSOR, Bands, ResBlock, choose_bands
 
-BAND_BYTES = 24 * 2**20  # of the widest activation that is held at once; measured best from 24 to 32 MiB on a CPU
 ALLOCATOR_SLACK = 1.2  # measured: 1.05 to 1.2 where the allocator returns memory at once, up to 1.7 where it keeps it
+CARD_SLACK = 1.05  # counted live bytes; the allocator of a card keeps its blocks whole
 DEFAULT_BUDGET = 2**30
 
 
@@ -66,65 +65,6 @@ class StageAConfig:
         for _ in range(self.levels - 1):
             low, high = 2 * low - 2, 2 * high + 3  # a 4×4 convolution of stride 2, then a 3×3 block
         return -(-max(-2 * low, 2 * high + 2 - self.cell) // self.cell)
-
-
-class Gelu(nn.Module):
-    """Exact GELU, in place where no gradient is asked for: its input is always a fresh tensor here."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
-
-
-class ResBlock(nn.Module):
-    """Depthwise 3×3 and pointwise MLP, each after a layer norm, scaled by six scalar gates."""
-
-    def __init__(self, c: int, backend: Backend, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
-        super().__init__()
-        at = {"dtype": dtype, "device": device}
-        self.c, self.cast = c, backend.cast
-        self.gammas = nn.Parameter(torch.empty(6, **at))
-        self.depthwise = nn.Sequential(nn.ReplicationPad2d(1), backend.Conv2d(c, c, kernel_size=3, groups=c, **at))
-        self.channelwise = nn.Sequential(backend.Linear(c, 4 * c, **at), Gelu(), backend.Linear(4 * c, c, **at))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → the same shape."""
-        gates = self.cast(self.gammas, x)
-        y = self._norm(x.permute(0, 2, 3, 1), gates[0], gates[1]).permute(0, 3, 1, 2)
-        x = x + self.depthwise(y) * gates[2]
-        y = self.channelwise(self._norm(x.permute(0, 2, 3, 1), gates[3], gates[4])).permute(0, 3, 1, 2)
-        return x + y * gates[5]
-
-    def update_(self, x: Tensor) -> Tensor:
-        """The same as ``forward``, in place and by bands of rows: ``x`` (1, C, H, W) is the only full-size tensor."""
-        gates = self.cast(self.gammas, x)
-        rows = x.permute(0, 2, 3, 1)
-        height, width = rows.shape[1:3]
-        step = max(1, BAND_BYTES // (4 * self.c * width * x.element_size()))
-        padded = rows.new_empty(1, min(step, height) + 2, width + 2, self.c)
-        padded[:, 0, 1:-1] = self._norm(rows[:, 0], gates[0], gates[1])
-        for top in range(0, height, step):
-            band = rows[:, top : top + step]
-            count = band.shape[1]
-            _fill(padded, self._norm(rows[:, top : top + step + 1], gates[0], gates[1]), count)
-            y = self.depthwise[1](padded[:, : count + 2].permute(0, 3, 1, 2))
-            band.addcmul_(y.permute(0, 2, 3, 1), gates[2])
-            padded[:, 0] = padded[:, count]  # the row above the next band, as it was before this one changed
-            del y
-            band.addcmul_(self.channelwise(self._norm(band, gates[3], gates[4])), gates[5])
-        return x
-
-    def _norm(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Layer norm over the last axis, then ``· (1 + scale) + shift``."""
-        return F.layer_norm(x, (self.c,), (1 + scale).expand(self.c), shift.expand(self.c), EPS)
-
-
-def _fill(padded: Tensor, y: Tensor, count: int) -> None:
-    """Put ``count`` rows of ``y`` (1, rows, W, C), and the one below if there is one, under row 0; repeat the edges."""
-    padded[:, 1 : 1 + y.shape[1], 1:-1] = y
-    if y.shape[1] == count:
-        padded[:, count + 1] = padded[:, count]
-    padded[:, :, 0] = padded[:, :, 1]
-    padded[:, :, -1] = padded[:, :, -2]
 
 
 class StageA(nn.Module):
@@ -174,18 +114,20 @@ class StageA(nn.Module):
         self._check(image, 3, self.config.cell)
         return self._encode_window(image)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, together: int | None = None) -> Tensor:
         """Latent (B, 4, H, W) → RGB (B, 3, 4H, 4W), unclamped.
 
-        Without gradients the work goes image by image and in bands of rows, which is exact.
+        Without gradients the work goes in bands of rows, which is exact, and on a processor image by image; elsewhere
+        ``together`` of them at once, or all.
         """
         self._check(latent, self.config.c_latent)
         if _needs_graph():
             x = (latent * self.config.scale_factor).contiguous(memory_format=torch.channels_last)
             return self.out_block(self.up_blocks(x))
         out = self._picture_for(latent, None)
-        for one, target in zip(latent.split(1), out.split(1)):
-            self._decode_lean(one, target)
+        count = 1 if choose_bands(latent.device) == PROCESSOR else together or len(latent)
+        for some, targets in zip(latent.split(count), out.split(count), strict=True):
+            self._decode_lean(some, targets)
         return out
 
     def quantize(self, latent: Tensor) -> Quantized:
@@ -235,9 +177,10 @@ class StageA(nn.Module):
         height, width = (side // self.config.cell for side in image.shape[2:])
         margin = self.config.encode_margin
         if tile is None:
-            cost = partial(self.encode_memory_tiled, image.shape, image.element_size())
+            cost = partial(self.encode_memory_tiled, image.shape, image.element_size())  # of a processor: the least
             tile = largest_window(budget, cost, smallest=16 * margin)
-        window = self._encode_shape(height, width, image.element_size(), tile)
+        bands = choose_bands(image.device if device is None else device)
+        window = self._encode_shape(height, width, image.element_size(), tile, bands)
         grid = Grid.cut((height, width), window, margin, self.config.cell, 1)
         if out is None:
             out = image.new_empty(image.shape[0], self.config.c_latent, height, width, device=out_device)
@@ -256,13 +199,19 @@ class StageA(nn.Module):
 
         return largest_window(budget, cost, self.smallest_tile)
 
-    def decode_memory(self, shape: Sequence[int], dtype_size: int) -> int:
+    def decode_memory(
+        self, shape: Sequence[int], dtype_size: int, bands: Bands = PROCESSOR, together: int | None = None
+    ) -> int:
         """Bytes that :meth:`decode` of a latent (B, 4, H, W) needs without gradients, the picture included."""
         batch, _, height, width = shape
-        body = height * width * self.config.c_hidden
-        picture = batch * 3 * height * width * self.config.cell**2
-        rows = min(height, self._band_rows(width, self.config.head_margin, dtype_size))
-        return (body + picture) * dtype_size + self._band_memory(rows * width, dtype_size)
+        body = height * width * self.config.c_hidden * dtype_size
+        picture = batch * 3 * height * width * self.config.cell**2 * dtype_size
+        rows = min(height, self._band_rows(width, self.config.head_margin, dtype_size, bands))
+        if bands == PROCESSOR:
+            return body + picture + self._band_memory(rows * width, dtype_size)
+        map_ = self._wide_bytes(rows * width, dtype_size)
+        most = max(bands.memory(body), map_ + bands.memory(map_))
+        return int(CARD_SLACK * (picture + (together or batch) * (body + most)))
 
     def decode_memory_tiled(self, shape: Sequence[int], dtype_size: int, tile: int | None = None) -> int:
         """Bytes that :meth:`decode_tiled` needs with ``tile``, or at the least; the picture included."""
@@ -271,16 +220,18 @@ class StageA(nn.Module):
         windows = (spans(side, tile, self.config.decode_margin)[0].last for side in shape[2:])
         return picture + self.decode_memory((1, shape[1], *windows), dtype_size)
 
-    def encode_memory(self, shape: Sequence[int], dtype_size: int) -> int:
+    def encode_memory(self, shape: Sequence[int], dtype_size: int, bands: Bands = PROCESSOR) -> int:
         """Bytes that :meth:`encode` of a picture (B, 3, H, W) needs without gradients, the latent included."""
-        return self.encode_memory_tiled(shape, dtype_size, tile=max(shape))
+        return self.encode_memory_tiled(shape, dtype_size, max(shape), bands)
 
-    def encode_memory_tiled(self, shape: Sequence[int], dtype_size: int, tile: int = 64) -> int:
+    def encode_memory_tiled(
+        self, shape: Sequence[int], dtype_size: int, tile: int = 64, bands: Bands = PROCESSOR
+    ) -> int:
         """Bytes that :meth:`encode_tiled` needs with ``tile``, the latent included."""
         height, width = (side // self.config.cell for side in shape[2:])
-        rows, columns = self._encode_shape(height, width, dtype_size, tile)
+        rows, columns = self._encode_shape(height, width, dtype_size, tile, bands)
         latent = shape[0] * self.config.c_latent * height * width * dtype_size
-        return latent + self._band_memory(min(rows, height) * columns, dtype_size)
+        return latent + self._band_memory(min(rows, height) * columns, dtype_size, bands)
 
     def _encode_window(self, image: Tensor) -> Tensor:
         image = image.contiguous(memory_format=torch.channels_last)
@@ -288,35 +239,40 @@ class StageA(nn.Module):
 
     def _decode_lean(self, latent: Tensor, target: Tensor) -> None:
         """The bottleneck in place, the wide layers after it in bands that go straight into the picture."""
-        body = 1 + self.config.bottleneck_blocks
+        body, bands = 1 + self.config.bottleneck_blocks, choose_bands(latent.device)
         x = (latent * self.config.scale_factor).contiguous(memory_format=torch.channels_last)
         x = self._run(self.up_blocks[:body], x)
         margin = self.config.head_margin
-        window = self._band_rows(x.shape[3], margin, x.element_size()), x.shape[3]
+        window = self._band_rows(x.shape[3], margin, x.element_size(), bands), x.shape[3]
         grid = Grid.cut(x.shape[2:], window, margin, 1, self.config.cell)
-        run_tiled(lambda band: self.out_block(self._run(self.up_blocks[body:], band)), x, target, grid)
+        run_tiled(
+            lambda band: self.out_block(self._run(self.up_blocks[body:], band)), x, target, grid, together=len(latent)
+        )
 
     def _run(self, layers: nn.Sequential, x: Tensor) -> Tensor:
         if _needs_graph():
             return layers(x)
+        bands = choose_bands(x.device)
         for layer in layers:
-            x = layer.update_(x) if isinstance(layer, ResBlock) else layer(x)
+            x = layer.update_(x, bands) if isinstance(layer, ResBlock) else layer(x)
         return x
 
-    def _encode_shape(self, height: int, width: int, dtype_size: int, tile: int) -> tuple[int, int]:
+    def _encode_shape(
+        self, height: int, width: int, dtype_size: int, tile: int, bands: Bands = PROCESSOR
+    ) -> tuple[int, int]:
         """Rows and columns of cells of one window of the encoder."""
         margin = self.config.encode_margin
         columns = min(width, max(tile, 4 * margin + 1))
-        return min(columns if tile < height else height, self._band_rows(columns, margin, dtype_size)), columns
+        return min(columns if tile < height else height, self._band_rows(columns, margin, dtype_size, bands)), columns
 
-    def _band_rows(self, width: int, margin: int, dtype_size: int) -> int:
-        """Rows of cells to a band: within ``BAND_BYTES``, but never so few that the margins outweigh the work."""
-        return max(BAND_BYTES // self._wide_bytes(width, dtype_size), 16 * margin, 1)
+    def _band_rows(self, width: int, margin: int, dtype_size: int, bands: Bands = PROCESSOR) -> int:
+        """Rows of cells to a band: within ``bands.map``, but never so few that the margins outweigh the work."""
+        return max(bands.map // self._wide_bytes(width, dtype_size), 16 * margin, 1)
 
-    def _band_memory(self, cells: int, dtype_size: int) -> int:
+    def _band_memory(self, cells: int, dtype_size: int, bands: Bands = PROCESSOR) -> int:
         """What one band holds: the widest map, and a block's hidden layer with its input and output beside it."""
         wide = self._wide_bytes(cells, dtype_size)
-        return int(ALLOCATOR_SLACK * (wide + 1.5 * min(BAND_BYTES, 4 * wide)))
+        return int(ALLOCATOR_SLACK * (wide + bands.memory(wide)))
 
     def _wide_bytes(self, cells: int, dtype_size: int) -> int:
         """Size of the widest map of the network, at half the picture's resolution."""

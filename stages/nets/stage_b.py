@@ -15,7 +15,8 @@ from ..errors import WrongInput
 from .backend import TORCH, Backend
 from .channels_last import channel_norm, convolve, nhwc, resize
 from .hooks import NO_HOOKS, BlockHooks
-from .unet import CascadeUNet, Run, UNetConfig, change_level, join_conditions
+from .run import Run
+from .unet import CascadeUNet, UNetConfig, change_level, join_conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,42 +79,40 @@ class StageB(CascadeUNet):
         Raises :class:`~.errors.WrongInput` for a latent or a conditioning that another stage or model needs.
         """
         self.check_latent(x)
-        dtype = x.dtype
         tokens = self.clip_mapper(self.check_condition("clip", clip, self.config.c_clip, x))
         cond = join_conditions([tokens], self.config.c_cond)
-        run = Run(dtype, self.embed_times(r, {"sca": sca}, dtype), cond, (), hooks)
+        run = self.start_run(x, r, {"sca": sca}, cond, None, hooks)
         grid = self.measure_grid(x)
-        # Its start is handed on and not kept here, where it would outlive its use.
-        x, skips = self.down(self.start(x, effnet, pixels, dtype, hooks), run)
-        return self.read_out(hooks.resize(self.up(x, skips, run), grid), dtype)
+        levels = self.down(self.start(x, effnet, pixels, run), run)
+        return self.read_out(hooks.resize(self.up(levels, run), grid), run.scale)
 
-    def start(self, x: Tensor, effnet: Tensor, pixels: Tensor | None, dtype: torch.dtype, hooks: BlockHooks) -> Tensor:
+    def start(self, x: Tensor, effnet: Tensor, pixels: Tensor | None, run: Run) -> Tensor:
         """The embedded latent with the Stage C latent and the picture added: (B, H/2, W/2, C)."""
-        h = self.embed(x)
-        h = h + self.map_effnet(effnet, h, dtype, hooks)
-        return h + self.map_pixels(pixels, h, dtype)
+        h = self.embed(x, run.scale)
+        h = torch.add(h, self.map_effnet(effnet, h, run.hooks), alpha=run.scale)
+        return torch.add(h, self.map_pixels(pixels, h), alpha=run.scale)
 
     def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:
-        return run.hooks.run_rowwise(partial(change_level, scaler, run.dtype), x, 8 * x.shape[-1])
+        return run.hooks.run_rowwise(partial(change_level, scaler, run.scale), x, 8 * x.shape[-1])
 
-    def map_effnet(self, effnet: Tensor, h: Tensor, dtype: torch.dtype, hooks: BlockHooks = NO_HOOKS) -> Tensor:
+    def map_effnet(self, effnet: Tensor, h: Tensor, hooks: BlockHooks = NO_HOOKS) -> Tensor:
         """Stage C latent (1 or B, 16, h, w), resized first and mapped then, as (1 or B, H, W, C) to add to ``h``."""
         effnet = self.check_map("effnet", effnet, self.config.c_effnet, h)
-        stretched = resize(nhwc(effnet.float()), h.shape[1:3]).to(dtype)
+        stretched = resize(nhwc(effnet.float()), h.shape[1:3]).to(h.dtype)
         width = 8 * self.config.c_hidden[0]  # before and after the activation
         return hooks.run_rowwise(partial(self.map, self.effnet_mapper), stretched, width).to(h.dtype)
 
-    def map_pixels(self, pixels: Tensor | None, h: Tensor, dtype: torch.dtype) -> Tensor:
+    def map_pixels(self, pixels: Tensor | None, h: Tensor) -> Tensor:
         """Picture (1 or B, 3, h, w), mapped first and resized then; the zeros of no picture are mapped as one pixel."""
         if pixels is None:
-            return self.map(self.pixels_mapper, h.new_zeros((1, 1, 1, self.config.c_pixels), dtype=dtype)).to(h.dtype)
+            return self.map(self.pixels_mapper, h.new_zeros((1, 1, 1, self.config.c_pixels))).to(h.dtype)
         pixels = self.check_map("pixels", pixels, self.config.c_pixels, h)
-        return resize(self.map(self.pixels_mapper, nhwc(pixels.to(dtype))), h.shape[1:3]).to(h.dtype)
+        return resize(self.map(self.pixels_mapper, nhwc(pixels.to(h.dtype))), h.shape[1:3]).to(h.dtype)
 
     @staticmethod
     def map(mapper: nn.Sequential, x: Tensor) -> Tensor:
         h = convolve(mapper, x)
-        return channel_norm(h, h.dtype)
+        return channel_norm(h)
 
     def check_map(self, name: str, value: Tensor, channels: int, like: Tensor) -> Tensor:
         """``value`` on the device of ``like``, if it is (1 or B, ``channels``, h, w)."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .backend import TORCH, Backend
 from .hooks import NO_HOOKS, BlockHooks
-from .unet import CascadeUNet, Run, UNetConfig, join_conditions
+from .unet import CascadeUNet, UNetConfig, join_conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,23 +95,22 @@ class StageC(CascadeUNet):
     ) -> Tensor:
         """The noise in ``x``: (B, 16, H, W) -> (B, 16, H, W), computed and returned in the dtype of ``x``.
 
-        ``r`` (B,) is the noise condition in [0, 1], and so are ``sca`` and ``crp``, 0 unless given. ``clip_text`` (B,
-        T, 1280), ``clip_text_pooled`` (B, 1280) or (B, n, 1280) and ``clip_img`` (B, 768) or (B, n, 768), zeros unless
-        given, may also have a batch of 1. ``control`` holds by ResBlock, in execution order, a map (B, C, h, w) of any
-        size to be added before it, or None; it may be shorter and is only read. ``hooks`` are what a host does between
-        the blocks.
+        ``r`` (B,) is the noise condition in [0, 1], and so are ``sca`` and ``crp``, 0 unless given. ``clip_text``
+        (B, T, 1280), ``clip_text_pooled`` (B, 1280) or (B, n, 1280) and ``clip_img`` (B, 768) or (B, n, 768), zeros
+        unless given, may also have a batch of 1. ``control`` holds by ResBlock, in execution order, a map
+        (B, C, h, w) of any size to be added before it, or None; it may be shorter and is only read. ``hooks`` are what
+        a host does between the blocks.
 
         Raises :class:`~.errors.WrongInput` for a latent or a conditioning that another stage or model needs.
         """
         self.check_latent(x)
-        dtype = x.dtype
         if clip_img is None:
             clip_img = x.new_zeros((1, 1, self.config.c_clip_img))
         cond = self.embed_conditions(x, clip_text, clip_text_pooled, clip_img)
-        run = Run(dtype, self.embed_times(r, {"sca": sca, "crp": crp}, dtype), cond, control or (), hooks)
+        run = self.start_run(x, r, {"sca": sca, "crp": crp}, cond, control, hooks)
         grid = self.measure_grid(x)
-        x, skips = self.down(self.embed(x), run)
-        return self.read_out(hooks.resize(self.up(x, skips, run), grid), dtype)
+        levels = self.down(self.embed(x, run.scale), run)
+        return self.read_out(hooks.resize(self.up(levels, run), grid), run.scale)
 
     def embed_conditions(self, x: Tensor, clip_text: Tensor, clip_text_pooled: Tensor, clip_img: Tensor) -> Tensor:
         """Text, pooled and image tokens in this order, normed, after the SiLU of the blocks: (1 or B, M, c_cond)."""

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from .backend import TORCH, Backend
-from .blocks import AttnBlock, FeedForwardBlock, ResBlock, TimestepBlock, timestep_embedding, widely
-from .channels_last import channel_norm, convolve, nchw, nhwc, resize
+from .blocks import AttnBlock, FeedForwardBlock, ResBlock, TimestepBlock, map_times, timestep_embedding
+from .channels_last import channel_norm, convolve, nchw
 from .hooks import BlockHooks, Place
+from .run import Run
+from .scaled import choose_stream_scale, run_scaled
 
 
 def as_tuples(value: Any) -> Any:
@@ -61,42 +63,17 @@ class UNetConfig:
         )
 
 
-@dataclass
-class Run:
-    """What one pass hands to its blocks; ``res_blocks`` counts the ResBlocks that have run."""
-
-    dtype: torch.dtype
-    times: list[Tensor]
-    cond: Tensor
-    control: Sequence[Tensor | None]
-    hooks: BlockHooks
-    res_blocks: int = 0
-
-    def add_control(self, x: Tensor) -> Tensor:
-        """``x`` (B, H, W, C) plus the control map of the ResBlock that comes next, if there is one."""
-        index, self.res_blocks = self.res_blocks, self.res_blocks + 1
-        hint = self.control[index] if index < len(self.control) else None
-        if hint is None:
-            return x
-        if hint.dim() != 4 or hint.shape[0] not in (1, x.shape[0]) or hint.shape[1] != x.shape[-1]:
-            raise WrongInput(
-                f"The control map of ResBlock {index} has the shape {tuple(hint.shape)}, but the model "
-                f"needs {x.shape[-1]} channels and a batch of 1 or {x.shape[0]}. Use a ControlNet that "
-                "was made for this model; the published ones belong to the 3.6B Stage C."
-            )
-        return x + resize(nhwc(hint.to(x.device)), x.shape[1:3]).to(x.dtype)
-
-
 def join_conditions(parts: Sequence[Tensor], c_cond: int) -> Tensor:
     """Mapped conditions (1 or B, n, k c_cond) as normed tokens (1 or B, M, c_cond), after the SiLU of every block."""
     batch = max(part.shape[0] for part in parts)
     tokens = torch.cat([part.reshape(part.shape[0], -1, c_cond).expand(batch, -1, -1) for part in parts], dim=1)
-    return F.silu(channel_norm(tokens, tokens.dtype))
+    return F.silu(channel_norm(tokens))
 
 
-def change_level(scaler: nn.Module, dtype: torch.dtype, x: Tensor) -> Tensor:
+def change_level(scaler: nn.Module, scale: float, x: Tensor) -> Tensor:
     """``x`` (B, H, W, C) on another level."""
-    return convolve(scaler[1], channel_norm(x, dtype)).to(x.dtype)
+    out = convolve(scaler[1], channel_norm(x, scale)).to(x.dtype)
+    return out if scale == 1 else out * scale
 
 
 class CascadeUNet(nn.Module):
@@ -203,66 +180,71 @@ class CascadeUNet(nn.Module):
             )
         return value.to(device=x.device, dtype=x.dtype)
 
-    def embed_times(self, r: Tensor, conds: dict[str, Tensor | None], dtype: torch.dtype) -> list[Tensor]:
-        """Embeddings of r and of every scalar condition, 0 where it is not given, each (1 or B, c_r)."""
-        zero = r.new_zeros(1)
+    def start_run(
+        self, x: Tensor, r: Tensor, conds: dict[str, Tensor | None], cond: Tensor, control: Any, hooks: BlockHooks
+    ) -> Run:
+        """What a pass over the latent ``x`` hands to its blocks; a scalar condition that is not given is 0."""
+        zero, scale = r.new_zeros(1), choose_stream_scale(x.dtype)
         levels = [r, *(zero if conds.get(name) is None else conds[name] for name in self.config.t_conds)]
-        return [timestep_embedding(level, self.config.c_r).to(dtype) for level in levels]
+        times = [timestep_embedding(level, self.config.c_r).to(x.dtype) for level in levels]  # (1 or B, c_r)
+        blocks = [block for level in (*self.down_blocks, *self.up_blocks) for block in level]
+        blocks = [block for block in blocks if isinstance(block, TimestepBlock)]
+        modulations = dict(zip(blocks, map_times(blocks, times, scale, x.dtype), strict=True)) if blocks else {}
+        return Run(scale, times[0], modulations, cond, control or (), hooks)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Latent (B, c_in, H, W) -> (B, H/patch, W/patch, C), normed, in the dtype of the residual stream."""
-        stream = torch.float32 if x.dtype == torch.float16 else x.dtype
-        x = self.embedding[0](x).contiguous(memory_format=torch.channels_last)
-        return channel_norm(convolve(self.embedding[1], x.permute(0, 2, 3, 1)).to(stream), stream)
+    def embed(self, x: Tensor, scale: float) -> Tensor:
+        """Latent (B, c_in, H, W) -> (B, H/patch, W/patch, C), normed: ``scale`` times the residual stream."""
+        rows = self.embedding[0](x).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        h = channel_norm(convolve(self.embedding[1], rows).to(x.dtype))
+        return h if scale == 1 else h * scale
 
     def measure_grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of the embedded latent ``x`` (B, c_in, H, W)."""
         return x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size
 
-    def read_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The last norm and projection: (B, H, W, C) -> (B, c_out, H patch, W patch) in ``dtype``."""
-        return self.clf[2](self.clf[1](nchw(channel_norm(x, dtype)))).contiguous()
+    def read_out(self, x: Tensor, scale: float) -> Tensor:
+        """The last norm and projection: (B, H, W, C) -> (B, c_out, H patch, W patch)."""
+        return self.clf[2](self.clf[1](nchw(channel_norm(x, scale)))).contiguous()
 
-    def down(self, x: Tensor, run: Run) -> tuple[Tensor, list[Tensor]]:
-        """Returns the deepest level's output and the skips of the levels above it, the shallowest first."""
+    def down(self, x: Tensor, run: Run) -> list[Tensor]:
+        """Returns the output of every level, the shallowest first: skips, and where the way back starts."""
         groups = sum(n * repeat for n, repeat in zip(self.config.blocks[0], self.config.block_repeat[0]))
-        number, skips = 0, []
+        number, levels = 0, []
         for level, blocks in enumerate(self.down_blocks):
             if level > 0:
                 x = self.rescale(self.down_downscalers[level], x, run)
             skip = x
             mappers = self.down_repeat_mappers[level]
+            run.mapped = {} if len(mappers) else None
             for repeat in range(len(mappers) + 1):
                 for group in self.groups(level, blocks):
                     middle = number == groups - 1
                     place = Place("middle", 0) if middle else Place("input", number)
-                    run_group = self.replace_group if run.hooks.replaces_group(place) else self.run_group
-                    x = run_group(group, x, None, place, run)
-                    x = skip = nhwc((run.hooks.middle_block if middle else run.hooks.input_block)(place, nchw(x)))
+                    x = self.run_group(group, x, None, place, run)
+                    x = skip = run.show("middle_block" if middle else "input_block", place, x)
                     if not middle:
-                        x = nhwc(run.hooks.input_block_after_skip(place, nchw(x)))
+                        x = run.show("input_block_after_skip", place, x)
                     number += 1
                 if repeat < len(mappers):
                     x = skip = self.repeat(mappers[repeat], x, run)
-            if level < len(self.down_blocks) - 1:
-                skips.append(skip)
-        return x, skips
+            levels.append(skip)
+        return levels
 
-    def up(self, x: Tensor, skips: list[Tensor], run: Run) -> Tensor:
-        """Back to the shallowest level; ``skips`` are used up, so that none outlives its level."""
-        number, last = 0, len(self.up_blocks) - 1
+    def up(self, levels: list[Tensor], run: Run) -> Tensor:
+        """Back to the shallowest level; ``levels`` are used up, so that none outlives its use."""
+        number, last, x = 0, len(self.up_blocks) - 1, levels.pop()
         for index, blocks in enumerate(self.up_blocks):
-            mappers, from_below = self.up_repeat_mappers[index], skips.pop() if index > 0 else None
+            mappers, from_below = self.up_repeat_mappers[index], levels.pop() if index > 0 else None
+            run.mapped = {} if len(mappers) else None
             for repeat in range(len(mappers) + 1):
                 for j, group in enumerate(self.groups(last - index, blocks)):
                     skip = from_below if j == 0 and isinstance(group[0], ResBlock) else None
                     if skip is not None:
                         x = run.hooks.resize(x, skip.shape[1:3])
                     place = Place("output", number)
-                    x, skip = run.hooks.output_block(place, nchw(x), None if skip is None else nchw(skip))
-                    run_group = self.replace_group if run.hooks.replaces_group(place) else self.run_group
-                    x, handed = None, [nhwc(x)]  # kept here, it would outlive the first block of the group
-                    x = run_group(group, handed.pop(), None if skip is None else nhwc(skip), place, run)
+                    x, skip = run.show_with_skip(place, x, skip)
+                    x, handed = None, [x]  # kept here, it would outlive the first block of the group
+                    x = self.run_group(group, handed.pop(), skip, place, run)
                     number += 1
                 if repeat < len(mappers):
                     x = self.repeat(mappers[repeat], x, run)
@@ -279,17 +261,16 @@ class CascadeUNet(nn.Module):
         attentions = 0
         for block in group:
             if isinstance(block, ResBlock):
-                x, skip = run.hooks.run_block(block, run.add_control(x), skip, run.dtype), None
+                x, skip = run.hooks.run_block(block, run.add_control(x), skip, run.scale), None
             elif isinstance(block, TimestepBlock):
-                x = block(x, run.times)
+                x = block(x, run.modulations[block])
             elif isinstance(block, AttnBlock):
                 at = place._replace(layer=attentions)
-                x = nhwc(
-                    run.hooks.attention_block(at, nchw(block(x, run.cond, run.dtype, at, run.hooks)), run.times[0])
-                )
+                x = block(x, run.map_condition(block), run.scale, at, run.hooks)
+                x = run.show("attention_block", at, x, run.time)
                 attentions += 1
             else:
-                x = run.hooks.run_block(block, x, None, run.dtype)
+                x = run.hooks.run_block(block, x, None, run.scale)
         return x
 
     def replace_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Run) -> Tensor:
@@ -300,10 +281,10 @@ class CascadeUNet(nn.Module):
         return x
 
     def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:
-        return change_level(scaler, run.dtype, x)
+        return change_level(scaler, run.scale, x)
 
     def repeat(self, mapper: nn.Module, x: Tensor, run: Run) -> Tensor:
-        def mapped(rows: Tensor) -> Tensor:
-            return widely(lambda h: convolve(mapper, h), rows, run.dtype)
+        def map_rows(rows: Tensor) -> Tensor:
+            return run_scaled(mapper, rows, run.scale, self.backend, convolve)
 
-        return run.hooks.run_rowwise(mapped, x, 2 * x.shape[-1])
+        return run.hooks.run_rowwise(map_rows, x, 2 * x.shape[-1])

@@ -1,6 +1,6 @@
 """Time our Stage C and Stage B against the host's nets and diffusers', on the same random weights.
 
-    python3 dev.py bench [--quick] [--device cuda] [--dtypes fp32 bf16] [--modes eager compiled] [--json FILE]
+    python3 dev.py bench [--quick] [--dtypes fp32 bf16] [--modes eager compiled] [--json FILE]
 
 Every repetition runs each network once, in turn, so that what else the machine does falls on all of them; a ratio is
 the median over repetitions of our time by theirs in the same repetition. All use PyTorch's attention.
@@ -155,22 +155,16 @@ def line(row: dict) -> str:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run_times(arguments: list[str]) -> int:
+    """Print the times; returns 1 if one is above its target."""
+    parser = argparse.ArgumentParser(prog="dev.py bench")
     parser.add_argument("--quick", action="store_true", help="fewer blocks and smaller pictures")
-    parser.add_argument("--device", default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--modes", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--networks", nargs="+", choices=["C", "B"], default=["C", "B"])
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
-    options = parser.parse_args()
-
-    from comfy.cli_args import args
-
-    args.cpu = options.device == "cpu"
-    args.use_pytorch_cross_attention = True
-
+    options = parser.parse_args(arguments)
     rows = []
     sys.stdout.write(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, milliseconds\n"
@@ -181,7 +175,7 @@ def main() -> int:
             if case.name[-1] not in options.networks:
                 continue
             for dtype in options.dtypes:
-                found = compare(case, dtype, options.modes, torch.device(options.device), options.repetitions)
+                found = compare(case, dtype, options.modes, torch.device("cpu"), options.repetitions)
                 sys.stdout.write("".join(map(line, found)))
                 sys.stdout.flush()
                 rows += found
@@ -189,7 +183,3 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0 if all(row["ratio"] <= TARGETS[row["mode"]] for row in rows) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

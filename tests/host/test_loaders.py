@@ -321,11 +321,13 @@ def test_text_dtype(studio, choice):
     assert relative(studio.text("a cat", clip)[0][0], studio.text("a cat")[0][0]) <= 0.05
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8_e4m3fn"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8_e4m3fn", "fp8_e4m3fn_fast"])
 def test_pictures_in_other_dtypes(studio, dtype):
     """Half precision and 8 bits sample finite latents that still depend on the prompt."""
     prior = studio.load("prior", "stage_c.safetensors", dtype)
     decoder = studio.load("decoder", "stage_b.safetensors", dtype)
+    for model in (prior, decoder):
+        assert model.model.model_config.optimizations["fp8"] == dtype.endswith("fast"), "the host's fast products"
     latent = studio.sample_prior(studio.canvas()[0], model=prior, seed=SEED, steps=2)
     assert torch.isfinite(latent["samples"]).all()
     swapped = studio.sample_prior(studio.canvas()[0], model=prior, seed=SEED, steps=2, positive=studio.negative)

@@ -49,14 +49,20 @@ def with_room(machine: Machine, gigabytes: float) -> Machine:
         (PROCESSOR, "stage_c", "bf16", FULL_C, "fp32", "fp32"),
         (PROCESSOR, "stage_b", "fp16", FULL_B, "fp32", "fp32"),
         (SAPPHIRE, "stage_c", "fp16", FULL_C, "bf16", "bf16"),
-        # short memory: kept as the file has it, then in 8 bits; computed in the same format as before
+        # short memory: kept as the file has it; streamed a little; and in 8 bits where it would be much
         (with_room(TURING, 15), "stage_c", "bf16", FULL_C, "bf16", "fp32"),
         (with_room(TURING, 15), "stage_c", "fp32", FULL_C, "bf16", "fp32"),
         (with_room(PROCESSOR, 12), "stage_c", "fp16", FULL_C, "fp16", "fp32"),
-        (with_room(TURING, 6), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "fp32"),
-        (with_room(AMPERE, 6), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "bf16"),
+        (with_room(TURING, 4), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "fp32"),
+        (with_room(AMPERE, 4), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "bf16"),
+        (with_room(AMPERE, 6), "stage_c", "bf16", FULL_C, "bf16", "bf16"),
+        (with_room(AMPERE, 8), "stage_c", "bf16", FULL_C, "bf16", "bf16"),
+        (with_room(AMPERE, 6), "stage_b", "bf16", FULL_B, "bf16", "bf16"),
+        (with_room(AMPERE, 4), "stage_b", "bf16", LITE_B, "bf16", "bf16"),
+        (with_room(AMPERE, 3), "stage_c", "bf16", LITE_C, "bf16", "bf16"),
+        (replace(AMPERE, room=None), "stage_c", "bf16", FULL_C, "bf16", "bf16"),
         (with_room(AMPERE, 6), "stage_c", "bf16", LITE_C, "bf16", "bf16"),
-        (with_room(AMPERE, 5), "stage_b", "bf16", FULL_B, "fp8_e4m3fn", "bf16"),
+        (with_room(PROCESSOR, 5), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "fp32"),
         (with_room(AMPERE, 5), "stage_b", "bf16", LITE_B, "bf16", "bf16"),
         (with_room(AMPERE, 1), "stage_c", "bf16", FULL_C, "fp8_e4m3fn", "bf16"),
         # devices that cannot hold 8 bits keep what they have
@@ -70,14 +76,19 @@ def test_formats(machine, stage, stored, parameters, storage, compute):
     text = choice.describe()
     assert text.startswith(storage) and (f"computing in {compute}" in text) == (storage != compute)
     assert machine.name in text or "made for" in text or "its file" in text
-    assert ("of memory are free" in text) == (storage != compute)
+    assert ("are needed" in text) == (storage != compute)
 
 
 def test_the_reasons_say_what_to_do():
     text = choose(TURING, "stage_c", "bf16", FULL_C).reason
     assert "Stage C overflows in" in text and f"preset '{load().presets['fp16'].title}'" in text
-    short = choose(with_room(AMPERE, 6), "stage_c", "bf16", FULL_C).reason
-    assert "kept in fp8_e4m3fn, since 6.00 GB of memory are free and 8.18 GB needed" in short
+    short = choose(with_room(AMPERE, 4), "stage_c", "bf16", FULL_C).reason
+    assert "kept in fp8_e4m3fn, since the device has 4.00 GB of memory and" in short
+    assert "of bf16 weights would have to be streamed at every step" in short
+    assert (
+        "of bf16 weights are streamed at every step" in choose(with_room(AMPERE, 6), "stage_c", "bf16", FULL_C).reason
+    )
+    assert "stream" not in choose(with_room(AMPERE, 10), "stage_c", "bf16", FULL_C).reason
     assert "no instructions for bf16" in choose(PROCESSOR, "stage_c", "bf16", FULL_C).reason
 
 
@@ -91,6 +102,7 @@ def test_the_reasons_say_what_to_do():
         (with_room(TURING, 8), "lite-bf16"),
         (APPLE, "fp16"),
         (with_room(APPLE, 8), "lite-bf16"),
+        (replace(AMPERE, room=None), "lite-bf16"),
         (SAPPHIRE, "lite-bf16"),
         (PROCESSOR, "lite-bf16"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,15 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_studio.stages.nets.backend import TORCH, torch_attention
-from cascade_studio.stages.nets.blocks import (
-    HALF_PEAK,
-    GlobalResponseNorm,
-    ResBlock,
-    channel_lengths,
-    timestep_embedding,
-    widely,
-)
+from cascade_studio.stages.nets.blocks import GlobalResponseNorm, Mixer, ResBlock, channel_lengths, timestep_embedding
+from cascade_studio.stages.nets.channels_last import convolve, run_linear
 from cascade_studio.stages.nets.hooks import BlockHooks, Place
+from cascade_studio.stages.nets.scaled import STREAM_SCALE, activate, run_scaled
 from cascade_studio.stages.training.frozen_net import FROZEN
 from training.mini.nets import small_attention
 
@@ -109,24 +105,58 @@ def test_lengths_of_small_dtypes_are_summed_in_float32(dtype):
     assert torch.equal(channel_lengths(x), torch.full((2, 1, 1, 300), 2048.0 * 64))
 
 
-def test_wide_streams_are_scaled_per_sample_and_overflows_stay_visible():
+LAYERS = {"linear": nn.Linear(8, 8), "depthwise": nn.Conv2d(8, 8, 3, padding=1, groups=8)}
+
+
+@pytest.mark.parametrize("lent", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_on_a_scaled_stream(name, lent):
+    """Of a small and a huge value with the precision of float16, the bias included; infinities stay visible."""
     torch.manual_seed(0)
-    layer = nn.Linear(8, 8).half()
-    x = torch.randn(3, 2, 2, 8) * torch.tensor([1.0, 1e6, math.inf]).view(3, 1, 1, 1)
+    layer = copy.deepcopy(LAYERS[name]).half()
+    backend = TORCH if lent else replace(TORCH, lend_weights=lambda layer, like: None)
+    true = torch.randn(3, 4, 4, 8) * torch.tensor([1.0, 1e6, math.inf]).view(3, 1, 1, 1)
+    held = (true * STREAM_SCALE).half()
     with torch.no_grad():
-        given = widely(layer, x, torch.float16)
-        expected = F.linear(x, layer.weight.float(), layer.bias.float())
-    assert given.dtype == torch.float32
-    assert relative(given[0], expected[0]) < 2e-3 and relative(given[1], expected[1]) < 2e-3
+        how = convolve if name == "depthwise" else run_linear
+        given = run_scaled(layer, held, STREAM_SCALE, backend, how)
+        run = (lambda x: convolve(layer.float(), x)) if name == "depthwise" else layer.float()
+        expected = run(true)
+    assert given.dtype == torch.float16
+    assert all(relative(given[i].float() / STREAM_SCALE, expected[i]) < 4e-3 for i in (0, 1))
     assert not given[2].isfinite().any()
-    assert relative(given[0], layer(x[0].half()).float()) < 1e-6
-    seen = []
-    widely(lambda h: seen.append(h) or h, x[:2], torch.float16)
-    assert torch.equal(seen[-1][0], x[0].half()) and seen[-1][1].abs().max() <= HALF_PEAK
-    seen = []
-    with torch.autocast("cpu", torch.bfloat16):
-        widely(lambda h: seen.append(h) or h, x[:2].bfloat16(), torch.float32)
-    assert len(seen) == 1, "bfloat16 has the range of float32, and autocast may have chosen it"
+    with torch.no_grad():
+        assert torch.equal(run_scaled(layer, true[:1], 1.0, backend, how), run(true[:1])), "nothing is scaled"
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float16, 2e-3)])
+def test_gelu_of_a_scaled_value(dtype, tolerance):
+    true = torch.cat([torch.linspace(-12, 12, 400), torch.tensor([3e5, -3e5])]).view(-1, 1, 1, 3)
+    expected = F.gelu(true)
+    held = (true * STREAM_SCALE).to(dtype)
+    for given in (activate(held, STREAM_SCALE).detach(), torch.no_grad()(activate)(held.clone(), STREAM_SCALE)):
+        assert given.dtype == dtype
+        assert torch.allclose(given.float() / STREAM_SCALE, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.006)])
+@pytest.mark.parametrize("scale", [1.0, STREAM_SCALE])
+def test_the_response_norm_in_the_weights(dtype, tolerance, scale):
+    """Folded, general and what the formula says are one; a layer that something was hung on is called."""
+    torch.manual_seed(0)
+    mixer = Mixer(6, 4, dtype, None, TORCH)
+    for each in (*mixer.parameters(),):
+        nn.init.normal_(each, std=0.5)
+    x = torch.randn(2, 5, 3, 6)
+    exact = copy.deepcopy(mixer).double()
+    expected = exact(x.double()).detach().float()
+    with torch.no_grad():
+        folded = mixer((x * scale).to(dtype), scale).float() / scale
+        assert relative(folded, expected) < tolerance
+        seen = []
+        mixer[4].register_forward_hook(lambda module, given, out: seen.append(out))
+        general = mixer((x * scale).to(dtype), scale).float() / scale
+    assert seen and relative(general, expected) < tolerance
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -237,6 +267,24 @@ ACTS = {
 }
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_block_hooks_see_true_values_in_float16(name):
+    """What a patch adds to the stream counts the same in every format, and so does a control map."""
+
+    class Adds(BlockHooks):
+        def input_block(self, place, x):
+            return x + 3.0
+
+        def output_block(self, place, x, skip):
+            return x - 1.0, None if skip is None else skip + 2.0
+
+    control = {"control": [torch.full((1, 128, 6, 5), 4.0)]} if name == "stage_c_tiny" else {}
+    wide = tiny_net(name)(**inputs(name), **control, hooks=Adds())
+    half = tiny_net(name, torch.float16)(**inputs(name, torch.float16), **control, hooks=Adds())
+    assert relative(wide, tiny_net(name)(**inputs(name))) > 0.05
+    assert ((half.float() - wide).std() / wide.std()) < 0.004
+
+
 @pytest.mark.parametrize("name, hook", [*(("stage_c_tiny", hook) for hook in ACTS), ("stage_b_tiny", "output_block")])
 def test_every_hook_acts(name, hook):
     given = denoise(name, type("Hooks", (BlockHooks,), {hook: ACTS[hook]})())
@@ -272,6 +320,24 @@ def test_options_reach_the_attention_and_inputs_stay(name):
         lent(**given, hooks=BlockHooks("options"))
     assert set(seen) == {"options"}
     assert all(torch.equal(given[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_linear_layers_see_two_or_three_axes(name):
+    """The host's products of 8 bits take no more."""
+    seen = set()
+
+    class Linear(nn.Linear):
+        def forward(self, x):
+            seen.add(x.dim())
+            return super().forward(x)
+
+    net = tiny_net(name)
+    lent = type(net)(net.config, backend=replace(TORCH, Linear=Linear))
+    lent.load_state_dict(net.state_dict())
+    with torch.inference_mode():
+        assert relative(lent(**inputs(name)), net(**inputs(name))) < 1e-5
+    assert seen <= {2, 3}
 
 
 ATTENTIONS = {"torch": torch_attention, "LoRA training": FROZEN.attention, "training of Mini": small_attention}

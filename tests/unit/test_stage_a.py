@@ -12,6 +12,7 @@ from cascade_studio.stages.errors import WrongInput
 from cascade_studio.stages.nets import stage_a
 from cascade_studio.stages.nets.backend import Backend
 from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
+from cascade_studio.stages.nets.stage_a_blocks import Bands
 
 NARROW = StageAConfig(c_hidden=16, codebook_size=64)
 
@@ -47,17 +48,19 @@ def test_goldens(published, grad):
         assert relative(published.decode(tensors["latent"]), tensors["out_decode"]) <= TOLERANCE
 
 
+@pytest.mark.parametrize("whole", [0, 20_000, 10**9], ids=["rows", "both", "whole"])
 @pytest.mark.parametrize("levels, band", [(1, 20_000), (2, 1), (2, 20_000), (3, 50_000)])
-def test_bands_equal_the_plain_network(monkeypatch, levels, band):
+def test_bands_equal_the_plain_network(monkeypatch, levels, band, whole):
+    """Rows at a time as on a processor, and pictures together with whole convolutions as on a card."""
     net = narrow(StageAConfig(levels=levels, bottleneck_blocks=3, c_hidden=16, codebook_size=8))
     latent, image = torch.randn(2, 4, 35, 9), torch.rand(2, 3, 35 * 2**levels, 9 * 2**levels)
     given = latent.clone(), image.clone()
     with torch.enable_grad():
-        whole = net.decode(latent).detach(), net.encode(image).detach()
-    monkeypatch.setattr(stage_a, "BAND_BYTES", band)
+        plain = net.decode(latent).detach(), net.encode(image).detach()
+    monkeypatch.setattr(stage_a, "choose_bands", lambda device: Bands(band, whole, band))
     with torch.inference_mode():
-        assert relative(net.decode(latent), whole[0]) <= 1e-5
-        assert relative(net.encode(image), whole[1]) <= 1e-5
+        assert relative(net.decode(latent), plain[0]) <= 1e-5
+        assert relative(net.encode(image), plain[1]) <= 1e-5
     assert torch.equal(given[0], latent) and torch.equal(given[1], image)
 
 

@@ -1,9 +1,9 @@
 // What each stage of the full model holds beside its weights while it makes a picture, in bytes: the rules of
 // stages/nets/memory.py and StageA.decode_memory for the published shapes. tests/browser compares both.
 
-const WIDEST_BLOCK = 10;
-const SLACK = 1.25;
-const FIXED = 64 * 1024 ** 2;
+const SKIPPED_BLOCK = 9;
+const PLAIN_BLOCK = 7;
+const SLACK = 1.05;
 const BAND_BYTES = 24 * 2 ** 20;
 const ALLOCATOR_SLACK = 1.2;
 
@@ -14,13 +14,14 @@ const STAGE_A = { hidden: 384, widest: 192, cell: 4, margin: 1 };
 function activations(net, batch, height, width, bytes) {
   const cells = batch * Math.ceil(height / net.patch) * Math.ceil(width / net.patch);
   let peak = 0;
-  let skips = 0;
+  let above = 0;
   net.widths.forEach((channels, index) => {
     const level = Math.floor((cells * channels) / net.strides[index] ** 2);
-    peak = Math.max(peak, skips + WIDEST_BLOCK * level);
-    skips += level;
+    const block = index === net.widths.length - 1 ? PLAIN_BLOCK : SKIPPED_BLOCK;
+    peak = Math.max(peak, above + block * level);
+    above += level;
   });
-  return Math.trunc(SLACK * (peak + skips) * bytes) + FIXED;
+  return Math.trunc(SLACK * peak * bytes);
 }
 
 function decodeMemory(batch, height, width, bytes) {

@@ -8,11 +8,11 @@ import comfy.controlnet
 import comfy.model_base
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ....stages.errors import WrongInput
 from ....stages.inputs.control_rules import BlockWeights
 from ....stages.inputs.pictures import check_mask
+from ....stages.nets.portable import average_areas
 from .controlnet import CascadeControl, align, measure_depth
 
 
@@ -27,6 +27,7 @@ class MaskedControl(comfy.controlnet.ControlBase):
         super().__init__()
         self.inner, self.mask = inner, mask
         self.count = 0
+        self.sized: dict[Any, Tensor] = {}  # the mask at every size, batch, dtype and device of the run
 
     def copy(self) -> MaskedControl:
         copied = MaskedControl(self.inner, self.mask)
@@ -53,12 +54,14 @@ class MaskedControl(comfy.controlnet.ControlBase):
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
         super().pre_run(model, percent_to_timestep_function)
         self.inner.pre_run(model, percent_to_timestep_function)
+        self.sized.clear()
         prior = isinstance(model, comfy.model_base.StableCascade_C)
         self.count = measure_depth(model.diffusion_model)[1] if prior else 0
 
     def cleanup(self) -> None:
         super().cleanup()
         self.inner.cleanup()
+        self.sized.clear()
 
     def get_control(
         self, x_noisy: Tensor, t: Tensor, cond: Any, batched_number: int, transformer_options: Any
@@ -69,14 +72,24 @@ class MaskedControl(comfy.controlnet.ControlBase):
         found = align(self.inner.get_control(*given), self.count)
         if found is None:
             return previous
-        mask = comfy.controlnet.broadcast_image_to(self.mask[:, None], x_noisy.shape[0], batched_number)
-        masked = [None if values is None else values * resize_mask(mask, values) for values in found["input"]]
+        masked = [
+            None if values is None else values * self.mask_for(values, x_noisy.shape[0], batched_number)
+            for values in found["input"]
+        ]
         return self.control_merge({"input": masked}, align(previous, self.count), x_noisy.dtype)
+
+    def mask_for(self, maps: Tensor, batch: int, batched_number: int) -> Tensor:
+        """The mask for ``maps`` (B, C, h, w), made once a run: a mask has many more pixels than a map has cells."""
+        key = maps.shape[-2:], batch, batched_number, maps.dtype, maps.device
+        if key not in self.sized:
+            mask = comfy.controlnet.broadcast_image_to(resize_mask(self.mask[:, None], maps), batch, batched_number)
+            self.sized[key] = mask
+        return self.sized[key]
 
 
 def resize_mask(mask: Tensor, maps: Tensor) -> Tensor:
     """A mask (B, 1, h, w) at the size of ``maps`` (B, C, h, w)."""
-    return F.interpolate(mask.float().clamp(0, 1), maps.shape[-2:], mode="area").to(maps)
+    return average_areas(mask.float().clamp(0, 1), tuple(maps.shape[-2:])).to(maps)
 
 
 def clone_chain(control: Any, device: torch.device) -> Any:

@@ -128,7 +128,9 @@ class CascadeControl(comfy.controlnet.ControlBase):
         return self.control_merge({"input": blocks[::-1]}, align(previous, count), x_noisy.dtype)
 
     def active(self, t: Tensor) -> bool:
-        """Whether the noise level ``t`` (B,) lies between start and end."""
+        """Whether the noise level ``t`` (B,) lies between start and end; a whole run needs no look at the device."""
+        if tuple(self.timestep_percent_range) == (0.0, 1.0):
+            return True
         return self.timestep_range is None or bool(self.timestep_range[1] <= t[0] <= self.timestep_range[0])
 
     @torch.no_grad()

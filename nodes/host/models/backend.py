@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import comfy.ops
@@ -10,7 +11,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 from torch.nn import functional as F
 
-from ....stages.nets.backend import Backend
+from ....stages.nets.backend import Backend, Weights, is_bare
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None) -> Tensor:
@@ -21,6 +22,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, 
 def cast(parameter: Tensor, like: Tensor) -> Tensor:
     """A raw parameter on the device and in the dtype of ``like``."""
     return comfy.ops.cast_to_input(parameter, like, copy=False)
+
+
+def lend_weights(layer: torch.nn.Module, like: Tensor) -> Weights | None:
+    """The tensors with which a layer of the host computes on ``like``: streamed, cast and patched by the host itself.
+
+    None for layers that have products of their own (quantised ones) or whose ``forward`` was replaced.
+    """
+    ops = (comfy.ops.disable_weight_init, comfy.ops.manual_cast)
+    if type(layer) not in (kind for each in ops for kind in (each.Linear, each.Conv2d)) or not is_bare(layer):
+        return None
+    if not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function):
+        return Weights(layer.weight, layer.bias)
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    return Weights(weight, bias, partial(comfy.ops.uncast_bias_weight, layer, weight, bias, stream))
 
 
 class CastBatchNorm2d(torch.nn.BatchNorm2d):
@@ -50,4 +65,5 @@ def backend_for(operations: Any) -> Backend:
         Embedding=operations.Embedding,
         attention=attention,
         cast=cast,
+        lend_weights=lend_weights,
     )

@@ -37,6 +37,13 @@ SHAPE_KEY = "original_shape"
 PATCH_KEYS = ("patches", "patches_replace")
 LAYERS_KEY = "cascade_studio_layers"
 CHANGES_KEY = "cascade_studio_changes"
+BLOCK_PATCHES = {
+    "input_block": "input_block_patch",
+    "input_block_after_skip": "input_block_patch_after_skip",
+    "middle_block": "middle_block_after_patch",
+    "output_block": "output_block_patch",
+}
+"""By hook, the host's name of the patches that it runs."""
 
 
 def choose_hooks(
@@ -65,6 +72,8 @@ def patch_tokens(patch: Any, query: Tensor, pair: Sequence[Tensor], extra: dict[
 class CancellableHooks(BlockHooks):
     """Change nothing, and stop between the groups of blocks where the user pressed Cancel."""
 
+    passive = frozenset({"input_block", "output_block"})
+
     def input_block(self, place: Place, x: Tensor) -> Tensor:
         stop_if_cancelled()
         return x
@@ -82,6 +91,7 @@ class TransformerHooks(LayeredHooks):
         every = (*layers, *changes.layers, *options.get(LAYERS_KEY, ()))
         super().__init__(Changes(every, changes.blocks), attention, options)
         self.patches = options.get("patches", {})
+        self.passive = frozenset(hook for hook, name in BLOCK_PATCHES.items() if not self.patches.get(name))
         self.replace = options.get("patches_replace", {})
         self.down_groups = sum(n * repeat for n, repeat in zip(config.blocks[0], config.block_repeat[0]))
         self.plain = {key: value for key, value in options.items() if key not in ("patches", "patches_replace")}

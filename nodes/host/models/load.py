@@ -23,6 +23,7 @@ from ....stages.files.quantised import check_numbers
 from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE
 from ...checkpoints.presets import Choice
 from .. import machine
+from .finite import watch_runs
 from .model import DecoderConfig, PriorConfig
 from .nets import network_arguments
 
@@ -35,6 +36,7 @@ DTYPES = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
+    machine.FAST_FP8: torch.float8_e4m3fn,
 }
 DEVICES = (AUTO, "gpu", "cpu")
 
@@ -118,6 +120,7 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic:
     if loaded.kind.restored and not isinstance(dtype, Choice):
         choice = replace(choice, reason=f"{choice.reason}; its file holds {loaded.kind.quantisation}")
     config.set_inference_dtype(machine.DTYPES[choice.storage], cast_to(choice, config.quant_config))
+    config.optimizations["fp8"] = choice.storage == machine.FAST_FP8  # the host's own products of 8 bits
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
     model = config.get_model(loaded.tensors)
@@ -130,6 +133,7 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic:
         model.diffusion_model, loaded.tensors, loaded.kind, loaded.name, assign=patcher.is_dynamic(), strict=False
     )
     machine.note_choice(patcher, choice)
+    watch_runs(patcher)
     log.info("%s: %s; weights %s", loaded.name, loaded.kind.describe(), choice.describe())
     return patcher
 
@@ -154,7 +158,8 @@ def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) 
     compute = comfy.model_management.unet_manual_cast(None if config.quant_config else storage, device, supported)
     if compute == torch.float32 and storage not in (torch.float32, torch.float16) and computes_in_bf16(device):
         compute = torch.bfloat16
-    return Choice(machine.NAMES[storage], machine.NAMES[compute or storage], reason)
+    kept = dtype if dtype == machine.FAST_FP8 else machine.NAMES[storage]
+    return Choice(kept, machine.NAMES[compute or storage], reason)
 
 
 def computes_in_bf16(device: torch.device) -> bool:

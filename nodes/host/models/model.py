@@ -21,6 +21,7 @@ from ....stages.files.header import MARKER, marker_tensor
 from ....stages.files.kinds import is_published
 from ....stages.inputs.resize import crop_prior
 from ....stages.nets.stage_c import StageCConfig
+from .finite import FiniteWatch, is_finite
 from .nets import HostStageB, HostStageC
 from .regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, join_image_embeds, join_token_weights, make_region_conds
 
@@ -61,8 +62,13 @@ def check_finite(output: Tensor, stage: str, dtype: torch.dtype, given: Tensor |
             f"{stage} was given NaN or infinite values. They come from the node before it: load the model "
             "that made them with dtype bf16 or fp32."
         )
+    raise blame(stage, dtype)
+
+
+def blame(stage: str, dtype: torch.dtype) -> BadValues:
+    """The sentence about a stage that gave NaN or infinite values, and what to try."""
     advice = {torch.float16: "Load it with dtype bf16 or fp32", torch.float32: "Lower the strength of LoRAs on it"}
-    raise BadValues(
+    return BadValues(
         f"{stage} produced NaN or infinite values while computing in {str(dtype).replace('torch.', '')}. "
         f"{advice.get(dtype, 'Load it with dtype fp32')}; if that does not help, its file or a LoRA on it is damaged: "
         "download the file again, or take the LoRA off."
@@ -93,11 +99,6 @@ def check_given(stage: str, x: Tensor, conditions: dict[str, Any]) -> None:
             "for a weight or a strength that is no number, such as (word:nan), for a mask or a picture with such "
             "values, and for a text encoder that computes in fp16."
         )
-
-
-def is_finite(values: Tensor) -> bool:
-    """Whether all values are finite, in one pass without a copy; both extremes are NaN where any value is."""
-    return all(torch.isfinite(extreme).item() for extreme in torch.aminmax(values))
 
 
 class CascadeSampling(comfy.model_sampling.StableCascadeSampling, comfy.model_sampling.EPS):
@@ -138,13 +139,25 @@ class CascadeModel(comfy.model_base.BaseModel):
         # By its own type the host would first make the sampling that we replace, at ten thousand calls a load.
         comfy.model_base.BaseModel.__init__(self, model_config, kinds.EPS, device=device, unet_model=net)
         self.model_type, self.model_sampling = kinds.STABLE_CASCADE, CascadeSampling(model_config)
+        self.watch = FiniteWatch()
 
     def apply_model(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Denoised latents (x0), as the host's; raises ``BadValues`` on NaN or infinity."""
+        """Denoised latents (x0), as the host's; raises ``BadValues`` on NaN or infinity, now or at a later step."""
         out = super().apply_model(x, t, *args, **kwargs)
-        if not is_finite(out):
-            check_given(self.stage, x, kwargs)
-        return check_finite(out, self.stage, self.get_dtype_inference())
+        if not self.watch.note(out):
+            self.check_finite_run(x, kwargs)
+        return out
+
+    def settle(self) -> None:
+        """Raise ``BadValues`` if any step of the run that ends gave NaN or infinity."""
+        if not self.watch.settle():
+            self.check_finite_run()
+
+    def check_finite_run(self, x: Tensor | None = None, conditions: dict[str, Any] | None = None) -> None:
+        """Raise the sentence about NaN: of what the stage was given, where that is to blame, or of the stage."""
+        if x is not None:
+            check_given(self.stage, x, conditions or {})
+        raise blame(self.stage, self.get_dtype_inference())
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = {}) -> float:  # noqa: B006 - the host's signature
         dtype = comfy.model_management.dtype_size(self.get_dtype_inference())
@@ -192,7 +205,15 @@ class CascadePrior(CascadeModel, comfy.model_base.StableCascade_C):
             # Core's CONDCrossAttn repeats the shorter of two prompts, which here would count its tokens twice.
             out["clip_text"] = comfy.conds.CONDRegular(text)
             out.update(make_regional_conds(text, pooled, kwargs, config))
-        return out
+        return move_conds(out, kwargs.get("device"))
+
+
+def move_conds(conds: dict[str, comfy.conds.CONDRegular], device: Any) -> dict[str, comfy.conds.CONDRegular]:
+    """``conds`` on ``device``, once a run: the host would copy them there at every step."""
+    if device is not None:
+        for cond in conds.values():
+            cond.cond = cond.cond.to(device) if torch.is_tensor(cond.cond) else cond.cond
+    return conds
 
 
 def make_regional_conds(
@@ -258,7 +279,7 @@ class CascadeDecoder(CascadeModel, comfy.model_base.StableCascade_B):
         grid = (int(noise.shape[-2]), int(noise.shape[-1]))
         check_aspect(prior.shape[2:], grid)
         out["effnet"] = CONDPrior(prior.to(device=noise.device), grid, self.diffusion_model.least_cells)
-        return out
+        return move_conds(out, kwargs.get("device"))
 
 
 def check_aspect(prior: Sequence[int], grid: Sequence[int]) -> None:

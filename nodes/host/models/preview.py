@@ -16,9 +16,9 @@ import comfy.latent_formats
 import comfy.model_management
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ....stages.nets import previewer
+from ....stages.nets.portable import average_areas
 from ..out_of_memory import is_out_of_memory
 from .load import load_diffusion
 
@@ -102,14 +102,15 @@ class Painter:
 
     def paint(self, latent: Tensor) -> Tensor:
         """The picture of ``latent``; where the device runs out of memory the rest of the run is painted on the CPU."""
-        image = None
+        image, reason = None, ""
         try:
             image = self.decode_latent(latent)
-        except Exception as error:
+        except Exception as error:  # a preview never ends a run
+            reason = "There is no room for previews beside the model"
             if not is_out_of_memory(error):
-                raise
+                reason = f"The device cannot paint previews ({type(error).__name__}: {error})"
         if image is None:  # outside of the handler, whose traceback would keep the failed work's tensors alive
-            log.info("There is no room for previews beside the model; they are painted on the CPU.")
+            log.info("%s; they are painted on the CPU.", reason)
             self.net = self.copy_net(torch.device("cpu"))
             image = self.decode_latent(latent)
         return image
@@ -125,7 +126,7 @@ def shrink_latent(latent: Tensor) -> Tensor:
     longest = max(latent.shape[-2:])
     if longest <= MOST_CELLS:
         return latent
-    return F.interpolate(latent, [max(1, side * MOST_CELLS // longest) for side in latent.shape[-2:]], mode="area")
+    return average_areas(latent, tuple(max(1, side * MOST_CELLS // longest) for side in latent.shape[-2:]))
 
 
 def choose_device(net: previewer.Previewer, latent: Tensor) -> torch.device:

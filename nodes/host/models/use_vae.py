@@ -1,6 +1,4 @@
-"""Pictures through a VAE: what the nodes ask of Stage A, the image encoder and the Previewer,
-with sentences for errors.
-"""
+"""Pictures through a VAE: what the nodes ask of Stage A, the image encoder and the Previewer."""
 
 from __future__ import annotations
 

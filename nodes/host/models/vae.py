@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ....stages.errors import WrongInput
 from ....stages.files import load
 from ....stages.nets import encoder, previewer, stage_a
+from ....stages.nets.stage_a_blocks import choose_bands
 from .backend import backend_for
 from .load import Loaded
 from .model import check_finite
@@ -34,9 +35,17 @@ class HostStageA(stage_a.StageA):
         """(B, 4, h, w) → (B, 3, 4h, 4w), unclamped."""
         check_latent(latent, self.config.c_latent)
         budget = decode_budget(latent.device)
-        if self.decode_memory(latent.shape, latent.element_size()) <= budget:
-            return check_finite(super().decode(latent), "Stage A", latent.dtype, latent)
+        together = self.choose_together(latent.shape, latent.element_size(), latent.device, budget)
+        if together:
+            return check_finite(super().decode(latent, together), "Stage A", latent.dtype, latent)
         return self.decode_tiled(latent, budget=budget, on_tile=stop_if_interrupted)
+
+    def choose_together(self, shape: Any, dtype_size: int, device: torch.device, budget: int) -> int:
+        """How many pictures of a latent's ``shape`` can be decoded at once within ``budget`` bytes; 0 for none."""
+        count, bands = shape[0], choose_bands(device)
+        while count and self.decode_memory(shape, dtype_size, bands, count) > budget:
+            count //= 2
+        return count
 
     def decode_tiled(self, latent: Tensor, **options: Any) -> Tensor:
         """As ``StageA.decode_tiled``; raises ``BadValues`` on NaN or infinity."""
@@ -199,12 +208,15 @@ class StageAVAE(CascadeVAE):
     def planned_decode(self, shape: Any, dtype: torch.dtype) -> int:
         """Bytes that decoding a latent of ``shape`` uses, in tiles where the device could not hold it whole."""
         net, size, most = self.first_stage_model, comfy.model_management.dtype_size(dtype), self.most()
-        whole = net.decode_memory(shape, size)
-        return whole if whole <= most else net.decode_memory_tiled(shape, size, net.decode_tile(most, size))
+        together = net.choose_together(shape, size, self.device, most)
+        if together:
+            return net.decode_memory(shape, size, choose_bands(self.device), together)
+        return net.decode_memory_tiled(shape, size, net.decode_tile(most, size))
 
     def planned_encode(self, shape: Any, dtype: torch.dtype) -> int:
         """Bytes that encoding a picture of ``shape`` uses."""
-        return self.first_stage_model.encode_memory(shape, comfy.model_management.dtype_size(dtype))
+        size = comfy.model_management.dtype_size(dtype)
+        return self.first_stage_model.encode_memory(shape, size, choose_bands(self.device))
 
     def most(self) -> int:
         """What a decode may plan for once other models have made room."""

@@ -22,8 +22,10 @@ from ....stages.diffusion.seeds import PER_PICTURE, STEP_STREAM, BatchSeed, Nois
 from ....stages.errors import BadValues, OutOfMemory, WrongInput
 from ....stages.inputs.canvas import Canvas
 from ..conditioning.control_chain import pick_control, release_controls
+from ..machine import measure_room
 from ..models import regions
-from ..models.model import OWN_SAMPLER, is_finite, make_sampling
+from ..models.finite import is_finite
+from ..models.model import OWN_SAMPLER, make_sampling
 from ..models.regions import REGIONS_KEY
 from ..out_of_memory import is_out_of_memory, make_room
 from ..report.card import StageReport, find_weights_path
@@ -228,8 +230,8 @@ def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], 
 def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
     """Refuse a latent of which not even one picture fits into the device, with the estimate."""
     needed = estimate_memory(model, [1, *shape[1:]])
-    total = comfy.model_management.get_total_memory(model.load_device)
-    if needed > total:
+    total = measure_room(model.load_device)
+    if total is not None and needed > total:
         raise OutOfMemory(
             f"{stage} needs about {needed / GIB:.1f} GiB beside its weights for a latent of {shape[-1]}x{shape[-2]}, "
             f"but this device has {total / GIB:.1f} GiB. Choose a smaller picture, "

@@ -1,0 +1,168 @@
+"""Count what a forward pass of every network does, beside the host's own networks, and compare with what was recorded.
+
+    python3 dev.py bench --counts [--record]
+
+Nothing is computed and no graphics card is needed: see counter.py. Ours may not rise by more than 3 % over
+``counts.json``; ``--record`` writes that file anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from counter import Counts, count_call
+from reference_nets import host_net, reference
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cascade_studio.stages.files.kinds import KINDS
+from cascade_studio.stages.nets.memory import activation_memory
+from cascade_studio.stages.nets.stage_a import StageA
+from cascade_studio.stages.nets.stage_a_blocks import CARD
+from cascade_studio.stages.nets.stage_b import StageB
+from cascade_studio.stages.nets.stage_c import StageC
+
+RECORD = Path(__file__).with_name("counts.json")
+RISE = 1.03
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RATE, BANDWIDTH = 165e12, 1.0e12  # RTX 4090: FLOP/s in 16 bit with sums in 32, and bytes/s
+WATCHED = ("kernels", "bytes_outside", "peak")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pass: ``pixels`` is the picture's side, ``batch`` 2 is one picture with guidance."""
+
+    network: str
+    size: str
+    dtype: str
+    pixels: int = 1024
+    batch: int = 2
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, (self.network, self.size, self.dtype, f"{self.pixels}px", f"x{self.batch}")))
+
+
+CASES = [
+    *(Case("Stage C", size, dtype) for size in ("3.6B", "1B") for dtype in ("bf16", "fp16")),
+    *(Case("Stage B", size, dtype) for size in ("1.5B", "700M") for dtype in ("bf16", "fp16")),
+    Case("Stage C", "3.6B", "bf16", 2048),
+    Case("Stage B", "1.5B", "bf16", 2048),
+    *(Case("Stage A", "", "bf16", pixels, batch) for pixels, batch in ((1024, 1), (1024, 4), (2048, 1))),
+]
+
+
+def plan_memory(case: Case) -> int:
+    """Bytes that our plan says the pass holds beside its weights, on a card."""
+    size = DTYPES[case.dtype].itemsize
+    if case.network == "Stage A":
+        return StageA(device="meta").decode_memory(shapes_of(case)[0], size, CARD)
+    key, strides = ("stage_b", (1, 2, 4, 8)) if case.network == "Stage B" else ("stage_c", (1, 1))
+    batch, _, height, width = shapes_of(case)[0]
+    return activation_memory(KINDS[key].published[case.size], batch, height, width, size, strides)
+
+
+def shapes_of(case: Case) -> list[tuple[int, ...]]:
+    """The inputs: latent, noise level and conditions."""
+    side, grid = case.pixels // 4, case.pixels * 24 // 1024
+    if case.network == "Stage A":
+        return [(case.batch, 4, side, side)]
+    if case.network == "Stage B":
+        return [(case.batch, 4, side, side), (case.batch,), (case.batch, 16, grid, grid), (case.batch, 1, 1280)]
+    rest = [(case.batch, 77, 1280), (case.batch, 1, 1280), (case.batch, 1, 768)]
+    return [(case.batch, 16, grid, grid), (case.batch,), *rest]
+
+
+def build_net(case: Case) -> nn.Module:
+    """Our network, on the pretended card."""
+    kind, key = {"Stage A": (StageA, "stage_a"), "Stage B": (StageB, "stage_b"), "Stage C": (StageC, "stage_c")}[
+        case.network
+    ]
+    with torch.device("cuda"):
+        return kind(KINDS[key].published[case.size], dtype=DTYPES[case.dtype]).eval().requires_grad_(False)
+
+
+def build_host_net(case: Case, ours: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """The host's network of the same size, and its tensors."""
+    if case.network != "Stage A":
+        return reference(host_net, ours), list(ours.parameters())
+    from comfy.ldm.cascade.stage_a import StageA as CoreStageA
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[case.dtype])
+    try:
+        with torch.device("cuda"):
+            net = CoreStageA().eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+    return net.decode, [*net.parameters(), *net.buffers()]
+
+
+def count_case(case: Case, host: bool = True) -> dict[str, Counts]:
+    """Counts of "ours" and of the "host"'s."""
+    with FakeTensorMode():
+        ours = build_net(case)
+        calls = {"ours": (ours.decode if case.network == "Stage A" else ours, [*ours.parameters(), *ours.buffers()])}
+        if host:
+            calls["host"] = build_host_net(case, ours)
+        found = {}
+        for who, (call, tensors) in calls.items():
+            given = [torch.empty(s, device="cuda", dtype=DTYPES[case.dtype]) for s in shapes_of(case)]
+            if len(given) > 1:
+                given[1] = given[1].float()
+            found[who] = count_call(lambda call=call, given=given: call(*given), [*tensors, *given])
+    del ours, calls
+    gc.collect()
+    return found
+
+
+def check_rise(name: str, counts: Counts, recorded: dict[str, dict[str, int]]) -> list[str]:
+    """Sentences about what rose over the record."""
+    before = recorded.get(name, {})
+    return [
+        f"{name}: {key} rose from {before[key]} to {getattr(counts, key)}, more than 3 %."
+        for key in WATCHED
+        if key in before and getattr(counts, key) > RISE * before[key]
+    ]
+
+
+def describe(case: Case, found: dict[str, Counts]) -> str:
+    ours, host = found["ours"], found["host"]
+    cells = [f"{case.name:36}"]
+    for key, unit, digits in (("kernels", 1, 0), ("bytes_outside", 1e9, 2), ("peak", 2**20, 0)):
+        a, b = getattr(ours, key) / unit, getattr(host, key) / unit
+        cells.append(f"{a:9.{digits}f} {b:9.{digits}f} {a / b:6.2f}")
+    times = "".join(f"{predict_time(counts):8.1f}" for counts in (ours, host))
+    return "".join(cells) + f"{plan_memory(case) / 2**20:9.0f} {times}"
+
+
+def predict_time(counts: Counts) -> float:
+    """Milliseconds on an RTX 4090 that is never idle: its products at their full rate, and all else at its memory's."""
+    return 1000 * (counts.flops / RATE + counts.bytes_outside / BANDWIDTH)
+
+
+def run_counts(record: bool = False) -> int:
+    """Print the table; returns 1 if something rose over the record."""
+    recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    sys.stdout.write(
+        f"{'':36}{'kernels ours, host, ratio':>26}{'GB outside products':>26}{'peak MiB':>26}     plan   ms predicted\n"
+    )
+    wrong, rows = [], {}
+    for case in CASES:
+        found = count_case(case)
+        sys.stdout.write(describe(case, found) + "\n")
+        sys.stdout.flush()
+        wrong += check_rise(case.name, found["ours"], recorded)
+        rows[case.name] = {key: value for key, value in asdict(found["ours"]).items() if key in WATCHED}
+    if record:
+        RECORD.write_text(json.dumps(rows, indent=1) + "\n")
+        return 0
+    sys.stdout.write("".join(f"{line}\n" for line in wrong))
+    return 1 if wrong else 0

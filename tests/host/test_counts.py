@@ -1,0 +1,98 @@
+"""What a forward pass does on a graphics card, counted: beside the host's own networks, the record and the plan."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+
+import harness
+import pytest
+
+sys.path.append(str(harness.REPOSITORY / "tests" / "benchmarks"))
+
+import bench_cards  # noqa: E402
+from bench_counts import CASES, RECORD, Case, check_rise, count_case, plan_memory  # noqa: E402
+
+count = cache(count_case)
+LIMITS = {
+    # kernels, bytes outside the products, peak: ours by the host's. Without a kernel of our own the bytes end here: of
+    # the 36 times that a block of Stage C moves its stream, 20 are four passes over the four-fold hidden layer.
+    ("Stage C", "bf16"): (0.73, 0.56, 0.60),
+    ("Stage C", "fp16"): (0.77, 0.58, 0.60),
+    ("Stage B", "bf16"): (0.75, 0.52, 0.56),
+    ("Stage B", "fp16"): (0.80, 0.56, 0.60),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if (case.network, case.dtype) in LIMITS], ids=lambda case: case.name
+)
+def test_fewer_kernels_and_bytes_than_the_host(case):
+    found = count(case)
+    for key, limit in zip(("kernels", "bytes_outside", "peak"), LIMITS[case.network, case.dtype], strict=True):
+        ours, host = (getattr(found[who], key) for who in ("ours", "host"))
+        assert ours <= limit * host, f"{key}: {ours / host:.3f} of the host's"
+
+
+@pytest.mark.parametrize(
+    "network, size", [("Stage C", "3.6B"), ("Stage C", "1B"), ("Stage B", "1.5B"), ("Stage B", "700M")]
+)
+def test_float16_costs_what_bfloat16_costs(network, size):
+    half, brain = (count(Case(network, size, dtype))["ours"] for dtype in ("fp16", "bf16"))
+    for key in ("kernels", "bytes_outside", "peak"):
+        assert getattr(half, key) <= 1.15 * getattr(brain, key), key
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_stage_a_in_few_kernels_and_a_quarter_of_the_memory(batch):
+    found = count(Case("Stage A", "", "bf16", 1024, batch))
+    assert found["ours"].kernels <= 1.5 * found["host"].kernels
+    assert found["ours"].peak <= found["host"].peak / 4
+
+
+PLANNED = [
+    *(
+        Case(f"Stage {stage}", size, dtype, 1024, batch)
+        for stage, size in (("C", "3.6B"), ("C", "1B"), ("B", "1.5B"), ("B", "700M"))
+        for dtype in ("fp32", "bf16", "fp16")
+        for batch in (1, 2, 4)
+    ),
+    *(
+        Case(f"Stage {stage}", size, "bf16", pixels)
+        for stage, size in (("C", "3.6B"), ("B", "1.5B"))
+        for pixels in (2048, 4096)
+    ),
+    *(Case("Stage A", "", dtype, 1024, batch) for dtype in ("fp32", "bf16") for batch in (1, 4)),
+    *(Case("Stage A", "", "bf16", pixels, 1) for pixels in (2048, 4096)),
+]
+
+
+@pytest.mark.parametrize("case", PLANNED, ids=lambda case: case.name)
+def test_the_plan_is_what_a_pass_holds(case):
+    """Weights kept in 8 bits are cast layer by layer, which changes nothing of this."""
+    held = count_case(case, host=False)["ours"].peak
+    assert 0.85 * held <= plan_memory(case) <= 1.15 * held, f"{plan_memory(case) / held:.2f} of what is held"
+
+
+def test_a_huge_picture_decodes_in_three_gibibytes():
+    assert count_case(Case("Stage A", "", "bf16", 4096, 1), host=False)["ours"].peak < 3 * 2**30
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_rises_over_the_record(case):
+    """``python3 dev.py bench --record`` writes the record anew, for a change that is meant."""
+    recorded = json.loads(RECORD.read_text())
+    assert case.name in recorded
+    assert not check_rise(case.name, count(case)["ours"], recorded)
+
+
+@pytest.mark.parametrize("card, preset", [(4, "lite"), (10, "full")])
+def test_nothing_is_streamed_where_it_fits(card, preset):
+    """By the host's rule for loading and our plan, for a picture of 1024 px."""
+    assert all(
+        line.split("|")[4:6] == [" 0.0 ", " 0.0 "]
+        for line in bench_cards.rows(1024)
+        if f"| {card} GB | {preset} " in line
+    )
+    assert sum(f"| {card} GB | {preset} " in line for line in bench_cards.rows(1024)) == 1

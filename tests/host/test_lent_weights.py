@@ -1,0 +1,85 @@
+"""Where a block asks a layer for its weights instead of calling it, patches and streaming still act on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from forward import comfyui, forward, inputs_for, low_rank
+from world import Studio, relative
+
+
+@pytest.fixture(scope="module")
+def studio(host, family) -> Studio:
+    return Studio.of(host, family)
+
+
+@pytest.fixture(scope="module")
+def lora(studio) -> str:
+    """A strong change of every layer that may be asked for its weights."""
+    shapes = {
+        key.removesuffix(".weight"): tuple(value.shape)
+        for key, value in studio.parts.decoder.model.diffusion_model.state_dict().items()
+        if key.endswith(".channelwise.4.weight")
+    }
+    return studio.write("loras/t_lent", comfyui(low_rank(shapes, size=3.0)))
+
+
+def called(model: Any, asked: list[Any] | None = None) -> torch.Tensor:
+    """What the network answers when every layer is called, or with what was ``asked`` for noted."""
+    net = model.model.diffusion_model
+    blocks = [module for module in net.modules() if hasattr(module, "backend")]
+    before = [module.backend for module in blocks]
+
+    def lend(layer: Any, like: torch.Tensor, real: Any = before[0].lend_weights) -> Any:
+        if asked is None:
+            return None
+        lent = real(layer, like)
+        asked.append(lent)
+        return lent
+
+    try:
+        for module, backend in zip(blocks, before, strict=True):
+            module.backend = replace(backend, lend_weights=lend)
+        return forward(model)
+    finally:
+        for module, backend in zip(blocks, before, strict=True):
+            module.backend = backend
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["plain", "LoRA"])
+def test_asking_and_calling_give_the_same(studio, lora, patched):
+    model = studio.parts.decoder
+    plain = forward(model)
+    if patched:
+        model = studio.call("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)
+    asked: list[Any] = []
+    given = called(model, asked)
+    assert asked and all(lent is not None for lent in asked)
+    assert relative(given, called(model)) < 1e-4
+    assert (relative(given, plain) > 0.01) == patched
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["plain", "LoRA"])
+def test_streamed_weights(studio, lora, patched):
+    """Layers that stay in the processor's memory are cast and patched at use, by the host's own functions."""
+    import comfy.model_management
+
+    model = studio.parts.decoder
+    if patched:
+        model = studio.call("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)
+    expected = forward(model)
+    comfy.model_management.unload_all_models()
+    streamed = model.clone(disable_dynamic=True) if model.is_dynamic() else model.clone()
+    streamed.load(torch.device("cpu"), lowvram_model_memory=1)
+    try:
+        net = streamed.model.diffusion_model
+        x, r, conditions = inputs_for(net.config)
+        assert any(module.comfy_cast_weights for module in net.modules() if hasattr(module, "comfy_cast_weights"))
+        with torch.inference_mode():
+            given = net(x, r, transformer_options={}, **conditions)
+    finally:
+        streamed.detach()
+    assert relative(given, expected) < 1e-4
