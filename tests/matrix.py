@@ -106,7 +106,7 @@ def matrix(
     """
     sheet = Sheet(specs)
     files = {**FILES, **({"previewer": "none"} if "live preview" in without else {})}
-    load = sheet.add("load", "CascadeStudio_Load", **files, **FP32, missing_files="never")
+    load = sheet.add("load", "CascadeStudio_Load", **files, **FP32, preset="files below", missing_files="never")
     model, clip = with_loras(sheet, load(0), load(2), without, lora)
     picture, mask = (
         sheet.add("picture", "LoadImage", image=PICTURE)(0),
