@@ -26,7 +26,7 @@ SMALLEST, PARTS = 128, 4
 FROM_CHECKPOINT = "from the checkpoint"
 
 KEEP_TO_FILES = {"preset": "files below", "missing_files": "never"}
-"""Loader inputs that would take other files than those that are named."""
+"""Inputs of loaders (those that have both) that would take other files than those that are named."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def use(converted: Converted, kit: Kit) -> None:
                 converted.set(
                     node, name, kit.files.get(f"another {role}", kit.files[role]) if other else kit.files[role]
                 )
-            elif name in KEEP_TO_FILES:
+            elif name in KEEP_TO_FILES and "missing_files" in entry["inputs"]:
                 converted.set(node, name, KEEP_TO_FILES[name])
 
 
