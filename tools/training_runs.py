@@ -25,7 +25,7 @@ PACK = Path(__file__).resolve().parent.parent
 MINI, RECORD = PACK / "mini", PACK / "docs" / "training_runs.md"
 SETTINGS: dict[str, dict[str, Any]] = {
     "LoRA": {"what": "lora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-3},
-    "DoRA": {"what": "lora", "method": "dora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-3},
+    "DoRA": {"what": "lora", "method": "dora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-4},
     "LoHa": {"what": "lora", "method": "loha", "rank": 8, "alpha": 8.0, "learning_rate": 5e-3},
     "LoKr": {"what": "lora", "method": "lokr", "rank": 8, "alpha": 8.0, "learning_rate": 5e-3},
     "LoRA, 8-bit moments": {"what": "lora", "optimiser": "adamw_8bit", "rank": 8, "alpha": 8.0, "learning_rate": 2e-3},
@@ -45,7 +45,7 @@ COMMON = {
     "resolution": 192,
     "save_every": 0,
     "sample_every": 0,
-    "validate_every": 50,
+    "validate_every": 10,
     "checkpointing": False,
     "loss_weight": "velocity",
 }
