@@ -24,21 +24,21 @@ log = logging.getLogger("training_runs")
 PACK = Path(__file__).resolve().parent.parent
 MINI, RECORD = PACK / "mini", PACK / "docs" / "training_runs.md"
 SETTINGS: dict[str, dict[str, Any]] = {
-    "LoRA": {"what": "lora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-3},
+    "LoRA": {"what": "lora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-4},
     "DoRA": {"what": "lora", "method": "dora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-4},
-    "LoHa": {"what": "lora", "method": "loha", "rank": 8, "alpha": 8.0, "learning_rate": 5e-3},
-    "LoKr": {"what": "lora", "method": "lokr", "rank": 8, "alpha": 8.0, "learning_rate": 5e-3},
-    "LoRA, 8-bit moments": {"what": "lora", "optimiser": "adamw_8bit", "rank": 8, "alpha": 8.0, "learning_rate": 2e-3},
-    "LoRA, falling rate": {"what": "lora", "schedule": "cosine", "rank": 8, "alpha": 8.0, "learning_rate": 4e-3},
-    "LoRA on Stage B": {"what": "lora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-3},
-    "LoRA on the text encoder": {"what": "text_lora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-3},
-    "words alone": {"what": "words", "tokens": [["[chalk]", "star"]], "learning_rate": 2e-2},
+    "LoHa": {"what": "lora", "method": "loha", "rank": 8, "alpha": 8.0, "learning_rate": 5e-4},
+    "LoKr": {"what": "lora", "method": "lokr", "rank": 8, "alpha": 8.0, "learning_rate": 5e-4},
+    "LoRA, 8-bit moments": {"what": "lora", "optimiser": "adamw_8bit", "rank": 8, "alpha": 8.0, "learning_rate": 2e-4},
+    "LoRA, falling rate": {"what": "lora", "schedule": "cosine", "rank": 8, "alpha": 8.0, "learning_rate": 4e-4},
+    "LoRA on Stage B": {"what": "lora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-4},
+    "LoRA on the text encoder": {"what": "text_lora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-4},
+    "words alone": {"what": "words", "tokens": [["[chalk]", "star"]], "learning_rate": 2e-3},
     "whole Stage C, adafactor": {"what": "stage_c", "optimiser": "adafactor", "learning_rate": 2e-4},
     "whole Stage C, 8-bit": {"what": "stage_c", "optimiser": "adamw_8bit", "learning_rate": 1e-4},
     "whole Stage B, 8-bit": {"what": "stage_b", "optimiser": "adamw_8bit", "learning_rate": 1e-4},
-    "ControlNet, canny": {"what": "controlnet", "hint": "canny", "learning_rate": 1e-3},
-    "ControlNet, inpainting": {"what": "controlnet", "hint": "inpaint", "learning_rate": 1e-3},
-    "ControlNet, super-resolution": {"what": "controlnet", "hint": "super_resolution", "learning_rate": 1e-3},
+    "ControlNet, canny": {"what": "controlnet", "hint": "canny", "learning_rate": 3e-4},
+    "ControlNet, inpainting": {"what": "controlnet", "hint": "inpaint", "learning_rate": 3e-4},
+    "ControlNet, super-resolution": {"what": "controlnet", "hint": "super_resolution", "learning_rate": 3e-4},
 }
 COMMON = {
     "batch_size": 4,

@@ -162,7 +162,7 @@ def train_lora() -> Flow:
         settings=settings["settings"],
         name="chalk",
         steps=150,
-        learning_rate=0.002 if ON_MINI else 0.0004,
+        learning_rate=0.0002 if ON_MINI else 0.0004,
         rank=8,
         alpha=8.0,
         sample_every=25,
