@@ -30,7 +30,10 @@ def share_input(group: str) -> io.Float.Input:
         min=0.0,
         max=1.0,
         step=0.01,
-        tooltip=(f"Share of model2 in {PARTS[group]}: 0 keeps model1 exactly, 1 takes model2 exactly."),
+        tooltip=(
+            f"Share of model2 in {PARTS[group]}: 0 keeps model1 exactly, 1 takes model2 exactly. Core's merge nodes "
+            "count the other way: there 1 keeps model1."
+        ),
     )
 
 

@@ -15,6 +15,10 @@ class UnreadableFile(WrongFile):
     """A file cannot be opened at all, whatever it is wanted for: missing, cut off, damaged, or no safetensors."""
 
 
+class NotFetched(CascadeError):
+    """A published file is not here and could not be brought, or was not to be."""
+
+
 class WrongInput(CascadeError):
     """A tensor, latent, conditioning or number cannot be used where it was given."""
 

@@ -84,6 +84,16 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+def is_private(host: str | None) -> bool:
+    """Whether ``host`` is this computer, or an address inside a private network; names are not looked up."""
+    if is_loopback(host):
+        return True
+    try:
+        return not ipaddress.ip_address(host or "").is_global
+    except ValueError:
+        return False
+
+
 def check_url(url: str, what: str = "address") -> str:
     """``url`` if it is https, or http on loopback, and carries no user name; else :class:`BadCatalogue`."""
     try:

@@ -64,7 +64,7 @@ def fetch_plan(
         return []
     if settings.offline:
         raise Offline(
-            f"{len(plan.missing)} files are missing and networking is switched off ({OFFLINE} or "
+            f"{plan.count_missing()} missing and networking is switched off ({OFFLINE} or "
             f"HF_HUB_OFFLINE is set). Unset it, or fetch them yourself:\n{plan.by_hand()}"
         )
     plan.check_space(settings.spare)
@@ -161,6 +161,7 @@ class _Job:
             finally:
                 keeper.stop()
                 partial.leave()
+                partial.clear_if_empty()
                 self.received = self._begun = self._begun + partial.received
         raise BadFile(
             f"{self.entry.name} arrived damaged {ROUNDS} times: {problem} It was set aside as {bad} and is "
@@ -186,7 +187,9 @@ class _Job:
         kept = ""
         if partial.present:
             kept = f" {disk.in_words(partial.present)} of it are kept; the next try goes on from there."
-        raise FetchFailed(f"{self.entry.name} could not be fetched. {' '.join(reasons)}{kept} {by_hand(self.item)}")
+        raise FetchFailed(
+            f"{self.entry.name} could not be fetched. {' '.join(dict.fromkeys(reasons))}{kept} {by_hand(self.item)}"
+        )
 
     def _tick(self, partial: Partial, keeper: _Keeper, note: str = "") -> None:
         self._check()
@@ -274,7 +277,7 @@ class _Keeper:
     def _keep(self) -> None:
         try:
             while not self._stopped.is_set():
-                # A kill must never cost more than 5 % of a file, also where the disk is slower than the network.
+                # A kill costs 5 % of a file at the most, or 256 kB of a small one, also where the disk is slow.
                 most = min(max((self.partial.size or 0) // 50, 256 << 10), 256 << 20)
                 self.partial.most_at_stake = most
                 if self.partial.due(min(most // 2, 32 << 20), self.settings.checkpoint_seconds):

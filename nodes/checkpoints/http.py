@@ -17,7 +17,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
-from .addresses import OFFICIAL_ENDPOINT, check_url, is_loopback, origin, shown
+from .addresses import OFFICIAL_ENDPOINT, check_url, is_loopback, is_private, origin, shown
 from .errors import BadCatalogue, Changed, Retry, SourceFailed
 from .settings import Settings
 
@@ -45,9 +45,9 @@ class Reply:
     validator: str
     official_hash: str | None
 
-    def is_of_same_file_as(self, other: Reply) -> bool:
-        """Whether size and mark of the file are those of another answer."""
-        return (self.size, self.validator) == (other.size, other.validator)
+    def is_followed_by(self, other: Reply) -> bool:
+        """Whether size and mark of the file are those of a later answer, which may keep the size to itself."""
+        return other.size in (None, self.size) and self.validator == other.validator
 
     def read(self, count: int) -> bytes:
         """Up to ``count`` bytes, as soon as some are there; b"" at the end. Faults are :class:`Retry`."""
@@ -134,8 +134,10 @@ class Client:
                 f"{shown(before)} redirects to {after_shown}, which is neither https nor http on this "
                 "computer. That is not followed."
             ) from None
-        if is_loopback(urlsplit(after).hostname) and not begun_here:
-            raise SourceFailed(f"{shown(before)} redirects to this computer itself. That is not followed.")
+        if is_private(urlsplit(after).hostname) and not begun_here:
+            raise SourceFailed(
+                f"{shown(before)} redirects to this computer itself or into the network it is in. That is not followed."
+            )
         return after
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> requests.Response:

@@ -219,6 +219,12 @@ class Partial:
         finally:
             self.close()
 
+    def clear_if_empty(self) -> None:
+        """Leave no file behind where nothing has come."""
+        if not self.present and beside(self.target, PART).exists():
+            disk.remove(self.path)
+            disk.remove(self.sidecar)
+
     def close(self) -> None:
         """Close the file; later writes are refused."""
         with self._lock:

@@ -51,6 +51,10 @@ class Plan:
         """Bytes to fetch, as far as sizes are known."""
         return sum(item.to_come or 0 for item in self.missing)
 
+    def count_missing(self) -> str:
+        """ "1 file is", "3 files are": how a sentence on what is missing begins."""
+        return "1 file is" if len(self.missing) == 1 else f"{len(self.missing)} files are"
+
     def spaces(self) -> list[Space]:
         """Every disk that files go to."""
         by_device: dict[int, Space] = {}
@@ -77,8 +81,7 @@ class Plan:
         if not self.missing:
             return "\n".join([*lines, "All files are here; nothing is fetched."])
         about = "" if all(item.entry.bytes for item in self.missing) else "about "
-        count = "1 file is" if len(self.missing) == 1 else f"{len(self.missing)} files are"
-        lines.append(f"{count} missing, {about}{disk.in_words(self.to_come)} to fetch:")
+        lines.append(f"{self.count_missing()} missing, {about}{disk.in_words(self.to_come)} to fetch:")
         licences = list(dict.fromkeys(item.entry.licence.describe() for item in self.missing))
         for item in self.missing:
             lines += _lines(item, with_licence=len(licences) > 1)

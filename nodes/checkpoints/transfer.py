@@ -24,6 +24,9 @@ from .settings import Settings
 log = logging.getLogger(__name__)
 
 TICK = 0.1
+LARGEST = 64 << 30
+"""The most bytes of a file about whose size nobody says anything."""
+
 CHANGES = 2
 """How often a file may change while it is fetched before its address is given up."""
 
@@ -179,7 +182,7 @@ class Transfer:
             piece.reply = reply
             if self._opened is None:
                 self._open(piece, reply)
-            elif reply.start != piece.position or not reply.is_of_same_file_as(self._opened):
+            elif reply.start != piece.position or not self._opened.is_followed_by(reply):
                 raise Changed("the file was replaced while it was fetched")
             piece.mark, piece.marked_at = piece.position, time.monotonic()
         self._pour(piece, reply)
@@ -197,6 +200,12 @@ class Transfer:
                 return
             if not data:
                 break
+            if piece.position + len(data) > self._limit():
+                self.partial.reset()  # none of it can be of the right file
+                raise SourceFailed(
+                    f"{origin(self.url)[1]} sends more than {in_words(self._limit())}, which is all that this file can "
+                    "have. It is not fetched."
+                )
             self.partial.write(piece.generation, piece.position, data)
             piece.position += len(data)
         if piece.end is None:
@@ -206,9 +215,21 @@ class Transfer:
                 return  # The server gives less at a time than it was asked for.
             raise Retry("the connection was cut")
 
+    def _limit(self) -> int:
+        """The most bytes that the file can have, by what the server said, else by the catalogue."""
+        if self.partial.size is not None or self.entry.bytes is not None:
+            return self.partial.size if self.partial.size is not None else self.entry.bytes
+        return LARGEST if self.entry.about is None else self.entry.about * 11 // 10
+
     def _open(self, piece: Piece, reply: Reply) -> None:
         """The first answer tells what the file is, and whether what is here belongs to it."""
         partial, wanted = self.partial, piece.position
+        if reply.size is None and reply.end is not None:  # a part of a whole whose length it keeps to itself
+            if self.entry.bytes is None:
+                raise SourceFailed(
+                    f"{origin(self.url)[1]} gives the file in parts without saying how long it is. It is not fetched."
+                )
+            reply.size = self.entry.bytes
         self._judge(reply)
         if partial.present and not (self._continues(reply) and reply.ranged and reply.start == wanted):
             log.info(

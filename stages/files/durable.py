@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import threading
@@ -13,6 +14,8 @@ from typing import Any
 WINDOWS = os.name == "nt"
 TRIES = 10
 CHUNK = 4 << 20
+STALE = 3600
+"""Seconds after which nobody writes a draft any more."""
 
 
 def replace_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -43,9 +46,23 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes | Callab
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         replace_file(draft, path)
+        _sweep(path)
     except BaseException:
         remove_file(draft)  # a virus scanner may hold it; what went wrong before is what counts
         raise
+
+
+def _sweep(path: Path) -> None:
+    """Remove the drafts of ``path`` that a kill or a power cut left behind."""
+    for old in (
+        *path.parent.glob(f"{glob.escape(path.name)}.*.new"),
+        *path.parent.glob(f"{glob.escape(path.name)}.*.tmp"),
+    ):
+        try:
+            if time.time() - old.stat().st_mtime > STALE:
+                os.remove(old)
+        except OSError:
+            continue
 
 
 def remove_file(path: str | os.PathLike[str]) -> None:

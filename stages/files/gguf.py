@@ -178,6 +178,8 @@ def _open(path: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
         size = path.stat().st_size
         with path.open("rb") as file:
             return (*_contents(path.name, file, size), size)
+    except UnreadableFile:
+        raise
     except (struct.error, UnicodeError, ValueError, OverflowError, MemoryError):
         raise UnreadableFile(f"{path.name} is a GGUF file with a damaged header. Download it again.") from None
     except OSError as error:

@@ -198,7 +198,8 @@ def _entries(
     name: str, header: dict[str, Any], room: int, file: BinaryIO
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Tensors and metadata of a parsed header, whose data takes ``room`` bytes from the file's position on."""
-    metadata, data_start, spans, tensors = header.pop("__metadata__", None) or {}, file.tell(), [], {}
+    metadata, data_start, spans, tensors = header.pop("__metadata__", None), file.tell(), [], {}
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(name, "its metadata is no list of texts")
     for key, entry in header.items():

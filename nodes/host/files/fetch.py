@@ -37,7 +37,7 @@ import comfy.model_management
 import comfy.utils
 from server import PromptServer
 
-from ....stages.errors import WrongFile
+from ....stages.errors import NotFetched, WrongFile
 from ....stages.files.open import OpenedModels
 from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE, Entry, Preset
 from ...checkpoints.errors import CheckpointError
@@ -168,7 +168,7 @@ def find_files(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, 
         entries = list(dict.fromkeys(wanted.values()))
         places = provide(node, entries, missing_files, made) if wanted else {}
     except CheckpointError as error:
-        raise WrongFile(str(error)) from None
+        raise NotFetched(str(error)) from None
     made.paths.update((role, places[entry.key]) for role, entry in wanted.items())
     return made
 
@@ -218,7 +218,7 @@ def refuse(node: str | None, plan: Plan, missing_files: str) -> None:
     )
     text = f"{plan.describe()}\n{advised}\n{plan.by_hand()}"
     send(node, PLAN, {"state": "asks" if asks else "refuses", "text": text, "plan": plan.as_json()})
-    raise WrongFile(text)
+    raise NotFetched(text)
 
 
 def fetch(node: str | None, plan: Plan, settings: Settings) -> list[Result]:

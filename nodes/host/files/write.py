@@ -26,8 +26,7 @@ def next_path(prefix: str) -> Path:
     """The next free ``output/PREFIX_00001_.safetensors`` in a folder that can be written to.
 
     What Windows allows in no name becomes "-". Raises :class:`WrongInput` for a place outside the output folder, for
-    names that a system cannot hold, and where nothing can be written; ask before long work begins. A folder in it may
-    be a link.
+    names that a system cannot hold, and where nothing can be written; ask before long work begins.
     """
     root, prefix = folder_paths.get_output_directory(), disk.for_all_systems(prefix)
     wanted = Path(os.path.abspath(os.path.join(root, prefix)))
@@ -45,6 +44,11 @@ def next_path(prefix: str) -> Path:
         raise WrongInput(
             f"Nothing can be written into {wanted.parent} ({error.strerror or error}). Check the folder's "
             "permissions, or write another name."
+        ) from None
+    except Exception:  # noqa: BLE001 - the host has no class of its own for it
+        raise WrongInput(
+            f"A folder on the way to {wanted} is a link that leads out of the output folder, where ComfyUI saves "
+            "nothing. Put a real folder in its place, or write a name in another folder."
         ) from None
     while (path := Path(folder, f"{name}_{counter:05}_.safetensors")).exists():
         counter += 1
