@@ -6,6 +6,8 @@ permutation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,7 +36,7 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return nhwc(F.interpolate(nchw(x).float(), size=size, mode="bilinear", align_corners=True)).to(x.dtype)
 
 
-def convolve(conv: nn.Module, x: Tensor) -> Tensor:
+def convolve(conv: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A convolution on (B, H, W, C)."""
     return nhwc(conv(nchw(x)))
 

@@ -43,7 +43,7 @@ class Run:
                 f"needs {x.shape[-1]} channels and a batch of 1 or {x.shape[0]}. Use a ControlNet that "
                 "was made for this model; the published ones belong to the 3.6B Stage C."
             )
-        return torch.add(x, resize(nhwc(hint.to(x.device)), x.shape[1:3]).to(x.dtype), alpha=self.scale)
+        return torch.add(x, resize(nhwc(hint.to(x.device)), (x.shape[1], x.shape[2])).to(x.dtype), alpha=self.scale)
 
     def map_condition(self, block: AttnBlock) -> Tensor:
         """The condition tokens of ``block``, computed once where its level repeats."""

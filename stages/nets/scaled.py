@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def run_scaled(layer: nn.Module, x: Tensor, scale: float, backend: Backend, run:
     if run is run_linear:
         out = F.linear(x.flatten(1, 2), lent.weight, bias).unflatten(1, x.shape[1:3])
     else:
-        shape = layer.stride, layer.padding, layer.dilation, layer.groups
+        shape: Any = layer.stride, layer.padding, layer.dilation, layer.groups
         out = convolve(lambda h: F.conv2d(h, lent.weight, bias, *shape), x)
     lent.release()
     return out

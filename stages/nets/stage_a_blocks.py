@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, c: int, backend: Backend, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         super().__init__()
-        at = {"dtype": dtype, "device": device}
+        at: dict[str, Any] = {"dtype": dtype, "device": device}
         self.c, self.cast = c, backend.cast
         self.gammas = nn.Parameter(torch.empty(6, **at))
         self.depthwise = nn.Sequential(nn.ReplicationPad2d(1), backend.Conv2d(c, c, kernel_size=3, groups=c, **at))

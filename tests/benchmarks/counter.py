@@ -67,7 +67,7 @@ class Counter(TorchDispatchMode):
         if name in VIEWS or name in EMPTY or not outs:
             return out
         written = [each for each in tree_flatten(kwargs.get("out"))[0] if isinstance(each, Tensor)]
-        given = [each for each in tree_flatten((args, {k: v for k, v in kwargs.items() if k != "out"}))[0]]
+        given = list(tree_flatten((args, {k: v for k, v in kwargs.items() if k != "out"}))[0])
         moved = sum(map(span, (each for each in given if isinstance(each, Tensor)))) + sum(map(span, written or outs))
         if name == "copy_":
             moved -= span(args[0])  # which is only written

@@ -137,7 +137,7 @@ def test_the_table_refuses_what_the_devices_refuse():
     with FakeTensorMode(), Refusing("mps"):
         x = torch.empty(1, 3, 10, 10, device=PRETENDED)
         for work in (
-            lambda: x.double(),
+            x.double,
             lambda: F.interpolate(x, (7, 7), mode="area"),
             lambda: F.grid_sample(
                 x, torch.empty(1, 4, 4, 2, device=PRETENDED), padding_mode="border", align_corners=True
