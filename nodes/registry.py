@@ -32,6 +32,7 @@ from . import (
     training,
     training_set,
 )
+from .host.files.names import share_examples
 
 KINDS = {
     "INT": (numbers.Integral, "a whole number"),
@@ -88,6 +89,9 @@ def describe(value: Any) -> str:
 
 class CascadeStudioExtension(ComfyExtension):
     """What the host asks a pack for."""
+
+    async def on_load(self) -> None:
+        share_examples()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         areas = (

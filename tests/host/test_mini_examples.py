@@ -44,6 +44,22 @@ def test_the_lora_changes_the_style_and_keeps_the_subject(mini, record_property)
     assert min(changes) > 0.01 and sum(kept) >= len(SCENES) - 1
 
 
+def test_core_loader_lists_and_uses_the_example_lora(mini):
+    """Once, in its list and in ours, where it stays last; and it does with ours what our loader does."""
+    from cascade_studio.nodes.host.files import names
+
+    need("lora")
+    lora, prior = small.mini().files["lora"], mini.parts.prior
+    assert mini.host.folder_paths.get_filename_list("loras").count(lora) == 1
+    assert names.local_names("lora")[-1] == lora and names.local_names("lora").count(lora) == 1
+    ours = mini.call(
+        "CascadeStudio_LoadLora", prior=prior, clip=mini.parts.clip, lora=lora, strength_model=1.0, strength_clip=0.0
+    )
+    core = mini.call("LoraLoaderModelOnly", model=prior, lora_name=lora, strength_model=1.0)
+    one, other = (mini.prior(SCENES[0].prompt, model=model, steps=4)["samples"] for model in (ours, core))
+    assert torch.allclose(one, other, atol=1e-4)
+
+
 def edges(rgb: torch.Tensor) -> torch.Tensor:
     """Where neighbouring pixels differ, at 64 pixels, (B, N), unit length, without their mean."""
     small_rgb = torch.nn.functional.interpolate(rgb, size=(64, 64), mode="area")

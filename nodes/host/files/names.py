@@ -43,6 +43,9 @@ FOLDERS = {
 }
 """Folder keys of the host that each loader input offers, the usual one first."""
 
+SHARED = ("loras",)
+"""Folder keys whose bundled files core's own loaders can use: its ControlNet loader knows the published widths only."""
+
 LABELS = {"lora": "LoRA", "controlnet": "ControlNet"}
 """What a role is called in a sentence, where that is not its name with spaces."""
 
@@ -91,6 +94,15 @@ def _catalogue(path: str, changed: int) -> tuple[Catalogue, str]:
         return load(), str(error)
 
 
+def share_examples() -> None:
+    """Let the host list the LoRAs that come with the pack as well, for core's own loaders."""
+    for models in dict.fromkeys(entry.bundled for entry in load().entries.values() if entry.bundled):
+        for folder in SHARED:
+            path = finding.PACK / models / folder
+            if path.is_dir():
+                folder_paths.add_model_folder_path(folder, str(path))
+
+
 class Library:
     """The catalogue and the files here as they are at one moment: each folder is listed once for its life."""
 
@@ -125,9 +137,16 @@ class Library:
                 if folder in folder_paths.folder_names_and_paths:
                     listed = [*folder_paths.get_filename_list(folder), *_list_gguf(role, folder)]
                     for name in listed:
+                        if self._is_bundled(role, folder, name):
+                            continue
                         found[name if name not in found else f"{folder}/{name}"] = (folder, name)
             self._lists[role] = found
         return self._lists[role]
+
+    def _is_bundled(self, role: str, folder: str, name: str) -> bool:
+        """Whether what the host lists under ``name`` is the pack's own file, see :func:`share_examples`."""
+        path = self.list_bundled(role).get(name)
+        return path is not None and folder_paths.get_full_path(folder, name) == str(path)
 
     def list_local(self, role: str) -> list[str]:
         """Names of the files for ``role`` on this computer, the bundled ones last; cheap, from the host's lists."""
