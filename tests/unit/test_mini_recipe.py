@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +22,7 @@ from cascade_studio.stages.nets.initial import initialise_unet
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
 from cascade_studio.stages.training.optimiser import Optimiser
-from training.mini import compose, export, language, machine, nets, precondition, sizes
+from training.mini import __main__ as recipe, compose, export, language, machine, nets, precondition, sizes
 from training.mini.captions import END, START
 from training.mini.data import COLOURS
 from training.mini.generators import round_weights, settle_weights
@@ -36,16 +37,16 @@ class Line(Part):
 
     name = "line"
 
-    def __init__(self, place: Place, stop: int = 0) -> None:
+    def __init__(self, place: Place, stop: int = 0, end: type[BaseException] = KeyboardInterrupt) -> None:
         super().__init__(place)
         torch.manual_seed(0)
-        self.net, self.stop = nn.Linear(3, 1), stop
+        self.net, self.stop, self.end = nn.Linear(3, 1), stop, end
         self.state = {"net": self.net, "optimiser": Optimiser(self.net.parameters(), 0.1)}
 
     def step(self, factor: float) -> dict[str, float]:
         self.stop -= 1
         if self.stop == 0:
-            raise KeyboardInterrupt
+            raise self.end
         points = torch.rand(8, 3) + self.rng.random()
         loss = (self.net(points) - points.sum(1, keepdim=True)).square().mean()
         self.state["optimiser"].step(loss)
@@ -73,12 +74,13 @@ class Steps(Loop):
         return self.ticks
 
 
-def test_an_interrupted_run_continues_as_if_it_had_not_been(place, tmp_path):
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_run_continues_as_if_it_had_not_been(end, place, tmp_path):
     whole = Place(tmp_path / "whole", place.device)
     whole.work.mkdir()
     Steps(Line(whole), minutes=0.5).run()
-    with pytest.raises(KeyboardInterrupt):
-        Steps(Line(place, stop=12), minutes=0.5).run()
+    with pytest.raises(end):
+        Steps(Line(place, 12, end), minutes=0.5).run()
     torch.rand(5)
     loop = Steps(Line(place), minutes=0.5)
     loop.run()
@@ -289,6 +291,13 @@ def test_threads_are_used_where_they_help(together, chosen, monkeypatch):
     monkeypatch.setattr(machine, "_measure", lambda: 1.0 if used[-1] == 1 else together)
     assert machine.choose_threads(4) == chosen == used[-1]
     assert torch.get_num_threads() == before
+
+
+def test_a_signal_to_end_reaches_the_loop():
+    """Ended by another process, the recipe saves as it does on an interrupt."""
+    with pytest.raises(SystemExit) as ended:
+        recipe._stop(signal.SIGTERM, None)
+    assert ended.value.code == 143
 
 
 # Stages B and C

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -83,10 +84,16 @@ def _train_all(options: argparse.Namespace, place: Place) -> None:
     _train(names, options.minutes, place)
 
 
+def _stop(number: int, _: object) -> None:
+    """Ended from outside, the loop saves as it does on an interrupt."""
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Run one step of the recipe, or all of the training."""
     options = _options()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGTERM, _stop)
     if hasattr(os, "nice"):
         os.nice(max(0, 19 - os.nice(0)))
     place = _place(options)

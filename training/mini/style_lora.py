@@ -28,6 +28,7 @@ from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
 from .compose import LARGE, compose, random_colour
 from .data import PLAIN, SEED, is_there, pictures, read_split
 from .export import FILES, FOLDER, PRIOR_CODER, put_on_record
+from .sizes import SHIPPED
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ SETTINGS = Settings(
     rank=12,
     alpha=12.0,
     blocks=(".attn", ".channelwise"),
-    resolution=192,
+    resolution=SHIPPED.canvas.encoder_size[0],
     ema=0.99,
     checkpointing=False,
     loss_weight="velocity",
