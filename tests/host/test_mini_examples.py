@@ -49,9 +49,9 @@ def test_core_loader_lists_and_uses_the_example_lora(mini):
     from cascade_studio.nodes.host.files import names
 
     need("lora")
-    lora, prior = small.mini().files["lora"], mini.parts.prior
+    lora, prior, listed = small.mini().files["lora"], mini.parts.prior, names.Library().list_local("lora")
     assert mini.host.folder_paths.get_filename_list("loras").count(lora) == 1
-    assert names.local_names("lora")[-1] == lora and names.local_names("lora").count(lora) == 1
+    assert listed[-1] == lora and listed.count(lora) == 1
     ours = mini.call(
         "CascadeStudio_LoadLora", prior=prior, clip=mini.parts.clip, lora=lora, strength_model=1.0, strength_clip=0.0
     )

@@ -29,7 +29,7 @@ SHARES = {"stage_a": 10, "encoder": 20, "language": 15, "critic": 10, "stage_b":
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.mini", description=__doc__)
     parser.add_argument(
-        "step", choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "evaluate", "free"]
+        "step", choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "preview", "evaluate", "free"]
     )
     parser.add_argument("--plan", choices=list(PLANS), default=NEXT.name, help="the sizes (sizes.py)")
     parser.add_argument(
@@ -119,6 +119,10 @@ def main() -> None:
         from .evaluate import evaluate
 
         evaluate(place)
+    elif options.step == "preview":
+        from .evaluate import measure_previewer
+
+        measure_previewer(place)
     elif options.step == "free":
         from .evaluate import paint_free
 

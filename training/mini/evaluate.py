@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .autoencoders import psnr
 from .captions import spoken
 from .compose import PAINTED, compose
-from .data import COLOURS, LANGUAGES, OTHER_STYLES, pictures
+from .data import COLOURS, LANGUAGES, OTHER_STYLES, pictures, read_split
 from .generators import settle_weights
 from .judge import SIGHT, at_sight, first_five, trained_judge
 from .loop import Place, grid, save_sheet
@@ -190,6 +190,29 @@ def measure_decoding(painter: Painter, scenes: Scenes) -> dict[str, float]:
         ]
         found[name] = psnr(torch.cat(made), batch.rgb, batch.alpha)
     found["float8 storage against float32, whole picture"] = measure_eight_bits(painter, prompts[:ROUNDED])
+    return found
+
+
+@torch.no_grad()
+def measure_previewer(place: Place) -> dict[str, float]:
+    """What the image encoder keeps, before Stage B has its turn: the Previewer's dB inside the subject, and the judge's
+    top-1 and top-5, on pictures as Stage C paints them. Logged as well.
+    """
+    batch = Scenes(random.Random(place.seed + 8), **PAINTED).batch(DECODED, held=True)
+    encoder, previewer = trained(place, "encoder"), trained(place, "previewer")
+    parts = [
+        previewer(encoder(for_encoder(part.to(place.device), place.sizes.canvas))) for part in batch.rgb.split(BATCH)
+    ]
+    small = torch.cat(parts).float().clamp(0, 1).cpu()
+    order = first_five(trained_judge(place, len(read_split()[0])), at_sight(small), place.device)
+    found = {
+        "dB inside the subject": psnr(
+            F.interpolate(small, size=batch.rgb.shape[2:], mode="bilinear"), batch.rgb, batch.alpha
+        ),
+        "top-1": sum(top[0] == s for top, s in zip(order, batch.subjects)) / DECODED,
+        "top-5": sum(s in top for top, s in zip(order, batch.subjects)) / DECODED,
+    }
+    log.info("encoder, Previewer: %s", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return found
 
 
