@@ -21,9 +21,9 @@ WINDOW = 10
 """Steps over which a loss is judged."""
 GROWTH = 1.5
 """A mean loss this much above that of knowing nothing (or of the first step, if higher) has diverged."""
-JUDGED, JUDGED_GROWTH = 16, 1.2
+JUDGED, JUDGED_GROWTH = 16, 1.5
 """Samples with the same noise each time, and how much above the best of their losses means that training went wrong.
-They have little chance in them: a good run never gives back a fifth of what it started from."""
+They have little chance in them: a good run does not give back a half of what it started from."""
 TOGETHER = 25_000_000
 """Numbers of gradients that are summed over the processes at once."""
 
@@ -161,7 +161,7 @@ class Trainer:
 
     @torch.no_grad()
     def judge(self) -> None:
-        """When it is due, the loss on fixed samples with fixed noise, weighted as it is trained. Raises
+        """When it is due, the loss on fixed samples with fixed noise, weighted where weights are steady. Raises
         :class:`Diverged` where it says so."""
         every = self.settings.validate_every
         if not every or self.step % every or any(step == self.step for step, _ in self.judged):
@@ -171,7 +171,9 @@ class Trainer:
         for place in places[self.crew.rank :: self.crew.size]:
             row, chance = self.rows[place % len(self.rows)], generator(self.settings.seed, "judged", place)
             raw, level = self.objective.losses([row], [chance])
-            weight = 1.0 if self.adaptive is not None else self.weights(level, raw)  # adaptive ones change on the way
+            # Adaptive weights change on the way, and those of velocity make one noisy sample outweigh all others.
+            steady = self.settings.loss_weight in ("p2", "min_snr", "constant")
+            weight = self.weights(level, raw) if steady else 1.0
             found[place] = (raw * weight).detach().float().cpu()[0]
         mean = float(self.crew.sum(found).double().mean())
         best = min((loss for _, loss in self.judged), default=math.inf)
