@@ -191,7 +191,7 @@ def test_a_ray_cluster_paints_the_same(desk, tmp_path):
     desk.run(rows, "one", servers=desk.serve())
     arguments = (rows, "--out", tmp_path / "out", "--workflow", desk.workflow, "--workers", "2", "--ray", "local")
     driver = start_driver(tmp_path / "log", *arguments, "--comfyui", host, "--comfyui-flags=--cpu", "--sheet", 0)
-    assert driver.wait(120.0) == 0, driver.text
+    assert driver.wait(600.0) == 0, driver.text
     assert desk.pictures() == desk.pictures("one") and check(desk) == 0
 
 
