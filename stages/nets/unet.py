@@ -220,7 +220,8 @@ class CascadeUNet(nn.Module):
                 for group in self.groups(level, blocks):
                     middle = number == groups - 1
                     place = Place("middle", 0) if middle else Place("input", number)
-                    x = self.run_group(group, x, None, place, run)
+                    run_group = self.replace_group if run.hooks.replaces_group(place) else self.run_group
+                    x = run_group(group, x, None, place, run)
                     x = skip = run.show("middle_block" if middle else "input_block", place, x)
                     if not middle:
                         x = run.show("input_block_after_skip", place, x)
@@ -243,8 +244,9 @@ class CascadeUNet(nn.Module):
                         x = run.hooks.resize(x, skip.shape[1:3])
                     place = Place("output", number)
                     x, skip = run.show_with_skip(place, x, skip)
+                    run_group = self.replace_group if run.hooks.replaces_group(place) else self.run_group
                     x, handed = None, [x]  # kept here, it would outlive the first block of the group
-                    x = self.run_group(group, handed.pop(), skip, place, run)
+                    x = run_group(group, handed.pop(), skip, place, run)
                     number += 1
                 if repeat < len(mappers):
                     x = self.repeat(mappers[repeat], x, run)

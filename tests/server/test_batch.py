@@ -207,7 +207,7 @@ def run_example(server: Any, *arguments: str) -> None:
 
 
 def test_the_examples_paint_what_the_batch_paints(server, desk, tmp_path):
-    examples = REPOSITORY / "examples"
+    examples = REPOSITORY / "scripts"
     run_example(server, sys.executable, str(examples / "paint.py"), PROMPTS[1], "7", str(tmp_path / "python.png"))
     for tool in ("curl", "jq"):
         assert shutil.which(tool), f"{tool} is needed: .ci/run installs it"

@@ -168,9 +168,12 @@ def test_scenes_are_words_that_mini_was_trained_on():
         assert scene.subject in SUBJECTS, "the tests' eyes know it"
 
 
+UNKEPT = {"preset": "x", "missing_files": "automatic"}
+
+
 def test_a_workflow_is_made_fit_for_mini_as_a_whole_or_not_at_all(monkeypatch):
     prompt = {
-        "1": {"class_type": "CascadeStudio_Load", "inputs": {"prior": "stage_c_bf16.safetensors", "preset": "x"}},
+        "1": {"class_type": "CascadeStudio_Load", "inputs": {"prior": "stage_c_bf16.safetensors", **UNKEPT}},
         "2": {"class_type": "CascadeStudio_Canvas", "inputs": {"width": 1024, "height": 640}},
         "3": {"class_type": "SolidMask", "inputs": {"width": 512, "height": 640}},
         "4": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
@@ -183,7 +186,7 @@ def test_a_workflow_is_made_fit_for_mini_as_a_whole_or_not_at_all(monkeypatch):
     monkeypatch.setattr(small, "mini", lambda: small.Kit("Mini", {"prior": "mini_c.safetensors"}))
     assert small.for_mini(converted, {}, FIRST, "apple.png")
     found = {key: node["inputs"] for key, node in converted.prompt.items()}
-    assert found["1"] == {"prior": "mini_c.safetensors", "preset": "files below"}
+    assert found["1"] == {"prior": "mini_c.safetensors", "preset": "files below", "missing_files": "never"}
     assert found["2"] == {"width": 256, "height": 256} and found["3"] == {"width": 128, "height": 160}
     assert found["4"]["image"] == "apple.png" and found["5"]["steps"] == 20 and found["6"]["text"] == FIRST.prompt
 

@@ -149,3 +149,9 @@ def test_nodes_say_where_they_come_from(path):
         assert properties["Node name for S&R"] == node["type"]
         assert properties["cnr_id"] == ("cascade-studio" if ours else "comfy-core")
         assert properties["ver"] == version if ours else properties["ver"]
+
+
+def test_one_folder_alone_holds_templates():
+    """ComfyUI serves the first it finds of these names; a second one hides every workflow and its picture."""
+    names = {"example_workflows", "example", "examples", "workflow", "workflows"}
+    assert {path.name for path in REPOSITORY.iterdir() if path.is_dir()} & names == {"workflows"}
