@@ -83,7 +83,9 @@ def check_value(value: Any, declared: io.Input, where: str) -> None:
 
 def describe(value: Any) -> str:
     """A value of the wrong kind, in few words."""
-    told = {bool: "on or off", int: "a number", float: "a number", str: "text", list: "a list", dict: "a dictionary"}
+    if type(value) in (int, float):
+        return f"the number {value:g}"
+    told = {bool: "on or off", str: "text", list: "a list", dict: "a dictionary"}
     return told.get(type(value), f"a {type(value).__name__}")
 
 

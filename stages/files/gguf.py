@@ -212,7 +212,7 @@ def _contents(name: str, file: BinaryIO, size: int) -> tuple[dict[str, Entry], d
             raise UnreadableFile(f"{name} is cut off: {key[:80]} lies behind its end. Download it again.")
         entries[key] = entry
     if not entries:
-        raise UnreadableFile(f"{name} holds no tensors. Choose another file.")
+        raise UnreadableFile(f"{name} is a GGUF file that holds no tensors. Choose another file.")
     return entries, {key: value for key, value in values.items() if isinstance(value, str)}
 
 

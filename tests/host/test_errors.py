@@ -281,7 +281,7 @@ def test_image_prompt_of_another_width(host, parts, kind):
     [
         ({"width": 32}, ("width is 32", "64 to 8192", "larger")),
         ({"height": 9000}, ("height is 9000", "8192", "smaller")),
-        ({"width": 500.5}, ("width is 500.5", "whole number")),
+        ({"width": 500.5}, ("got the number 500.5 on 'width'", "whole number")),
         ({"height": -8}, ("height is -8", "64 to 8192")),
         ({"compression": 10.0}, ("compression is 10", "16 to 64")),
         ({"compression": 80.0}, ("compression is 80", "16 to 64")),
