@@ -204,7 +204,13 @@ def test_choice_beats_flags(monkeypatch, studio, choice, storage, flags):
     for stage, file in (("prior", "stage_c.safetensors"), ("decoder", "stage_b.safetensors")):
         model = studio.load(stage, file, choice)
         weights = [value for key, value in model.model.diffusion_model.state_dict().items() if value.ndim > 1]
-        assert {value.dtype for value in weights} == {storage} == {model.model.get_dtype()}
+        assert model.model.get_dtype() == storage
+        if storage.itemsize > 1:
+            assert {value.dtype for value in weights} == {storage}
+        else:  # the finest levels stay in more bits: stages/files/eight_bits.py
+            small = sum(value.numel() for value in weights if value.dtype == storage)
+            assert small >= 0.4 * sum(value.numel() for value in weights)  # the tiny family rounds badly
+            assert len({value.dtype for value in weights} - {storage}) == 1
 
 
 def set_flags(monkeypatch, **flags) -> None:
