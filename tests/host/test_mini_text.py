@@ -80,11 +80,12 @@ def test_shorter_padding_leaves_the_words_alone(host):
 
 
 def test_fragments_tokenise_like_the_whole_caption(host):
-    from training.mini.captions import HELD_TEMPLATES, batch_tokens, caption, spoken
+    from training.mini.captions import HELD_TEMPLATES, Speaker, batch_tokens, spoken
     from training.mini.data import COLOURS, read_split
 
     rng, (subjects, prompts) = random.Random(0), read_split()
-    captions = [caption(rng.choice(subjects), rng.choice(list(COLOURS)), rng) for _ in range(60)]
+    speaker = Speaker(subjects)
+    captions = [speaker.caption(rng.randrange(len(subjects)), rng.choice(list(COLOURS)), rng) for _ in range(60)]
     assert torch.equal(batch_tokens(captions), batch_tokens([[spoken(fragments, "")] for fragments in captions]))
     assert len(subjects) >= 1200 and len(prompts) == 200
     trained = {tuple(fragments) for fragments in captions}
