@@ -62,7 +62,8 @@ class Place:
         """The file is complete, and nothing is left of its download."""
         assert self.target.read_bytes() == self.data
         names = [path.name for path in self.target.parent.iterdir()]
-        assert [name for name in names if not name.endswith(".bad")] == [self.target.name]
+        left = [name for name in names if not name.endswith(".bad")]
+        assert left == [self.target.name], left
 
     def assert_absent(self) -> None:
         assert not self.target.exists()

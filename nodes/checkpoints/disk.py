@@ -45,6 +45,11 @@ def remove(path: str | Path) -> None:
     durable.remove_file(system_path(path))
 
 
+def sweep_drafts(path: Path) -> None:
+    """Remove drafts of ``path`` that a kill left behind, for whoever holds the lock under which it is written."""
+    durable.sweep_drafts(Path(system_path(path)), age=0)
+
+
 def sync_folder(folder: str | Path) -> None:
     """Make a rename in ``folder`` durable, where the system offers a way."""
     if WINDOWS:

@@ -224,6 +224,7 @@ class Partial:
         if not self.present and beside(self.target, PART).exists():
             disk.remove(self.path)
             disk.remove(self.sidecar)
+            disk.sweep_drafts(self.sidecar)
 
     def close(self) -> None:
         """Close the file; later writes are refused."""
@@ -270,3 +271,4 @@ def tidy(target: Path, suffix: str = "") -> None:
     """Remove the sidecar of a download that has ended as ``target`` (with ``suffix``), a kill before that included."""
     if beside(target, suffix).exists() and not beside(target, PART).exists():
         disk.remove(beside(target, SIDECAR))
+        disk.sweep_drafts(beside(target, SIDECAR))

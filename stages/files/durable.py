@@ -46,20 +46,23 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes | Callab
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         replace_file(draft, path)
-        _sweep(path)
+        sweep_drafts(path)
     except BaseException:
         remove_file(draft)  # a virus scanner may hold it; what went wrong before is what counts
         raise
 
 
-def _sweep(path: Path) -> None:
-    """Remove the drafts of ``path`` that a kill or a power cut left behind."""
+def sweep_drafts(path: Path, age: float = STALE) -> None:
+    """Remove the drafts of ``path`` that a kill or a power cut left behind, from ``age`` seconds on.
+
+    Whoever alone may write ``path`` sweeps at age 0.
+    """
     for old in (
         *path.parent.glob(f"{glob.escape(path.name)}.*.new"),
         *path.parent.glob(f"{glob.escape(path.name)}.*.tmp"),
     ):
         try:
-            if time.time() - old.stat().st_mtime > STALE:
+            if time.time() - old.stat().st_mtime >= age:
                 os.remove(old)
         except OSError:
             continue

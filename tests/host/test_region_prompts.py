@@ -301,7 +301,7 @@ def test_errors(studio, net, other):
         negative=other,
         control_net=net,
         image=picture(),
-        mask=torch.ones(1, 1, 4, 4),
+        mask=torch.ones(1, 2, 4, 4),
     )
     check_sentence(graph.error(apply[0]), "Apply Cascade ControlNet", "MASK")
     narrow = [
