@@ -112,6 +112,11 @@ def free_port() -> int:
     return port
 
 
+def hear_interrupts() -> None:
+    """Whoever starts the tests in the background makes them, and all they start, deaf to Ctrl+C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Process:
     """A process in its own group that a test may kill at any moment."""
 
@@ -120,7 +125,13 @@ class Process:
         environment = {**os.environ, **variables}
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=hear_interrupts if os.name == "posix" else None,
             )
 
     def kill(self) -> None:
