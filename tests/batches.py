@@ -131,7 +131,7 @@ class Process:
                 stderr=file,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=hear_interrupts if os.name == "posix" else None,
+                preexec_fn=hear_interrupts if os.name == "posix" else None,  # noqa: PLW1509 - it only sets a handler
             )
 
     def kill(self) -> None:
