@@ -32,7 +32,10 @@ def check_pictures(server: Any, run: Any) -> None:
             assert numpy.asarray(picture.convert("RGB"), float).std() > 2, image["filename"]
 
 
-def saved_picture(server: Any, run: Any) -> numpy.ndarray:
-    """The first picture that the run saved."""
-    with Image.open(io.BytesIO(server.client.view(run.images()[0]))) as picture:
-        return numpy.asarray(picture.convert("RGB"), float)
+def saved_pictures(server: Any, run: Any) -> list[numpy.ndarray]:
+    """RGB (H, W, 3) of every picture that the run saved; of those it only showed where it saved none."""
+    images, found = run.images(), []
+    for image in [image for image in images if image["type"] == "output"] or images:
+        with Image.open(io.BytesIO(server.client.view(image))) as picture:
+            found.append(numpy.asarray(picture.convert("RGB"), float))
+    return found

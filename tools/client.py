@@ -56,8 +56,12 @@ class Run:
         return str((self.error or {}).get("exception_message", "")).strip()
 
     def images(self) -> list[dict[str, str]]:
-        """The files that nodes saved, saved outputs before temporary ones."""
-        found = [image for output in self.outputs.values() for image in output.get("images") or []]
+        """The files that nodes saved, saved outputs before temporary ones, each in the order of the nodes' ids.
+
+        The server runs end nodes in the order of a set of texts, which is another one in every process.
+        """
+        nodes = sorted(self.outputs, key=lambda node: [(len(part), part) for part in node.split(":")])
+        found = [image for node in nodes for image in self.outputs[node].get("images") or []]
         return sorted(found, key=lambda image: image.get("type") != "output")
 
 
