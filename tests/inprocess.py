@@ -163,6 +163,15 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
+def _join_parts(package: ModuleType) -> None:
+    """Hang the parts that were imported before on ``package``: the host put a new module in the place of the one that
+    had them, and an import finds them by name and so sets nothing."""
+    for name, module in list(sys.modules.items()):
+        parent, _, part = name.rpartition(".")
+        if parent == package.__name__:
+            setattr(package, part, module)
+
+
 class Host:
     """The booted host: ``nodes``, ``execution``, ``folder_paths`` are its modules, ``pack`` is ours as it loaded it."""
 
@@ -205,6 +214,7 @@ class Host:
         self.pack_ids = set(self.nodes.NODE_CLASS_MAPPINGS) - set(before)
         if not self.pack_ids:
             raise AssertionError("the host loaded the pack, but it registered no node")
+        _join_parts(sys.modules[link.name])
         return sys.modules[link.name]
 
     def _hook_progress(self) -> None:

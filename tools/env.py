@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from cascade_studio.commands.messages import Stop, say
 from cascade_studio.commands.places import cache_root
@@ -67,8 +68,19 @@ class Setup:
 
     def run(self, *arguments: str, extra: dict[str, str] | None = None) -> int:
         """Run :meth:`command` from the repository root and return its exit code."""
+        return self.wait_for(self.start(*arguments, extra=extra))
+
+    def start(
+        self, *arguments: str, extra: dict[str, str] | None = None, output: IO[bytes] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start :meth:`command` from the repository root; what it says goes to ``output``, or where ours goes."""
         variables = {**self.environment(), **(extra or {})}
-        process = subprocess.Popen(self.command(*arguments), cwd=REPOSITORY, env=variables)
+        errors = subprocess.STDOUT if output else None
+        return subprocess.Popen(self.command(*arguments), cwd=REPOSITORY, env=variables, stdout=output, stderr=errors)
+
+    @staticmethod
+    def wait_for(process: subprocess.Popen[bytes]) -> int:
+        """The exit code of ``process``, which hears Ctrl+C itself."""
         try:
             while True:
                 try:

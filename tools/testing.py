@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
+import tempfile
 
 from cascade_studio.commands.messages import Stop, say
 
@@ -11,6 +11,7 @@ from .env import REPOSITORY, Setup, other_versions, set_up
 from .hosts import pinned_host, supported
 
 NO_TESTS = 5
+WITH_SERVERS = ("browser", "download", "server")  # folders of tests that mostly wait for other processes
 
 
 def _need_packages(setup: Setup) -> None:
@@ -55,18 +56,50 @@ def run_tests(setup: Setup, arguments: list[str], all_hosts: bool, soak: bool = 
                 )
             )
         say(f"All tests on ComfyUI {setup.host.version}:")
-    codes.append(setup.run("-m", "pytest", *arguments, extra=smoke))
+    if _paths(arguments):
+        codes.append(setup.run("-m", "pytest", *arguments, extra=smoke))
+    else:
+        codes.append(_run_halves(setup, arguments, smoke))
     *others, main = codes
     return next((code for code in others if code not in (0, NO_TESTS)), main)
 
 
+def _run_halves(setup: Setup, arguments: list[str], extra: dict[str, str]) -> int:
+    """All tests on two cores: those of servers and browsers in one process, the others in this one's place.
+
+    What the first says is told when it has ended. A test that depends on its neighbours' order meets the same order as
+    without halves, since each folder is whole.
+    """
+    folders = sorted({str(path.relative_to(REPOSITORY).parts[1]) for path in REPOSITORY.glob("tests/*/**/test_*.py")})
+    beside = [f"tests/{name}" for name in folders if name in WITH_SERVERS]
+    here = [f"tests/{name}" for name in folders if name not in WITH_SERVERS]
+    extra = {"OMP_NUM_THREADS": "1", **extra}
+    say(f"{' and '.join(beside)} run beside {' and '.join(here)}; what they say follows.")
+    with tempfile.TemporaryFile() as output:
+        process = setup.start("-m", "pytest", *beside, *arguments, extra=extra, output=output)
+        try:
+            code = setup.run("-m", "pytest", *here, *arguments, extra=extra)
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            other = setup.wait_for(process)
+            output.seek(0)
+            print(output.read().decode("utf-8", "replace"), flush=True)
+    codes = [code, other]
+    return next((found for found in codes if found not in (0, NO_TESTS)), min(codes))
+
+
 def visits_other_hosts(arguments: list[str]) -> bool:
     """Whether these tests may be marked ``smoke``, which only those of a server are: all tests, or a path to theirs."""
-    paths = [REPOSITORY / path for path in arguments if path not in _without_paths([path])]
-    paths = [Path(str(path).split("::")[0]) for path in paths]
+    paths = [REPOSITORY / path.split("::")[0] for path in _paths(arguments)]
     server = REPOSITORY / "tests" / "server"
     return not paths or any(path == server or server in path.parents or path in server.parents for path in paths)
 
 
+def _paths(arguments: list[str]) -> list[str]:
+    return [argument for argument in arguments if (REPOSITORY / argument.split("::")[0]).exists()]
+
+
 def _without_paths(arguments: list[str]) -> list[str]:
-    return [argument for argument in arguments if not (REPOSITORY / argument.split("::")[0]).exists()]
+    return [argument for argument in arguments if argument not in _paths(arguments)]

@@ -260,6 +260,45 @@ def test_other_hosts_are_fetched_for_the_tests_that_visit_them(arguments, visits
     assert testing.visits_other_hosts(arguments) == visits
 
 
+class Halves:
+    """Stands for a setup: its processes do nothing but end with the codes that are given for their folders."""
+
+    def __init__(self, **codes: int) -> None:
+        self.codes, self.seen = codes, []
+
+    def start(self, *arguments: str, extra=None, output=None):
+        self.seen.append([part.removeprefix("tests/") for part in arguments if part.startswith("tests/")])
+        code = max(self.codes.get(folder, 0) for folder in self.seen[-1])
+        if output:
+            output.write(b"the other half")
+        return code
+
+    wait_for = staticmethod(int)
+
+    def run(self, *arguments: str, extra=None) -> int:
+        return self.start(*arguments)
+
+
+@pytest.mark.parametrize(
+    "codes, expected",
+    (
+        ({}, 0),
+        ({"unit": 1}, 1),
+        ({"server": 1}, 1),
+        ({"unit": 5}, 0),
+        ({"server": 5}, 0),
+        ({"unit": 5, "server": 5}, 5),
+        ({"unit": 2, "server": 1}, 2),
+    ),
+)
+def test_all_tests_run_in_two_halves_and_the_first_failure_counts(codes, expected, capsys):
+    setup = Halves(**codes)
+    assert testing._run_halves(setup, ["-q"], {}) == expected
+    assert "the other half" in capsys.readouterr().out
+    folders = {path.parent.name for path in (testing.REPOSITORY / "tests").glob("*/test_*.py")}
+    assert sorted(folder for half in setup.seen for folder in half) == sorted(folders), "a folder is left out"
+
+
 def test_two_clones_share_packages_and_nothing_else(own_cache, tmp_path, monkeypatch):
     """The pack of each is the pack of its own folder."""
     host = hosts.Host("9.8.7", tmp_path / "host")
