@@ -100,9 +100,11 @@ class Mini:
 
     def picture(self, latent: Tensor, prompts: list[str], seeds: list[int]) -> Tensor:
         """Stage C latents → RGB (B, 3, 256, 256) in [0, 1], through Stage B and A."""
-        from training.mini.nets import decode, told
+        from training.mini.nets import decode, encode_prompts
 
-        made = decode(self.stage_b, latent, told(self.text, prompts)[1], told(self.text, [""])[1], seeds)
+        made = decode(
+            self.stage_b, latent, encode_prompts(self.text, prompts)[1], encode_prompts(self.text, [""])[1], seeds
+        )
         with torch.no_grad():
             return self.stage_a.decode(made).float().clamp(0, 1)
 
@@ -119,9 +121,9 @@ class Mini:
     @torch.no_grad()
     def said(self, prompts: list[str]) -> Tensor:
         """Embeddings (N, width), unit length, of prompts."""
-        from training.mini.nets import told
+        from training.mini.nets import encode_prompts
 
-        return F.normalize(told(self.text, prompts)[1], dim=-1)
+        return F.normalize(encode_prompts(self.text, prompts)[1], dim=-1)
 
     def likeness(self, rgb: Tensor, background: str) -> Tensor:
         """Cosine (B, N) between each picture and each of :data:`SUBJECTS` on a named background."""

@@ -19,7 +19,7 @@ CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
 
 
 @lru_cache(maxsize=1)
-def _bundled() -> frozenset[str]:
+def _list_bundled() -> frozenset[str]:
     """Names of the files that come with the pack: they fit each other, and no file of another model."""
     files = json.loads(CATALOGUE.read_text(encoding="utf-8"))["files"]
     return frozenset(file["name"] for file in files if file.get("bundled"))
@@ -87,7 +87,9 @@ def fit_files(converted: Converted, object_info: dict[str, Any]) -> list[str]:
             options = _options(definition, name)
             if options is None or value in options or not str(value).lower().endswith(FILES):
                 continue
-            files = [option for option in options if str(option).lower().endswith(FILES) and option not in _bundled()]
+            files = [
+                option for option in options if str(option).lower().endswith(FILES) and option not in _list_bundled()
+            ]
             if not files:
                 raise Stop(
                     f"The workflow's node {entry['_meta']['title']} needs the file {value} as {name}, and the "

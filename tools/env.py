@@ -16,7 +16,7 @@ from cascade_studio.commands.messages import Stop, say
 from cascade_studio.commands.places import cache_root
 
 from .cache import is_complete, locked, mark_complete, read_mark, remove
-from .hosts import DEFAULT_VERSION, PINS, Host, archive_host, installed_host, pinned_host, version_of
+from .hosts import DEFAULT_VERSION, PINS, Host, archive_host, fetch_pinned, find_installed, version_of
 from .links import link_pack
 from .pip import make_venv, pip, python_in, site_folders
 
@@ -170,15 +170,15 @@ def set_up(version: str | None = None, archive: str | None = None, digest: str |
     """The host and its Python: ``COMFYUI_PATH`` first, then an archive, then a pinned version (0.30.0)."""
     installed = os.environ.get("COMFYUI_PATH")
     if installed and not (version or archive):
-        host = installed_host(Path(installed).expanduser())
+        host = find_installed(Path(installed).expanduser())
         python = host.python
     elif archive:
         host = archive_host(Path(archive).expanduser().resolve(), digest)
         python = environment_python(host.requirements)
     else:
-        host = pinned_host(version or DEFAULT_VERSION)
+        host = fetch_pinned(version or DEFAULT_VERSION)
         # Every pinned host runs in the environment of the newest: one download of torch serves them all.
-        python = environment_python(pinned_host(DEFAULT_VERSION).requirements)
+        python = environment_python(fetch_pinned(DEFAULT_VERSION).requirements)
     return Setup(host, clone_python(python, host), python)
 
 

@@ -153,7 +153,7 @@ def unpack(archive: Path, target: Path) -> None:
         raise Stop(f"{archive} holds no {INSIDE}/main.py; a source archive that holds a ComfyUI tree there is needed.")
 
 
-def _unpacked(archive_of, digest: str, label: str) -> Path:
+def _unpack(archive_of, digest: str, label: str) -> Path:
     """The tree of the archive with this digest, unpacked once; ``archive_of()`` is asked for the file when needed."""
     home = cache_root() / "hosts" / f"{label}-{digest[:12]}"
     tree = home / "ComfyUI"
@@ -167,7 +167,7 @@ def _unpacked(archive_of, digest: str, label: str) -> Path:
     return tree
 
 
-def pinned_host(version: str) -> Host:
+def fetch_pinned(version: str) -> Host:
     """One of the four known ComfyUI versions, fetched on first use."""
     pin = PINS.get(version)
     if pin is None:
@@ -175,7 +175,7 @@ def pinned_host(version: str) -> Host:
             f"ComfyUI {version} is not one of the known hosts ({', '.join(PINS)}). Choose one of these, or give "
             "any other source archive with --host-archive PATH --host-sha256 HEX."
         )
-    tree = _unpacked(lambda: _download(pin, cache_root() / "downloads"), pin.sha256, version)
+    tree = _unpack(lambda: _download(pin, cache_root() / "downloads"), pin.sha256, version)
     return Host(version, tree)
 
 
@@ -189,11 +189,11 @@ def archive_host(archive: Path, digest: str | None) -> Host:
             "the one that its publisher states, then pass it."
         )
     _check(archive, digest)
-    tree = _unpacked(lambda: archive, digest.lower(), "archive")
+    tree = _unpack(lambda: archive, digest.lower(), "archive")
     return Host(version_of(tree), tree)
 
 
-def installed_host(root: Path) -> Host:
+def find_installed(root: Path) -> Host:
     """An existing ComfyUI installation (``COMFYUI_PATH``) with the Python that belongs to it."""
     if not (root / "main.py").is_file() and (root / "ComfyUI" / "main.py").is_file():
         root = root / "ComfyUI"

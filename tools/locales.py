@@ -87,7 +87,7 @@ def name_in(names: dict[str, str], name: str) -> str | None:
     return names.get(name)
 
 
-def translated_nodes(english: Texts, given: Texts) -> Texts:
+def translate_nodes(english: Texts, given: Texts) -> Texts:
     """nodeDefs.json of a language; what its list lacks is left out, so that the frontend shows English."""
     found: Texts = {}
     for node, texts in english.items():
@@ -125,7 +125,7 @@ def render_locales(definitions: dict[str, Any]) -> dict[Path, Texts]:
             nodes, texts, menu = english, extension, {}
         else:
             given = words(language)
-            nodes = translated_nodes(english, given)
+            nodes = translate_nodes(english, given)
             texts = {key: given["extension"][key] for key in extension if key in given["extension"]}
             menu = {key: given["categories"][key] for key in categories if key in given["categories"]}
         main = {**({KEY: nest(texts)} if texts else {}), **({"nodeCategories": menu} if menu else {})}

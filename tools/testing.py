@@ -8,7 +8,7 @@ import tempfile
 from cascade_studio.commands.messages import Stop, say
 
 from .env import REPOSITORY, Setup, other_versions, set_up
-from .hosts import pinned_host, supported
+from .hosts import fetch_pinned, supported
 
 NO_TESTS = 5
 WITH_SERVERS = ("browser", "download", "server")  # folders of tests that mostly wait for other processes
@@ -43,7 +43,7 @@ def run_tests(setup: Setup, arguments: list[str], all_hosts: bool, soak: bool = 
         _need_packages(setup)
     versions = other_versions(setup) if all_hosts or visits_other_hosts(arguments) else []
     for version in versions:
-        pinned_host(version)
+        fetch_pinned(version)
     smoke = {"CASCADE_STUDIO_SMOKE_HOSTS": ",".join(versions), **({"CASCADE_STUDIO_SOAK": "1"} if soak else {})}
     codes = []
     if all_hosts:

@@ -101,7 +101,7 @@ class Driver:
                 self._hire(painter)
 
     def _hire(self, painter: Painter) -> None:
-        worker = Worker(painter, taken_up=self.manifest.taken_up(painter.name))
+        worker = Worker(painter, taken_up=self.manifest.take_up(painter.name))
         self.workers[painter.name] = worker
         for number in range(painter.slots):
             thread = threading.Thread(target=self._work, args=(worker,), name=f"{painter.name}/{number}", daemon=True)

@@ -208,7 +208,7 @@ class Manifest:
                     return _claim(row)
         return None
 
-    def taken_up(self, worker: str) -> list[Claim]:
+    def take_up(self, worker: str) -> list[Claim]:
         """The rows that ``worker`` was given by a driver that is gone; from now on they are its own again."""
         with self.writing() as db:
             lease = time.time() + LEASE_SECONDS

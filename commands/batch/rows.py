@@ -92,7 +92,7 @@ def _read_csv(file: Any, name: str) -> Iterator[Row | BadRow]:
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
-            header = _checked_header(cells, name)
+            header = _check_header(cells, name)
         elif len(cells) != len(header):
             yield BadRow(line, f"it has {len(cells)} cells and the header has {len(header)}. Quote cells with commas.")
         else:
@@ -101,7 +101,7 @@ def _read_csv(file: Any, name: str) -> Iterator[Row | BadRow]:
         raise Stop(f"{name} is empty. Its first line names the columns, for example: prompt,seed")
 
 
-def _checked_header(cells: list[str], name: str) -> list[str]:
+def _check_header(cells: list[str], name: str) -> list[str]:
     header = [cell.strip() for cell in cells]
     twice = sorted({cell for cell in header if header.count(cell) > 1})
     if twice or "" in header:

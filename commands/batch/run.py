@@ -167,7 +167,7 @@ class _Source:
     def rows(self, first_seed: int) -> Iterator[Row | BadRow]:
         """Every picture that is asked for."""
         if self._drafts:
-            yield from self._chosen()
+            yield from self._read_chosen()
             return
         batch = self.batch
         folder = batch.wildcards or batch.rows.parent / "wildcards"
@@ -175,7 +175,7 @@ class _Source:
         for row in read_rows(batch.rows):
             yield from [row] if isinstance(row, BadRow) else expander.expand(row)
 
-    def _chosen(self) -> Iterator[Row]:
+    def _read_chosen(self) -> Iterator[Row]:
         """The drafts whose latent is still in the folder."""
         query = (
             'SELECT rows.key, line, rows.name, "values", files.name, sha256 FROM rows JOIN files USING(key) '

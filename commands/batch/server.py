@@ -77,9 +77,9 @@ class Server:
         parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Stop(
-                f"{self._shown(parts)} is no address of a server. Write http://HOST:PORT, such as http://10.0.0.7:8188."
+                f"{self._describe_address(parts)} is no address of a server. Write http://HOST:PORT, such as http://10.0.0.7:8188."
             )
-        self.name = self._shown(parts)
+        self.name = self._describe_address(parts)
         self.url = self.name + parts.path.rstrip("/")
         self._headers = {}
         if parts.username:
@@ -88,7 +88,7 @@ class Server:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())
 
     @staticmethod
-    def _shown(parts: urllib.parse.SplitResult) -> str:
+    def _describe_address(parts: urllib.parse.SplitResult) -> str:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
     def fetch(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..messages import Stop
-from .graph import BYPASS, INPUT_NODE, NEVER, OUTPUT_NODE, Node, Reader, Scope, running, sent_value
+from .graph import BYPASS, INPUT_NODE, NEVER, OUTPUT_NODE, Node, Reader, Scope, running, wrap_value
 from .widgets import Box
 
 
@@ -80,13 +80,13 @@ class _Converter:
         inputs: dict[str, Any] = {}
         for widget in node.widgets:
             box = scope.box(node, widget)
-            inputs[widget.name] = sent_value(widget, box.value)
+            inputs[widget.name] = wrap_value(widget, box.value)
             self.result.boxes[(name, widget.name)] = box
         for index, entry in enumerate(node.inputs):
             found = self._input(scope, node, index, set())
             if isinstance(found, Box):
                 widget = node.widget(entry.name)
-                inputs[entry.name] = sent_value(widget, found.value) if widget else found.value
+                inputs[entry.name] = wrap_value(widget, found.value) if widget else found.value
                 self.result.boxes[(name, entry.name)] = found
             elif found is not None:
                 inputs[entry.name] = [found.node, found.slot]

@@ -277,7 +277,7 @@ def running(scope: Scope) -> Iterator[tuple[Scope, Node]]:
             yield scope, node
 
 
-def sent_value(widget: Widget, value: Any) -> Any:
+def wrap_value(widget: Widget, value: Any) -> Any:
     """A widget's value as the prompt carries it; lists are wrapped, since a bare list means a link."""
     if isinstance(value, str) and widget.options.get("dynamicPrompts"):
         value = plain_prompt(value)

@@ -73,7 +73,7 @@ def specs(inputs: dict[str, Any], order: dict[str, list[str]] | None = None) -> 
         entries = inputs.get(group) or {}
         names = [name for name in (order or {}).get(group, []) if name in entries]
         names += [name for name in entries if name not in names]
-        found += [(name, *_typed(entries[name])) for name in names]
+        found += [(name, *parse_spec(entries[name])) for name in names]
         if (
             group == "required"
             and UPLOAD not in (kind for _, kind, _ in found)
@@ -83,7 +83,7 @@ def specs(inputs: dict[str, Any], order: dict[str, list[str]] | None = None) -> 
     return found
 
 
-def _typed(spec: Any) -> tuple[str, dict[str, Any]]:
+def parse_spec(spec: Any) -> tuple[str, dict[str, Any]]:
     kind = spec[0]
     options = dict(spec[1]) if len(spec) > 1 and isinstance(spec[1], dict) else {}
     if isinstance(kind, list):
@@ -199,15 +199,15 @@ def read_widgets(definition: dict[str, Any], saved: Any) -> list[Widget]:
     return list(_walk(inputs, values))
 
 
-def written_values(definition: dict[str, Any], given: dict[str, Any], after: str = "fixed") -> list[Any]:
+def write_values(definition: dict[str, Any], given: dict[str, Any], after: str = "fixed") -> list[Any]:
     """The ``widgets_values`` of a node: what is ``given`` by input name, else the definition's defaults.
 
     ``after`` is what the frontend does with a seed after each run. Raises ``ValueError`` for a combo that has neither.
     """
-    return list(_written(specs(definition.get("input") or {}, definition.get("input_order")), given, after))
+    return list(_write_each(specs(definition.get("input") or {}, definition.get("input_order")), given, after))
 
 
-def _written(inputs: list[Spec], given: dict[str, Any], after: str) -> Iterator[Any]:
+def _write_each(inputs: list[Spec], given: dict[str, Any], after: str) -> Iterator[Any]:
     for spec in inputs:
         name, kind, options = spec
         kind = options.get("widgetType", kind)
@@ -221,7 +221,7 @@ def _written(inputs: list[Spec], given: dict[str, Any], after: str) -> Iterator[
         value = given.get(name, _default(kind, options))
         yield value
         if kind == DYNAMIC_COMBO:
-            yield from _written(_children(name, value, options), given, after)
+            yield from _write_each(_children(name, value, options), given, after)
         helpers = _helpers(name, kind, options)
         yield from [after, ""][:helpers]
 

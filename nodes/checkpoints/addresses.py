@@ -107,10 +107,10 @@ def check_url(url: str, what: str = "address") -> str:
             "Hugging Face belongs into the environment variable HF_TOKEN."
         )
     if not parts.hostname or re.search(r"[\s\x00-\x1f]", url):
-        raise BadCatalogue(f"The {what} {shown(url)[:120]!r} is not a web address.")
+        raise BadCatalogue(f"The {what} {redact_url(url)[:120]!r} is not a web address.")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
         raise BadCatalogue(
-            f"The {what} {shown(url)[:120]!r} is neither https nor http on this computer. Only those are used."
+            f"The {what} {redact_url(url)[:120]!r} is neither https nor http on this computer. Only those are used."
         )
     return url
 
@@ -122,7 +122,7 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, (parts.hostname or "").lower(), port
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """``url`` for people and files: without query, fragment, user name and password, which can hold secrets."""
     try:
         parts = urlsplit(url)

@@ -1,6 +1,6 @@
 """What can go wrong with the catalogue or a download, worded for the person who waits for the file.
 
-No text here ever holds a token, a query string or a password: addresses are shortened by :func:`.names.shown` first.
+No text here ever holds a token, a query string or a password: :func:`.addresses.redact_url` shortens addresses.
 """
 
 from __future__ import annotations

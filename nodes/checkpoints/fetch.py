@@ -76,7 +76,7 @@ def fetch_plan(
         results.append(job.run())
         received = job.received
         if hashes and job.digest:
-            hashes.put(results[-1].path, job.digest)
+            hashes.remember(results[-1].path, job.digest)
     return results
 
 
@@ -104,7 +104,7 @@ class _Job:
             with locked(target, self._wait):
                 tidy(target)
                 if target.exists():
-                    return self._made_meanwhile()
+                    return self._take_meanwhile()
                 begun = self._begun
                 result = self._rounds()
                 return replace(result, fetched=self.received - begun)
@@ -129,7 +129,7 @@ class _Job:
         here = bytes_here(self.item.target, self.entry.bytes)
         self.meter.show(self.entry.key, self.entry.name, here, None, self._begun)
 
-    def _made_meanwhile(self) -> Result:
+    def _take_meanwhile(self) -> Result:
         """Another process has fetched the file while this one waited, or somebody has put one there."""
         target, entry = self.item.target, self.entry
         right = size_fits(entry, target.stat().st_size)
@@ -201,14 +201,14 @@ class _Job:
         """What is wrong with the complete file; "" if it is good."""
         while not keeper.hashed.wait(0.1):
             self._tick(partial, keeper, "checking")
-        self.digest, (expected, teller) = keeper.digest, self._expected(partial)
+        self.digest, (expected, teller) = keeper.digest, self._choose_digest(partial)
         if self.entry.bytes and not expected and partial.size != self.entry.bytes:
             return f"It has {partial.size:,} bytes instead of {self.entry.bytes:,}."
         if expected and self.digest != expected:
             return f"Its SHA-256 is {self.digest} instead of {expected}."
         return self._format_problem(partial.path, teller == "catalogue")
 
-    def _expected(self, partial: Partial) -> tuple[str | None, str]:
+    def _choose_digest(self, partial: Partial) -> tuple[str | None, str]:
         """The hash to trust and who told it. The official host knows better than somebody's copy."""
         if partial.official_hash and self.entry.provenance in (None, "copy"):
             return partial.official_hash, "official host"
@@ -232,7 +232,7 @@ class _Job:
         return ""
 
     def _finish(self, partial: Partial) -> Result:
-        target, verified = self.item.target, self._expected(partial)[1]
+        target, verified = self.item.target, self._choose_digest(partial)[1]
         self.meter.note = ""
         self.meter.show(
             self.entry.key, self.entry.name, partial.present, partial.size, self._begun + partial.received, at_once=True

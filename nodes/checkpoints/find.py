@@ -90,12 +90,12 @@ class Finder:
         seen = set()
         for key in sorted(self.roots, key=lambda key: key != entry.folder):
             for root in self.roots[key]:
-                for path, size in self._listed(str(root)):
+                for path, size in self._list(str(root)):
                     if path not in seen and path.suffix.lower() == Path(entry.name).suffix.lower():
                         seen.add(path)
                         yield path, size
 
-    def _listed(self, root: str) -> list[tuple[Path, int]]:
+    def _list(self, root: str) -> list[tuple[Path, int]]:
         if root not in self._lists:
             self._lists[root] = list(walk(root, self.tick))
         return self._lists[root]
@@ -179,7 +179,7 @@ def hub_folders(environ: Mapping[str, str]) -> list[Path]:
     return list(dict.fromkeys(Path(os.path.expanduser(folder)) for folder in given if folder))
 
 
-def bundled_path(entry: Entry) -> Path:
+def locate_bundled(entry: Entry) -> Path:
     """Where a file that comes with the pack lies, or should lie."""
     return PACK.joinpath(entry.bundled, entry.folder, *entry.relative.split("/"))
 

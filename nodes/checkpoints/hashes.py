@@ -46,7 +46,7 @@ class HashCache:
             self._remember(key, [*before, digest])
         return digest
 
-    def put(self, path: str | Path, digest: str) -> None:
+    def remember(self, path: str | Path, digest: str) -> None:
         """Note the hash of a file that was just made and checked."""
         key = os.path.abspath(path)
         self._remember(key, [*self._stamp(key), digest])

@@ -17,7 +17,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
-from .addresses import OFFICIAL_ENDPOINT, check_url, is_loopback, is_private, origin, shown
+from .addresses import OFFICIAL_ENDPOINT, check_url, is_loopback, is_private, origin, redact_url
 from .errors import BadCatalogue, Changed, Retry, SourceFailed
 from .settings import Settings
 
@@ -116,27 +116,28 @@ class Client:
         begun_here = is_loopback(urlsplit(url).hostname)
         for _ in range(HOPS):
             response = self._ask(url, headers)
-            official_hash = official_hash or told_hash(url, response.headers)
+            official_hash = official_hash or read_official_hash(url, response.headers)
             place = response.headers.get("Location")
             if response.status_code not in (301, 302, 303, 307, 308) or not place:
                 return response, url, official_hash
             response.close()
-            url = self._allowed(url, urljoin(url, place), begun_here)
-        raise SourceFailed(f"{shown(url)} redirects in circles.")
+            url = self._check_redirect(url, urljoin(url, place), begun_here)
+        raise SourceFailed(f"{redact_url(url)} redirects in circles.")
 
     @staticmethod
-    def _allowed(before: str, after: str, begun_here: bool) -> str:
+    def _check_redirect(before: str, after: str, begun_here: bool) -> str:
         try:
             check_url(after)
         except BadCatalogue:
-            after_shown = shown(after)
+            after_shown = redact_url(after)
             raise SourceFailed(
-                f"{shown(before)} redirects to {after_shown}, which is neither https nor http on this "
+                f"{redact_url(before)} redirects to {after_shown}, which is neither https nor http on this "
                 "computer. That is not followed."
             ) from None
         if is_private(urlsplit(after).hostname) and not begun_here:
             raise SourceFailed(
-                f"{shown(before)} redirects to this computer itself or into the network it is in. That is not followed."
+                f"{redact_url(before)} redirects to this computer itself or into the network it is in. "
+                "That is not followed."
             )
         return after
 
@@ -156,7 +157,7 @@ class Client:
                 ) from None
             except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
                 raise SourceFailed(
-                    f"{shown(url)} or the proxy for it cannot be used ({type(error).__name__}). Check "
+                    f"{redact_url(url)} or the proxy for it cannot be used ({type(error).__name__}). Check "
                     "the proxy variables HTTPS_PROXY and ALL_PROXY."
                 ) from None
             except Exception as error:
@@ -247,7 +248,7 @@ class _Buffered(HTTPAdapter):
         super().init_poolmanager(*arguments, **options)
 
 
-def told_hash(url: str, headers: Mapping[str, str]) -> str | None:
+def read_official_hash(url: str, headers: Mapping[str, str]) -> str | None:
     """The SHA-256 of the file, if the official host itself tells it over https; nobody else is believed."""
     if origin(url) != origin(OFFICIAL_ENDPOINT):
         return None

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from . import disk, partial
-from .addresses import inside, shown
+from .addresses import inside, redact_url
 from .catalogue import Entry
 from .errors import BadCatalogue, CheckpointError, DiskFull
-from .find import Finder, Found, Roots, bundled_path
+from .find import Finder, Found, Roots, locate_bundled
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Plan:
                 {
                     "key": m.entry.key,
                     "name": m.entry.name,
-                    "url": shown(m.entry.url),
+                    "url": redact_url(m.entry.url),
                     "target": str(m.target),
                     "bytes": m.entry.bytes,
                     "about": m.entry.size,
@@ -139,7 +139,7 @@ def _lines(item: Missing, with_licence: bool) -> list[str]:
 
 def by_hand(item: Missing) -> str:
     """The manual steps for one file."""
-    return f"By hand: download {shown(item.entry.url)} and save it as {item.target}."
+    return f"By hand: download {redact_url(item.entry.url)} and save it as {item.target}."
 
 
 def make_plan(entries: Iterable[Entry], finder: Finder, roots: Roots | None = None, exact: bool = False) -> Plan:
@@ -161,7 +161,7 @@ def _missing(entry: Entry, roots: Roots) -> Missing:
     if entry.bundled:
         raise CheckpointError(
             f"{entry.name} comes with Cascade Studio, but is not where it belongs, in "
-            f"{bundled_path(entry).parent}. Install the pack again, or update it."
+            f"{locate_bundled(entry).parent}. Install the pack again, or update it."
         )
     target, note = inside(target_root(entry, roots), entry.subfolder, entry.name), ""
     if os.path.lexists(disk.system_path(target)):

@@ -122,7 +122,7 @@ def _smaller(machine: Machine, compute: str, stored: str) -> list[str]:
     return [*steps, FP8] if machine.fp8 else steps
 
 
-def suited(machine: Machine) -> tuple[tuple[str, ...], str]:
+def rank_presets(machine: Machine) -> tuple[tuple[str, ...], str]:
     """Keys of the presets that suit the machine, the best first, and why: the first is fetched if none is here."""
     if machine.kind == "cpu":
         return (

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .addresses import origin, shown
+from .addresses import origin, redact_url
 from .catalogue import Entry
 from .disk import in_words
 from .errors import Changed, Retry, SourceFailed
@@ -147,7 +147,7 @@ class Transfer:
                 continue
             self._pieces.remove(piece)
             piece.abandon()
-            self._failed(Retry(f"{origin(self.url)[1]} sends hardly anything"))
+            self._count_failure(Retry(f"{origin(self.url)[1]} sends hardly anything"))
 
     # What a worker does
 
@@ -165,15 +165,15 @@ class Transfer:
                 return
             self._pieces.remove(piece)
             if isinstance(error, Retry):
-                self._failed(error)
+                self._count_failure(error)
             elif isinstance(error, Changed):
-                self._changed(error)
+                self._count_change(error)
             elif error is not None:
                 self._error = self._error or error
         self._wake.set()
 
     def _fetch(self, piece: Piece) -> None:
-        same = self.partial.source == shown(self.url) and is_strong(self.partial.validator)
+        same = self.partial.source == redact_url(self.url) and is_strong(self.partial.validator)
         condition = self.partial.validator if same else ""
         reply = self.client.get(self.url, piece.position, piece.end, condition, self._buffer())
         with self._lock:
@@ -239,7 +239,7 @@ class Transfer:
             )
             partial.reset()
             piece.generation = partial.generation
-        partial.belongs_to(shown(self.url), reply.validator, reply.size, reply.official_hash)
+        partial.belongs_to(redact_url(self.url), reply.validator, reply.size, reply.official_hash)
         if reply.start != 0 and not partial.present:
             raise Changed("the file was replaced since it was begun")
         self._opened = reply
@@ -254,7 +254,7 @@ class Transfer:
         partial = self.partial
         if partial.size is None or partial.size != reply.size:
             return False
-        if partial.source == shown(self.url) and reply.validator:
+        if partial.source == redact_url(self.url) and reply.validator:
             return partial.validator == reply.validator
         # Another server, or one that gives its files no mark: the hash will tell.
         return bool(self.entry.sha256 or reply.official_hash)
@@ -277,7 +277,7 @@ class Transfer:
 
     # What faults lead to
 
-    def _failed(self, fault: Retry) -> None:
+    def _count_failure(self, fault: Retry) -> None:
         settings = self.settings
         if self.partial.received - self._at_failure >= self._enough():
             self._failures = 0
@@ -288,7 +288,7 @@ class Transfer:
             self._restart()
         if self._failures >= settings.tries:
             self._error = self._error or SourceFailed(
-                f"{shown(self.url)}: {fault.reason}, {self._failures} times in a row."
+                f"{redact_url(self.url)}: {fault.reason}, {self._failures} times in a row."
             )
             return
         delay = fault.delay
@@ -297,11 +297,11 @@ class Transfer:
         self._not_before = max(self._not_before, time.monotonic() + delay)
         log.info("%s: %s; trying again in %.1f s.", self.entry.name, fault.reason, delay)
 
-    def _changed(self, change: Changed) -> None:
+    def _count_change(self, change: Changed) -> None:
         self._changes += 1
         if self._changes > CHANGES:
             self._error = self._error or SourceFailed(
-                f"{shown(self.url)} changes while it is fetched ({change}). Try later."
+                f"{redact_url(self.url)} changes while it is fetched ({change}). Try later."
             )
         else:
             log.info("%s: %s; fetching it from the beginning.", self.entry.name, change)

@@ -85,11 +85,11 @@ class Whole(BlockHooks, AttentionLayer):
         self.tokens: list[tuple[Tensor, Tensor, tuple[int, int]]] = []
 
     def run_block(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
-        def kept(h: Tensor) -> Tensor:
+        def keep_lengths(h: Tensor) -> Tensor:
             self.lengths.append(channel_lengths(h))
             return self.lengths[-1]
 
-        return block(x, skip, scale, kept)
+        return block(x, skip, scale, keep_lengths)
 
     def attend(
         self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
@@ -253,7 +253,7 @@ class Tiling:
         tiles = [Tile(top, left, height, width) for top in tops for left in lefts]
         return tiles, (down[:, None, :, None] * across[None, :, None, :]).flatten(0, 1)
 
-    def thinned(self, size: tuple[int, int], step: int) -> tuple[int, int]:
+    def overview_size(self, size: tuple[int, int], step: int) -> tuple[int, int]:
         """The size of the pass over the whole picture: about a tile's, in its aspect, a multiple of ``step``."""
         factor = min(1.0, self.tile / max(size))
         return tuple(min(side, max(step, round(side * factor / step) * step)) for side in size)
@@ -285,7 +285,7 @@ def run_in_tiles(call: Call, x: Tensor, prior: Tensor, tiling: Tiling, step: int
     tiles, weights = tiling.cut(size, step)
     if len(tiles) == 1:
         return call(x, prior, 1, NO_CHANGES)
-    whole, thinned = None, tiling.thinned(size, step)
+    whole, thinned = None, tiling.overview_size(size, step)
     if tiling.method == SHARED:
         whole = Whole()
         call(thin_out(x, thinned), prior, 1, whole.changes)

@@ -92,7 +92,7 @@ def _k_scales(raw: Tensor) -> tuple[Tensor, Tensor]:
     return scales.float(), minima.float()
 
 
-def _grouped(raw: Tensor, numbers: Tensor) -> Tensor:
+def _scale_groups(raw: Tensor, numbers: Tensor) -> Tensor:
     """Numbers (blocks, 8, 32) times the scales of their groups, less their minima."""
     scales, minima = _k_scales(raw[:, 4:16])
     scales, minima = _half(raw[:, :2]) * scales, _half(raw[:, 2:4]) * minima
@@ -106,12 +106,12 @@ def _pairs(raw: Tensor) -> Tensor:
 
 
 def _q4_k(raw: Tensor) -> Tensor:
-    return _grouped(raw, _pairs(raw[:, 16:]))
+    return _scale_groups(raw, _pairs(raw[:, 16:]))
 
 
 def _q5_k(raw: Tensor) -> Tensor:
     high = (raw[:, None, 16:48] >> torch.arange(8, dtype=torch.uint8)[:, None]) & 1
-    return _grouped(raw, _pairs(raw[:, 48:]) + high * 16)
+    return _scale_groups(raw, _pairs(raw[:, 48:]) + high * 16)
 
 
 def _q6_k(raw: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UnreadableFile(f"{header.path.name} is damaged ({error}). Download it again.") from error
 
 
-def _damaged(name: str, what: str) -> UnreadableFile:
+def _blame_header(name: str, what: str) -> UnreadableFile:
     return UnreadableFile(f"{name} has a damaged header: {what}. Download it again.")
 
 
@@ -191,7 +191,7 @@ def _parse(name: str, size: int, start: bytes, file: BinaryIO) -> dict[str, Any]
     try:
         return parse_object(text)
     except BadJson as error:
-        raise _damaged(name, str(error)) from None
+        raise _blame_header(name, str(error)) from None
 
 
 def _entries(
@@ -201,7 +201,7 @@ def _entries(
     metadata, data_start, spans, tensors = header.pop("__metadata__", None), file.tell(), [], {}
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _damaged(name, "its metadata is no list of texts")
+        raise _blame_header(name, "its metadata is no list of texts")
     for key, entry in header.items():
         info, span = _entry(name, key, entry)
         tensors[key] = info
@@ -211,7 +211,9 @@ def _entries(
     position = 0
     for start, end, key in sorted(spans):
         if start != position:
-            raise _damaged(name, f"the data of {key[:80]} begins at byte {start:,} where byte {position:,} is next")
+            raise _blame_header(
+                name, f"the data of {key[:80]} begins at byte {start:,} where byte {position:,} is next"
+            )
         position = end
     if position != room:
         raise UnreadableFile(_size_sentence(name, data_start + room, data_start + position))
@@ -228,17 +230,17 @@ def _entry(name: str, key: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise _damaged(name, f"the entry {key[:80]} does not say where its data is") from None
+        raise _blame_header(name, f"the entry {key[:80]} does not say where its data is") from None
     whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in (*shape, start, end))
     if not whole or set(entry) != {"dtype", "shape", "data_offsets"} or end < start:
-        raise _damaged(name, f"the entry {key[:80]} has no shape")
+        raise _blame_header(name, f"the entry {key[:80]} has no shape")
     if dtype not in DTYPES if isinstance(dtype, str) else True:
         raise UnreadableFile(
             f"{name} stores {key[:80]} as {str(dtype)[:20]}, a number format that cannot be read here. Take a bf16, "
             "fp16, fp32 or fp8 file."
         )
     if end - start != prod(shape) * DTYPES[dtype].itemsize:
-        raise _damaged(name, f"the data of {key[:80]} does not fit its shape")
+        raise _blame_header(name, f"the data of {key[:80]} does not fit its shape")
     return TensorInfo(tuple(shape), DTYPES[dtype]), (start, end)
 
 

@@ -179,7 +179,7 @@ def _identify(infos: dict[str, TensorInfo], prefix: str, formats: Mapping[str, A
         rest = _identify({key: info for key, info in infos.items() if key not in guides}, prefix, formats, marker)
         title = f"a whole UltraPixel generator ({rest.title} with guide nets)"
         return FileKind("checkpoint", title, rest.layout, prefix, dtypes=rest.dtypes, parts=(rest,))
-    shapes = Shapes(_official_names(infos), _packed(infos, formats), infos)
+    shapes = Shapes(_official_names(infos), _find_packed(infos, formats), infos)
     contents = _contents(infos, shapes, formats)
     if guides:
         return FileKind("ultrapixel", KINDS["ultrapixel"].title, prefix=prefix, **contents)
@@ -258,7 +258,7 @@ def _formats(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None
     return formats
 
 
-def _packed(infos: Mapping[str, TensorInfo], formats: Mapping[str, Any]) -> frozenset[str]:
+def _find_packed(infos: Mapping[str, TensorInfo], formats: Mapping[str, Any]) -> frozenset[str]:
     layers = {layer for layer, settings in formats.items() if str(settings.get("format")) in PACKED_FORMATS}
     layers |= {
         key[: -len(".weight")] for key, info in infos.items() if key.endswith(".weight") and info.dtype == torch.uint8

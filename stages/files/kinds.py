@@ -296,12 +296,14 @@ def settle_config(kind: str, config: Any) -> Any:
 
     They may differ in the head count of a level without attention, which no tensor tells and nothing reads.
     """
-    return next((known for known in KINDS[kind].published.values() if _used(known) == _used(config)), config)
+    return next(
+        (known for known in KINDS[kind].published.values() if _part_in_use(known) == _part_in_use(config)), config
+    )
 
 
 def is_published(kind: str, config: Any) -> bool:
     """Whether ``config`` is one of the published sizes, so that a file of it needs no marker."""
-    return any(_used(known) == _used(config) for known in KINDS[kind].published.values())
+    return any(_part_in_use(known) == _part_in_use(config) for known in KINDS[kind].published.values())
 
 
 def find_published_name(kind: str, config: Any) -> str:
@@ -310,7 +312,7 @@ def find_published_name(kind: str, config: Any) -> str:
     return next((name for name, published in known.items() if published == config), "")
 
 
-def _used(config: Any) -> Any:
+def _part_in_use(config: Any) -> Any:
     names = {f.name for f in fields(config)} if config is not None else set()
     if not {"nhead", "level_config"} <= names:
         return config

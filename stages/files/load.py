@@ -96,7 +96,7 @@ def build(
     Raises :class:`WrongFile` when tensors are missing, left over or of the wrong shape.
     """
     check_config(kind, name)
-    check_numbers(tensors, name, quantised_keys(tensors))
+    check_numbers(tensors, name, list_quantised_keys(tensors))
     own = dtype or _main_dtype(tensors)
     if backend is TORCH:
         # Plain layers cannot mix dtypes, and cannot compute in 8 bits.
@@ -129,7 +129,7 @@ def check_tensors(needed: Mapping[str, Any], tensors: Mapping[str, Tensor], kind
     """Raises :class:`WrongFile` where ``tensors`` lack one of ``needed``
     (shapes by key) or have it in another shape.
     """
-    quantised = quantised_keys(tensors)
+    quantised = list_quantised_keys(tensors)
     shapes = [
         f"{key} is {_size(tensors[key].shape)} instead of {_size(shape)}"
         for key, shape in needed.items()
@@ -199,7 +199,7 @@ def _move(
     tensors: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device | str | None
 ) -> dict[str, Tensor]:
     """``tensors`` on ``device``, and in ``dtype`` unless they are part of a quantised layer's weight."""
-    keep = quantised_keys(tensors)
+    keep = list_quantised_keys(tensors)
     moved = {}
     for key, tensor in tensors.items():
         cast = dtype if tensor.is_floating_point() and key not in keep else None
@@ -207,7 +207,7 @@ def _move(
     return moved
 
 
-def quantised_keys(tensors: Mapping[str, Tensor]) -> set[str]:
+def list_quantised_keys(tensors: Mapping[str, Tensor]) -> set[str]:
     """The keys that together make the quantised weights."""
     layers = [key[: -len("comfy_quant")] for key in tensors if key.endswith(".comfy_quant")]
     return {layer + entry for layer in layers for entry in ("weight", *LAYER_ENTRIES)}
@@ -216,7 +216,7 @@ def quantised_keys(tensors: Mapping[str, Tensor]) -> set[str]:
 def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     """The float dtype that most weights have, bf16 where that is one of 8 bits; None without any."""
     sizes: dict[torch.dtype, int] = {}
-    keep = quantised_keys(tensors)
+    keep = list_quantised_keys(tensors)
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and key not in keep:
             dtype = torch.bfloat16 if tensor.dtype in FLOAT8 else tensor.dtype

@@ -85,7 +85,7 @@ def stage_c_config(shapes: Shapes) -> dict[str, Any]:
         c_clip_img=shapes.size("clip_img_mapper.weight", 1),
         switch_level=(False,) * (len(config["c_hidden"]) - 1),
     )
-    return _known(config)
+    return _drop_untold(config)
 
 
 def stage_b_config(shapes: Shapes) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def stage_b_config(shapes: Shapes) -> dict[str, Any]:
         c_effnet=shapes.size("effnet_mapper.0.weight", 1),
         c_pixels=shapes.size("pixels_mapper.0.weight", 1),
     )
-    return _known(config)
+    return _drop_untold(config)
 
 
 def stage_a_config(shapes: Shapes) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def stage_a_config(shapes: Shapes) -> dict[str, Any]:
     downs = shapes.indices(r"down_blocks\.(\d+)\.weight")
     levels = 1 + max(len(ups), len(downs))
     first_up = ups[0] if ups else max(blocks, default=0) + 1
-    return _known(
+    return _drop_untold(
         {
             "levels": levels,
             "bottleneck_blocks": first_up - 1,
@@ -128,7 +128,7 @@ def encoder_config(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
     """Fields of ``EncoderConfig``; the strides of a trunk are those of EfficientNet-V2-S."""
     config = trunk_config(shapes, prefix)
     config.update(c_latent=shapes.size(f"{prefix}mapper.0.weight"))
-    return _known(config)
+    return _drop_untold(config)
 
 
 def trunk_config(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
@@ -144,7 +144,7 @@ def trunk_config(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
     if stages and all(stage["widths"] for stage in stages):
         config.update({name: tuple(stage[name] for stage in stages) for name in stages[0]})
         config["strides"] = (STRIDES + (1,) * count)[:count]
-    return _known(config)
+    return _drop_untold(config)
 
 
 def _trunk_stage(shapes: Shapes, start: str) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _trunk_stage(shapes: Shapes, start: str) -> dict[str, Any]:
 def previewer_config(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
     """Fields of ``PreviewerConfig``."""
     start = f"{prefix}blocks."
-    return _known(
+    return _drop_untold(
         {
             "c_in": shapes.size(f"{start}0.weight", 1),
             "c_hidden": shapes.first((f"{start}0.weight", 0), (f"{start}0.bias", 0)),
@@ -194,7 +194,7 @@ def controlnet_config(shapes: Shapes) -> dict[str, Any]:
                 blocks_large=len(shapes.indices(r"backbone\.(\d+)\.blocks\.")),
                 c_embed=shapes.first(*((f"projections.{i}.0.weight", 0) for i in range(count))),
             )
-    return _known(config)
+    return _drop_untold(config)
 
 
 def _unet_config(shapes: Shapes) -> dict[str, Any]:
@@ -301,6 +301,6 @@ def _usual_size(shapes: Shapes, pattern: str, dim: int) -> int:
     return sizes.most_common(1)[0][0] if sizes else 0
 
 
-def _known(config: dict[str, Any]) -> dict[str, Any]:
+def _drop_untold(config: dict[str, Any]) -> dict[str, Any]:
     """``config`` without the sizes that no tensor told."""
     return {name: value for name, value in config.items() if value or isinstance(value, (bool, tuple))}

@@ -134,7 +134,7 @@ def _cells(value: object, name: str) -> int:
     return _whole(value, f"Stage C latent's {name}", 1, MAX_SIDE // LATENT_PIXELS, "cells")
 
 
-def _asked(compression: object) -> float:
+def _check_compression(compression: object) -> float:
     low, high = ASKED
     if isinstance(compression, bool) or not isinstance(compression, (int, float)) or not low <= compression <= high:
         raise WrongInput(
@@ -157,7 +157,7 @@ def plan_canvas(width: int, height: int, compression: float | None = None, offic
     up to a few percent. Raises WrongInput.
     """
     width, height = _side(width, "width"), _side(height, "height")
-    wishes = list_wishes(None if compression is None else _asked(compression))
+    wishes = list_wishes(None if compression is None else _check_compression(compression))
     if official:
         return _plan_officially(width, height, OFFICIAL_COMPRESSION if compression is None else compression)
     short, long = (math.ceil(side / PIXEL_STEP) for side in sorted((width, height)))
@@ -202,7 +202,7 @@ def plan_canvas_for_prior(
     if (width is None) != (height is None):
         raise WrongInput("Only one of width and height was given with a Stage C latent: give both or none.")
     if width is None:
-        ratio = (COMPRESSION if compression is None else _asked(compression)) / PIXEL_STEP
+        ratio = (COMPRESSION if compression is None else _check_compression(compression)) / PIXEL_STEP
         across, down = match_steps(rows, columns, ratio)
         size = PIXEL_STEP * across, PIXEL_STEP * down
         _check_padded(rows, columns, *size, MAX_SIDE)

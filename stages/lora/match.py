@@ -261,13 +261,13 @@ class Tokens:
         offsets = {}
         if OFFSETS in right:
             offsets = dict(zip(map(int, tensors[INDICES].tolist()), rows[OFFSETS]))
-        bundled = {bundled_word(key): rows[key].reshape(-1, width) for key in right if key != OFFSETS}
+        bundled = {parse_bundled_word(key): rows[key].reshape(-1, width) for key in right if key != OFFSETS}
         used = tuple(right) + ((INDICES,) if OFFSETS in right else ())
         misfits = tuple(Mismatch(key, tuple(rows[key].shape), (len(rows[key]), width)) for key in wrong)
         return cls(offsets, bundled, read_words(metadata), tuple(keys), used, (), misfits)
 
 
-def bundled_word(key: str) -> str:
+def parse_bundled_word(key: str) -> str:
     """The word for the embedding in ``bundle_emb.WORD.string_to_param.*`` or ``bundle_emb.WORD.ENCODER``."""
     word, found, _ = key[len(BUNDLED) :].partition(".string_to_param")
     return word if found else word.rpartition(".")[0]

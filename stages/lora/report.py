@@ -94,10 +94,10 @@ class Report:
                 + (f", alpha {_span(self.alphas)}" if self.alphas else ", no alpha (full strength)")
             )
         lines += self._tokens()
-        lines += _listed("Not used, because no model is wired", self.idle_unet)
-        lines += _listed("Not used, because no CLIP is wired", self.idle_text)
-        lines += _listed("Wrong shape, left out", [str(each) for each in self.mismatched])
-        lines += _listed("Unknown here, left out", self.unmatched)
+        lines += _list_some("Not used, because no model is wired", self.idle_unet)
+        lines += _list_some("Not used, because no CLIP is wired", self.idle_text)
+        lines += _list_some("Wrong shape, left out", [str(each) for each in self.mismatched])
+        lines += _list_some("Unknown here, left out", self.unmatched)
         lines += [f"Trained: {line}" for line in self.trained_on]
         if not self.trained_on:
             lines.append("The file does not say what it was trained on")
@@ -178,7 +178,7 @@ def _short(text: str, most: int = 120) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _listed(title: str, keys: Sequence[str]) -> list[str]:
+def _list_some(title: str, keys: Sequence[str]) -> list[str]:
     if not keys:
         return []
     more = [f"  and {len(keys) - SHOWN} more"] if len(keys) > SHOWN else []

@@ -44,7 +44,7 @@ def initialise_unet(net: StageB | StageC) -> None:
             for name in module.names:
                 nn.init.zeros_(getattr(module, name).weight)
         elif isinstance(module, Projections):
-            _fused_xavier(module)
+            _init_fused(module)
     mappers = (
         [net.clip_mapper, net.effnet_mapper[0], net.effnet_mapper[2], net.pixels_mapper[0], net.pixels_mapper[2]]
         if isinstance(net, StageB)
@@ -56,7 +56,7 @@ def initialise_unet(net: StageB | StageC) -> None:
     nn.init.zeros_(net.clf[1].weight)
 
 
-def _fused_xavier(attention: Projections) -> None:
+def _init_fused(attention: Projections) -> None:
     """Query, key and value are rows of one official matrix (3C, C), whose fan-out is 3C."""
     for projection in (attention.to_q, attention.to_k, attention.to_v):
         c = projection.weight.shape[1]

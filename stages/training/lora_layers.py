@@ -143,7 +143,7 @@ class Lora(nn.Module):
                 ".mapper (noise level)."
             )
         for name, layer in found:
-            key, down_key = flatten_name(name), flatten_name(_fused(name) if shared else name)
+            key, down_key = flatten_name(name), flatten_name(_join_projections(name) if shared else name)
             parts = {}
             for part, value in kind.start(layer, rank, (seed, key), down_key).items():
                 table, place = self.get_submodule(part), down_key if part == "down" else key
@@ -235,6 +235,6 @@ def _uniform(shape: tuple[int, int], seed: int, part: str, name: str, width: int
     return start / math.sqrt(width or shape[1])
 
 
-def _fused(name: str) -> str:
+def _join_projections(name: str) -> str:
     parent, _, last = name.rpartition(".")
     return f"{parent}.in_proj" if last in QKV else name

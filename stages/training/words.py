@@ -76,7 +76,7 @@ class Words(nn.Module):
         """What stands in the table now, (n, width)."""
         return self.rows + self.offsets
 
-    def put(self, ids: Tensor, embedded: Tensor) -> Tensor:
+    def place_rows(self, ids: Tensor, embedded: Tensor) -> Tensor:
         """``embedded`` (B, N, width) with the learned rows where ``ids`` (B, N) are learned tokens."""
         for number, word in enumerate(self.words):
             here = (ids == word.token)[..., None]
@@ -163,7 +163,7 @@ class TextTower(nn.Module):
         places = torch.arange(count, device=ids.device)
         mask = ((places[None, :, None] >= places) & (places <= end[:, None])[:, None])[:, None]
         rows = len(tables["token_embedding"].weight)
-        x = self.words[0].put(ids, tables["token_embedding"](ids.clamp(max=rows - 1)).float())
+        x = self.words[0].place_rows(ids, tables["token_embedding"](ids.clamp(max=rows - 1)).float())
         x = x + tables["position_embedding"](places).float()
         for layer in self.text_model["encoder"]["layers"]:
             x = checkpoint(layer, x, mask, use_reentrant=False)

@@ -121,7 +121,7 @@ def test_a_redirect_to_anything_but_https_is_not_followed(place, where):
 
 def test_a_redirect_from_outside_to_this_computer_is_not_followed():
     with pytest.raises(FetchFailed, match="redirects to this computer itself"):
-        http.Client._allowed("https://example.org/x", "http://127.0.0.1:80/x", begun_here=False)
+        http.Client._check_redirect("https://example.org/x", "http://127.0.0.1:80/x", begun_here=False)
 
 
 def test_circles_end(place):
@@ -215,23 +215,23 @@ def test_the_official_host_knows_better_than_a_copy(place, tmp_path):
     Transfer(entry, HUB, None, http.Client(QUICK))._judge(reply_of_the_official_host(official, len(place.data) + 1))
     partial = Partial(tmp_path / "x")
     job = _Job(Missing(entry, tmp_path / "x"), http.Client(QUICK), Meter({}), bool, 0)
-    assert job._expected(partial) == (entry.sha256, "catalogue")
+    assert job._choose_digest(partial) == (entry.sha256, "catalogue")
     partial.belongs_to(HUB, "", None, official)
-    assert job._expected(partial) == (official, "official host")
+    assert job._choose_digest(partial) == (official, "official host")
     partial.close()
 
 
 def test_only_the_official_host_over_https_tells_hashes():
     digest = "a" * 64
-    assert http.told_hash(HUB, {"X-Linked-Etag": f'"{digest}"'}) == digest
+    assert http.read_official_hash(HUB, {"X-Linked-Etag": f'"{digest}"'}) == digest
     for url in (
         HUB.replace("https", "http"),
         HUB.replace("huggingface.co", "huggingface.co.example"),
         HUB.replace("huggingface.co", "huggingface.co:8443"),
         "https://cdn.huggingface.co/x",
     ):
-        assert http.told_hash(url, {"X-Linked-Etag": digest}) is None
-    assert http.told_hash(HUB, {"X-Linked-Etag": '"b54f"', "ETag": digest}) is None
+        assert http.read_official_hash(url, {"X-Linked-Etag": digest}) is None
+    assert http.read_official_hash(HUB, {"X-Linked-Etag": '"b54f"', "ETag": digest}) is None
 
 
 def test_proxies_are_used(place, monkeypatch):

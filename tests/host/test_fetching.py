@@ -382,7 +382,7 @@ def test_automatic_takes_the_best_complete_set_here(shop, bundle, monkeypatch):
         shop.place(role).write_bytes(data)
     shop.host.folder_paths.filename_list_cache.clear()
     assert told().startswith(f"Preset {TITLE}: of the complete sets here")
-    monkeypatch.setattr(fetch, "suited", lambda machine: (("full-bf16", "small"), "it can"))
+    monkeypatch.setattr(fetch, "rank_presets", lambda machine: (("full-bf16", "small"), "it can"))
     assert told().startswith(f"Preset {TITLE}: it can.")
     assert shop.server.requests == []
 
@@ -410,7 +410,7 @@ def bundle(shop, family, tmp_path, monkeypatch) -> Path:
     known = load_catalogue()
     named = {**FILES, "image_encoder": "stage_c_vae.safetensors"}
     for role, key in known.presets["cascade-mini"].inputs.items():
-        path = find.bundled_path(known.entries[key])
+        path = find.locate_bundled(known.entries[key])
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             shutil.copy(family / FOLDERS[role] / named[role], path)

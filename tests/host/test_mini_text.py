@@ -80,13 +80,13 @@ def test_shorter_padding_leaves_the_words_alone(host):
 
 
 def test_fragments_tokenise_like_the_whole_caption(host):
-    from training.mini.captions import HELD_TEMPLATES, Speaker, batch_tokens, spoken
+    from training.mini.captions import HELD_TEMPLATES, Speaker, batch_tokens, join_caption
     from training.mini.data import COLOURS, read_split
 
     rng, (subjects, prompts) = random.Random(0), read_split()
     speaker = Speaker(subjects)
     captions = [speaker.caption(rng.randrange(len(subjects)), rng.choice(list(COLOURS)), rng) for _ in range(60)]
-    assert torch.equal(batch_tokens(captions), batch_tokens([[spoken(fragments, "")] for fragments in captions]))
+    assert torch.equal(batch_tokens(captions), batch_tokens([[join_caption(fragments, "")] for fragments in captions]))
     assert len(subjects) >= 1200 and len(prompts) == 200
     trained = {tuple(fragments) for fragments in captions}
     assert not trained & {tuple(template) for template in HELD_TEMPLATES}
@@ -118,13 +118,13 @@ def test_float8_token_table_loads_as_it_was_trained(host, pack, tmp_path):
 
     from cascade_studio.stages.files.header import MARKER, marker_text
     from training.mini.captions import batch_tokens
-    from training.mini.language import settled_table
+    from training.mini.language import settle_table
     from training.mini.towers import TextTower
 
     tower = shaken(TextTower(TEXT)).half().float()
     table = tower.text_model.embeddings.token_embedding.weight
     known = torch.tensor(sorted(set(batch_tokens([[prompt] for prompt in PROMPTS if prompt]).flatten().tolist())))
-    rounded = settled_table(table.detach(), known)
+    rounded = settle_table(table.detach(), known)
     assert (rounded[known] - table.detach()[known]).abs().max() <= 0.07 * table.abs().max()
     unseen = torch.ones(len(table), dtype=torch.bool).index_fill(0, known, False)
     assert (rounded[unseen] == rounded[unseen][0]).all()

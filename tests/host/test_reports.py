@@ -200,7 +200,7 @@ def test_what_the_loaders_know_of_files_is_known_here(tmp_path, monkeypatch):
 
     path, digest, own = tmp_path / "mine.safetensors", "ab" * 32, tmp_path / "own.json"
     path.write_bytes(b"not a model")
-    files.hashes().put(path, digest)
+    files.hashes().remember(path, digest)
     own.write_text(
         json.dumps(
             {

@@ -77,7 +77,7 @@ def test_sockets_are_those_of_the_schema(server, name):
     for node in nodes_of(name):
         definition = info[node["type"]]
         inputs = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}
-        sockets = {key for key, spec in inputs.items() if not widgets.is_widget((key, *widgets._typed(spec)))}
+        sockets = {key for key, spec in inputs.items() if not widgets.is_widget((key, *widgets.parse_spec(spec)))}
         required = sockets & set(definition["input"].get("required", {})) if node["mode"] != NEVER else set()
         assert required <= {entry["name"] for entry in node["inputs"] if entry["link"] is not None}, node["type"]
         outputs = list(zip(definition["output"], definition["output_name"]))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cascade_studio.nodes.checkpoints.catalogue import load
-from cascade_studio.nodes.checkpoints.presets import FULL_ROOM, Machine, choose, suited
+from cascade_studio.nodes.checkpoints.presets import FULL_ROOM, Machine, choose, rank_presets
 
 GB = 10**9
 FULL_C, LITE_C, FULL_B, LITE_B = 3_589_103_632, 1_030_785_040, 1_562_941_136, 699_471_248
@@ -108,7 +108,7 @@ def test_the_reasons_say_what_to_do():
     ],
 )
 def test_full_or_lite(machine, first):
-    keys, reason = suited(machine)
+    keys, reason = rank_presets(machine)
     assert keys[0] == first and len(set(keys)) == len(keys)
     assert set(keys) <= set(load().presets), "the presets exist"
     assert machine.kind == "cpu" or machine.name in reason

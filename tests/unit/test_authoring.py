@@ -10,7 +10,7 @@ from test_prompt_converter import INFO
 
 from cascade_studio.commands.messages import Stop
 from cascade_studio.commands.workflow.api_prompt import Converted, convert
-from cascade_studio.commands.workflow.widgets import read_widgets, written_values
+from cascade_studio.commands.workflow.widgets import read_widgets, write_values
 from tools import small
 from tools.authoring.flow import Flow, unwrap
 from tools.authoring.recipes import RECIPES, parts, text_to_image
@@ -46,23 +46,23 @@ DEFINITIONS = {
     ],
 )
 def test_values_are_read_as_they_were_written(kind, given, expected):
-    values = written_values(INFO[kind], given)
+    values = write_values(INFO[kind], given)
     assert {widget.name: widget.box.value for widget in read_widgets(INFO[kind], values)} == expected
     assert all(widget.box.stored for widget in read_widgets(INFO[kind], values))
 
 
 def test_the_upload_button_has_a_value_of_its_own():
     definition = {"input": {"required": {"image": [["i.png"], {"image_upload": True}]}}}
-    assert written_values(definition, {"image": "i.png"}) == ["i.png", "image"]
+    assert write_values(definition, {"image": "i.png"}) == ["i.png", "image"]
 
 
 def test_seeds_say_what_happens_after_a_run():
-    assert written_values(INFO["Sample"], {"sampler": "x"}, "randomize")[:2] == [0, "randomize"]
+    assert write_values(INFO["Sample"], {"sampler": "x"}, "randomize")[:2] == [0, "randomize"]
 
 
 def test_a_choice_of_files_has_to_be_given():
     with pytest.raises(ValueError, match="'name' needs a value"):
-        written_values(INFO["Load"], {})
+        write_values(INFO["Load"], {})
 
 
 def simple(**inputs) -> Flow:

@@ -11,11 +11,11 @@ from pathlib import Path
 import harness
 import pytest
 
-from cascade_studio.nodes.checkpoints.addresses import check_name, check_url, inside, shown
+from cascade_studio.nodes.checkpoints.addresses import check_name, check_url, inside, redact_url
 from cascade_studio.nodes.checkpoints.catalogue import FROM_CHECKPOINT, NONE, load
 from cascade_studio.nodes.checkpoints.disk import in_words
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue
-from cascade_studio.nodes.checkpoints.find import bundled_path
+from cascade_studio.nodes.checkpoints.find import locate_bundled
 
 INPUTS = {"prior", "decoder", "text_encoder", "stage_a", "image_encoder", "previewer", "clip_vision"}
 GOOD = {
@@ -98,7 +98,7 @@ def test_what_comes_with_the_pack_is_never_fetched():
     assert both.roles == ("image_encoder", "previewer")
     assert known.find_named("previewer", both.name) is known.find_named("image_encoder", both.name) is both
     for entry in mini:
-        assert bundled_path(entry) == harness.REPOSITORY / "mini" / entry.folder / entry.name
+        assert locate_bundled(entry) == harness.REPOSITORY / "mini" / entry.folder / entry.name
 
 
 def test_the_loaders_use_the_same_words_and_folders():
@@ -281,8 +281,8 @@ def test_loopback_may_do_without_https():
 
 
 def test_secrets_are_cut_off_addresses():
-    assert shown("https://me:pw@example.org:5/a/b?token=1#x") == "https://example.org:5/a/b"
-    assert shown("http://[::1]:5/a") == "http://[::1]:5/a"
+    assert redact_url("https://me:pw@example.org:5/a/b?token=1#x") == "https://example.org:5/a/b"
+    assert redact_url("http://[::1]:5/a") == "http://[::1]:5/a"
 
 
 @pytest.mark.parametrize("parts", (("..", "x"), ("a", "../../x"), ("/etc/x",), ("",), (".",)))

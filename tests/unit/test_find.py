@@ -201,7 +201,7 @@ def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     put(path, b"abd")
     os.utime(path, ns=(1, 1))
     assert HashCache(place).sha256(path) == hashlib.sha256(b"abd").hexdigest() and len(counted) == 2
-    HashCache(place).put(path, "0" * 64)
+    HashCache(place).remember(path, "0" * 64)
     assert HashCache(place).sha256(path) == "0" * 64
     assert [file.name for file in place.parent.iterdir()] == ["hashes.json"]
 

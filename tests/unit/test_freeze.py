@@ -43,7 +43,7 @@ def test_merged_workflows_keep_their_wires():
 def test_inputs_are_left_as_they_were():
     before = json.dumps(BUNDLED[0])
     freeze.merge_workflows(BUNDLED[:2], "1.2.3")
-    assert freeze.switched_on(BUNDLED[0]) is not BUNDLED[0] and json.dumps(BUNDLED[0]) == before
+    assert freeze.switch_on(BUNDLED[0]) is not BUNDLED[0] and json.dumps(BUNDLED[0]) == before
 
 
 def test_what_is_frozen_is_never_written_again(tmp_path, monkeypatch):

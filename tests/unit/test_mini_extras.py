@@ -61,13 +61,13 @@ def test_the_controlnet_starts_as_no_change_and_stays_below_its_size(stage_c, tm
     text = {"text": randn(7, STAGE_C.c_clip_text), "pooled": randn(1, STAGE_C.c_clip_text_pooled)}
     rows = [{"latent": randn(16, 6, 6, seed=i), **text, "hint": torch.rand(1, 192, 192)} for i in range(3)]
     objective = ControlObjective(frozen_net("stage_c", STAGE_C, stage_c, base="fp32"), text, controlnet=net)
-    with_it, without = canny.held_loss(objective, rows)
+    with_it, without = canny.measure_loss(objective, rows)
     assert with_it == pytest.approx(without, rel=1e-6)
     for projection in net.projections:
         torch.nn.init.normal_(projection[2].weight)
     lift(net)
     torch.nn.init.normal_(objective.net.clf[1].weight, std=0.1)
-    with_it, without = canny.held_loss(objective, rows)
+    with_it, without = canny.measure_loss(objective, rows)
     assert with_it != pytest.approx(without, rel=1e-3)
     size = _save(tmp_path, canny.NAME, "controlnet", canny.CONFIG, net.state_dict())
     assert size <= canny.MOST
@@ -100,7 +100,7 @@ def test_the_style_judge_tells_two_kinds_of_latents_apart():
     torch.manual_seed(0)
     rough = torch.randn(80, 16, 6, 6)
     smooth = torch.nn.functional.avg_pool2d(torch.randn(80, 16, 8, 8), 3, 1) * 3
-    judge = style_measure.StyleJudge.fitted(torch.cat([rough[:60], smooth[:60]]), torch.arange(120) >= 60)
+    judge = style_measure.StyleJudge.fit(torch.cat([rough[:60], smooth[:60]]), torch.arange(120) >= 60)
     assert judge.share(smooth[60:]) > 0.9 and judge.share(rough[60:]) < 0.1
 
 

@@ -143,7 +143,7 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(plan, tmp_path
                 parameter.uniform_(-1, 1)
         return net
 
-    monkeypatch.setattr(export, "trained", fresh)
+    monkeypatch.setattr(export, "load_trained", fresh)
     files = export.export(place, tmp_path)
     assert sum(files.values()) <= 44_600_000, "a LoRA and a ControlNet have to fit into the 48 MB as well"
     for part in ("stage_a", "stage_b", "stage_c"):
@@ -163,7 +163,7 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(plan, tmp_path
     export.restore(place, tmp_path)
     for part, names in nets.RESULTS.items():
         for name in names:
-            again, wanted = nets.trained(place, name, part).state_dict(), fresh(place, name).state_dict()
+            again, wanted = nets.load_trained(place, name, part).state_dict(), fresh(place, name).state_dict()
             assert list(again) == list(wanted)
             for key, value in again.items():
                 rounding = 0.07 if key == language.TABLE else 0.001
@@ -230,12 +230,12 @@ def test_what_ships_is_only_restored_for_its_own_sizes(tmp_path):
     with pytest.raises(SystemExit, match="has other sizes than the plan 'next'"):
         export.restore(place)
     export.restore_kept(place)
-    shipped, kept = export.shipped_nets(), nets.trained(place, "stage_a").state_dict()
+    shipped, kept = export.read_shipped(), nets.load_trained(place, "stage_a").state_dict()
     assert all(torch.equal(value, shipped["stage_a"][key]) for key, value in kept.items())
     start = torch.load(tmp_path / "encoder.start.pt")
     nets.build(sizes.NEXT, "encoder").load_state_dict(start["encoder"])
     with pytest.raises(SystemExit, match="no stage_b yet"):
-        nets.trained(place, "stage_b")
+        nets.load_trained(place, "stage_b")
 
 
 @pytest.mark.parametrize("plan", sizes.PLANS.values(), ids=sizes.PLANS)

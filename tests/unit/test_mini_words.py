@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from training.mini import evaluate
-from training.mini.captions import HELD_TEMPLATES, SHADES, Speaker, spoken, tokens
+from training.mini.captions import HELD_TEMPLATES, SHADES, Speaker, join_caption, tokens
 from training.mini.compose import GROUNDS, random_colour
 from training.mini.data import COLOURS, LANGUAGES, PLAIN, read_split
 from training.mini.decoder import Critic
 from training.mini.generators import repeat_common
-from training.mini.language import known_tokens
+from training.mini.language import list_known_tokens
 from training.mini.pilot import GRIDS, SmallDecoder
 from training.mini.words import FOREIGN_TEMPLATES, HELD_FOREIGN, colour_words, everyday, nominative, speak
 
@@ -77,7 +77,7 @@ def test_free_prompts_name_their_subject_by_a_word_that_is_learned(speaker):
 
 def test_captions_say_words_that_the_token_table_knows(speaker):
     """Of every language and template; those that are held back for measuring are never said."""
-    rng, known, said = random.Random(0), set(known_tokens(speaker).tolist()), []
+    rng, known, said = random.Random(0), set(list_known_tokens(speaker).tolist()), []
     for _ in range(3000):
         index = rng.randrange(len(SUBJECTS))
         said.append(speaker.caption(index, random_colour(SUBJECTS[index], rng, shades=0.2), rng, bare=rng.random()))
@@ -109,7 +109,7 @@ def test_colours_are_said_in_every_language():
         assert all(words) and len({word for some in words for word in some}) == sum(map(len, words))
     assert colour_words("gray", "en") == ("gray", "grey") and colour_words("light blue", "fr") == ("light blue",)
     assert nominative("blauem") == "blauer" and nominative("rosa") == "rosa"
-    german = [spoken(template, "apfel", colour_words("blue", "de")[0]) for template in FOREIGN_TEMPLATES["de"]]
+    german = [join_caption(template, "apfel", colour_words("blue", "de")[0]) for template in FOREIGN_TEMPLATES["de"]]
     assert "apfel auf blauem hintergrund" in german and "apfel, blauer hintergrund" in german
     assert all(
         "{" not in part for template in (*HELD_TEMPLATES, *HELD_FOREIGN.values()) for part in speak(template, "x", "y")

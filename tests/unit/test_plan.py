@@ -13,7 +13,7 @@ from cascade_studio import stages
 from cascade_studio.nodes.checkpoints import disk, find, partial
 from cascade_studio.nodes.checkpoints.catalogue import Licence, load
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue, CheckpointError, DiskFull
-from cascade_studio.nodes.checkpoints.find import Finder, bundled_path, models_roots, with_bundled
+from cascade_studio.nodes.checkpoints.find import Finder, locate_bundled, models_roots, with_bundled
 from cascade_studio.nodes.checkpoints.partial import Partial, beside, find_gaps, merge_ranges
 from cascade_studio.nodes.checkpoints.plan import make_plan, target_root
 from cascade_studio.nodes.checkpoints.progress import Meter, duration
@@ -96,7 +96,7 @@ def test_what_comes_with_the_pack_is_found_last_and_missed_in_a_sentence(tmp_pat
     assert everywhere["vae"] == [*roots["vae"], tmp_path / "pack" / "mini" / "vae"]
     with pytest.raises(CheckpointError, match="stage_a.safetensors comes with Cascade Studio.*Install the pack again"):
         make_plan([entry], Finder(everywhere), roots)
-    stored = bundled_path(entry)
+    stored = locate_bundled(entry)
     stored.parent.mkdir(parents=True)
     stored.write_bytes(tiny_stage_a())
     [found] = make_plan([entry], Finder(everywhere), roots).found

@@ -85,7 +85,7 @@ def merge_workflows(workflows: Iterable[Content], version: str) -> Content:
     return whole
 
 
-def switched_on(workflow: Content) -> Content:
+def switch_on(workflow: Content) -> Content:
     """A copy with every node on, so that the values of all can be read."""
     copied = copy.deepcopy(workflow)
     for node in copied["nodes"]:
@@ -123,7 +123,7 @@ def record(workflow: Content, definitions: Content) -> Content:
         for kind, definition in own(definitions).items()
         if kind in kinds_of(workflow)
     }
-    prompt = convert(switched_on(workflow), definitions).prompt
+    prompt = convert(switch_on(workflow), definitions).prompt
     return {
         "kinds": kinds,
         "prompt": {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()},

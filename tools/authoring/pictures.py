@@ -192,7 +192,7 @@ def svg(drawn: Drawing, caption: str) -> str:
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def shown_in(workflows: dict[str, Content], kind: str) -> tuple[str, Content]:
+def find_example(workflows: dict[str, Content], kind: str) -> tuple[str, Content]:
     """The first workflow in which this node works, else the first that has it switched off; and the node in it."""
     found = [
         (node["mode"] == NEVER, place, name, node)
@@ -208,7 +208,7 @@ def draw_pictures(workflows: dict[str, Content], names: Content) -> dict[Path, s
     """Every picture, from the workflows by name, the simplest ones first, and the English names of the nodes."""
     found = {}
     for kind in names:
-        workflow, node = shown_in(workflows, kind)
+        workflow, node = find_example(workflows, kind)
         caption = f"As in the workflow {workflow}" + (", where it is switched off" if node["mode"] == NEVER else "")
         found[PICTURES / f"{kind}.svg"] = svg(drawing(workflows[workflow], node, names), caption)
     return found

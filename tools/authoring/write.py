@@ -9,7 +9,7 @@ from typing import Any
 
 from cascade_studio.commands.messages import Stop
 from cascade_studio.commands.workflow.graph import NEVER
-from cascade_studio.commands.workflow.widgets import AUTOGROW, is_widget, specs, written_values
+from cascade_studio.commands.workflow.widgets import AUTOGROW, is_widget, specs, write_values
 
 from ..edit import FILES
 from ..env import REPOSITORY
@@ -168,7 +168,7 @@ class Writer:
         if definition is not None:
             given = {name: value for name, value in node.inputs.items() if not isinstance(value, Output)}
             try:
-                found["widgets_values"] = written_values(definition, given, node.then)
+                found["widgets_values"] = write_values(definition, given, node.then)
             except ValueError as error:
                 raise Stop(f"{self.flow.name}, {node.kind}: {error}") from None
             found["properties"] = self._properties(node, found["widgets_values"])

@@ -166,19 +166,19 @@ class StageAPart(Part):
             self.net.vquantizer.codebook.weight[dead] = rows[torch.randint(len(rows), (len(dead),), device=rows.device)]
             self.usage.zero_()
 
-    def averaged(self) -> StageA:
+    def average_net(self) -> StageA:
         """The averaged net."""
         return self.ema.copy_of(self.net)
 
     def sheet(self) -> Tensor:
         """Rows: pictures, decoded latents, decoded codes."""
-        net, batch = self.averaged(), self.scenes.batch(8)
+        net, batch = self.average_net(), self.scenes.batch(8)
         latent = net.encode(batch.rgb.to(self.place.device))
         rows = torch.cat([batch.rgb, net.decode(latent).cpu(), net.decode(net.quantize(latent).vectors).cpu()])
         return grid(rows, 8)
 
     def result(self) -> dict[str, dict[str, Tensor]]:
-        return {self.name: self.averaged().state_dict()}
+        return {self.name: self.average_net().state_dict()}
 
 
 class Sketch(nn.Sequential):
@@ -258,18 +258,18 @@ class EncoderPart(Part):
         self.ema.update(self.nets)
         return {name: value.item() for name, value in losses.items()}
 
-    def averaged(self) -> nn.ModuleList:
+    def average_net(self) -> nn.ModuleList:
         """Encoder, Previewer and sketch decoder, averaged."""
         return self.ema.copy_of(self.nets)
 
     def sheet(self) -> Tensor:
         """Rows: pictures, finer decoder, Previewer."""
-        encoder, previewer, sketch = self.averaged()
+        encoder, previewer, sketch = self.average_net()
         batch = self.scenes.batch(8)
         latent = encoder(for_encoder(batch.rgb.to(self.place.device), self.canvas))
         rows = [F.interpolate(x.cpu(), size=(192, 192)) for x in (batch.rgb, sketch(latent), previewer(latent))]
         return grid(torch.cat(rows), 8)
 
     def result(self) -> dict[str, dict[str, Tensor]]:
-        encoder, previewer, _ = self.averaged()
+        encoder, previewer, _ = self.average_net()
         return {"encoder": encoder.state_dict(), "previewer": previewer.state_dict()}

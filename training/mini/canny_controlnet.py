@@ -36,11 +36,11 @@ from .compose import LARGE
 from .data import SEED
 from .export import FOLDER, _save, put_on_record
 from .loop import Place, write_atomically
-from .nets import trained
+from .nets import load_trained
 from .precondition import carrying
 from .scenes import SHORT, Scenes, for_encoder
 from .sizes import ENCODER, SHIPPED, STAGE_C
-from .style_lora import OutOfTime, limited
+from .style_lora import OutOfTime, limit_minutes
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def silent(gradient: Tensor) -> Tensor:
 def make_rows(place: Place, count: int, hint: Callable[[Tensor], Tensor]) -> tuple[list[Row], Row]:
     """``count`` composed pictures with captions, encoded once, and the empty prompt."""
     scenes = Scenes(random.Random(SEED), sizes=LARGE, mirrored=0.5)
-    nets = {name: trained(place, name) for name in ("encoder", "text")}
+    nets = {name: load_trained(place, name) for name in ("encoder", "text")}
     rows: list[Row] = []
     size = place.sizes.canvas.encoder_size[::-1]
     while len(rows) < count:
@@ -131,7 +131,7 @@ def make_rows(place: Place, count: int, hint: Callable[[Tensor], Tensor]) -> tup
 
 
 @torch.no_grad()
-def held_loss(objective: ControlObjective, rows: list[Row]) -> tuple[float, float]:
+def measure_loss(objective: ControlObjective, rows: list[Row]) -> tuple[float, float]:
     """Mean losses on ``rows`` with the ControlNet, and without it, on the same noise."""
     plain = StageCObjective(objective.net, objective.empty, device=objective.device, drop_text=objective.drop_text)
     bare = [{name: value for name, value in row.items() if name != "hint"} for row in rows]
@@ -157,7 +157,7 @@ def learn(
     if not pool.is_file():
         write_atomically(make_rows(place, pictures + HELD, hint), pool)
     rows, empty = torch.load(pool)
-    control = fresh(trained(place, "encoder")).to(place.device)
+    control = fresh(load_trained(place, "encoder")).to(place.device)
     trunk = work / "trunk.pt"
     if not trunk.is_file():
         sharpen(control, rows[HELD:], TRUNK_STEPS)
@@ -166,7 +166,7 @@ def learn(
     net = frozen_net(
         "stage_c",
         STAGE_C,
-        trained(place, "stage_c").state_dict(),
+        load_trained(place, "stage_c").state_dict(),
         base="fp32",
         checkpointing=False,
         device=place.device,
@@ -175,12 +175,14 @@ def learn(
     trainer = Trainer(objective, control, rows[HELD:], settings)
     try:
         train(
-            trainer, Store(work / "state", settings.identity(str(pictures))), limited(minutes, Progress(settings.steps))
+            trainer,
+            Store(work / "state", settings.identity(str(pictures))),
+            limit_minutes(minutes, Progress(settings.steps)),
         )
     except OutOfTime:
         pass
     control.load_state_dict(trainer.result())
-    return control.state_dict(), held_loss(objective, rows[:HELD])
+    return control.state_dict(), measure_loss(objective, rows[:HELD])
 
 
 def main() -> None:

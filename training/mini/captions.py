@@ -45,7 +45,7 @@ HELD_TEMPLATES = (
 """Only for the held-out prompts."""
 
 
-def spoken(template: list[str], subject: str, colour: str = "") -> str:
+def join_caption(template: list[str], subject: str, colour: str = "") -> str:
     """The caption as one writes it."""
     return " ".join(speak(template, subject, colour)).replace(" ,", ",")
 

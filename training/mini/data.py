@@ -164,7 +164,7 @@ def _without_duplicates(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def make_split() -> dict[str, Any]:
     """Subjects, held-out pairs and held-out prompts, all from ``SEED``; written to ``split.json`` before training."""
-    from .captions import HELD_TEMPLATES, spoken
+    from .captions import HELD_TEMPLATES, join_caption
 
     entries = _without_duplicates(_candidates())
     labels = {
@@ -190,7 +190,7 @@ def make_split() -> dict[str, Any]:
         fragments = rng.choice(HELD_TEMPLATES)
         prompts.append(
             {
-                "prompt": spoken(fragments, subjects[index]["labels"]["en"], colour),
+                "prompt": join_caption(fragments, subjects[index]["labels"]["en"], colour),
                 "subject": index,
                 "background": colour,
                 "seed": rng.randrange(2**32),

@@ -15,7 +15,7 @@ from .captions import batch_tokens
 from .compose import PAINTED
 from .generators import DiffusionPart, repeat_common
 from .loop import Part, Place, frozen, grid, write_atomically
-from .nets import TRAINING, decode, paint, trained
+from .nets import TRAINING, decode, load_trained, paint
 from .scenes import SHORT, Pool, Scenes, make_pool
 
 PICTURES = 6000
@@ -25,7 +25,7 @@ def decoder_pool(place: Place, scenes: Scenes) -> Pool:
     """Pictures through image encoder and Stage A; the commonest subjects come three times as often."""
     numbers = repeat_common(scenes.subjects, 3, 1)
     subjects = [scenes.rng.choice(numbers) for _ in range(PICTURES)]
-    nets = {"stage_a": trained(place, "stage_a"), "encoder": trained(place, "encoder")}
+    nets = {"stage_a": load_trained(place, "stage_a"), "encoder": load_trained(place, "encoder")}
     return make_pool(place, "pool_b", scenes, subjects, nets)
 
 
@@ -133,8 +133,8 @@ class StageBPart(DiffusionPart):
         super().__init__(place, StageB(place.sizes.stage_b, backend=TRAINING))
         self.scenes = decoder_scenes(self)
         self.pool = decoder_pool(place, self.scenes)
-        self.stage_a, self.critic = trained(place, "stage_a"), trained_critic(place, len(self.scenes.subjects))
-        self.nothing = self.said(batch_tokens([[]], SHORT))[1]
+        self.stage_a, self.critic = load_trained(place, "stage_a"), load_critic(place, len(self.scenes.subjects))
+        self.nothing = self.encode_text(batch_tokens([[]], SHORT))[1]
 
     def step(self, factor: float) -> dict[str, float]:
         index = self.rng.sample(range(len(self.pool)), self.BATCH)
@@ -153,7 +153,7 @@ class StageBPart(DiffusionPart):
     ) -> dict[str, float]:
         """One update on Stage A latents, given Stage C latents and what they show."""
         ids = self.scenes.captions(subjects, colours)
-        clip = replace_dropped(self.said(ids)[1], keep_mask(len(subjects), self.DROP_TEXT), self.nothing)
+        clip = replace_dropped(self.encode_text(ids)[1], keep_mask(len(subjects), self.DROP_TEXT), self.nothing)
         effnet = replace_dropped(effnet, keep_mask(len(subjects), self.DROP_EFFNET))
         return self.learn(latent, {"effnet": effnet, "clip": clip}, factor)
 
@@ -171,7 +171,7 @@ class StageBPart(DiffusionPart):
         index = [i * len(self.pool) // 8 for i in range(8)]
         rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
         ids = self.scenes.captions([self.pool.subjects[i] for i in index], [self.pool.colours[i] for i in index])
-        made = decode(self.averaged(), rows["effnet"], self.said(ids)[1], self.nothing, list(range(8)))
+        made = decode(self.average_net(), rows["effnet"], self.encode_text(ids)[1], self.nothing, list(range(8)))
         return grid(torch.cat([self.stage_a.decode(rows["latent"]), self.stage_a.decode(made)]).cpu(), 8)
 
 
@@ -184,9 +184,9 @@ class RefinePart(StageBPart):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
-        self.net.load_state_dict(trained(place, "stage_b", "stage_b").state_dict())
+        self.net.load_state_dict(load_trained(place, "stage_b", "stage_b").state_dict())
         self.start.hold()
-        self.painted = painted_pool(place, self)
+        self.painted = paint_pool(place, self)
 
     def step(self, factor: float) -> dict[str, float]:
         half = self.BATCH // 2
@@ -201,16 +201,16 @@ class RefinePart(StageBPart):
         return self.decode_rows(latent, effnet, subjects, colours, factor)
 
     def result(self) -> dict[str, dict[str, Tensor]]:
-        return {"stage_b": self.averaged().state_dict()}
+        return {"stage_b": self.average_net().state_dict()}
 
 
 @torch.no_grad()
-def painted_pool(place: Place, part: RefinePart) -> Pool:
+def paint_pool(place: Place, part: RefinePart) -> Pool:
     """What Stage C paints of ``PAINTED`` captions (``effnet``), and real pictures of the same (``latent``)."""
     path = place.work / "pool_painted.pt"
     if path.is_file():
         return Pool(torch.load(path, weights_only=False))
-    nets, canvas = {name: trained(place, name) for name in ("stage_a", "stage_c", "text")}, place.sizes.canvas
+    nets, canvas = {name: load_trained(place, name) for name in ("stage_a", "stage_c", "text")}, place.sizes.canvas
     scenes = Scenes(part.rng, shades=0.1, **PAINTED)
     numbers = repeat_common(scenes.subjects, 3, 1)
     rows: dict[str, list[Tensor]] = {"latent": [], "effnet": []}
@@ -242,7 +242,7 @@ def painted_pool(place: Place, part: RefinePart) -> Pool:
     return Pool(saved)
 
 
-def trained_critic(place: Place, classes: int) -> Critic:
+def load_critic(place: Place, classes: int) -> Critic:
     """The finished critic."""
     critic = Critic(classes)
     critic.load_state_dict(torch.load(place.weights("critic"), map_location="cpu"))

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .autoencoders import psnr
-from .captions import spoken
+from .captions import join_caption
 from .compose import PAINTED, compose
 from .data import COLOURS, LANGUAGES, OTHER_STYLES, pictures, read_split
 from .generators import settle_weights
-from .judge import SIGHT, at_sight, first_five, trained_judge
+from .judge import SIGHT, at_sight, first_five, load_judge
 from .loop import Place, grid, save_sheet
-from .nets import KINDS, decode, paint, told, trained
+from .nets import KINDS, decode, encode_prompts, load_trained, paint
 from .scenes import Scenes, for_encoder
 from .sizes import SHIPPED
 from .words import HELD_FOREIGN, colour_words
@@ -99,11 +99,11 @@ class Painter:
 
     def __init__(self, place: Place) -> None:
         self.place, self.canvas = place, place.sizes.canvas
-        self.nets = {name: trained(place, name) for name in KINDS if name != "vision"}
+        self.nets = {name: load_trained(place, name) for name in KINDS if name != "vision"}
 
     def through_b(self, latent: Tensor, prompts: list[str], seeds: list[int], steps: int = 10) -> Tensor:
         """Stage C latents → RGB (B, 3, 256, 256) in [0, 1] through Stage B and A."""
-        said, empty = (told(self.nets["text"], words)[1] for words in (prompts, [""]))
+        said, empty = (encode_prompts(self.nets["text"], words)[1] for words in (prompts, [""]))
         made = decode(self.nets["stage_b"], latent, said, empty, seeds, steps=steps)
         return self.nets["stage_a"].decode(made).float().clamp(0, 1).cpu()
 
@@ -130,7 +130,7 @@ class Painter:
 def evaluate(place: Place) -> None:
     """Paint the held-out prompts, judge them and write the table and sheets."""
     painter, scenes = Painter(place), Scenes(random.Random(place.seed + 7))
-    judge = trained_judge(place, len(scenes.subjects))
+    judge = load_judge(place, len(scenes.subjects))
     asked = scenes.prompts
     subjects, colours = [p["subject"] for p in asked], [p["background"] for p in asked]
     prompts, seeds = [p["prompt"] for p in asked], [p["seed"] for p in asked]
@@ -158,7 +158,7 @@ def measure_languages(painter: Painter, scenes: Scenes, judge: nn.Module) -> dic
     subjects, colours = [p["subject"] for p in asked], [p["background"] for p in asked]
     for language in LANGUAGES[1:]:
         prompts = [
-            spoken(
+            join_caption(
                 HELD_FOREIGN[language],
                 scenes.subjects[p["subject"]].labels[language],
                 colour_words(p["background"], language)[0],
@@ -199,12 +199,12 @@ def measure_previewer(place: Place) -> dict[str, float]:
     top-1 and top-5, on pictures as Stage C paints them. Logged as well.
     """
     batch = Scenes(random.Random(place.seed + 8), **PAINTED).batch(DECODED, held=True)
-    encoder, previewer = trained(place, "encoder"), trained(place, "previewer")
+    encoder, previewer = load_trained(place, "encoder"), load_trained(place, "previewer")
     parts = [
         previewer(encoder(for_encoder(part.to(place.device), place.sizes.canvas))) for part in batch.rgb.split(BATCH)
     ]
     small = torch.cat(parts).float().clamp(0, 1).cpu()
-    order = first_five(trained_judge(place, len(read_split()[0])), at_sight(small), place.device)
+    order = first_five(load_judge(place, len(read_split()[0])), at_sight(small), place.device)
     found = {
         "dB inside the subject": psnr(
             F.interpolate(small, size=batch.rgb.shape[2:], mode="bilinear"), batch.rgb, batch.alpha
@@ -221,7 +221,7 @@ def measure_eight_bits(painter: Painter, prompts: list[str]) -> float:
     seeds, exact = list(range(len(prompts))), dict(painter.nets)
     wanted = painter.picture(prompts, seeds)
     for name in ("stage_b", "stage_c", "text"):
-        painter.nets[name] = settle_weights(trained(painter.place, name))
+        painter.nets[name] = settle_weights(load_trained(painter.place, name))
     made = painter.picture(prompts, seeds)
     painter.nets = exact
     return psnr(made, wanted, torch.ones_like(wanted[:, :1]))

@@ -20,7 +20,7 @@ from tools.small import MINI_FILES, MINI_FOLDER as FOLDER
 
 from .language import FLOAT8, TABLE
 from .loop import Place, write_atomically
-from .nets import RESULTS, build, configs, trained
+from .nets import RESULTS, build, configs, load_trained
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ def export(place: Place, folder: Path = FOLDER) -> dict[str, int]:
     """Write every finished part to ``folder``; returns bytes by file. Raises where the files would be too large."""
     sizes = {}
     for part, (kind, name) in FILES.items():
-        sizes[name] = _save(folder, name, kind, configs(place.sizes)[part], trained(place, part).state_dict())
-    parts = {"encoder": trained(place, "encoder"), "previewer": trained(place, "previewer")}
+        sizes[name] = _save(folder, name, kind, configs(place.sizes)[part], load_trained(place, part).state_dict())
+    parts = {"encoder": load_trained(place, "encoder"), "previewer": load_trained(place, "previewer")}
     tensors = {f"{part}.{key}": value for part, net in parts.items() for key, value in net.state_dict().items()}
     sizes[PRIOR_CODER] = _save(
         folder, PRIOR_CODER, "stage_c_vae", PriorCoderConfig(place.sizes.encoder, place.sizes.previewer), tensors
@@ -60,7 +60,7 @@ def restore(place: Place, folder: Path = FOLDER) -> None:
 
     Raises SystemExit where these were made with other sizes.
     """
-    nets = shipped_nets(folder)
+    nets = read_shipped(folder)
     for part, names in RESULTS.items():
         for name in names:
             _check_sizes(place, name, nets[name])
@@ -69,7 +69,7 @@ def restore(place: Place, folder: Path = FOLDER) -> None:
 
 def restore_kept(place: Place, folder: Path = FOLDER) -> None:
     """Stage A as it ships, and the image encoder that ships as a start for the next one, unless they are there."""
-    nets = shipped_nets(folder)
+    nets = read_shipped(folder)
     for name in ("stage_a", "encoder", "previewer"):
         _check_sizes(place, name, nets[name])
     if not place.weights("stage_a").is_file():
@@ -79,7 +79,7 @@ def restore_kept(place: Place, folder: Path = FOLDER) -> None:
         write_atomically({name: nets[name] for name in ("encoder", "previewer")}, start)
 
 
-def shipped_nets(folder: Path = FOLDER) -> dict[str, dict[str, Tensor]]:
+def read_shipped(folder: Path = FOLDER) -> dict[str, dict[str, Tensor]]:
     """The tensors of every net in the files that ship, in float32."""
     nets = {part: _wide(folder / f"{name}.safetensors") for part, (_, name) in FILES.items()}
     for key, value in _wide(folder / f"{PRIOR_CODER}.safetensors").items():

@@ -28,9 +28,9 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 from .captions import LENGTH, Fragment, batch_tokens
 from .compose import PAINTED
 from .data import COLOURS, Subject
-from .language import TunedText, known_tokens
+from .language import TunedText, list_known_tokens
 from .loop import Part, Place, grid
-from .nets import TRAINING, paint, trained
+from .nets import TRAINING, load_trained, paint
 from .precondition import Preconditioning, eight_bits
 from .scenes import SHORT, Scenes, make_pool
 from .words import everyday
@@ -81,7 +81,7 @@ class DiffusionPart(Part):
         initialise_unet(net)
         self.net = net.to(place.device)
         self.start = Preconditioning(self.net)
-        self.text = trained(place, "text", "language")
+        self.text = load_trained(place, "text", "language")
         self.ema = EMA(net, self.EMA_DECAY)
         matrices = [
             parameter
@@ -98,7 +98,7 @@ class DiffusionPart(Part):
         }
 
     @torch.no_grad()
-    def said(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states and pooled text of token ids."""
         return self.text(ids.to(self.place.device))
 
@@ -134,12 +134,12 @@ class DiffusionPart(Part):
         """A loss on what ``predicted`` makes of the noise in ``seen``, beside that of the noise."""
         return 0.0
 
-    def averaged(self) -> nn.Module:
+    def average_net(self) -> nn.Module:
         """The averaged net, as it will ship."""
         return settle_weights(self.ema.copy_of(self.net), self.progress >= self.SETTLE)
 
     def result(self) -> dict[str, dict[str, Tensor]]:
-        return {self.name: self.averaged().state_dict()}
+        return {self.name: self.average_net().state_dict()}
 
 
 @contextlib.contextmanager
@@ -189,7 +189,7 @@ class StageCPart(DiffusionPart):
         super().__init__(place, StageC(place.sizes.stage_c, backend=TRAINING))
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
         self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
-        known = known_tokens(self.scenes.speaker).to(place.device)
+        known = list_known_tokens(self.scenes.speaker).to(place.device)
         self.tuned = TunedText(self.text, known)
         self.text_ema = EMA(self.tuned, self.EMA_DECAY)
         self.state.update(
@@ -197,7 +197,7 @@ class StageCPart(DiffusionPart):
             text_ema=self.text_ema,
             text_optimiser=Optimiser(self.tuned.parameters(), self.TEXT_LR, betas=(0.9, 0.98)),
         )
-        nets = {"encoder": trained(place, "encoder"), "vision": trained(place, "vision")}
+        nets = {"encoder": load_trained(place, "encoder"), "vision": load_trained(place, "vision")}
         subjects = repeat_common(self.scenes.subjects, self.COMMON, self.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
 
@@ -210,7 +210,7 @@ class StageCPart(DiffusionPart):
             fragments if self.rng.random() >= self.DROP_TEXT else []
             for fragments in self.scenes.fragments(subjects, colours, bare=0.9 - 0.6 * self.progress)
         ]
-        meant = self.said(batch_tokens(said, length))[1]
+        meant = self.encode_text(batch_tokens(said, length))[1]
         ids = batch_tokens([self._strewn(fragments) for fragments in said], length)
         with round_weights(self.tuned if self.progress >= self.SETTLE else None), self.place.autocast():
             text, pooled = (value.float() for value in self.tuned(ids.to(self.place.device)))
@@ -241,10 +241,10 @@ class StageCPart(DiffusionPart):
 
     def sheet(self) -> Tensor:
         """Sixteen held-out prompts, seen through the Previewer."""
-        previewer, canvas = trained(self.place, "previewer"), self.place.sizes.canvas
+        previewer, canvas = load_trained(self.place, "previewer"), self.place.sizes.canvas
         prompts = [prompt["prompt"] for prompt in self.scenes.prompts[::12]][:16]
         latent = paint(
-            self.averaged(),
+            self.average_net(),
             self.average_text(),
             prompts,
             list(range(16)),

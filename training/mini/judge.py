@@ -89,7 +89,7 @@ def train_judge(place: Place, minutes: float | None = None) -> None:
     log.info("judge: right on %.1f %% of held-out renders (needs %.0f %%)", share, 100 * JUDGE_NEEDS)
 
 
-def trained_judge(place: Place, classes: int) -> nn.Module:
+def load_judge(place: Place, classes: int) -> nn.Module:
     """The finished judge."""
     judge = Judge(classes).to(place.device)
     judge.load_state_dict(torch.load(place.weights("judge"), map_location="cpu"))

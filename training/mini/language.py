@@ -21,13 +21,13 @@ FLOAT8 = torch.float8_e4m3fn
 TABLE = "text_model.embeddings.token_embedding.weight"
 
 
-def known_tokens(speaker: Speaker) -> Tensor:
+def list_known_tokens(speaker: Speaker) -> Tensor:
     """Every token id that a caption of the training can hold, sorted."""
     return torch.tensor(sorted({START, END, *(token for word in speaker.words() for token in word_tokens(word))}))
 
 
 @torch.no_grad()
-def settled_table(table: Tensor, known: Tensor) -> Tensor:
+def settle_table(table: Tensor, known: Tensor) -> Tensor:
     """The token table as it is shipped: rows rounded to float8, rows never seen all equal to the mean of the others."""
     settled = table[known].mean(0, keepdim=True).expand_as(table).clone()
     settled[known] = table[known]
@@ -118,7 +118,7 @@ class LanguagePart(Part):
     def result(self) -> dict[str, dict[str, Tensor]]:
         text, vision = self.ema.copy_of(self.nets)
         table = text.text_model.embeddings.token_embedding.weight
-        table.copy_(settled_table(table, known_tokens(self.scenes.speaker).to(table.device)))
+        table.copy_(settle_table(table, list_known_tokens(self.scenes.speaker).to(table.device)))
         return {"text": text.state_dict(), "vision": vision.state_dict()}
 
     def sheet(self) -> Tensor:

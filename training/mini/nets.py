@@ -52,7 +52,7 @@ def build(sizes: Sizes, name: str) -> nn.Module:
     return KINDS[name](getattr(sizes, name))
 
 
-def trained(place: Place, name: str, part: str | None = None) -> nn.Module:
+def load_trained(place: Place, name: str, part: str | None = None) -> nn.Module:
     """A net out of the result of ``part`` (default: the last that trained it so far); eval mode, no gradients."""
     parts = [part] if part else [part for part, nets in RESULTS.items() if name in nets]
     path = next((place.weights(part) for part in reversed(parts) if place.weights(part).is_file()), None)
@@ -79,7 +79,7 @@ TRAINING = Backend(Linear=Exact, Conv2d=ExactConv, attention=small_attention)
 # Sampling, as the nodes do it
 
 
-def told(text: nn.Module, prompts: list[str]) -> tuple[Tensor, Tensor]:
+def encode_prompts(text: nn.Module, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Hidden states (B, 77, width) and pooled text (B, width) of prompts as written."""
     device = next(text.parameters()).device
     return text(batch_tokens([[prompt] if prompt else [] for prompt in prompts]).to(device))
@@ -99,12 +99,15 @@ def paint(
     grid_size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Stage C latents of ``prompts``, one seed each; ``grid_size``: cells down and across, if not those that ship."""
-    (said, pooled), (said_empty, pooled_empty) = told(text, prompts), told(text, [""] * len(prompts))
+    (said, pooled), (said_empty, pooled_empty) = (
+        encode_prompts(text, prompts),
+        encode_prompts(text, [""] * len(prompts)),
+    )
     image = pooled.new_zeros(len(prompts), net.config.c_clip_img) if image is None else image
     cond = {"clip_text": said, "clip_text_pooled": pooled, "clip_img": image}
     uncond = {"clip_text": said_empty, "clip_text_pooled": pooled_empty, "clip_img": torch.zeros_like(image)}
     rows, columns = grid_size or (SHIPPED.canvas.prior_height, SHIPPED.canvas.prior_width)
-    return _sampled(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, said.device)
+    return _sample(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, said.device)
 
 
 @torch.no_grad()
@@ -123,10 +126,10 @@ def decode(
     cond = {"effnet": effnet, "clip": pooled}
     uncond = {"effnet": torch.zeros_like(effnet), "clip": empty.expand_as(pooled)}
     shape = SHIPPED.canvas.decoder_shape()[1:]
-    return _sampled(net, cond, uncond, seeds, shape, steps, cfg, shift, effnet.device)
+    return _sample(net, cond, uncond, seeds, shape, steps, cfg, shift, effnet.device)
 
 
-def _sampled(
+def _sample(
     net: nn.Module,
     cond: dict[str, Any],
     uncond: dict[str, Any],

@@ -29,7 +29,7 @@ from .autoencoders import Following, picture_loss, psnr, settle_norms
 from .compose import LARGE
 from .data import SEED
 from .export import PRIOR_CODER, _wide
-from .judge import SIGHT, first_five, trained_judge
+from .judge import SIGHT, first_five, load_judge
 from .loop import Place, factor_at, frozen, grid, save_sheet
 from .nets import TRAINING
 from .scenes import SHORT, Scenes
@@ -75,12 +75,12 @@ class SmallDecoder(nn.Module):
         return self.last(self.middle(x))
 
 
-def seen(rgb: Tensor, cells: int) -> Tensor:
+def view_for_encoder(rgb: Tensor, cells: int) -> Tensor:
     """RGB (B, 3, 256, 256) as the encoder takes it for a grid of ``cells`` a side."""
     return normalise(F.interpolate(rgb, size=(32 * cells, 32 * cells), mode="bilinear", antialias=True))
 
 
-def painted_scenes(rng: random.Random) -> Scenes:
+def make_painted_scenes(rng: random.Random) -> Scenes:
     """Pictures as Stage C paints them: one style, nearly filling the canvas, hardly moved, never mirrored."""
     return Scenes(rng, sizes=LARGE, mirrored=0.0, room=0.3)
 
@@ -88,7 +88,7 @@ def painted_scenes(rng: random.Random) -> Scenes:
 def learn(place: Place, cells: int, minutes: float) -> tuple[nn.Module, nn.Module, int]:
     """Encoder and decoder after ``minutes`` of processor time, and their steps."""
     torch.manual_seed(SEED)
-    scenes = painted_scenes(random.Random(SEED))
+    scenes = make_painted_scenes(random.Random(SEED))
     shipped = _wide(Path(__file__).parents[2] / "mini" / f"{PRIOR_CODER}.safetensors")
     encoder, decoder = ImageEncoder(ENCODER), SmallDecoder()
     encoder.load_state_dict(
@@ -106,7 +106,7 @@ def learn(place: Place, cells: int, minutes: float) -> tuple[nn.Module, nn.Modul
         batch = scenes.batch(BATCH)
         rgb, alpha = batch.rgb.to(place.device), batch.alpha.to(place.device)
         with place.autocast():
-            latent = encoder(seen(rgb, cells)).float()
+            latent = encoder(view_for_encoder(rgb, cells)).float()
             latent = latent + NOISE * torch.rand(len(latent), 1, 1, 1).to(latent) * torch.randn_like(latent)
             made = decoder(latent).float()
         wanted, mask = (F.interpolate(x, size=(SIGHT, SIGHT), mode="area") for x in (rgb, alpha))
@@ -129,11 +129,11 @@ def clock(place: Place) -> float:
 @torch.no_grad()
 def measure(place: Place, cells: int, encoder: nn.Module, decoder: nn.Module, judge: nn.Module) -> dict[str, float]:
     """PSNR in dB inside the subject at 128 px, and the judge's top-1 and top-5, on held-out backgrounds."""
-    scenes = painted_scenes(random.Random(SEED + 1))
+    scenes = make_painted_scenes(random.Random(SEED + 1))
     batch = scenes.batch(HELD, held=True)
     made = torch.cat(
         [
-            decoder(encoder(seen(part.to(place.device), cells))).float().clamp(0, 1).cpu()
+            decoder(encoder(view_for_encoder(part.to(place.device), cells))).float().clamp(0, 1).cpu()
             for part in batch.rgb.split(BATCH)
         ]
     )
@@ -188,7 +188,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     place = Place(options.work, torch.device(options.device), seed=SEED)
     nets = {cells: learn(place, cells, options.minutes) for cells in GRIDS}
-    judge = frozen(trained_judge(place, 1258))
+    judge = frozen(load_judge(place, 1258))
     rows = []
     for cells, (encoder, decoder, steps) in nets.items():
         found = measure(place, cells, encoder, decoder, judge)

@@ -253,11 +253,11 @@ def time_factor(features: Tensor, target: Tensor, weight: Tensor, constants: int
     Least squares weighted by ``weight``. The largest coefficient is rounded first and the others found anew for what
     it leaves, so that they make up for its rounding; the constants round each other's rest.
     """
-    found = [_rounded_fit(features, target, weight, ridge, constants) for ridge in RIDGES]
+    found = [_fit_rounded(features, target, weight, ridge, constants) for ridge in RIDGES]
     return min(found, key=lambda fit: fit[2])[:2]
 
 
-def _rounded_fit(
+def _fit_rounded(
     features: Tensor, target: Tensor, weight: Tensor, ridge: float, constants: int
 ) -> tuple[list[float], list[float], float]:
     """One fit of :func:`time_factor`, and its weighted error."""
@@ -285,12 +285,12 @@ def probe(net: StageB | StageC, r: float = 1.0, count: int = 4, seed: int = 0) -
     side = 16 if isinstance(net, StageB) else 6
     x = torch.randn(count, net.config.c_in, side, side, generator=noise).to(device)
 
-    def drawn(*shape: int) -> Tensor:
+    def draw(*shape: int) -> Tensor:
         return torch.randn(count, *shape, generator=noise).to(device)
 
     config = net.config
     if isinstance(net, StageB):
-        conditions = {"effnet": drawn(config.c_effnet, 6, 6), "clip": drawn(config.c_clip)}
+        conditions = {"effnet": draw(config.c_effnet, 6, 6), "clip": draw(config.c_clip)}
     else:
-        conditions = {"clip_text": drawn(8, config.c_clip_text), "clip_text_pooled": drawn(config.c_clip_text_pooled)}
+        conditions = {"clip_text": draw(8, config.c_clip_text), "clip_text_pooled": draw(config.c_clip_text_pooled)}
     return x, net(x, torch.full((count,), r, device=device), **conditions)

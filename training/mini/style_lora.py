@@ -24,7 +24,7 @@ from cascade_studio.stages.training.run import Run
 from cascade_studio.stages.training.settings import Settings
 from cascade_studio.stages.training.trainer import Trainer
 
-from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
+from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, join_caption
 from .compose import LARGE, compose, random_colour
 from .data import PLAIN, SEED, is_there, pictures, read_split
 from .export import FILES, FOLDER, PRIOR_CODER, put_on_record
@@ -69,10 +69,10 @@ def write_set(style: str, folder: Path, count: int = COUNT) -> None:
         template = rng.choice(PLAIN_TEMPLATES if colour == PLAIN else COLOUR_TEMPLATES)
         pixels = (rgb[0] * 255).round().byte().movedim(0, -1).numpy()
         Image.fromarray(pixels).save(folder / f"{index:04d}.png")
-        (folder / f"{index:04d}.txt").write_text(spoken(template, subject.labels["en"], colour), encoding="utf-8")
+        (folder / f"{index:04d}.txt").write_text(join_caption(template, subject.labels["en"], colour), encoding="utf-8")
 
 
-def limited(minutes: float | None, progress: Progress):
+def limit_minutes(minutes: float | None, progress: Progress):
     """``progress``, and an end after ``minutes``."""
     started = time.monotonic()
 
@@ -104,7 +104,7 @@ def train(models: Path, work: Path, style: str, settings: Settings, minutes: flo
     log.info("%s", lesson.plan().describe())
     run, path = Run(lesson), work / f"{settings.name}.safetensors"
     try:
-        run.train(work / "state", lambda: path, limited(minutes, Progress(settings.steps)))
+        run.train(work / "state", lambda: path, limit_minutes(minutes, Progress(settings.steps)))
     except OutOfTime:
         run.save(path)
     return path

@@ -24,9 +24,9 @@ from cascade_studio.stages.nets.stage_c import StageC
 from .compose import LARGE, compose, random_colour
 from .data import MAIN, SEED, SIDE, is_there, pictures, read_split
 from .export import FOLDER
-from .judge import at_sight, first_five, trained_judge
+from .judge import at_sight, first_five, load_judge
 from .loop import Place, frozen, grid, save_sheet
-from .nets import decode, paint, told, trained
+from .nets import decode, encode_prompts, load_trained, paint
 from .scenes import for_encoder
 from .sizes import SHIPPED
 
@@ -52,7 +52,7 @@ class StyleJudge:
     weight: Tensor
 
     @classmethod
-    def fitted(cls, latent: Tensor, new: Tensor) -> StyleJudge:
+    def fit(cls, latent: Tensor, new: Tensor) -> StyleJudge:
         """By ridge regression on +1 (``new``) and -1."""
         x = features(latent).double()
         wanted = new.double() * 2 - 1
@@ -94,19 +94,19 @@ def with_lora(net: StageC, path: Path) -> StageC:
 @torch.no_grad()
 def measure(place: Place, path: Path, style: str) -> list[str]:
     """The table as lines of Markdown."""
-    nets = {name: trained(place, name) for name in ("stage_a", "encoder", "text", "stage_b", "stage_c")}
+    nets = {name: load_trained(place, name) for name in ("stage_a", "encoder", "text", "stage_b", "stage_c")}
     subjects, prompts = read_split()
     array = pictures(style)
     there = np.flatnonzero(is_there(array)).tolist()
     random.Random(SEED).shuffle(there)
     latents = {name: renders(name, there[:RENDERS], nets["encoder"]) for name in (MAIN, style)}
     fit = RENDERS * 3 // 4
-    judge = StyleJudge.fitted(torch.cat([latents[MAIN][:fit], latents[style][:fit]]), torch.arange(2 * fit) >= fit)
+    judge = StyleJudge.fit(torch.cat([latents[MAIN][:fit], latents[style][:fit]]), torch.arange(2 * fit) >= fit)
     right = [1 - judge.share(latents[MAIN][fit:]), judge.share(latents[style][fit:])]
-    eyes = trained_judge(place, len(subjects))
+    eyes = load_judge(place, len(subjects))
     asked = prompts[:: max(1, len(prompts) // PROMPTS)][:PROMPTS]
     words, seeds = [prompt["prompt"] for prompt in asked], [prompt["seed"] for prompt in asked]
-    said, empty = told(nets["text"], words)[1], told(nets["text"], [""])[1]
+    said, empty = encode_prompts(nets["text"], words)[1], encode_prompts(nets["text"], [""])[1]
     rows, shown = [], []
     for name, net in (("without the LoRA", nets["stage_c"]), ("with the LoRA", with_lora(nets["stage_c"], path))):
         latent = paint(net, nets["text"], words, seeds)

@@ -42,9 +42,9 @@ from ....stages.files.open import OpenedModels
 from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE, Entry, Preset
 from ...checkpoints.errors import CheckpointError
 from ...checkpoints.fetch import Result, fetch_plan
-from ...checkpoints.find import bundled_path, layout_fits
+from ...checkpoints.find import layout_fits, locate_bundled
 from ...checkpoints.plan import Plan, make_plan
-from ...checkpoints.presets import suited
+from ...checkpoints.presets import rank_presets
 from ...checkpoints.progress import Progress
 from ...checkpoints.settings import Settings
 from .. import machine
@@ -86,7 +86,7 @@ def list_presets() -> list[str]:
     whole = [
         preset
         for preset in known.presets.values()
-        if all(bundled_path(known.entries[key]).is_file() for key in preset.entries if known.entries[key].bundled)
+        if all(locate_bundled(known.entries[key]).is_file() for key in preset.entries if known.entries[key].bundled)
     ]
     return [OWN, AUTOMATIC, *(preset.title for preset in whole)]
 
@@ -108,11 +108,11 @@ def choose_preset(models: OpenedModels) -> tuple[Preset, str]:
     """The best preset whose files are all here: those that suit this machine first;
     Cascade Mini where there is none.
     """
-    known, suiting, reason = names.usable_catalogue(), *suited(machine.describe_machine())
+    known, suiting, reason = names.usable_catalogue(), *rank_presets(machine.describe_machine())
     finder = names.finder(comfy.model_management.throw_exception_if_processing_interrupted, models)
     for key in order_presets(suiting):
         entries = [known.entries[entry] for entry in known.presets[key].entries]
-        if all(bundled_path(entry).is_file() if entry.bundled else finder.find(entry) for entry in entries):
+        if all(locate_bundled(entry).is_file() if entry.bundled else finder.find(entry) for entry in entries):
             if key == MINI:
                 reason = "no complete set of larger models is on this computer"
             return known.presets[key], reason if key in (*suiting, MINI) else "of the complete sets here"
@@ -131,7 +131,7 @@ def stamp_preset(preset: str, chosen: Mapping[str, str | None]) -> str:
     if preset == OWN:
         return names.stamp_all(chosen)
     known, library = names.usable_catalogue(), Library()
-    keys = order_presets(suited(machine.describe_machine())[0]) if preset == AUTOMATIC else list(known.presets)
+    keys = order_presets(rank_presets(machine.describe_machine())[0]) if preset == AUTOMATIC else list(known.presets)
     presets = [known.presets[key] for key in keys]
     if preset != AUTOMATIC:
         presets = [one for one in presets if preset in (one.title, one.key)]

@@ -189,7 +189,7 @@ class Library:
     def find_known(self, role: str, entry: Entry) -> str | None:
         """The file in the host's lists that has a known name and the size of ``entry``; or the bundled one."""
         if entry.bundled:
-            path = finding.bundled_path(entry)
+            path = finding.locate_bundled(entry)
             return str(path) if path.is_file() else None
         for name in self.list_local(role):
             if _bare(name) in entry.known_names:

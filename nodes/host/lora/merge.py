@@ -35,7 +35,7 @@ HALF_MAX = torch.finfo(torch.float16).max
 
 def check_same(first: Any, others: Mapping[str, Any], where: str) -> None:
     """Refuse models of different stages or sizes; ``others`` by the name of their input."""
-    kind, shapes = kind_of(first, where), trained_shapes(first)
+    kind, shapes = kind_of(first, where), list_trained_shapes(first)
     for name, model in others.items():
         other = kind_of(model, where)
         if other != kind:
@@ -43,14 +43,14 @@ def check_same(first: Any, others: Mapping[str, Any], where: str) -> None:
                 f"{where} got {KINDS[kind].stage} and, on '{name}', {KINDS[other].stage}. Both have to be the same "
                 "stage: two priors or two decoders."
             )
-        if trained_shapes(model) != shapes:
+        if list_trained_shapes(model) != shapes:
             raise WrongInput(
                 f"{where} got two sizes of {KINDS[kind].stage}; '{name}' does not match the first one. Models can "
                 "only be mixed with others of their size: full with full, lite with lite."
             )
 
 
-def trained_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+def list_trained_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters, without what a quantised layer has beside them."""
     return {name: shape for name, shape in shapes_of(model.model.diffusion_model).items() if name.endswith(TRAINED)}
 

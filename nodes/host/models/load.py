@@ -82,7 +82,7 @@ def read(source: str | ModelPart, *kinds: str) -> Loaded:
     tensors = opened.read_tensors(lambda path: comfy.utils.load_torch_file(str(path), safe_load=True))
     tensors, _ = comfy.utils.convert_old_quants(tensors, kind.prefix, metadata=dict(opened.header.metadata))
     tensors = convert.normalise(tensors, kind)
-    check_numbers(tensors, opened.name, load.quantised_keys(tensors))
+    check_numbers(tensors, opened.name, load.list_quantised_keys(tensors))
     if kind.restored:
         log.info("%s: its weights (%s) are turned into bf16", opened.name, kind.quantisation)
     return Loaded(str(opened.path), kind, tensors)

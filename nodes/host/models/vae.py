@@ -202,10 +202,10 @@ class StageAVAE(CascadeVAE):
             device=device,
             **patcher,
         )
-        self.memory_used_decode = self.planned_decode
-        self.memory_used_encode = self.planned_encode
+        self.memory_used_decode = self.plan_decode
+        self.memory_used_encode = self.plan_encode
 
-    def planned_decode(self, shape: Any, dtype: torch.dtype) -> int:
+    def plan_decode(self, shape: Any, dtype: torch.dtype) -> int:
         """Bytes that decoding a latent of ``shape`` uses, in tiles where the device could not hold it whole."""
         net, size, most = self.first_stage_model, comfy.model_management.dtype_size(dtype), self.most()
         together = net.choose_together(shape, size, self.device, most)
@@ -213,7 +213,7 @@ class StageAVAE(CascadeVAE):
             return net.decode_memory(shape, size, choose_bands(self.device), together)
         return net.decode_memory_tiled(shape, size, net.decode_tile(most, size))
 
-    def planned_encode(self, shape: Any, dtype: torch.dtype) -> int:
+    def plan_encode(self, shape: Any, dtype: torch.dtype) -> int:
         """Bytes that encoding a picture of ``shape`` uses."""
         size = comfy.model_management.dtype_size(dtype)
         return self.first_stage_model.encode_memory(shape, size, choose_bands(self.device))
@@ -305,11 +305,11 @@ class StageCVAE(CascadeVAE):
             device=device,
             **patcher,
         )
-        self.memory_used_encode = self.planned(nets[0])
-        self.memory_used_decode = self.planned(nets[1])
+        self.memory_used_encode = self.memory_callback(nets[0])
+        self.memory_used_decode = self.memory_callback(nets[1])
 
     @staticmethod
-    def planned(net: nn.Module | None) -> Any:
+    def memory_callback(net: nn.Module | None) -> Any:
         """The host's memory callback for one half, from the network's own estimate."""
 
         def estimate(shape: Any, dtype: torch.dtype) -> int:

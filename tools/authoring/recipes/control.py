@@ -17,7 +17,7 @@ def _keys(net: str) -> list[str]:
     return [*parts.keys_of(PRESET, WITHOUT), net]
 
 
-def _applied(flow: Flow, net: Node, hint: Output, prompts: tuple[Node, Node], **inputs) -> Node:
+def _apply(flow: Flow, net: Node, hint: Output, prompts: tuple[Node, Node], **inputs) -> Node:
     """The ControlNet on the prompts; without it the picture is another one."""
     applied = flow.add(
         "CascadeStudio_ApplyControl",
@@ -42,7 +42,7 @@ def canny() -> Flow:
     hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
     flow.step("Prompt")
     prompts = parts.prompts(flow, load["clip"], "a marble statue in a museum hall, dramatic light, photograph")
-    applied = _applied(flow, net, hint["hint"], prompts, strength=0.8, end_percent=0.8)
+    applied = _apply(flow, net, hint["hint"], prompts, strength=0.8, end_percent=0.8)
     _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"], steered=applied)
     parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_canny"))
     mini = (
@@ -99,7 +99,7 @@ def inpaint() -> Flow:
     hint = flow.add(
         "CascadeStudio_InpaintHint", image=crop["image"], mask=crop["mask"], latent=encoded["Stage C latent"]
     )
-    applied = _applied(flow, net, hint["hint"], prompts)
+    applied = _apply(flow, net, hint["hint"], prompts)
     c, b = parts.both_stages(flow, load, prompts, masked["LATENT"], steered=applied)
     flow.feature(c, latent=encoded["Stage C latent"])
     flow.step("Stage A paints, then paste back")
@@ -140,7 +140,7 @@ def outpaint() -> Flow:
     hint = flow.add(
         "CascadeStudio_InpaintHint", image=border["image"], mask=border["mask"], latent=canvas["Stage C latent"]
     )
-    applied = _applied(flow, net, hint["hint"], prompts)
+    applied = _apply(flow, net, hint["hint"], prompts)
     _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"], steered=applied)
     parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_inpainting"))
     flow.feature(border, left=0)
@@ -172,7 +172,7 @@ def super_resolution() -> Flow:
     hint = flow.add("CascadeStudio_SuperResolutionHint", image=image["IMAGE"], vae=encoder["stage_c_vae"])
     flow.step("Prompt")
     prompts = parts.prompts(flow, load["clip"], "a sharp, detailed photograph")
-    applied = _applied(flow, net, hint["hint"], prompts)
+    applied = _apply(flow, net, hint["hint"], prompts)
     _, b = parts.both_stages(flow, load, prompts, hint["Stage C latent"], steered=applied, cfg=1.0)
     parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_super_resolution"))
     flow.note(
