@@ -77,7 +77,8 @@ class Server:
         parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Stop(
-                f"{self._describe_address(parts)} is no address of a server. Write http://HOST:PORT, such as http://10.0.0.7:8188."
+                f"{self._describe_address(parts)} is no address of a server. "
+                "Write http://HOST:PORT, such as http://10.0.0.7:8188."
             )
         self.name = self._describe_address(parts)
         self.url = self.name + parts.path.rstrip("/")
