@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..stages.inputs.canvas import ASKED, GRIDS, MAX_SIDE, MIN_SIDE, OFFICIAL, plan_canvas
 from .host import latents
+from .host.files import native
 
 CATEGORY = "Cascade Studio/latent"
 AUTOMATIC = 0.0
@@ -29,6 +30,7 @@ def grid_input() -> io.Combo.Input:
 class CascadeStudioCanvas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        side = native.find_native_side()
         return io.Schema(
             node_id="CascadeStudio_Canvas",
             display_name="Cascade Canvas",
@@ -40,11 +42,11 @@ class CascadeStudioCanvas(io.ComfyNode):
             search_aliases=["stable cascade", "empty latent", "resolution", "size", "compression"],
             inputs=[
                 io.Int.Input(
-                    "width", default=1024, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Width of the picture in pixels."
+                    "width", default=side, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Width of the picture in pixels."
                 ),
                 io.Int.Input(
                     "height",
-                    default=1024,
+                    default=side,
                     min=MIN_SIDE,
                     max=MAX_SIDE,
                     step=8,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..stages.inputs import inpaint
+from .host.files import native
 from .types import Stitch
 
 CATEGORY = "Cascade Studio/image"
@@ -55,7 +56,7 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "target_size",
-                    default=1024,
+                    default=native.find_native_side(),
                     min=0,
                     max=4096,
                     step=64,

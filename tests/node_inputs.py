@@ -20,8 +20,11 @@ def noise(*shape: int) -> Tensor:
 GUIDANCE = ("PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention")
 
 
-def make_inputs(parts: Parts) -> dict[str, dict[str, Any]]:
-    """Inputs for every node that takes objects, with everything in them that a node could be tempted to change."""
+def make_inputs(parts: Parts, control_net: Any = None) -> dict[str, dict[str, Any]]:
+    """Inputs for every node that takes objects, with everything in them that a node could be tempted to change.
+
+    ``control_net`` is the family's own unless it is given.
+    """
     seen = SimpleNamespace(image_embeds=noise(1, 64))
     image_prompt = [{"clip_vision_output": seen, "strength": 1.0, "noise_augmentation": 0.0}]
     text, entries = parts.positive[0]
@@ -56,7 +59,7 @@ def make_inputs(parts: Parts) -> dict[str, dict[str, Any]]:
         "CascadeStudio_ReportCard": {"latent": {**prior, card.REPORT: (done,)}, "image": image},
         "CascadeStudio_SaveImage": {"images": image, "report": (done,)},
         **make_model_inputs(parts),
-        **make_control_inputs(parts, prompts, image),
+        **make_control_inputs(parts, prompts, image, control_net or load_control_net()),
         "CascadeStudio_TrainingSet": {"images": image, "captions": "a thing"},
         "CascadeStudio_TrainLora": {
             "model": parts.prior,
@@ -104,16 +107,13 @@ def make_model_inputs(parts: Parts) -> dict[str, dict[str, Any]]:
     }
 
 
-def make_control_inputs(parts: Parts, prompts: dict[str, Any], image: Tensor) -> dict[str, dict[str, Any]]:
+def make_control_inputs(
+    parts: Parts, prompts: dict[str, Any], image: Tensor, control_net: Any
+) -> dict[str, dict[str, Any]]:
     mask = torch.rand(1, 130, 100, generator=torch.Generator().manual_seed(1))
     latent = {"samples": noise(1, 16, 3, 3), "mine": [1]}
     return {
-        "CascadeStudio_ApplyControl": {
-            "control_net": load_control_net(),
-            "image": image[..., :3],
-            "late": 0.5,
-            **prompts,
-        },
+        "CascadeStudio_ApplyControl": {"control_net": control_net, "image": image[..., :3], "late": 0.5, **prompts},
         "CascadeStudio_CannyHint": {"image": image, "latent": latent},
         "CascadeStudio_InpaintHint": {"image": image, "mask": mask, "latent": latent, "grow": 3},
         "CascadeStudio_OutpaintCanvas": {"image": image, "mask": mask, "left": 8},

@@ -76,13 +76,17 @@ class Finder:
                 return Found(entry, path, how, verified=True)
         return None
 
+    def find_in_hub(self, entry: Entry) -> Path | None:
+        """The file of ``entry`` in a hub cache, told by its place and size alone."""
+        return next(self._in_hub(entry), None)
+
     def _candidates(self, entry: Entry) -> Iterator[tuple[Path, str]]:
         """Files of a fitting size, the likeliest first."""
         fitting = [path for path, size in self._files(entry) if size_fits(entry, size)]
         names = {path: path.name.lower() for path in fitting}
         for rank, known in enumerate(entry.known_names):
             yield from ((path, "other name" if rank > 1 else "name") for path in fitting if names[path] == known)
-        yield from ((path, "hub cache") for path in self._in_hub(entry) if size_fits(entry, path.stat().st_size))
+        yield from ((path, "hub cache") for path in self._in_hub(entry))
         if entry.sha256:
             yield from ((path, "contents") for path in fitting if names[path] not in entry.known_names)
 
@@ -108,7 +112,8 @@ class Finder:
                 found = sorted(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
             except OSError:
                 continue
-            yield from (path for path in (snapshot / parts[1] for snapshot in found) if path.is_file())
+            files = (path for path in (snapshot / parts[1] for snapshot in found) if path.is_file())
+            yield from (path for path in files if size_fits(entry, path.stat().st_size))
 
     def _hash_fits(self, entry: Entry, path: Path) -> bool:
         try:

@@ -387,6 +387,24 @@ def test_automatic_takes_the_best_complete_set_here(shop, bundle, monkeypatch):
     assert shop.server.requests == []
 
 
+def test_fresh_nodes_begin_with_the_size_of_the_model_that_a_fresh_loader_takes(shop):
+    def sides() -> list[int]:
+        inputs = {"Canvas": ("width", "height"), "InpaintCrop": ("target_size",)}
+        types = {kind: shop.host.nodes.NODE_CLASS_MAPPINGS[f"CascadeStudio_{kind}"].INPUT_TYPES() for kind in inputs}
+        return [types[kind]["required"][name][1]["default"] for kind, names in inputs.items() for name in names]
+
+    need()
+    assert sides() == [256] * 3, "Cascade Mini, which comes with the pack"
+    for role, data in shop.contents.items():
+        shop.place(role).parent.mkdir(parents=True, exist_ok=True)
+        shop.place(role).write_bytes(data)
+    shop.host.folder_paths.filename_list_cache.clear()
+    assert sides() == [1024] * 3, "the small family's file says nothing of its size, so it is the published one"
+    shop.place("stage_a").unlink()
+    shop.host.folder_paths.filename_list_cache.clear()
+    assert sides() == [256] * 3, "that set is no longer complete"
+
+
 def test_the_workflow_with_core_loaders_raises_the_hosts_own_dialog(shop):
     """The dialog wants a file name that is no choice of its widget, and its address and folder beside it."""
     workflow = json.loads((harness.REPOSITORY / "workflows" / "text_to_image_core_loaders.json").read_text("utf-8"))

@@ -90,7 +90,7 @@ def inpaint() -> Flow:
     net = _net(flow, "controlnet_inpainting")
     flow.step("Load a picture and paint a mask on it")
     image = parts.load_picture(flow, "Right-click: Open in Mask Editor")
-    crop = flow.add("CascadeStudio_InpaintCrop", image=image["IMAGE"], mask=image["MASK"])
+    crop = flow.add("CascadeStudio_InpaintCrop", image=image["IMAGE"], mask=image["MASK"], target_size=1024)
     flow.step("Prompt")
     prompts = parts.prompts(flow, load["clip"], "a bunch of red tulips in a glass vase, soft window light")
     flow.step("Tell Stage C what to keep")
