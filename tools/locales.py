@@ -1,14 +1,16 @@
-"""Writes ``locales/<language>/{main,nodeDefs}.json`` from the node definitions and the word lists in ``tools/words``.
+"""Writes ``locales/<language>/{main,nodeDefs}.json``, help pages and notes: English in the words of ``tools/words``.
 
-English comes from the schemas and from ``web/js/text.js`` alone. A word list has
+English comes from the schemas, from ``web/js/text.js``, the pages in ``web/docs`` and the workflows' notes alone. A
+word list has
 
 - ``names``: the names of inputs and outputs, by their English name (the same name is the same word everywhere; numbers
   at the end follow by themselves),
-- ``nodes``: ``[name, description]`` by node id without the prefix,
-- ``tooltips``: by ``Node.input``,
-- ``categories``: the last part of each menu entry, and ``extension``: the words of ``web/js/text.js`` by id.
+- ``categories``: the last part of each menu entry, and ``extension``: the words of ``web/js/text.js`` by id,
+- ``texts``: everything else by its English text: names of nodes, descriptions, tooltips, blocks of the help pages, and
+  notes and titles in workflows. A text that changed has no translation any more, so that none is stale.
 
-``python3 dev.py run -m tools.authoring`` writes the files, together with the workflows.
+``python3 dev.py run -m tools.authoring`` writes the files, together with the workflows; ``tools.translate`` says what a
+language lacks.
 """
 
 from __future__ import annotations
@@ -20,16 +22,26 @@ from typing import Any
 
 from cascade_studio.commands.workflow.widgets import specs
 
+from . import blocks
 from .env import REPOSITORY
 
-LANGUAGES = ("en", "it", "zh", "ja", "ko", "de", "fr", "es", "pt-BR", "ru")
+LANGUAGES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he", "it", "de")
 """The frontend's own codes; it and de are ready for the day it offers them."""
 LOCALES, WORDS = REPOSITORY / "locales", REPOSITORY / "tools" / "words"
 TEXTS = REPOSITORY / "web" / "js" / "text.js"
 PREFIX = "CascadeStudio_"
 KEY = "cascadeStudio"
-MAIN_NODES = ("Load", "Canvas", "SamplePrior", "SampleDecoder", "DecodeStageA")
-"""The nodes whose tooltips are translated too."""
+KINDS = ("names", "categories", "extension", "texts")
+PAGES, NOTES = REPOSITORY / "web" / "docs", REPOSITORY / "web" / "notes"
+SAME = set(
+    "base batch cfg clip clip_vision control controlnet decoder denoise format guider image images latent lora mask "
+    "model name notes preset previewer prior report sampler seed sigmas text vae".split()
+)
+"""Words that a language may share with English."""
+PROPER = set(
+    "Canny Cascade ComfyUI ControlNet CFG CLIP DoRA Lite LoHa LoKr LoRA Mini Model Stable Stage VAE ID fp8 px".split()
+)
+"""Names that are names in every language."""
 
 Texts = dict[str, Any]
 
@@ -74,30 +86,86 @@ def english_categories(definitions: dict[str, Any]) -> list[str]:
     return sorted({part for node in own(definitions).values() for part in node["category"].split("/")[1:]})
 
 
+def read_english_nodes() -> Texts:
+    """locales/en/nodeDefs.json, as the schemas were when it was written."""
+    return json.loads(Path(LOCALES, "en", "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def read_english_categories() -> list[str]:
+    """The menu entries that locales/en/main.json names."""
+    return sorted(json.loads(Path(LOCALES, "en", "main.json").read_text(encoding="utf-8"))["nodeCategories"])
+
+
+def may_be_equal(text: str) -> bool:
+    """Whether a language may say this as English does: words of the field, names and numbers."""
+    rest = [word for word in re.findall(r"[A-Za-z_]{2,}", text) if word.lower() not in SAME and word not in PROPER]
+    return not rest
+
+
+def strip_number(name: str) -> str:
+    """``image_2`` is said as ``image`` and the number."""
+    counted = re.fullmatch(r"(.+?)_?(\d+)", name)
+    return counted.group(1) if counted else name
+
+
+def collect_names(english: Texts) -> set[str]:
+    """The names of all inputs and outputs, without numbers at their ends."""
+    names = [
+        text["name"] for node in english.values() for group in ("inputs", "outputs") for text in node[group].values()
+    ]
+    return {strip_number(name) for name in names}
+
+
+def collect_texts(english: Texts) -> list[str]:
+    """All other texts of nodes, help pages and workflows, each once, in the order in which one meets them."""
+    found: list[str] = []
+    for node, texts in english.items():
+        found += [texts["display_name"], texts["description"]]
+        found += [text["tooltip"] for group in ("inputs", "outputs") for text in texts[group].values()]
+        page = blocks.cut(Path(PAGES, f"{node}.md").read_text(encoding="utf-8"))
+        found += [block for block in page if block != f"# {texts['display_name']}"]
+    return list(dict.fromkeys([*found, *collect_workflow_texts()]))
+
+
+def collect_workflow_texts() -> list[str]:
+    """Blocks of notes and the titles of nodes, groups and blocks in the bundled workflows."""
+    found: list[str] = []
+    for path in sorted((REPOSITORY / "workflows").glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for graph in [content, *content.get("definitions", {}).get("subgraphs", [])]:
+            for node in graph["nodes"]:
+                found += [node["title"]] if node.get("title") else []
+                if node["type"] in ("MarkdownNote", "Note"):
+                    found += blocks.cut(node["widgets_values"][0])
+            found += [group["title"] for group in graph["groups"]] + ([graph["name"]] if graph.get("name") else [])
+    return list(dict.fromkeys(found))
+
+
 def words(language: str) -> Texts:
-    """The word list of a language."""
-    return json.loads(Path(WORDS, f"{language}.json").read_text(encoding="utf-8"))
+    """The word list of a language; an empty one where there is none yet."""
+    path = Path(WORDS, f"{language}.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {kind: {} for kind in KINDS}
 
 
 def name_in(names: dict[str, str], name: str) -> str | None:
     """The word for a name; ``image_2`` is the word for ``image`` and the number."""
-    counted = re.fullmatch(r"(.+?)_?(\d+)", name)
-    if name not in names and counted and counted.group(1) in names:
-        return f"{names[counted.group(1)]} {counted.group(2)}"
+    plain = strip_number(name)
+    if name not in names and plain in names:
+        return f"{names[plain]} {name.removeprefix(plain).lstrip('_')}"
     return names.get(name)
 
 
 def translate_nodes(english: Texts, given: Texts) -> Texts:
     """nodeDefs.json of a language; what its list lacks is left out, so that the frontend shows English."""
-    found: Texts = {}
-    for node, texts in english.items():
-        short = node.removeprefix(PREFIX)
-        entry: Texts = dict(zip(("display_name", "description"), given["nodes"].get(short, ())))
+    texts, found = given["texts"], {}
+    for node, own_texts in english.items():
+        entry: Texts = {
+            key: texts[own_texts[key]] for key in ("display_name", "description") if own_texts[key] in texts
+        }
         for group in ("inputs", "outputs"):
             entry[group] = {}
-            for key, text in texts[group].items():
-                tip = given["tooltips"].get(f"{short}.{key}") if group == "inputs" else None
-                fields = {"name": name_in(given["names"], text["name"]), "tooltip": tip}
+            for key, text in own_texts[group].items():
+                fields = {"name": name_in(given["names"], text["name"]), "tooltip": texts.get(text["tooltip"])}
                 entry[group][key] = {name: value for name, value in fields.items() if value}
         found[node] = entry
     return found
@@ -116,19 +184,46 @@ def nest(flat: dict[str, str]) -> Texts:
 
 
 def render_locales(definitions: dict[str, Any]) -> dict[Path, Texts]:
-    """The content of every file."""
+    """The content of every JSON file."""
     english = english_nodes(definitions)
     extension, categories = english_extension(), english_categories(definitions)
     found: dict[Path, Texts] = {}
     for language in LANGUAGES:
+        given = words(language)
         if language == "en":
-            nodes, texts, menu = english, extension, {}
+            nodes, texts, menu = english, extension, {name: name for name in categories}
         else:
-            given = words(language)
             nodes = translate_nodes(english, given)
             texts = {key: given["extension"][key] for key in extension if key in given["extension"]}
             menu = {key: given["categories"][key] for key in categories if key in given["categories"]}
+            notes = {text: given["texts"][text] for text in collect_workflow_texts() if text in given["texts"]}
+            found[NOTES / f"{language}.json"] = notes
         main = {**({KEY: nest(texts)} if texts else {}), **({"nodeCategories": menu} if menu else {})}
         found[LOCALES / language / "nodeDefs.json"] = nodes
         found[LOCALES / language / "main.json"] = main
+    return found
+
+
+def translate_block(block: str, texts: dict[str, str]) -> str:
+    """A block of a help page, or itself where ``texts`` lacks it; the heading of a page is the name of its node."""
+    title = block.removeprefix("# ")
+    if block not in texts and title in texts:
+        return f"# {texts[title]}"
+    return texts.get(block, block)
+
+
+def render_help() -> dict[Path, str]:
+    """The help page of every node in every language; a block that has no translation stays English.
+
+    Where most of a page would be English there is none, and the frontend takes the English one.
+    """
+    found: dict[Path, str] = {}
+    for language in LANGUAGES[1:]:
+        texts = words(language)["texts"]
+        for page in sorted(PAGES.glob(f"{PREFIX}*.md")):
+            english = page.read_text(encoding="utf-8")
+            wanted = blocks.cut(english)
+            if sum(translate_block(block, texts) != block for block in wanted) * 2 >= len(wanted):
+                page_text = blocks.replace_blocks(english, lambda block, texts=texts: translate_block(block, texts))
+                found[PAGES / page.stem / f"{language}.md"] = page_text
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +50,22 @@ def main() -> int:
     finally:
         base.close()
     write_changed({path: as_text(content) for path, content in found.items()})
+    write_changed(locales.render_help())
     write_changed(pictures.of_files(list(RECIPES)))
     return 0
 
 
 def write_changed(texts: dict[Path, str]) -> None:
     """Write the files whose content is another one, and say which."""
-    for path, text in texts.items():
+    changed = {
+        path: text for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
+    for path, text in changed.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
-            say(f"Written: {path.relative_to(REPOSITORY)}")
+        path.write_text(text, encoding="utf-8")
+    folders = Counter(path.relative_to(REPOSITORY).parts[:2] for path in changed)
+    for folder, number in folders.items():
+        say(f"Written: {number} in {'/'.join(folder)}" if number > 1 else f"Written: {'/'.join(folder)}")
 
 
 if __name__ == "__main__":
