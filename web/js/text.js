@@ -60,9 +60,14 @@ export function text(id, values = {}) {
   return words.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
-function lookUp(id) {
+/** The user's language, and what stands in for it: "pt-BR", then "pt". */
+export function languages() {
   const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  for (const name of [language, language.split("-")[0]]) {
+  return [...new Set([language, language.split("-")[0]])];
+}
+
+function lookUp(id) {
+  for (const name of languages()) {
     const found = translations[name]?.cascadeStudio;
     const words = found?.[id] ?? id.split(".").reduce((inner, key) => inner?.[key], found);
     if (typeof words === "string") return words;
