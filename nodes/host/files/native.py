@@ -10,7 +10,7 @@ from ....stages.files.open import open_model
 from ....stages.nets.stage_c import StageCConfig
 from ...checkpoints.entries import Entry
 from ...checkpoints.find import Finder
-from ...checkpoints.presets import suited
+from ...checkpoints.presets import rank_presets
 from .. import machine
 from .fetch import order_presets
 from .names import Library, finder
@@ -26,7 +26,7 @@ def find_native_side() -> int:
     """
     library, looks = Library(), finder()
     known = library.catalogue
-    for key in order_presets(suited(machine.describe_machine())[0]):
+    for key in order_presets(rank_presets(machine.describe_machine())[0]):
         preset = known.presets[key]
         places = {name: _find_quickly(library, looks, known.entries[name]) for name in preset.entries}
         if all(places.values()) and (path := places.get(preset.inputs.get(PRIOR, ""))):
