@@ -156,6 +156,9 @@ class RayPainter:
         files, seconds = answer
         return Painted([Picture(*file) for file in files], seconds)
 
+    def excuse(self) -> None:
+        self.starts = max(0, self.starts - 1)
+
     def close(self) -> None:
         if self.actor is not None:
             self.ray.kill(self.actor)

@@ -21,7 +21,7 @@ from .workers import Painter, Pool, Worker
 GIB = 1024**3
 HEADROOM = 1.5 * GIB
 """Bytes of a card's memory that are wanted beside the largest network, to call it fitting."""
-PAUSE, TICK, KEEP_SECONDS, AWAY_SECONDS, END_SECONDS = 0.3, 0.25, 5.0, 5.0, 8.0
+PAUSE, TICK, LOST_SECONDS, KEEP_SECONDS, AWAY_SECONDS, END_SECONDS = 0.3, 0.25, 1.0, 5.0, 5.0, 8.0
 
 
 class Driver:
@@ -182,17 +182,22 @@ class Driver:
 
     def _claim(self, worker: Worker) -> Claim | None:
         with worker.lock:
+            if worker.alone:
+                return None
             if worker.taken_up:
-                return worker.taken_up.pop()
-            others = [other.held for other in list(self.workers.values()) if other is not worker and other.held]
-            claim = self.manifest.claim(worker.name, self._room(worker), worker.held, others)
+                claim = worker.taken_up.pop()
+            else:
+                others = [other.held for other in list(self.workers.values()) if other is not worker and other.held]
+                room, alone = self._room(worker), not worker.doing
+                claim = self.manifest.claim(worker.name, room, worker.held, others, alone)
             if claim:
                 worker.held = Held(claim.models, claim.text)
+                worker.doing[claim.key] = (claim.name, time.time())
+                worker.alone = claim.suspect
             return claim
 
     def _paint(self, worker: Worker, claim: Claim) -> None:
         """Paint one row and write it, or say what happened instead."""
-        worker.doing[claim.key] = (claim.name, time.time())
         key = claim.key
         try:
             painted = worker.painter.paint(self._job(claim), self.stopped, lambda: self.manifest.renew(key))
@@ -204,12 +209,16 @@ class Driver:
         except Lost as loss:
             worker.state, worker.error = "away", str(loss)
             self.manifest.give_back(key, lost=True)
-            self._stop.wait(1.0)
+            if claim.suspect:
+                worker.painter.excuse()
+            self._stop.wait(LOST_SECONDS)
         except Stopped:
             self.manifest.give_back(key)
             raise
         finally:
-            worker.doing.pop(key, None)
+            with worker.lock:
+                worker.doing.pop(key, None)
+                worker.alone = worker.alone and not claim.suspect
 
     def _job(self, claim: Claim) -> Job:
         uploads = {}

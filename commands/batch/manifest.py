@@ -21,14 +21,15 @@ from .records import Asked, Claim, FileRecord, Held
 
 FILE = "manifest.sqlite"
 ASKED, RUNNING, DONE, ASIDE = "asked", "running", "done", "set aside"
-MOST_FAILURES, MOST_LOSSES = 3, 12
+MOST_FAILURES, MOST_LOSSES = 3, 6
+"""Times that a row fails, or that a worker ends while it paints that row alone, before the row is set aside."""
 LEASE_SECONDS = 120.0
 COMMIT_SECONDS = 0.03
 """How long a synced commit waits for more rows that are finished."""
 LATER = 1_000_000_000_000
 """Added to the position of a row that comes back: what was not tried yet goes first."""
 
-CLAIM = 'key, line, "values", models, text, name, failures'
+CLAIM = 'key, line, "values", models, text, name, failures, losses'
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows(
@@ -175,9 +176,9 @@ class Manifest:
     # What is running
 
     def claim(
-        self, worker: str, memory: int | None, held: Held | None = None, others: Iterable[Held] = ()
+        self, worker: str, memory: int | None, held: Held | None = None, others: Iterable[Held] = (), alone: bool = True
     ) -> Claim | None:
-        """A row for ``worker`` that fits ``memory`` bytes (None: any).
+        """A row for ``worker`` that fits ``memory`` bytes (None: any); suspects only for one that would be ``alone``.
 
         First one with the models and texts that it has loaded (``held``), then one of its models that shares no text
         with ``others``, then any of its models; then one whose models, or texts, no other worker holds, then any.
@@ -194,6 +195,7 @@ class Manifest:
             same += [(f" AND models=? AND text NOT IN ({_marks(texts)})", [held.models, *texts])] if texts else []
             tries = [*same, (" AND models=?", [held.models]), *tries]
         fits, size = ("", ()) if memory is None else (" AND need<=?", (memory,))
+        fits += "" if alone else " AND losses=0"
         with self.writing() as db:
             for condition, values in tries:
                 row = db.execute(
@@ -222,15 +224,18 @@ class Manifest:
             db.execute("UPDATE rows SET lease=? WHERE key=? AND state=?", (time.time() + LEASE_SECONDS, key, RUNNING))
 
     def give_back(self, key: str, lost: bool = False) -> None:
-        """A row that nobody works on any more; ``lost`` ones took their worker along and go to the end."""
+        """A row that nobody works on any more; ``lost`` ones were with a worker that ended, and go to the end.
+
+        The first loss makes it a suspect and proves nothing: another row of that worker may have been at fault.
+        """
         with self.writing() as db:
             db.execute(
                 "UPDATE rows SET state=?, worker=NULL, losses=losses+?, position=position+? WHERE key=? AND state=?",
                 (ASKED, int(lost), LATER * lost, key, RUNNING),
             )
             db.execute(
-                "UPDATE rows SET state=?, error=? WHERE key=? AND losses>=? AND state=?",
-                (ASIDE, f"{MOST_LOSSES} workers ended while they worked on it.", key, MOST_LOSSES, ASKED),
+                "UPDATE rows SET state=?, error=? WHERE key=? AND losses>? AND state=?",
+                (ASIDE, f"{MOST_LOSSES} workers ended while they painted it alone.", key, MOST_LOSSES, ASKED),
             )
 
     def give_back_others(self, workers: Iterable[str]) -> None:

@@ -33,7 +33,7 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A row that a worker holds."""
+    """A row that a worker holds. ``losses``: workers that ended while they held it; see :meth:`suspect`."""
 
     key: str
     line: int
@@ -42,6 +42,12 @@ class Claim:
     text: str
     name: str
     failures: int
+    losses: int
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a worker ended while it held this row: now it is painted alone, so that an end is its own doing."""
+        return self.losses > 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ..messages import Stop
 from .local import Comfy, LocalServer
 from .records import Claim, Held
-from .server import Failed, Job, Painted, Server, Unreachable
+from .server import Failed, Job, Lost, Painted, Server, Unreachable
 
 MOST_STARTS = 3
 """Starts without a picture between them after which a server of our own counts as broken."""
@@ -37,13 +37,19 @@ class Painter(Protocol):
     def paint(self, job: Job, stopped: Callable[[], bool], alive: Callable[[], None]) -> Painted:
         """The files of one row; see :meth:`.server.Server.paint`."""
 
+    def excuse(self) -> None:
+        """Its last end was the doing of the row that it painted, and does not count against it."""
+
     def close(self) -> None:
         """End what was started for it."""
 
 
 @dataclass
 class Worker:
-    """A painter and what it does now. ``taken_up``: rows that it was given by a driver that is gone."""
+    """A painter and what it does now.
+
+    taken_up: rows that it was given by a driver that is gone; alone: its row is a suspect, so that it gets no other.
+    """
 
     painter: Painter
     state: str = "starting"
@@ -54,6 +60,7 @@ class Worker:
     error: str = ""
     taken_up: list[Claim] = field(default_factory=list)
     leaving: bool = False
+    alone: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -98,6 +105,9 @@ class NamedPainter:
             self.ready = False
             raise
 
+    def excuse(self) -> None:
+        """Nobody counts its ends."""
+
     def close(self) -> None:
         """The server is not ours to stop."""
 
@@ -110,16 +120,27 @@ class LocalPainter:
     def __init__(self, local: LocalServer, name: str) -> None:
         self.local, self.name = local, name
         self.server: Server | None = None
-        self.starts = 0
+        self.starts, self.doubted = 0, False
 
     def connect(self, stopped: Callable[[], bool]) -> None:
-        running = self.local.process is not None and self.local.process.poll() is None
-        if running:
+        if self.local.process is not None and self.local.process.poll() is None and self._answers():
             return
         self.starts += 1
         if self.starts > MOST_STARTS:
             raise Stop(f"its ComfyUI ended {MOST_STARTS} times without a picture.")
+        self.local.stop()
         self.server = self.local.start(stopped)
+
+    def _answers(self) -> bool:
+        """Whether it still speaks, where a row was lost to its silence: one that hangs is started anew."""
+        if self.doubted:
+            try:
+                self.server.ask("/system_stats")
+            except (Unreachable, Failed):
+                return False
+            finally:
+                self.doubted = False
+        return True
 
     def describe_nodes(self) -> dict[str, Any]:
         return self.server.describe_nodes()
@@ -128,10 +149,17 @@ class LocalPainter:
         return self.server.memory()
 
     def paint(self, job: Job, stopped: Callable[[], bool], alive: Callable[[], None]) -> Painted:
-        painted = self.server.paint(job, stopped, alive)
+        try:
+            painted = self.server.paint(job, stopped, alive)
+        except Lost:
+            self.doubted = True
+            raise
         self.starts = 0
         self.local.prune()
         return painted
+
+    def excuse(self) -> None:
+        self.starts = max(0, self.starts - 1)
 
     def close(self) -> None:
         self.local.stop()

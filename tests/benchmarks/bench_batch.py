@@ -56,6 +56,9 @@ class Sleeper:
             self.asleep += time.monotonic() - start
         return Painted([Picture("a.png", fake_comfyui.png(job.filled.prompt, None))], self.seconds)
 
+    def excuse(self) -> None:
+        """It never ends."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -202,7 +202,7 @@ def test_a_row_that_takes_its_server_along_is_set_aside_in_the_end(desk, tmp_pat
     keeper = threading.Thread(target=keep)
     keeper.start()
     try:
-        outcome = desk.run(desk.rows("apple\nfrog\nit crashes\n"), servers=f"http://127.0.0.1:{port}")
+        outcome = desk.run(desk.rows("apple\nit crashes\nfrog\n"), servers=f"http://127.0.0.1:{port}")
     finally:
         stop.set()
         keeper.join()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 
 import pytest
 from batches import PROMPT, await_that, check, count_states, free_port, make_fake_host, start_driver
 
-from cascade_studio.commands.batch import command, run
+from cascade_studio.commands.batch import command, driver, manifest, run, run_batch
 from cascade_studio.commands.batch.manifest import ASKED, DONE
-from cascade_studio.commands.batch.server import Failed, Server
+from cascade_studio.commands.batch.results import Picture
+from cascade_studio.commands.batch.server import Failed, Lost, Painted, Server
 from cascade_studio.commands.messages import Stop
 
 SIX = "apple\nrobot\nfrog\nsnail\nlemon\nboat\n"
@@ -35,6 +37,58 @@ def test_rows_of_one_text_stay_with_one_worker_while_there_are_others(desk):
     told = [[prompt["3"]["inputs"]["text"] for prompt in fake.painted] for fake in desk.fakes]
     changes = sum(one != other for texts in told for one, other in zip(texts, texts[1:], strict=False))
     assert sum(map(len, told)) == 24 and changes <= 6, told
+
+
+class Fragile:
+    """One worker with two slots that ends whenever it paints a row called ``crash``, and all that it holds with it."""
+
+    name, slots = "fragile", 2
+
+    def __init__(self) -> None:
+        self.card = threading.Lock()
+        self.lives, self.excused, self.queued = 0, 0, 0
+
+    def refresh(self):
+        return [self]
+
+    def connect(self, stopped):
+        pass
+
+    def memory(self):
+        return None
+
+    def paint(self, job, stopped, alive):
+        life, self.queued = self.lives, self.queued + 1
+        end = time.monotonic() + 0.3
+        while self.queued < 2 and time.monotonic() < end:
+            time.sleep(0.01)  # until both slots hold a row, where there are two
+        with self.card:
+            self.queued -= 1
+            if "crash" in job.filled.prompt["3"]["inputs"]["text"]:
+                self.lives += 1
+            if life != self.lives:
+                raise Lost("it ended")
+            return Painted([Picture("a.png", b"a picture")], 0.1)
+
+    def excuse(self):
+        self.excused += 1
+
+    def close(self):
+        pass
+
+
+def test_rows_that_only_waited_on_a_worker_that_ends_are_never_set_aside(desk, monkeypatch):
+    monkeypatch.setattr(manifest, "MOST_LOSSES", 2)
+    monkeypatch.setattr(driver, "LOST_SECONDS", 0.05)
+    worker = Fragile()
+    rows = desk.rows("crash 1\napple\nrobot\ncrash 2\nfrog\ncrash 3\n")
+    outcome = run_batch(desk.batch(rows), worker)
+    assert outcome.counts[DONE] == 3 and outcome.counts["set aside"] == 3
+    assert worker.lives <= 3 * 3 and worker.excused == 3 * 2
+    found = desk.manifest()
+    losses = dict(found.read("SELECT line, losses FROM rows"))
+    found.close()
+    assert all(losses[line] == 3 for line in (1, 4, 6)) and all(losses[line] <= 1 for line in (2, 3, 5)), losses
 
 
 def test_a_small_card_gets_what_fits_it(desk, monkeypatch):
