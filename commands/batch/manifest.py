@@ -24,7 +24,7 @@ ASKED, RUNNING, DONE, ASIDE = "asked", "running", "done", "set aside"
 MOST_FAILURES, MOST_LOSSES = 3, 6
 """Times that a row fails, or that a worker ends while it paints that row alone, before the row is set aside."""
 LEASE_SECONDS = 120.0
-COMMIT_SECONDS = 0.03
+COMMIT_SECONDS = 0.1
 """How long a synced commit waits for more rows that are finished."""
 LATER = 1_000_000_000_000
 """Added to the position of a row that comes back: what was not tried yet goes first."""

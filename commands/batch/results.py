@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ MEASURED = ("seconds", "peak_memory")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OURS = (FILE, f"{FILE}-wal", f"{FILE}-shm", "results.csv")
 SHEET = "sheet_"
+MOST_FOLDERS = 4096
+"""Sub-folders that are remembered as lying inside; more are looked at again."""
 
 
 class DiskFull(Stop):
@@ -70,21 +72,19 @@ def split_card(data: bytes) -> tuple[bytes, Any]:
     """A PNG without what was measured in its card, and that; any other file as it is, and None."""
     if not data.startswith(SIGNATURE):
         return data, None
-    parts, position, measured = [SIGNATURE], len(SIGNATURE), None
-    while position + 12 <= len(data):
-        size = int.from_bytes(data[position : position + 4], "big")
-        chunk = data[position : position + 12 + size]
-        kind, body = chunk[4:8], chunk[8 : 8 + size]
-        if kind == b"tEXt" and body.startswith(CARD.encode() + b"\0"):
+    start, name = len(SIGNATURE), CARD.encode() + b"\0"
+    while start + 12 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, start)
+        text, end = start + 8 + len(name), start + 12 + size
+        if kind == b"tEXt" and data.startswith(name, start + 8):
             try:
-                card = json.loads(body.split(b"\0", 1)[1].decode("latin-1"))
+                card = json.loads(data[text : end - 4].decode("latin-1"))
                 measured = _take_measured(card)
-                chunk = _chunk(kind, CARD.encode() + b"\0" + json.dumps(card).encode("latin-1"))
             except (ValueError, TypeError, AttributeError):
-                measured = None  # a card that is not ours stays as it is
-        parts.append(chunk)
-        position += 12 + size
-    return b"".join(parts), measured
+                break  # a card that is not ours stays as it is
+            return data[:start] + _chunk(kind, name + json.dumps(card).encode("latin-1")) + data[end:], measured
+        start = end
+    return data, None
 
 
 def _take_measured(card: dict[str, Any]) -> dict[str, Any]:
@@ -176,36 +176,55 @@ class Results:
                 yield f"{name} is not of this batch."
 
 
+def _in_folder(folder: str | Path, step: Callable[[], Any]) -> Any:
+    """Do ``step``, with its folder made where it is not there yet."""
+    try:
+        return step()
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)
+        return step()
+
+
 class Store:
     """A folder of files that are there whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.partial = folder, folder / PARTIAL
         self.name = str(folder)
-        self._renamed: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        self._root = os.path.realpath(folder)
+        self._inside: set[str] = set()
+        self._renamed: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def _path(self, name: str) -> Path:
-        path = (self.folder / name).resolve()
-        if not path.is_relative_to(self.folder.resolve()):
-            raise Stop(f"The name {name} leads out of {self.folder}. Give that row another name.")
-        return path
+    def _path(self, name: str) -> str:
+        """Where ``name`` lies, for the system. Raises ``Stop`` for one that would lie outside of the folder."""
+        path = os.path.join(self._root, name)
+        folder, last = os.path.split(path)
+        if folder not in self._inside:
+            real = os.path.realpath(folder)
+            if real != self._root and not real.startswith(self._root + os.sep):
+                raise Stop(f"The name {name} leads out of {self.folder}. Give that row another name.")
+            if len(self._inside) >= MOST_FOLDERS:
+                self._inside.clear()
+            self._inside.add(folder)
+        if last in ("", ".", ".."):
+            raise Stop(f"The name {name} is that of a folder. Give that row another name.")
+        return disk.system_path(path)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file beside its place, make it durable, and move it there in one step; see :meth:`sync`."""
         path = self._path(name)
-        self.partial.mkdir(exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.partial / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}-{os.getpid()}"
+        part = f"{self.partial}{os.sep}{hashlib.sha256(name.encode()).hexdigest()[:24]}-{os.getpid()}"
         try:
-            with open(part, "wb") as file:
+            with _in_folder(self.partial, lambda: open(part, "wb")) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            disk.replace(part, path)
+            folder = os.path.dirname(path)
+            _in_folder(folder, lambda: disk.replace(part, path))
         except BaseException:
             disk.remove(part)
             raise
-        self._renamed.put(path.parent)
+        self._renamed.put(folder)
 
     def sync(self) -> None:
         """Make the names of all that was written durable."""
@@ -218,13 +237,13 @@ class Store:
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where it is not there."""
         try:
-            return os.stat(disk.system_path(self._path(name))).st_size
+            return os.stat(self._path(name)).st_size
         except OSError:
             return None
 
     def read(self, name: str) -> bytes:
         """The bytes of a file."""
-        with open(disk.system_path(self._path(name)), "rb") as file:
+        with open(self._path(name), "rb") as file:
             return file.read()
 
     def sha256(self, name: str) -> str | None:

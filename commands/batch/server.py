@@ -109,9 +109,9 @@ class Server:
         except Exception as error:  # http.client's own errors share no base with the others
             raise Unreachable(f"{type(error).__name__}: {error}") from None
 
-    def ask(self, path: str, data: Any = None) -> Any:
-        """The JSON at ``path``, or the JSON answer to ``data``."""
-        answer = self.fetch(path, None if data is None else json.dumps(data).encode())
+    def ask(self, path: str, body: bytes | None = None) -> Any:
+        """The JSON at ``path``, or the JSON answer to ``body``."""
+        answer = self.fetch(path, body)
         try:
             return json.loads(answer) if answer.strip() else None
         except ValueError:
@@ -137,9 +137,7 @@ class Server:
         if not patience.ask(lambda: self._knows(job.prompt_id)):
             for name, data in job.uploads.items():
                 patience.ask(lambda name=name, data=data: self._upload(name, data))
-            extra = {"extra_pnginfo": {"workflow": job.filled.workflow}} if job.filled.workflow else {}
-            body = {"prompt": job.filled.prompt, "prompt_id": job.prompt_id, "extra_data": extra}
-            answer = patience.ask(lambda: self.ask("/prompt", body)) or {}
+            answer = patience.ask(lambda: self.ask("/prompt", _body(job))) or {}
             if answer.get("node_errors"):
                 self.cancel(job.prompt_id)
                 raise Failed(_reason(400, json.dumps(answer)))
@@ -239,6 +237,12 @@ class Server:
                 self.fetch("/interrupt", json.dumps({"prompt_id": prompt}).encode())
         except (Unreachable, Failed):
             pass
+
+
+def _body(job: Job) -> bytes:
+    """What POST /prompt takes; the workflow is JSON already."""
+    extra = f', "extra_data": {{"extra_pnginfo": {{"workflow": {job.filled.workflow}}}}}' if job.filled.workflow else ""
+    return f'{{"prompt": {json.dumps(job.filled.prompt)}, "prompt_id": "{job.prompt_id}"{extra}}}'.encode()
 
 
 class _Patience:

@@ -36,10 +36,10 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Filled:
-    """A row's prompt, ready to be sent, and the workflow that goes into the picture's file (None: there is none)."""
+    """A row's prompt, ready to be sent, and the JSON of the workflow for the picture's file (None: there is none)."""
 
     prompt: Prompt
-    workflow: dict[str, Any] | None
+    workflow: str | None
     saves: tuple[str, ...]
 
 
@@ -86,8 +86,8 @@ class Template:
         """The prompt of a row; ``priors`` are the names of uploaded Stage C latents, for the stages B and A."""
         with self._lock:
             self._set(values)
-            prompt = json.loads(json.dumps(self.prompt))
-            workflow = json.loads(json.dumps(self.workflow)) if self.workflow and self.stages != "c" else None
+            prompt = {node: {**entry, "inputs": dict(entry["inputs"])} for node, entry in self.prompt.items()}
+            workflow = json.dumps(self.workflow) if self.workflow and self.stages != "c" else None
         for node in self.saves:
             prompt[node]["inputs"]["filename_prefix"] = f"{PREFIX}/{key}"
         for number, name in enumerate(priors, 1):

@@ -39,6 +39,7 @@ class Sleeper:
         self.name, self.seconds = f"sleeper {number}", seconds
         self.asleep = 0.0
         self._card = threading.Lock()
+        self._picture = fake_comfyui.png({}, None)
 
     def connect(self, stopped: Callable[[], bool]) -> None:
         """It is always ready."""
@@ -54,7 +55,7 @@ class Sleeper:
             start = time.monotonic()
             time.sleep(self.seconds)
             self.asleep += time.monotonic() - start
-        return Painted([Picture("a.png", fake_comfyui.png(job.filled.prompt, None))], self.seconds)
+        return Painted([Picture("a.png", self._picture)], self.seconds)
 
     def excuse(self) -> None:
         """It never ends."""

@@ -52,7 +52,7 @@ class Crew:
         self.listed = folder / "servers.txt"
         self.bases = [Base() for _ in range(count)]
         self.servers = [Server(current_setup(), base, cpu=True).start() for base in self.bases]
-        self.starting: threading.Thread | None = None
+        self.starting: dict[int, threading.Thread] = {}
         self.tell()
 
     def tell(self) -> None:
@@ -60,12 +60,17 @@ class Crew:
         part.write_text("\n".join(server.client.url for server in self.servers), encoding="utf-8")
         part.replace(self.listed)
 
-    def kill(self, number: int) -> None:
-        """End a server as a power cut would; it starts again while the batch goes on."""
-        self.settle()
+    def kill(self, chance: random.Random) -> None:
+        """End a server as a power cut would; it starts again while the batch goes on. One of them always stays."""
+        while len(running := [number for number in range(len(self.servers)) if not self._is_starting(number)]) < 2:
+            time.sleep(0.1)
+        number = chance.choice(running)
         os.killpg(self.servers[number].process.pid, signal.SIGKILL)
-        self.starting = threading.Thread(target=self._start_again, args=(self.servers[number],))
-        self.starting.start()
+        self.starting[number] = threading.Thread(target=self._start_again, args=(self.servers[number],))
+        self.starting[number].start()
+
+    def _is_starting(self, number: int) -> bool:
+        return number in self.starting and self.starting[number].is_alive()
 
     def _start_again(self, server: Server) -> None:
         server.stop()
@@ -76,9 +81,9 @@ class Crew:
         self.tell()
 
     def settle(self) -> None:
-        """Wait until the server that was killed last is there again."""
-        if self.starting is not None:
-            self.starting.join()
+        """Wait until every server that was killed is there again."""
+        for thread in self.starting.values():
+            thread.join()
 
     def close(self) -> None:
         self.settle()
@@ -96,25 +101,33 @@ def crew(tmp_path_factory):
     made.close()
 
 
-def paint_through_kills(desk: Desk, crew: Crew, rows: Path, out: str, pictures: int, kills: int, seed: int) -> None:
-    """Run the command until it is done; the driver and servers are ended at random moments spread over the run."""
+def paint_through_kills(desk: Desk, crew: Crew, rows: Path, out: str, pictures: int, kills: int, seed: int) -> int:
+    """Run the command until it is done; the driver, a server, or both at once are ended at random moments of the run.
+
+    Returns how many moments there were: less than ``kills`` where the pictures were all painted before.
+    """
+    moments = 0
     chance = random.Random(seed)
     arguments: tuple[Any, ...] = (rows, "--out", desk.folder / out, "--workflow", WORKFLOW, "--sheet", 0)
     arguments = (*arguments, "--count", pictures // len(PROMPTS), "--servers", f"@{crew.listed}")
     driver = start_driver(desk.folder / f"{out}.log", *arguments)
     try:
-        for number, written in enumerate(sorted(chance.sample(range(pictures - 4), kills))):
+        for written in sorted(chance.sample(range(pictures - 4), kills)):
             await_that(lambda least=written: len(desk.pictures(out)) >= least, FIRST_SECONDS)
             time.sleep(chance.uniform(0.0, 1.0))
-            assert driver.process.poll() is None, "the batch was over before it was disturbed"
-            if number % 3 == 2:
-                crew.kill(chance.randrange(len(crew.servers)))
-            else:
+            if driver.process.poll() is not None:
+                break
+            moments += 1
+            kind = ("driver", "server", "both")[moments % 3]
+            if kind != "driver":
+                crew.kill(chance)
+            if kind != "server":
                 driver.kill()
                 driver = start_driver(desk.folder / f"{out}.log", *arguments)
         assert driver.wait(20 * FIRST_SECONDS) == 0, driver.text[-3000:]
     finally:
         driver.kill()
+    return moments
 
 
 def check_same(desk: Desk, out: str, count: int) -> None:
@@ -126,7 +139,7 @@ def check_same(desk: Desk, out: str, count: int) -> None:
 def test_three_servers_and_a_driver_that_are_killed_paint_the_bytes_of_one(server, crew, desk):
     rows = desk.rows("\n".join(PROMPTS))
     assert desk.run(rows, "one", servers=server.client.url, count=3).complete
-    paint_through_kills(desk, crew, rows, "three", 9, kills=3, seed=19)
+    assert paint_through_kills(desk, crew, rows, "three", 9, kills=3, seed=19) == 3
     check_same(desk, "three", 9)
     for data in desk.pictures("three").values():
         texts = text_chunks(data)
@@ -148,11 +161,14 @@ def sixty(server, tmp_path_factory):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("turn", range(5))
-def test_sixty_pictures_through_a_hundred_kills(crew, sixty, turn):
-    """Twenty kills in each of five runs."""
-    paint_through_kills(sixty, crew, sixty.folder / "rows.txt", f"run{turn}", 60, kills=20, seed=turn)
-    check_same(sixty, f"run{turn}", 60)
+def test_sixty_pictures_through_a_hundred_kills(crew, sixty):
+    """Sixty pictures again and again, until a hundred moments at which something was killed have come together."""
+    moments, turn = 0, 0
+    while moments < 100:
+        rows, turn = sixty.folder / "rows.txt", turn + 1
+        moments += paint_through_kills(sixty, crew, rows, f"run{turn}", 60, min(40, 100 - moments), seed=turn)
+        sys.stderr.write(f"run {turn}: {moments} moments so far\n")
+        check_same(sixty, f"run{turn}", 60)
 
 
 def pixels(data: bytes) -> numpy.ndarray:
