@@ -19,7 +19,7 @@ PICTURE = re.compile(r"^!\[[^]]*\]\([^)]*\)$")
 
 def join_lines(block: str) -> str:
     """A block without the places where its lines were broken."""
-    return re.sub(r"\n[ ]*", " ", block)
+    return re.sub(r"\n[ ]*", " ", block.rstrip("\n"))
 
 
 def has_words(block: str) -> bool:
@@ -38,5 +38,5 @@ def replace_blocks(text: str, translate: Callable[[str], str]) -> str:
     for index in range(0, len(parts), 2):
         block = join_lines(parts[index])
         if has_words(block):
-            parts[index] = translate(block)
+            parts[index] = translate(block) + parts[index][len(parts[index].rstrip("\n")) :]
     return "".join(parts)

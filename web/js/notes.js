@@ -8,8 +8,12 @@ const CUT = /(```[^]*?```|\n{2,}|\n(?=(?:[-*] |\d+\. |#|\|)))/;
 
 /** A note with each block that the table has in its words. */
 export function translateNote(note, table) {
-  const parts = note.split(CUT);
-  return parts.map((part, index) => (index % 2 ? part : table[part.replace(/\n */g, " ")] ?? part)).join("");
+  const translated = (part) => {
+    const block = part.replace(/\n+$/, "");
+    const words = table[block.replace(/\n */g, " ")];
+    return words === undefined ? part : words + part.slice(block.length);
+  };
+  return note.split(CUT).map((part, index) => (index % 2 ? part : translated(part))).join("");
 }
 
 /** Texts by their English in the user's language; undefined where it is English or there is none. */
