@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-CUT = re.compile(r"(```.*?```|\n{2,}|\n(?=(?:[-*] |\d+\. |#|\|)))", re.DOTALL)
+CUT = re.compile(r"(```.*?```|\n{2,}|\n(?= *(?:[-*] |\d+\. )|#|\|))", re.DOTALL)
 """What stands between two blocks, code in fences with it: each paragraph, heading, item and table row is a block."""
 ASIDE = re.compile(r"`[^`]*`|!\[[^]]*\]\([^)]*\)|\]\([^)]*\)|https?://\S+")
 WORD = re.compile(r"[A-Za-z]{2,}")

@@ -54,8 +54,8 @@ def find_missing(language: str) -> Table:
 
 def find_fault(english: str, translation: str) -> str | None:
     """Why ``translation`` cannot stand for ``english``, or None: code, addresses, places and heading marks are kept."""
-    if not translation.strip() or translation != translation.strip():
-        return "it is empty or has blanks around it"
+    if not translation.strip() or translation != translation.rstrip():
+        return "it is empty or ends in a blank"
     if translation == english and not locales.may_be_equal(english):
         return "it is the English text"
     if "\n" in translation:
@@ -63,7 +63,7 @@ def find_fault(english: str, translation: str) -> str | None:
     for what, pattern in (("code, picture or address", ASIDE), ("place", PLACES)):
         if sorted(pattern.findall(english)) != sorted(pattern.findall(translation)):
             return f"a {what} differs: {pattern.findall(english)} and {pattern.findall(translation)}"
-    mark = re.compile(r"^(#+ |[-*] |\d+\. |\|)?")
+    mark = re.compile(r"^ *(#+ |[-*] |\d+\. |\|)?")
     if mark.match(english).group() != mark.match(translation).group() or english.count("|") != translation.count("|"):
         return "the mark at its beginning or the columns of the table differ"
     if english.count("**") != translation.count("**"):

@@ -4,7 +4,7 @@ import { allNodes } from "./graph.js";
 import { languages } from "./text.js";
 
 // As tools/blocks.py cuts them: paragraphs, headings, items and rows of tables are translated one by one.
-const CUT = /(```[^]*?```|\n{2,}|\n(?=(?:[-*] |\d+\. |#|\|)))/;
+const CUT = /(```[^]*?```|\n{2,}|\n(?= *(?:[-*] |\d+\. )|#|\|))/;
 
 /** A note with each block that the table has in its words. */
 export function translateNote(note, table) {
