@@ -34,7 +34,8 @@ def paint(text: str, seed: int) -> bytes:
             node["inputs"]["text"] = text
         if "seed" in node["inputs"]:
             node["inputs"]["seed"] = seed
-    number = json.loads(ask("/prompt", {"prompt": prompt}))["prompt_id"]
+    # Without a client_id, older servers tell nothing of a picture that they have painted before.
+    number = json.loads(ask("/prompt", {"client_id": "paint", "prompt": prompt}))["prompt_id"]
     while True:
         entry = json.loads(ask(f"/history/{number}")).get(number)
         if entry:

@@ -5,7 +5,8 @@ set -euo pipefail
 server=${COMFYUI_URL:-http://127.0.0.1:8188}
 prompt=$(dirname "$0")/../workflows/api/a_first_picture.json
 
-id=$(jq --arg text "$1" --argjson seed "$2" '{prompt: (map_values(
+# Without a client_id, older servers tell nothing of a picture that they have painted before.
+id=$(jq --arg text "$1" --argjson seed "$2" '{client_id: "paint", prompt: (map_values(
         if ._meta.title == "Prompt" then .inputs.text = $text else . end
         | if .inputs | has("seed") then .inputs.seed = $seed else . end))}' "$prompt" |
     curl -fsS -H 'Content-Type: application/json' --data-binary @- "$server/prompt" | jq -r .prompt_id)
