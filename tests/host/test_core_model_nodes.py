@@ -39,12 +39,12 @@ NOTHING = {
 }
 """Nodes that change nothing, and why."""
 
-FAILS_IN_CORE = {
+OF_OTHERS = {
     "ModelNoiseScale": "multiplier",
     "HiDreamO1PatchSeamSmoothing": "multiplier",
     "TripoSplatSamplingPreview": "q_token_length",
 }
-"""They read attributes of their own architecture, which core's own Cascade does not have either."""
+"""Nodes that read an attribute of their own architecture, which core's own Cascade does not have either."""
 
 OWN_TESTS = ("Lora", "ModelMerge", "Hypernetwork", "TorchCompile")
 """Parts of names: what needs other files or two models; see test_core_nodes.py and test_merging.py."""
@@ -119,11 +119,10 @@ def test_every_node(studio, plain, stage):
         try:
             result = sample(studio, stage, patched(studio, name, stage))
         except PromptError as error:
-            if name not in FAILS_IN_CORE:
-                check_sentence(str(error))
-                assert name not in ACTS, str(error)
+            check_sentence(str(error), *([f"'{OF_OTHERS[name]}'", "Take it off"] if name in OF_OTHERS else []))
+            assert name not in ACTS, str(error)
             continue
-        assert name not in FAILS_IN_CORE and torch.isfinite(result).all(), name
+        assert name not in OF_OTHERS and torch.isfinite(result).all(), name
         difference = relative(result, plain[stage])
         if name in nothing and difference > 1e-4:
             wrong.append(f"{name} changes the picture by {difference:.1e}")
@@ -133,14 +132,25 @@ def test_every_node(studio, plain, stage):
     assert {"FreeU", "HyperTile", "TomePatchModel", "PatchModelAddDownscale", "PerturbedAttentionGuidance"} <= seen
 
 
-def test_what_fails_here_fails_in_core(studio):
+def test_what_other_architectures_have_is_said_and_looks_like_any_missing_attribute(studio):
     """Neither core's sampling nor its nets of Stable Cascade have what these nodes read."""
     from comfy.ldm.cascade.stage_b import StageB
     from comfy.ldm.cascade.stage_c import StageC
     from comfy.model_sampling import StableCascadeSampling
 
-    core = [StableCascadeSampling(), StageB, StageC]
-    assert not any(hasattr(part, name) for part in core for name in FAILS_IN_CORE.values())
+    core, ours = [StableCascadeSampling(), StageB, StageC], []
+    for stage in STAGES:
+        model = getattr(studio.parts, stage).model
+        ours += [model, model.model_sampling, model.diffusion_model]
+    for part in [*core, *ours]:
+        assert not any(hasattr(part, name) for name in OF_OTHERS.values())
+    for part in ours:
+        assert getattr(part, "multiplier", 3) == 3
+        with pytest.raises(AttributeError) as told:
+            part.multiplier  # noqa: B018 - the look is the test
+        check_sentence(str(told.value), "'multiplier'")
+        with pytest.raises(AttributeError, match="object has no attribute '_multiplier'"):
+            part._multiplier  # noqa: B018
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -22,6 +22,7 @@ from ....stages.files.kinds import is_published
 from ....stages.inputs.resize import crop_prior
 from ....stages.nets.stage_c import StageCConfig
 from .finite import FiniteWatch, is_finite
+from .foreign import SaysWhatIsMissing
 from .nets import HostStageB, HostStageC
 from .regions import PICTURES_KEY, REGIONS_KEY, WEIGHTS_KEY, join_image_embeds, join_token_weights, make_region_conds
 
@@ -101,7 +102,7 @@ def check_given(stage: str, x: Tensor, conditions: dict[str, Any]) -> None:
         )
 
 
-class CascadeSampling(comfy.model_sampling.StableCascadeSampling, comfy.model_sampling.EPS):
+class CascadeSampling(SaysWhatIsMissing, comfy.model_sampling.StableCascadeSampling, comfy.model_sampling.EPS):
     """ComfyUI's Stable Cascade sampling, with the noise condition in the official rounding.
 
     ``sigma`` is b/a of the variance-preserving process, ``timestep`` the noise condition r that the networks embed. The
@@ -129,7 +130,7 @@ def make_sampling(shift: float) -> CascadeSampling:
     return sampling
 
 
-class CascadeModel(comfy.model_base.BaseModel):
+class CascadeModel(SaysWhatIsMissing, comfy.model_base.BaseModel):
     """What both stages share: the official sampling, output checks and true memory estimates."""
 
     stage, kind = "Stage C", "stage_c"

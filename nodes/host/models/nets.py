@@ -17,6 +17,7 @@ from ....stages.nets.stage_b import StageB, StageBConfig
 from ....stages.nets.stage_c import StageC, StageCConfig
 from ....stages.nets.unet import UNetConfig
 from .backend import backend_for
+from .foreign import SaysWhatIsMissing
 from .hooks import choose_hooks
 
 
@@ -63,7 +64,7 @@ class HostNet:
         ).execute(*args, **kwargs)
 
 
-class HostStageC(StageC, HostNet):
+class HostStageC(SaysWhatIsMissing, StageC, HostNet):
     """Stage C as the host calls it; ``forward(x, r, context=, control=, transformer_options=, **conditions)``."""
 
     def __init__(
@@ -134,7 +135,7 @@ class HostStageC(StageC, HostNet):
         return tuple(strides)
 
 
-class HostStageB(StageB, HostNet):
+class HostStageB(SaysWhatIsMissing, StageB, HostNet):
     """Stage B as the host calls it. Areas with odd or very short sides are padded for the pass and cut again."""
 
     def __init__(
