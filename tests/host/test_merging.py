@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family import stage_b_weights, stage_c_weights
+from family import fp8_scaled, stage_b_weights, stage_c_weights
 from forward import attention_shapes, comfyui, forward, inputs_for, low_rank, noise
 from graphs import check_sentence
 from safetensors import safe_open
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from world import Studio, changed, relative
 
 from cascade_studio.stages import identify, normalise, read_header
+from cascade_studio.stages.lora.extract import EVERYTHING
 from cascade_studio.stages.lora.merge import GROUPS, group_of
 
 STAGES = ("prior", "decoder")
@@ -267,3 +268,43 @@ def held(source, target) -> None:
 def full_disk(tensors, path, metadata=None) -> None:
     Path(path).write_bytes(b"half of it")
     raise OSError(28, "No space left on device")
+
+
+def open_fp8(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The numbers in a file of :func:`family.fp8_scaled` in its newer form: each weight times its scale."""
+    own = {key: value for key, value in weights.items() if not key.endswith((".comfy_quant", ".weight_scale"))}
+    return {key: value.float() * weights.get(f"{key}_scale", torch.ones(())).float() for key, value in own.items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_quantised_models_count_as_the_numbers_they_hold(studio, models, stage):
+    """As second model of a merge, as either side of a difference and of an extraction."""
+    first = models[stage][0]
+    weights = {key: value.float() for key, value in models[stage][1].model.diffusion_model.state_dict().items()}
+    quantised = fp8_scaled(normalise(weights, identify(weights)), new=True)
+    file = studio.write(f"diffusion_models/t_scaled_{stage}", quantised)
+    scaled, plain = (
+        studio.load(stage, file),
+        studio.load(stage, studio.write(f"diffusion_models/t_opened_{stage}", open_fp8(quantised))),
+    )
+    for share in (1.0, 0.5):
+        given = dict.fromkeys(GROUPS, share)
+        expected = answer(merge(studio, first, plain, **given))
+        assert relative(answer(merge(studio, first, scaled, **given)), expected) <= 1e-5
+    for one, other in ((scaled, first), (first, scaled), (scaled, plain)):
+        tuned, base = ((plain if model is scaled else model) for model in (one, other))
+        expected, found = (
+            answer(studio.call("CascadeStudio_AddDifference", model=first, tuned=a, base=b, strength=1.0))
+            for a, b in ((tuned, base), (one, other))
+        )
+        assert relative(found, expected) <= 1e-5
+    from cascade_studio.nodes.host.lora.merge import extract_lora
+
+    change, _ = extract_lora(scaled, first, 4096, 1.0, EVERYTHING, torch.float32, "it")
+    lora = studio.call(
+        "CascadeStudio_LoadLora",
+        STAGES.index(stage),
+        lora=studio.write(f"loras/t_of_{stage}", change),
+        **{stage: first},
+    )
+    assert relative(answer(lora), answer(plain)) < 1e-3

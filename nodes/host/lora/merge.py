@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy.utils
 import torch
 from torch import Tensor
@@ -55,11 +56,33 @@ def list_trained_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes_of(model.model.diffusion_model).items() if name.endswith(TRAINED)}
 
 
+def find_weights(model: Any) -> dict[str, list[Any]]:
+    """What the host's ``get_key_patches`` gives, for the parameters alone, by their keys in the host.
+
+    Each is ``[(weight, what turns it into plain numbers), *patches]``. The host's own stumbles over a quantised layer,
+    whose state names scales that are no weights of it.
+    """
+    found = {}
+    for key in (ROOT + name for name in list_trained_shapes(model)):
+        weight, _, convert_weight = comfy.model_patcher.get_key_weight(model.model, key)
+        if key in model.backup:
+            weight = model.backup[key].weight
+        if key in model.hook_backup:
+            weight = model.hook_backup[key][0]
+        found[key] = [(weight, convert_weight or keep_weight), *model.patches.get(key, [])]
+    return found
+
+
+def keep_weight(weight: Tensor, **_: Any) -> Tensor:
+    """A weight that is plain numbers already."""
+    return weight
+
+
 def merge_models(first: Any, second: Any, weights: Mapping[str, float], where: str) -> Any:
     """``first`` moved to ``second`` by the share in ``weights`` for each group of :data:`stages.lora.merge.GROUPS`."""
     check_same(first, {"model2": second}, where)
     levels = len(first.model.diffusion_model.down_blocks)
-    patches = second.get_key_patches(ROOT)
+    patches = find_weights(second)
     merged = first.clone()
     for key, patch in patches.items():
         share = weights[group_of(key[len(ROOT) :], levels)]
@@ -74,7 +97,7 @@ def add_difference(first: Any, tuned: Any, base: Any, strength: float, where: st
     merged = first.clone()
     if strength == 0:
         return merged
-    plus, minus = tuned.get_key_patches(ROOT), base.get_key_patches(ROOT)
+    plus, minus = find_weights(tuned), find_weights(base)
     # The difference is made first, so that layers that are the same in both stay exactly as they are.
     patches = {key: [*plus[key], (-1.0, minus[key], 1.0, None, None)] for key in plus if key in minus}
     merged.add_patches(patches, strength, 1.0)
@@ -82,7 +105,7 @@ def add_difference(first: Any, tuned: Any, base: Any, strength: float, where: st
 
 
 def bake_weight(entry: list[Any], key: str, device: torch.device) -> Tensor:
-    """A weight with its patches in float32; ``entry`` is what ``get_key_patches`` has for ``key``."""
+    """A weight with its patches in float32; ``entry`` is what :func:`find_weights` has for ``key``."""
     (weight, convert_weight), *patches = entry
     weight = comfy.model_management.cast_to_device(weight, device, torch.float32, copy=True)
     return comfy.lora.calculate_weight(patches, convert_weight(weight, inplace=True), key)
@@ -94,7 +117,7 @@ def extract_lora(
     """The LoRA, under ComfyUI's names, that turns ``base`` into ``tuned``, and how much of the change it keeps."""
     check_same(base, {"tuned": tuned}, where)
     device = comfy.model_management.get_torch_device()
-    after, before = tuned.get_key_patches(ROOT), base.get_key_patches(ROOT)
+    after, before = find_weights(tuned), find_weights(base)
     keys = [
         key
         for key, entry in before.items()
