@@ -79,9 +79,10 @@ def is_loopback(host: str | None) -> bool:
     if host.lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def is_private(host: str | None) -> bool:
@@ -89,9 +90,10 @@ def is_private(host: str | None) -> bool:
     if is_loopback(host):
         return True
     try:
-        return not ipaddress.ip_address(host or "").is_global
+        address = ipaddress.ip_address(host or "")
     except ValueError:
         return False
+    return not (getattr(address, "ipv4_mapped", None) or address).is_global
 
 
 def check_url(url: str, what: str = "address") -> str:

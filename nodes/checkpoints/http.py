@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.utils
 import re
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -14,10 +13,9 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection
 
-from .addresses import OFFICIAL_ENDPOINT, check_url, is_loopback, is_private, origin, redact_url
+from .addresses import OFFICIAL_ENDPOINT, check_url, is_private, origin, redact_url
+from .connections import Adapter, leads_inside
 from .errors import BadCatalogue, Changed, Retry, SourceFailed
 from .settings import Settings
 
@@ -98,34 +96,39 @@ class Client:
         self._own.buffer = buffer
         moved = self._moved.get(url)
         if moved:
-            response, final, told = self._follow(moved, headers)
+            response, final, told = self._follow(moved, headers, url)
             if response.status_code not in (401, 403, 404, 410):
                 return self._reply(response, final, start, told, bool(if_range))
             # A signed address holds for a while only; the first one gives a new one.
             response.close()
             self._moved.pop(url, None)
-        response, final, told = self._follow(url, headers)
+        response, final, told = self._follow(url, headers, url)
         reply = self._reply(response, final, start, told, bool(if_range))
         if origin(final) != origin(url):
             self._moved[url] = final
         return reply
 
-    def _follow(self, url: str, headers: Mapping[str, str]) -> tuple[requests.Response, str, str | None]:
-        """The answer at the end of all redirects, its address, and the hash that the official host told on the way."""
-        official_hash = None
-        begun_here = is_loopback(urlsplit(url).hostname)
+    def _follow(self, url: str, headers: Mapping[str, str], begun: str) -> tuple[requests.Response, str, str | None]:
+        """The answer at the end of all redirects, its address, and the hash that the official host told on the way.
+
+        ``begun`` is the address that was asked for first: from outside no redirect leads into a private network.
+        """
+        official_hash, inside = None, None
         for _ in range(HOPS):
-            response = self._ask(url, headers)
+            elsewhere = origin(url) != origin(begun)
+            if elsewhere and inside is None:
+                inside = leads_inside(urlsplit(begun).hostname)
+            response = self._ask(url, headers, outside_only=elsewhere and not inside)
             official_hash = official_hash or read_official_hash(url, response.headers)
             place = response.headers.get("Location")
             if response.status_code not in (301, 302, 303, 307, 308) or not place:
                 return response, url, official_hash
             response.close()
-            url = self._check_redirect(url, urljoin(url, place), begun_here)
+            url = self._check_redirect(url, urljoin(url, place), begun)
         raise SourceFailed(f"{redact_url(url)} redirects in circles.")
 
     @staticmethod
-    def _check_redirect(before: str, after: str, begun_here: bool) -> str:
+    def _check_redirect(before: str, after: str, begun: str) -> str:
         try:
             check_url(after)
         except BadCatalogue:
@@ -134,20 +137,20 @@ class Client:
                 f"{redact_url(before)} redirects to {after_shown}, which is neither https nor http on this "
                 "computer. That is not followed."
             ) from None
-        if is_private(urlsplit(after).hostname) and not begun_here:
+        if is_private(urlsplit(after).hostname) and not leads_inside(urlsplit(begun).hostname):
             raise SourceFailed(
                 f"{redact_url(before)} redirects to this computer itself or into the network it is in. "
                 "That is not followed."
             )
         return after
 
-    def _ask(self, url: str, headers: Mapping[str, str]) -> requests.Response:
+    def _ask(self, url: str, headers: Mapping[str, str], outside_only: bool) -> requests.Response:
         here, settings = origin(url), self.settings
         with_token = settings.token and here == origin(settings.endpoint) and here not in self._token_refused
         while True:
             sent = {**headers, "Authorization": f"Bearer {settings.token}"} if with_token else dict(headers)
             try:
-                response = self._session().get(
+                response = self._session(outside_only).get(
                     url, headers=sent, stream=True, allow_redirects=False, timeout=(settings.connect, settings.stall)
                 )
             except requests.exceptions.SSLError:
@@ -160,6 +163,8 @@ class Client:
                     f"{redact_url(url)} or the proxy for it cannot be used ({type(error).__name__}). Check "
                     "the proxy variables HTTPS_PROXY and ALL_PROXY."
                 ) from None
+            except SourceFailed:
+                raise
             except Exception as error:
                 raise Retry(fault_in_words(error)) from None
             if response.status_code == 401 and with_token:
@@ -170,16 +175,16 @@ class Client:
                 continue
             return response
 
-    def _session(self) -> requests.Session:
-        own = self._own
-        if getattr(own, "made_for", None) != own.buffer:
-            own.session, own.made_for = requests.Session(), own.buffer
-            own.session.auth = lambda request: request  # keeps .netrc out of it
-            own.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            if own.buffer:
-                for scheme in ("http://", "https://"):
-                    own.session.mount(scheme, _Buffered(own.buffer))
-        return own.session
+    def _session(self, outside_only: bool) -> requests.Session:
+        own, wanted = self._own, (self._own.buffer, outside_only)
+        sessions = own.__dict__.setdefault("sessions", {})
+        if wanted not in sessions:
+            session = sessions[wanted] = requests.Session()
+            session.auth = lambda request: request  # keeps .netrc out of it
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, Adapter(*wanted))
+        return sessions[wanted]
 
     def _reply(
         self, response: requests.Response, url: str, start: int, official_hash: str | None, conditional: bool
@@ -233,19 +238,6 @@ class Client:
                 451: f"{host} may not give out the file here (451).",
             }.get(status, f"{host} answers with the error {status}.")
         )
-
-
-class _Buffered(HTTPAdapter):
-    """Connections with a receive buffer of a given size."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        super().__init__()
-
-    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        own = (socket.SOL_SOCKET, socket.SO_RCVBUF, self._size)
-        options["socket_options"] = [*HTTPConnection.default_socket_options, own]
-        super().init_poolmanager(*arguments, **options)
 
 
 def read_official_hash(url: str, headers: Mapping[str, str]) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +12,16 @@ from pathlib import Path
 
 from . import disk
 
+if disk.WINDOWS:
+    import msvcrt
+else:
+    import fcntl
+
 log = logging.getLogger(__name__)
 
 POLL = 0.2
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""What a disk answers that offers no locks."""
 
 
 def lock_path(target: Path) -> Path:
@@ -24,29 +33,63 @@ def lock_path(target: Path) -> Path:
 def locked(target: Path, tick: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of ``target``. While another holds it, ``tick`` is called five times a second; it may raise.
 
-    The system frees the lock of a process that was killed.
+    The system frees the lock of a process that was killed. Nothing is left of it afterwards.
     """
-    import filelock
-
-    lock = filelock.FileLock(disk.system_path(lock_path(target)))
-    told = False
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except filelock.Timeout:
-            if not told:
-                log.info("%s is being fetched by another process; waiting for it.", target.name)
-                told = True
-            tick()
-            time.sleep(POLL)
-        except NotImplementedError:
-            log.warning("The disk of %s offers no locks; do not fetch the same file from two programs.", target.parent)
-            break
+    path, told = disk.system_path(lock_path(target)), False
+    while (handle := _take(path)) is None:
+        if not told:
+            log.info("%s is being fetched by another process; waiting for it.", target.name)
+            told = True
+        tick()
+        time.sleep(POLL)
     try:
         yield
     finally:
-        # While the file is not there, removing the lock's name could let two of those who wait for it in at once.
-        if target.exists():
-            disk.remove(lock_path(target))
-        lock.release(force=True)
+        _give_back(path, handle)
+
+
+def _take(path: str) -> int | None:
+    """The open lock file, which is ours alone; None while another has it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _lock(handle):
+                os.close(handle)
+                return None
+            # Whoever had it before may have removed the file that was opened here: its lock keeps nobody out.
+            if disk.WINDOWS or _is_at(handle, path):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        if disk.WINDOWS:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            return False
+        log.warning("This disk offers no locks; do not fetch the same file from two programs.")
+    return True
+
+
+def _is_at(handle: int, path: str) -> bool:
+    """Whether the open file is still the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _give_back(path: str, handle: int) -> None:
+    """Remove the file while it is locked; on Windows, where nobody can remove a file that is open, afterwards."""
+    if not disk.WINDOWS:
+        disk.remove(path)
+    os.close(handle)
+    if disk.WINDOWS:
+        disk.remove(path)

@@ -28,7 +28,8 @@ def servers() -> Iterator[Callable[[], FaultyServer]]:
 
 
 @pytest.fixture
-def place(servers, tmp_path) -> Place:
+def place(servers, tmp_path) -> Iterator[Place]:
+    """A place; however its download ends, no empty file is left of it."""
     server = servers()
     data = safetensors(1 << 20)
     entry = Entry(
@@ -42,7 +43,9 @@ def place(servers, tmp_path) -> Place:
         sha256=hashlib.sha256(data).hexdigest(),
     )
     server.files["x"] = File(data)
-    return Place(server, tmp_path / "models", data, entry)
+    made = Place(server, tmp_path / "models", data, entry)
+    yield made
+    assert not [path for path in made.models.rglob("*") if path.is_file() and not path.stat().st_size]
 
 
 @pytest.fixture(scope="session")

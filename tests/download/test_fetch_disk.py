@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from downloads import safetensors
 
+from cascade_studio.nodes.checkpoints import lock
 from cascade_studio.nodes.checkpoints.errors import CheckpointError, DiskFull, FetchFailed
 
 SIZE = 1 << 20
@@ -90,3 +93,33 @@ def test_what_a_kill_after_the_last_step_left_is_tidied(place):
     place.target.with_name("x.safetensors.part.json").write_text("{}")
     place.fetch()
     place.assert_exact()
+
+
+def test_one_at_a_time_and_nothing_left_of_the_lock(tmp_path, monkeypatch):
+    """The lock's file is removed by whoever had it, while others wait for it and yet others come."""
+    monkeypatch.setattr(lock, "POLL", 0.001)
+    inside, most = [], []
+
+    def work(number: int) -> None:
+        with lock.locked(tmp_path / "x.safetensors", lambda: None):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.0005)
+            inside.remove(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(400)))
+    assert len(most) == 400 and max(most) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wait_that_is_stopped_leaves_the_lock_to_its_owner(tmp_path):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    target = tmp_path / "x.safetensors"
+    with lock.locked(target, stop):
+        with pytest.raises(KeyboardInterrupt), lock.locked(target, stop):
+            pass
+        assert lock.lock_path(target).exists()
+    assert list(tmp_path.iterdir()) == []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from downloads import QUICK
 from faulty_server import Fault, File
 
-from cascade_studio.nodes.checkpoints import http
+from cascade_studio.nodes.checkpoints import connections, http
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue, BadFile, FetchFailed, Offline
 from cascade_studio.nodes.checkpoints.fetch import _Job, sources
 from cascade_studio.nodes.checkpoints.partial import Partial
@@ -119,9 +122,76 @@ def test_a_redirect_to_anything_but_https_is_not_followed(place, where):
     place.assert_absent()
 
 
-def test_a_redirect_from_outside_to_this_computer_is_not_followed():
-    with pytest.raises(FetchFailed, match="redirects to this computer itself"):
-        http.Client._check_redirect("https://example.org/x", "http://127.0.0.1:80/x", begun_here=False)
+@pytest.mark.parametrize("number", ["127.0.0.1", "10.1.2.3", "[::1]", "[::ffff:10.0.0.1]", "169.254.169.254"])
+def test_a_redirect_from_outside_into_a_private_network_is_not_followed(number):
+    begun = "https://8.8.8.8/x"
+    with pytest.raises(FetchFailed, match="redirects to this computer itself or into the network"):
+        http.Client._check_redirect(begun, f"https://{number}/x", begun)
+
+
+NAMES = {
+    "a name of this computer": [["127.0.0.1"]],
+    "a name that stands for several": [["203.0.113.1", "127.0.0.1"]],
+    "a name that changes between two looks": [["203.0.113.1"], ["127.0.0.1"]],
+}
+"""What a name on the way stands for, at each look; nobody answers at 203.0.113.1."""
+
+
+@pytest.fixture
+def outside(place, monkeypatch) -> Callable[[list[list[str]]], str]:
+    """The place's server as one of the outside, and the name ``there`` as whatever it is to stand for."""
+    look_up, looks = socket.getaddrinfo, []
+
+    def stand_for(answers: list[list[str]]) -> str:
+        def look(host: str, port: Any, *more: Any, **others: Any) -> list[Any]:
+            if host != "there.example":
+                return look_up(host, port, *more, **others)
+            looks.append(host)
+            now = answers[min(len(looks), len(answers)) - 1]
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (number, port)) for number in now]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look)
+        monkeypatch.setattr(http, "leads_inside", lambda host: False)
+        return "there.example"
+
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return stand_for
+
+
+@pytest.mark.parametrize("answers", NAMES.values(), ids=NAMES)
+def test_a_name_on_the_way_does_not_lead_into_a_private_network(place, servers, outside, answers):
+    """The address of the open connection counts, and not a byte is sent to it."""
+    here, name = servers(), outside(answers)
+    if len(answers) > 1:
+        socket.getaddrinfo(name, 0)  # the look at which it was still a public one
+    place.server.always(Fault(redirect=f"https://{name}:{here.port}/x"))
+    with pytest.raises(FetchFailed, match="redirect leads to there.example, which is this computer itself or in"):
+        place.fetch()
+    assert not here.requests
+    assert not [path for path in place.models.rglob("*") if path.is_file()], "nothing is left of a refusal"
+
+
+def test_whoever_begins_inside_is_led_inside(place, servers):
+    """A mirror in one's own network redirects to its neighbours."""
+    assert connections.leads_inside("127.0.0.1") and connections.leads_inside("localhost")
+    assert not connections.leads_inside("203.0.113.1.example.invalid")
+    other = servers()
+    other.files["cdn"] = File(place.data)
+    place.server.always(Fault(redirect=other.url("cdn")))
+    place.fetch()
+    place.assert_exact()
+
+
+def test_a_proxy_may_be_anywhere(place, monkeypatch):
+    """It alone knows where a name lies, so only the connection to it is ours."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", place.server.url(""))
+    client = http.Client(QUICK)
+    client._own.buffer = 0
+    with client._ask("http://there.example/x", {}, outside_only=True) as response:
+        assert response.content == place.data
 
 
 def test_circles_end(place):
