@@ -1,4 +1,4 @@
-"""High resolution: Stage B in pieces or tiles, and the start of a second pass of Stage C."""
+"""High resolution: Stage B in pieces, and the start of a second pass of Stage C."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..stages.inputs import canvas, resize
 from .host import latents
-from .host.sampling import guidance, tiles
+from .host.sampling import guidance, notes, tiles
 
 CATEGORY = "Cascade Studio/high resolution"
 TILES, SECOND = "Tile Stage B", "Enlarge Stage C latent"
@@ -23,8 +23,8 @@ class CascadeStudioTileDecoder(io.ComfyNode):
             display_name=TILES,
             category=CATEGORY,
             description=(
-                "Lets Stage B make large pictures in little memory: in pieces, which changes nothing else, or "
-                "in overlapping tiles that each follow their own part of the Stage C latent."
+                "Lets Stage B make large pictures in little memory, piece by piece: the picture is the same but for "
+                "the last rounding."
             ),
             search_aliases=["stable cascade", "tiled diffusion", "tiled decoder", "low vram", "4k", "high resolution"],
             inputs=[
@@ -33,9 +33,10 @@ class CascadeStudioTileDecoder(io.ComfyNode):
                     "method",
                     options=list(tiles.METHODS),
                     default=tiles.PIECES,
+                    advanced=True,
                     tooltip=(
-                        "pieces gives the same picture in less than half the memory. The tiles need less still and are "
-                        "faster on very large pictures, but only come close to it; shared norms come closer."
+                        "pieces, which is exact. The others stand in older workflows and are done in pieces as well. "
+                        "To enlarge a picture by tiles use Cascade Upscale."
                     ),
                 ),
                 io.Int.Input(
@@ -45,7 +46,8 @@ class CascadeStudioTileDecoder(io.ComfyNode):
                     max=4096,
                     step=64,
                     tooltip=(
-                        "Side of a tile in pixels; smaller needs less memory. Pictures up to this size stay whole."
+                        "The wide layers hold no more at once than a picture of a quarter of this side needs; smaller "
+                        "needs less memory."
                     ),
                 ),
                 io.Int.Input(
@@ -54,7 +56,8 @@ class CascadeStudioTileDecoder(io.ComfyNode):
                     min=64,
                     max=2048,
                     step=64,
-                    tooltip=("How many pixels neighbouring tiles share at least and blend over. Not used by pieces."),
+                    advanced=True,
+                    tooltip="Not used: pieces need no overlap. It stands in older workflows.",
                 ),
                 io.Int.Input(
                     "tile_batch",
@@ -62,10 +65,7 @@ class CascadeStudioTileDecoder(io.ComfyNode):
                     min=1,
                     max=16,
                     advanced=True,
-                    tooltip=(
-                        "Tiles computed at once: faster on large graphics cards, needs that many times the memory. "
-                        "Not used by pieces."
-                    ),
+                    tooltip="Not used: pieces follow each other. It stands in older workflows.",
                 ),
             ],
             outputs=[
@@ -79,9 +79,11 @@ class CascadeStudioTileDecoder(io.ComfyNode):
     def execute(cls, model: Any, method: str, tile_size: int, tile_overlap: int, tile_batch: int) -> io.NodeOutput:
         latents.check_model(model, "Stage B", TILES)
         guidance.check_own(model, TILES, "Stage B")
-        return io.NodeOutput(
-            tiles.patch_tiles(model, tiles.make_tiling(method, tile_size // PIXELS, tile_overlap // PIXELS, tile_batch))
-        )
+        told = []
+        if method != tiles.PIECES:
+            told = [f"{TILES}: '{method}' is done in pieces now, which give exactly the picture without this node."]
+        tiling = tiles.make_tiling(tiles.PIECES, tile_size // PIXELS, 0, 1)
+        return io.NodeOutput(tiles.patch_tiles(model, tiling), ui=notes.show_notes(told))
 
 
 class CascadeStudioHighResolutionPrior(io.ComfyNode):

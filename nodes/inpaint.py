@@ -1,14 +1,15 @@
-"""Inpainting a part of a picture at its own size, and pasting it back without touching the rest."""
+"""Inpainting a part of a picture at its own size, pasting it back without touching the rest, and masks for it."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages.inputs import inpaint
+from ..stages.inputs import inpaint, masks, pictures, saliency
 from .host.files import native
 from .types import Stitch
 
 CATEGORY = "Cascade Studio/image"
+SALIENCY = "Saliency Mask"
 
 
 class CascadeStudioInpaintCrop(io.ComfyNode):
@@ -154,4 +155,58 @@ class CascadeStudioInpaintStitch(io.ComfyNode):
         return io.NodeOutput(inpaint.paste_part(stitch, image))
 
 
-NODES = [CascadeStudioInpaintCrop, CascadeStudioInpaintStitch]
+class CascadeStudioSaliencyMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_SaliencyMask",
+            display_name=SALIENCY,
+            category=CATEGORY,
+            description=(
+                "A mask of what stands out in a picture, from the picture alone: a start for inpainting and detailing "
+                "where nothing was painted by hand."
+            ),
+            search_aliases=["stable cascade", "saliency", "auto mask", "foreground", "subject mask"],
+            inputs=[
+                io.Image.Input("image", tooltip="A picture, or a batch; each gets a mask of its own."),
+                io.Combo.Input(
+                    "method",
+                    options=list(saliency.METHODS),
+                    default=saliency.BORDER,
+                    tooltip=(
+                        "border: what has other colours than the picture's sides, best for a subject on a ground. "
+                        "spectral residual: what breaks the picture's pattern."
+                    ),
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=saliency.THRESHOLD,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="What is more salient than this share of the most salient place is marked.",
+                ),
+                io.Int.Input(
+                    "grow",
+                    default=0,
+                    min=-512,
+                    max=512,
+                    tooltip="Pixels by which the mask is widened; negative numbers make it smaller.",
+                ),
+                io.Boolean.Input(
+                    "fill_holes", default=True, advanced=True, tooltip="Whether what the mask surrounds belongs to it."
+                ),
+            ],
+            outputs=[io.Mask.Output("mask", display_name="mask", tooltip="1 where the picture stands out, else 0.")],
+        )
+
+    @classmethod
+    def execute(cls, image: io.Image.Type, method: str, threshold: float, grow: int, fill_holes: bool) -> io.NodeOutput:
+        rgb = pictures.to_rgb(pictures.check_pictures(image, SALIENCY))
+        mask = (saliency.find_salient(rgb, method) > threshold).float()
+        mask = masks.grow_octagon(masks.fill_holes(mask) if fill_holes else mask, grow)
+        return io.NodeOutput(mask)
+
+
+NODES = [CascadeStudioInpaintCrop, CascadeStudioInpaintStitch, CascadeStudioSaliencyMask]

@@ -16,6 +16,7 @@ from . import (
     conditioning,
     control,
     custom_sampling,
+    detail,
     drafts,
     guidance,
     high_resolution,
@@ -25,12 +26,14 @@ from . import (
     loaders,
     lora,
     merging,
+    one_model,
     pictures,
     prompts,
     reports,
     sampling,
     training,
     training_set,
+    upscale,
 )
 from .host.files.names import share_examples
 
@@ -114,6 +117,9 @@ class CascadeStudioExtension(ComfyExtension):
             prompts,
             guidance,
             high_resolution,
+            detail,
+            upscale,
+            one_model,
             training_set,
             training,
             compare,

@@ -54,6 +54,15 @@ def schedule_inputs(stage: str) -> list[io.Input]:
     ]
 
 
+def decoder_inputs() -> list[io.Input]:
+    """As :func:`schedule_inputs` of Stage B, for nodes that run both stages."""
+    inputs = schedule_inputs("stage_b")
+    for entry in inputs:
+        entry.id, entry.advanced = f"decoder_{entry.id}", True
+        entry.tooltip = f"Stage B: {entry.tooltip}"
+    return inputs
+
+
 def guidance_inputs() -> list[io.Input]:
     """The rest of the official guidance, under the advanced inputs."""
     return [

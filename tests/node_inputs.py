@@ -58,6 +58,7 @@ def make_inputs(parts: Parts, control_net: Any = None) -> dict[str, dict[str, An
         "CascadeStudio_InpaintStitch": {"stitch": inpaint.cut_part(image, mask).stitch, "image": image},
         "CascadeStudio_ReportCard": {"latent": {**prior, card.REPORT: (done,)}, "image": image},
         "CascadeStudio_SaveImage": {"images": image, "report": (done,)},
+        **make_large_inputs(parts, prompts, image, mask),
         **make_model_inputs(parts),
         **make_control_inputs(parts, prompts, image, control_net or load_control_net()),
         "CascadeStudio_TrainingSet": {"images": image, "captions": "a thing"},
@@ -88,6 +89,28 @@ def make_inputs(parts: Parts, control_net: Any = None) -> dict[str, dict[str, An
             "mask": noise(1, 8, 8).clamp(0, 1),
         },
         **{f"CascadeStudio_{name}": {"model": parts.prior} for name in GUIDANCE},
+    }
+
+
+def make_large_inputs(parts: Parts, prompts: dict[str, Any], image: Tensor, mask: Tensor) -> dict[str, dict[str, Any]]:
+    """Inputs for the nodes that work on parts and tiles of large pictures."""
+    models = {"decoder": parts.decoder, "stage_a": parts.stage_a, "stage_c_vae": parts.stage_c_vae}
+    plain = {name: value[:1] for name, value in prompts.items()}
+    return {
+        "CascadeStudio_Detailer": {
+            **models,
+            **plain,
+            "image": image,
+            "prior": parts.prior,
+            "steps": 1,
+            "decoder_steps": 1,
+            "target_size": 64,
+            "segments": ((130, 100), [{"bbox": [10, 10, 60, 60], "cropped_mask": None, "crop_region": [0, 0, 90, 90]}]),
+            "mask": 1 - mask,
+        },
+        "CascadeStudio_Upscale": {**models, **plain, "image": image, "steps": 1, "tile_size": 128, "tile_overlap": 64},
+        "CascadeStudio_SaliencyMask": {"image": image},
+        "CascadeStudio_OneModel": {**models, "prior": parts.prior, "prior_denoise": 0.5},
     }
 
 
@@ -136,8 +159,8 @@ def make_control_inputs(
     }
 
 
-def load_control_net() -> Any:
+def load_control_net(name: str = "canny") -> Any:
     from cascade_studio.nodes.host.conditioning import controlnet
     from cascade_studio.nodes.host.files import names
 
-    return controlnet.load_control(names.find("controlnet", "canny.safetensors"))
+    return controlnet.load_control(names.find("controlnet", f"{name}.safetensors"))

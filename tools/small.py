@@ -234,6 +234,7 @@ MINI_CHOICES = {
     "CascadeStudio_TrainLora": {"steps": 2},
     "CascadeStudio_TrainingSet": {"resolution": 192},
     "CascadeStudio_InpaintCrop": {"target_size": MINI_SIDE},
+    "CascadeStudio_Upscale": {"tile_size": MINI_SIDE, "tile_overlap": 64},
 }
 """The same for Mini, which paints and learns at a quarter of the usual sides."""
 

@@ -257,8 +257,8 @@ def plan_canvas_for_image(image: Tensor, compression: float | None = None) -> Ca
     return plan_canvas(int(image.shape[2]), int(image.shape[1]), compression)
 
 
-def check_model(model: Any, stage: str, where: str) -> None:
-    """Refuse a MODEL of the other stage, or of another architecture, in plain words."""
+def check_model(model: Any, stage: str, where: str, name: str = "model") -> None:
+    """Refuse a MODEL of the other stage, or of another architecture, on the input ``name``, in plain words."""
     kinds = {"Stage C": comfy.model_base.StableCascade_C, "Stage B": comfy.model_base.StableCascade_B}
     if isinstance(model.model, kinds[stage]):
         return
@@ -268,7 +268,7 @@ def check_model(model: Any, stage: str, where: str) -> None:
     )
     output = "prior" if stage == "Stage C" else "decoder"
     raise WrongInput(
-        f"{where} got {given} on its 'model' input. It needs the Stable Cascade {stage} model: wire the "
+        f"{where} got {given} on its '{name}' input. It needs the Stable Cascade {stage} model: wire the "
         f"'{output}' output of Load Stable Cascade into it."
     )
 

@@ -1,11 +1,10 @@
-"""Stage B on pictures that are too large for one pass: in pieces, which is exact, or in overlapping tiles, which is
-not.
+"""Stage B on pictures that are too large for one pass: in pieces, which is exact, or in overlapping tiles, which paint
+another picture.
 
 Stage B looks at the whole picture in two places: its response norms measure every channel over it, and its deepest
 levels attend to all of it. Pieces cut only the wide layers between those, so they change nothing but memory. Tiles run
-the whole network on a part of the latent, with the part of the Stage C latent that belongs to it. What a tile cannot
-see then comes from one more pass over the whole latent, thinned out to the size of a tile at the same noise level: its
-response norms, and the keys and values of its attention outside the tile.
+the whole network on a part of the latent, with the part of the Stage C latent that belongs to it: each is a picture of
+its own for the network, which may be what it was trained on where the whole is not, and they are blended at each step.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from ..errors import WrongInput
 from ..inputs.resize import crop_prior
 from ..nets.blocks import FeedForwardBlock, ResBlock, channel_lengths
 from ..nets.channels_last import nchw, nhwc
-from ..nets.hooks import BlockHooks, Place
+from ..nets.hooks import BlockHooks
 from ..nets.portable import sample_lines
-from .layers import NO_CHANGES, Attend, AttentionLayer, Changes, log_weights
+from .layers import NO_CHANGES, Changes
 
-PIECES, SHARED, OWN = "pieces", "tiles, shared norms", "tiles, own norms"
-METHODS = (PIECES, SHARED, OWN)
+PIECES, TILES = "pieces", "tiles"
 
 
 class PieceHooks(BlockHooks):
@@ -75,33 +73,6 @@ class PieceHooks(BlockHooks):
         return out
 
 
-class Whole(BlockHooks, AttentionLayer):
-    """Keeps the response norms and the own keys and values of a pass over the whole picture."""
-
-    order = 1
-
-    def __init__(self) -> None:
-        self.lengths: list[Tensor] = []
-        self.tokens: list[tuple[Tensor, Tensor, tuple[int, int]]] = []
-
-    def run_block(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
-        def keep_lengths(h: Tensor) -> Tensor:
-            self.lengths.append(channel_lengths(h))
-            return self.lengths[-1]
-
-        return block(x, skip, scale, keep_lengths)
-
-    def attend(
-        self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
-    ) -> Tensor:
-        self.tokens.append((k[:, :n_self], v[:, :n_self], place.grid))
-        return following(q, k, v, n_self, mask)
-
-    @property
-    def changes(self) -> Changes:
-        return Changes((self,), self)
-
-
 @dataclass(frozen=True)
 class Tile:
     """A part of a latent, in latents."""
@@ -115,61 +86,11 @@ class Tile:
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-class Surroundings(AttentionLayer):
-    """Adds the whole picture's thinned-out tokens from outside a tile to the tile's own, each counted as often as the
-    tokens that it stands for; ``tiles`` follow each other within every picture of the batch."""
-
-    order = 1
-
-    def __init__(self, whole: Whole, tiles: list[Tile], size: tuple[int, int], thinned: tuple[int, int]):
-        self.whole, self.tiles, self.size = whole, tiles, size
-        self.stands_for = size[0] * size[1] / (thinned[0] * thinned[1])
-        self.calls = 0
-
-    def attend(
-        self, place: Place, q: Tensor, k: Tensor, v: Tensor, n_self: int, mask: Tensor | None, following: Attend
-    ) -> Tensor:
-        keys, values, grid = self.whole.tokens[self.calls]
-        self.calls += 1
-        count = len(self.tiles)
-        outside = torch.stack([self.outside(tile, grid, k.device) for tile in self.tiles])
-        outside = outside.repeat(q.shape[0] // count, 1)
-        bias = torch.zeros((q.shape[0], k.shape[1] + outside.shape[1]), device=k.device, dtype=torch.float32)
-        bias[:, n_self : n_self + outside.shape[1]] = log_weights(outside * self.stands_for)
-        k, v = (
-            torch.cat([own[:, :n_self], far.repeat_interleave(count, 0), own[:, n_self:]], dim=1)
-            for own, far in ((k, keys), (v, values))
-        )
-        bias = bias.to(q.dtype)[:, None].expand(-1, q.shape[1], -1)
-        if mask is not None:
-            between = mask.new_zeros((*mask.shape[:2], outside.shape[1]))
-            bias = bias + torch.cat([mask[..., :n_self], between, mask[..., n_self:]], dim=-1)
-        return following(q, k, v, n_self, bias)
-
-    def outside(self, tile: Tile, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """1 for every cell of ``grid`` (rows, columns; flat) whose centre lies outside of ``tile``, else 0."""
-        inside = []
-        for cells, first, length, full in (
-            (grid[0], tile.top, tile.height, self.size[0]),
-            (grid[1], tile.left, tile.width, self.size[1]),
-        ):
-            centre = (torch.arange(cells, device=device) + 0.5) * (full / cells)
-            inside.append((centre >= first) & (centre < first + length))
-        return 1.0 - (inside[0][:, None] & inside[1][None, :]).float().flatten()
-
-
 class TileBlocks(BlockHooks):
-    """The blocks of ``tiles`` as parts of a latent of ``size``, with the response norms of the ``whole`` if given."""
+    """The blocks of ``tiles`` as parts of a latent of ``size``."""
 
-    def __init__(self, tiles: list[Tile], size: tuple[int, int], whole: Whole | None):
-        self.tiles, self.size, self.whole, self.calls = tiles, size, whole, 0
-
-    def run_block(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
-        if self.whole is None:
-            return block(x, skip, scale)
-        length = self.whole.lengths[self.calls].repeat_interleave(len(self.tiles), 0)
-        self.calls += 1
-        return block(x, skip, scale, lambda _: length)
+    def __init__(self, tiles: list[Tile], size: tuple[int, int]):
+        self.tiles, self.size = tiles, size
 
     def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """A level of odd size is stretched on its way back up: each tile has to take its part of the whole stretch."""
@@ -253,22 +174,9 @@ class Tiling:
         tiles = [Tile(top, left, height, width) for top in tops for left in lefts]
         return tiles, (down[:, None, :, None] * across[None, :, None, :]).flatten(0, 1)
 
-    def overview_size(self, size: tuple[int, int], step: int) -> tuple[int, int]:
-        """The size of the pass over the whole picture: about a tile's, in its aspect, a multiple of ``step``."""
-        factor = min(1.0, self.tile / max(size))
-        return tuple(min(side, max(step, round(side * factor / step) * step)) for side in size)
-
     def needs_tiles(self, size: tuple[int, int], step: int) -> bool:
         """Whether a latent of ``size`` is larger than a tile."""
         return any(len(place_tiles(side, self.tile, self.overlap, step)[1]) > 1 for side in size)
-
-
-def thin_out(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """``x`` (B, C, H, W) at evenly spread cells: unlike an average, white noise stays white and as strong."""
-    rows, columns = (
-        ((torch.arange(new, device=x.device) + 0.5) * (old / new)).long() for old, new in zip(x.shape[-2:], size)
-    )
-    return x[..., rows[:, None], columns]
 
 
 Call = Callable[[Tensor, Tensor, int, Changes], Tensor]
@@ -285,17 +193,11 @@ def run_in_tiles(call: Call, x: Tensor, prior: Tensor, tiling: Tiling, step: int
     tiles, weights = tiling.cut(size, step)
     if len(tiles) == 1:
         return call(x, prior, 1, NO_CHANGES)
-    whole, thinned = None, tiling.overview_size(size, step)
-    if tiling.method == SHARED:
-        whole = Whole()
-        call(thin_out(x, thinned), prior, 1, whole.changes)
     out = torch.zeros(x.shape, device=x.device, dtype=torch.float32)
     for group, shares in batches(tiles, weights, tiling.batch):
         parts = interleave([tile.cut(x) for tile in group])
         priors = interleave([crop_prior(prior, size, (t.height, t.width, t.top, t.left), least) for t in group])
-        layers = () if whole is None else (Surroundings(whole, group, size, thinned),)
-        changes = Changes(layers, TileBlocks(group, size, whole))
-        given = call(parts, priors, len(group), changes)
+        given = call(parts, priors, len(group), Changes(blocks=TileBlocks(group, size)))
         for index, (tile, share) in enumerate(zip(group, shares)):
             tile.cut(out).add_(given[index :: len(group)].float() * share.to(out.device))
     return out.to(x.dtype)

@@ -74,13 +74,15 @@ class Stitch:
     blend: Tensor
 
 
-def prepare_mask(mask: Tensor, image: Tensor, settings: CropSettings = CropSettings()) -> Tensor:
+def prepare_mask(mask: Tensor, image: Tensor, settings: CropSettings = CropSettings(), where: str = CUT) -> Tensor:
     """``mask`` (B, H, W) in float32 at the size of ``image``, one or as many as there are pictures.
+
+    where: the node, as the user sees it.
 
     Raises :class:`WrongInput` for a mask that is none, that marks nothing, or for a wrong number of them.
     """
-    mask = check_mask(mask, CUT)
-    check_count(mask, image, CUT)
+    mask = check_mask(mask, where)
+    check_count(mask, image, where)
     given, most = tuple(mask.shape[1:]), float(mask.max())
     mask = resize_mask(mask, *image.shape[1:3]).clamp(0, 1)
     mask = mask.masked_fill(mask <= settings.threshold, 0.0)

@@ -88,12 +88,16 @@ def fill_holes(mask: Tensor) -> Tensor:
     free = mask <= 0
     outside = torch.zeros_like(free)
     outside[:, 0], outside[:, -1], outside[:, :, 0], outside[:, :, -1] = True, True, True, True
-    outside = outside & free
+    return mask.masked_fill(free & ~flood(outside & free, free), 1.0)
+
+
+def flood(found: Tensor, free: Tensor) -> Tensor:
+    """All of ``free`` that is joined to ``found`` by rows and columns of it, each bool (B, H, W)."""
     while True:
-        reached = _reach_along(_reach_along(outside, free, 2), free, 1)
-        if torch.equal(reached, outside):
-            return mask.masked_fill(free & ~outside, 1.0)
-        outside = reached
+        reached = _reach_along(_reach_along(found, free, 2), free, 1)
+        if torch.equal(reached, found):
+            return found
+        found = reached
 
 
 def _reach_along(found: Tensor, free: Tensor, axis: int) -> Tensor:

@@ -16,11 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("CASCADE_STUDIO_OFFLINE", "1")
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
-
-import harness  # noqa: E402
-
-harness.arrange_path()
+sys.path.insert(0, str(TESTS))
 
 import inprocess  # noqa: E402
 import torch  # noqa: E402

@@ -92,15 +92,15 @@ def test_perturbed_attention_without_a_negative(studio):
 
 def test_self_attention_needs_the_whole_picture(studio):
     model = patched(studio, "SelfAttentionGuidance", "decoder", **ACTIVE["SelfAttentionGuidance"])
-    model = studio.call(
-        "CascadeStudio_TileDecoder", model=model, method="tiles, own norms", tile_size=256, tile_overlap=64
-    )
+    from cascade_studio.nodes.host.sampling.tiles import TILES, make_tiling, patch_tiles
+
+    model = patch_tiles(model, make_tiling(TILES, 64, 16, 1))
     prompts, latent = studio.decoder_prompts(studio.sample_prior(studio.canvas(448, 256)[0], steps=1))
     graph = studio.graph()
     node = graph.add(
         "KSampler", model=model, latent_image=latent, steps=1, sampler_name="euler", scheduler="simple", **prompts
     )
-    check_sentence(graph.error(node[0]), "Self-attention guidance", "whole picture", "pieces")
+    check_sentence(graph.error(node[0]), "Self-attention guidance", "whole picture", "Cascade Upscale")
 
 
 def test_zero_star_against_the_formula(studio):

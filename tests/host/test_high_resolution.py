@@ -1,4 +1,4 @@
-"""Tile Stage B and Enlarge Stage C latent in the host: exact where they promise it, close where they say so."""
+"""Tile Stage B and Enlarge Stage C latent in the host: exact where they promise it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from graphs import check_sentence
 from world import Studio, changed, relative
 
 SEED = 4
-PIECES, SHARED, OWN = "pieces", "tiles, shared norms", "tiles, own norms"
+PIECES, DROPPED = "pieces", ("tiles, shared norms", "tiles, own norms")
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +35,24 @@ def test_pieces_change_nothing_but_memory(studio, prior, plain):
     assert relative(sample(studio, prior, tiled(studio, PIECES)), plain) <= 1e-5
 
 
-def test_tiles_come_close(studio, prior, plain):
-    shared, own = (sample(studio, prior, tiled(studio, method)) for method in (SHARED, OWN))
-    assert not torch.equal(shared, plain)
-    errors = [float((each - plain).square().mean() / plain.square().mean()) for each in (shared, own)]
-    assert errors[0] < errors[1] < 0.01, errors
-    several = sample(studio, prior, tiled(studio, SHARED, tile_batch=4))
-    assert relative(several, shared) <= 1e-4
+@pytest.mark.parametrize("method", DROPPED)
+def test_methods_of_older_workflows_are_done_in_pieces(studio, prior, plain, method):
+    """They were 5 to 8 % off; the node says what it does in their place."""
+    graph = studio.graph()
+    node = graph.add(
+        "CascadeStudio_TileDecoder", model=studio.parts.decoder, method=method, tile_size=256, tile_overlap=256
+    )
+    result = graph.execute(node[0])
+    assert any("pieces" in text and method in text for text in result.ui[node.name]["text"])
+    assert relative(sample(studio, prior, result.values[tuple(node[0])]), plain) <= 1e-5
 
 
-@pytest.mark.parametrize("method", [SHARED, OWN])
-def test_a_picture_of_one_tile_stays_as_it_is(studio, prior, plain, method):
-    assert torch.equal(sample(studio, prior, tiled(studio, method, tile_size=1024)), plain)
+def test_a_picture_of_one_piece_stays_as_it_is(studio, prior, plain):
+    assert torch.equal(sample(studio, prior, tiled(studio, PIECES, tile_size=4096)), plain)
 
 
 def test_core_samplers_patches_and_areas(studio, prior):
-    """Tiles work below core's KSampler, with an attention patch, and on areas with a prior of their own."""
+    """Pieces work below core's KSampler, with an attention patch, and on areas with a prior of their own."""
     prompts, latent = studio.decoder_prompts(prior)
     half = studio.call(
         "ConditioningSetAreaPercentage",
@@ -70,32 +72,29 @@ def test_core_samplers_patches_and_areas(studio, prior):
 
     expected = run(studio.parts.decoder, 1.0)
     assert relative(run(tiled(studio, PIECES), 1.0), expected) <= 1e-4
-    shared = run(tiled(studio, SHARED), 1.0)
-    assert float((shared - expected).square().mean() / expected.square().mean()) < 0.01
-    assert not torch.equal(run(tiled(studio, SHARED), 5.0), shared)
+    assert changed(run(tiled(studio, PIECES), 5.0), expected)
 
 
-def test_the_host_makes_room_for_a_tile_only(studio):
-    """The latent that the host is told of needs no more memory than a tile, and our own refusal knows it too."""
-    from cascade_studio.nodes.host.sampling.tiles import estimate_memory
+def test_the_host_makes_room_for_a_part_only(studio):
+    """The latent that the host is told of needs no more memory than that, and our own refusal knows it too."""
+    from cascade_studio.nodes.host.sampling.tiles import TILES, estimate_memory, make_tiling, patch_tiles
 
-    shape = [1, 4, 2048, 2048]
-    whole = studio.parts.decoder.model.memory_required(shape)
-    told = {}
-    for method in (PIECES, SHARED):
-        model = tiled(studio, method)
+    shape, decoder = [1, 4, 2048, 2048], studio.parts.decoder
+    whole = decoder.model.memory_required(shape)
+    told = []
+    for model in (tiled(studio, PIECES), patch_tiles(decoder, make_tiling(TILES, 64, 16, 1))):
         wrappers = model.get_all_wrappers("prepare_sampling")
         assert len(wrappers) == 1
-        wrappers[0](lambda model, shape, *args, method=method: told.update({method: shape}), model, shape)
+        wrappers[0](lambda model, shape, *args: told.append(shape), model, shape)
         assert estimate_memory(model, shape) < whole / 2
-        assert studio.parts.decoder.model.memory_required(told[method]) < 0.6 * whole
-    assert estimate_memory(studio.parts.decoder, shape) == whole
-    one, four = (estimate_memory(tiled(studio, SHARED, tile_size=1024, tile_batch=count), shape) for count in (1, 4))
+        assert decoder.model.memory_required(told[-1]) < 0.6 * whole
+    assert estimate_memory(decoder, shape) == whole
+    one, four = (estimate_memory(patch_tiles(decoder, make_tiling(TILES, 256, 64, count)), shape) for count in (1, 4))
     assert four > 1.5 * one
 
 
 def test_the_last_tiling_wins_and_the_model_stays(studio, prior, plain):
-    first = tiled(studio, SHARED)
+    first = tiled(studio, DROPPED[0])
     second = studio.call("CascadeStudio_TileDecoder", model=first, method=PIECES, tile_size=256, tile_overlap=64)
     assert relative(sample(studio, prior, second), plain) <= 1e-5
     assert torch.equal(sample(studio, prior), plain)
@@ -106,11 +105,6 @@ def test_wrong_inputs(studio):
     graph = studio.graph()
     node = graph.add("CascadeStudio_TileDecoder", model=studio.parts.prior)
     check_sentence(graph.error(node[0]), "Tile Stage B", "Stage C", "decoder")
-    graph = studio.graph()
-    node = graph.add(
-        "CascadeStudio_TileDecoder", model=studio.parts.decoder, method=SHARED, tile_size=256, tile_overlap=192
-    )
-    check_sentence(graph.error(node[0]), "256 px", "192 px", "smaller overlap")
 
 
 # The second pass of Stage C

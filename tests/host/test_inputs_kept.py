@@ -59,6 +59,7 @@ NEW_EACH_TIME = {
         "ApplyControl",
         "ImagePrompts",
         "TileDecoder",
+        "OneModel",
         "RegionalPrompt",
         "TrainingSet",
         "Train",

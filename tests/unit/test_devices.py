@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from cascade_studio.stages.attention.layers import NO_CHANGES, Changes, LayeredHooks, TokenLayer
 from cascade_studio.stages.attention.regions import Layout, RegionLayer
-from cascade_studio.stages.attention.tiles import SHARED, PieceHooks, Tiling, run_in_tiles
+from cascade_studio.stages.attention.tiles import TILES, PieceHooks, Tiling, run_in_tiles
 from cascade_studio.stages.attention.windows import WindowLayer
 from cascade_studio.stages.inputs.resize import crop_prior
 from cascade_studio.stages.nets import portable
@@ -104,7 +104,7 @@ def run_stage_b(device: str) -> None:
 
     call(x, prior, 1, NO_CHANGES)
     call(x, prior, 1, Changes(blocks=PieceHooks(20_000)))
-    run_in_tiles(call, x, prior, Tiling(SHARED, 64, 16), 16, 8)
+    run_in_tiles(call, x, prior, Tiling(TILES, 64, 16), 16, 8)
     crop_prior(prior, (94, 118), (40, 30, 20, 10), 8)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.controlnet
@@ -12,8 +13,10 @@ from torch import Tensor
 from ....stages.errors import WrongInput
 from ....stages.inputs.control_rules import BlockWeights
 from ....stages.inputs.pictures import check_mask
-from ....stages.nets.portable import average_areas
+from ....stages.nets.portable import average_areas, sample_lines
 from .controlnet import CascadeControl, align, measure_depth
+
+Box = tuple[float, float, float, float]
 
 
 class MaskedControl(comfy.controlnet.ControlBase):
@@ -187,17 +190,43 @@ def release_controls(*conditionings: Any) -> None:
 
 def pick_control(control: Any, index: int) -> Any:
     """``control`` and the nets before it for picture ``index`` of a batch alone: copies where a hint is one of many."""
+
+    def pick(given: Tensor) -> Tensor:
+        place = index % given.shape[0]
+        return given if given.shape[0] == 1 else given[place : place + 1]
+
+    return change_hints(control, pick)
+
+
+def crop_control(control: Any, part: Box) -> Any:
+    """``control`` and the nets before it on a ``part`` (left, top, right, bottom; shares of the hint's sides)."""
+    left, top, right, bottom = part
+
+    def crop(given: Tensor) -> Tensor:
+        places = []
+        for cells, start, end in ((given.shape[-2], top, bottom), (given.shape[-1], left, right)):
+            count = max(1, round((end - start) * cells))
+            centres = start + (torch.arange(count, dtype=torch.float32) + 0.5) / count * (end - start)
+            places.append((centres * cells - 0.5).clamp(0, cells - 1)[None].to(given.device))
+        maps = given if given.ndim == 4 else given[:, None]
+        cut = sample_lines(maps.float(), *places).to(given.dtype)
+        return cut if given.ndim == 4 else cut[:, 0]
+
+    return change_hints(control, crop)
+
+
+def change_hints(control: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``control`` and the nets before it with ``change`` on every hint (B, C, H, W) and mask (B, h, w): copies where
+    that gives another tensor."""
     name = "mask" if isinstance(control, MaskedControl) else "cond_hint_original"
     given, before, inner = getattr(control, name), control.previous_controlnet, getattr(control, "inner", None)
-    previous = None if before is None else pick_control(before, index)
-    within = None if inner is None else pick_control(inner, index)
-    many = torch.is_tensor(given) and given.shape[0] > 1
-    if not many and previous is before and within is inner:
+    previous = None if before is None else change_hints(before, change)
+    within = None if inner is None else change_hints(inner, change)
+    changed = change(given) if torch.is_tensor(given) else given
+    if changed is given and previous is before and within is inner:
         return control
     copied = control.copy().set_previous_controlnet(previous)
     if inner is not None:
         copied.inner = within
-    if many:
-        place = index % given.shape[0]
-        setattr(copied, name, given[place : place + 1])
+    setattr(copied, name, changed)
     return copied

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ....stages.errors import WrongInput
 from ....stages.inputs import canny, hints, masks, pictures
+from ....stages.inputs.boxes import list_things, read_boxes, read_numbers
 from ....stages.inputs.canvas import Canvas
 from .. import latents
 from ..models import use_vae as vaes
@@ -113,8 +114,8 @@ def make_identity_hint(image: Tensor, boxes: Any, embeddings: Any, latent: Any, 
 
 def read_faces(boxes: Any, embeddings: Any, where: str) -> tuple[Tensor, Tensor]:
     """Boxes (N, 4: left, top, right, bottom) and vectors (N, 512) out of what face packs pass around."""
-    corners = read_numbers([find_box(each) for each in list_faces(boxes)], 4, scored=True)
-    vectors = read_numbers([find_vector(each) for each in list_faces(embeddings)], IDENTITY_WIDTH)
+    corners = read_boxes(boxes)
+    vectors = read_numbers([find_vector(each) for each in list_things(embeddings)], IDENTITY_WIDTH)
     if corners is None or vectors is None or len(corners) != len(vectors):
         raise WrongInput(
             f"{where} could not read the faces: it needs one box (left, top, right, bottom in pixels) "
@@ -125,43 +126,8 @@ def read_faces(boxes: Any, embeddings: Any, where: str) -> tuple[Tensor, Tensor]
     return corners, vectors
 
 
-def list_faces(values: Any) -> list[Any]:
-    """``values`` as a list of one entry a face."""
-    if isinstance(values, dict) or hasattr(values, "bbox"):
-        return [values]
-    if torch.is_tensor(values) or hasattr(values, "__array__"):
-        values = torch.as_tensor(values)
-        return list(values.reshape(-1, values.shape[-1])) if values.ndim else []
-    if not isinstance(values, (list, tuple)):
-        return []
-    flat = values and all(isinstance(value, (int, float)) for value in values)
-    nested = [each for value in values for each in (list_faces(value) if isinstance(value, (list, tuple)) else [value])]
-    return [values] if flat else nested
-
-
-def find_box(face: Any) -> Any:
-    """The four numbers of a box, whichever way it is held."""
-    if isinstance(face, dict) and {"x", "y", "width", "height"} <= set(face):
-        return [face["x"], face["y"], face["x"] + face["width"], face["y"] + face["height"]]
-    return face["bbox"] if isinstance(face, dict) and "bbox" in face else getattr(face, "bbox", face)
-
-
 def find_vector(face: Any) -> Any:
     """The embedding of a face, whichever way it is held."""
     if isinstance(face, dict):
         return face.get("normed_embedding", face.get("embedding"))
     return getattr(face, "normed_embedding", getattr(face, "embedding", face))
-
-
-def read_numbers(rows: list[Any], width: int, scored: bool = False) -> Tensor | None:
-    """Rows of ``width`` numbers as one float tensor; None where they are something else.
-
-    scored: more numbers may follow in a row, as detectors append their score to a box.
-    """
-    try:
-        table = [torch.as_tensor(row, dtype=torch.float32).flatten().cpu() for row in rows]
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    if not table or any(len(row) < width or (len(row) > width and not scored) for row in table):
-        return None
-    return torch.stack([row[:width] for row in table])

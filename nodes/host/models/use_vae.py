@@ -81,24 +81,24 @@ def encode_picture(vae: Any, image: Tensor) -> Tensor:
         return vae.encode(image)
 
 
-def expect_stage_a(vae: Any, where: str) -> None:
+def expect_stage_a(vae: Any, where: str, name: str = "vae") -> None:
     """Refuse a VAE that is not Stage A."""
     if getattr(vae, "latent_channels", None) == 4 and getattr(vae, "downscale_ratio", None) == 4:
         return
     raise WrongInput(
-        f"{where} got {describe_vae(vae)} on its 'vae' input. It needs Stage A: wire the 'stage_a' output of "
+        f"{where} got {describe_vae(vae)} on its '{name}' input. It needs Stage A: wire the 'stage_a' output of "
         "Load Stable Cascade into it."
     )
 
 
-def expect_stage_c(vae: Any, where: str) -> None:
+def expect_stage_c(vae: Any, where: str, name: str = "vae") -> None:
     """Refuse a VAE that is not the image encoder and Previewer."""
     if getattr(vae, "latent_channels", None) == 16 and (
         isinstance(vae, StageCVAE) or hasattr(vae.first_stage_model, "previewer")
     ):
         return
     raise WrongInput(
-        f"{where} got {describe_vae(vae)} on its 'vae' input. It needs the image encoder and Previewer: wire the "
+        f"{where} got {describe_vae(vae)} on its '{name}' input. It needs the image encoder and Previewer: wire the "
         "'stage_c_vae' output of Load Stable Cascade into it."
     )
 

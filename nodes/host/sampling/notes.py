@@ -15,9 +15,14 @@ FAR = 2.0
 """Times larger or smaller a side than the pictures that a model was trained on, beyond which it is said."""
 
 
+def read_native_side(model: Any) -> int | None:
+    """Side in pixels of the pictures that a Stage C was trained on; None where its loader does not know."""
+    return getattr(getattr(model.model.diffusion_model, "config", None), "native_side", None)
+
+
 def advise_on_size(model: Any, canvas: Canvas) -> list[str]:
     """A sentence where the picture is far from the size that ``model`` was trained on."""
-    native = getattr(getattr(model.model.diffusion_model, "config", None), "native_side", None)
+    native = read_native_side(model)
     side = math.sqrt(canvas.width * canvas.height)
     if not native or 1 / FAR <= side / native <= FAR:
         return []

@@ -21,12 +21,11 @@ from ....stages.diffusion.sampling import Guidance
 from ....stages.diffusion.seeds import PER_PICTURE, STEP_STREAM, BatchSeed, Noise, Seeds
 from ....stages.errors import BadValues, OutOfMemory, WrongInput
 from ....stages.inputs.canvas import Canvas
-from ..conditioning.control_chain import pick_control, release_controls
+from ..conditioning.control_chain import release_controls
+from ..conditioning.part import pick_conditioning
 from ..machine import measure_room
-from ..models import regions
 from ..models.finite import is_finite
 from ..models.model import OWN_SAMPLER, make_sampling
-from ..models.regions import REGIONS_KEY
 from ..out_of_memory import is_out_of_memory, make_room
 from ..report.card import StageReport, find_weights_path
 from ..report.measure import measure_work
@@ -97,6 +96,7 @@ class Run:
     With ``denoise`` below 1, ``unshifted_noise`` noises the latent as at shift 1, whatever the shift of the sampling
     (official). With ``variation_strength`` above 0 every picture starts from ``seed`` and is turned towards its own
     variation's seed; without, picture i has ``seed`` + i. ``canvas`` is the picture that the latent shows.
+    A run that is one of several in a node says how many steps were ``before`` it, ``of`` how many in all.
     """
 
     stage: str
@@ -111,6 +111,8 @@ class Run:
     variation_strength: float = 0.0
     noise: str = PER_PICTURE
     canvas: Canvas | None = None
+    before: int = 0
+    of: int = 0
 
     def seeds(self, latent: dict[str, Any]) -> Seeds | BatchSeed:
         """The seeds of the pictures of ``latent``."""
@@ -263,13 +265,21 @@ def sample_batch(
             make_sampler(run.step, later, start),
             sigmas,
             denoise_mask=latent.get("noise_mask"),
-            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+            callback=make_callback(model, run, len(sigmas) - 1),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=run.seed,
         )
     finally:
         release_controls(positive, negative)
     return samples.to(comfy.model_management.intermediate_device())
+
+
+def make_callback(model: Any, run: Run, steps: int) -> Any:
+    """The host's progress and preview, with the steps counted among those of the whole node."""
+    callback = latent_preview.prepare_callback(model, steps)
+    if not run.of:
+        return callback
+    return lambda step, x0, x, total: callback(run.before + step, x0, x, run.of)
 
 
 def noise_unshifted(model: Any, image: Tensor, noise: Tensor, sigma: Tensor, denoise: float) -> Tensor | None:
@@ -318,24 +328,3 @@ def sample_singly(
             "the graphics card."
         ) from error
     return torch.cat(pictures)
-
-
-def pick_conditioning(conditioning: Any, index: int) -> Any:
-    """The conditioning of picture ``index``: tensors that hold one entry a picture are narrowed to it."""
-    if conditioning is None:
-        return None
-
-    def narrow(value: Any) -> Any:
-        if torch.is_tensor(value) and value.ndim > 1 and value.shape[0] > 1:
-            place = index % value.shape[0]
-            return value[place : place + 1]
-        return value
-
-    special = {"control": pick_control, REGIONS_KEY: regions.pick_regions}
-    return [
-        [
-            narrow(text),
-            {key: special[key](value, index) if key in special else narrow(value) for key, value in extra.items()},
-        ]
-        for text, extra in conditioning
-    ]

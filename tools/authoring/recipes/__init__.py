@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..flow import Recipe
-from . import control, large, lora, pictures, prompts, text_to_image
+from . import control, detail, large, lora, pictures, prompts, text_to_image
 from .blocks import BLOCKS  # noqa: F401
 
-AREAS = (text_to_image, pictures, control, large, lora, prompts)
+AREAS = (text_to_image, pictures, control, large, detail, lora, prompts)
 RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for area in AREAS for recipe in area.RECIPES}

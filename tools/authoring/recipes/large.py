@@ -46,7 +46,7 @@ first pass settles the composition, **Enlarge Stage C latent** doubles its grid,
 
 
 def high_resolution_4k() -> Flow:
-    """Four thousand pixels: a high compression keeps Stage C small, tiles keep Stage B small."""
+    """Four thousand pixels: a high compression keeps Stage C small, pieces keep Stage B small."""
     flow = Flow("high_resolution_4k")
     load = parts.load(flow, "mixed-bf16", parts.PICTURES_IN)
     flow.step("Size of the first pass", below=True)
@@ -62,7 +62,7 @@ def high_resolution_4k() -> Flow:
     second = parts.sample_prior(
         flow, load["prior"], positive[0], negative[0], larger["Stage C latent"], denoise=0.5, shift=3.0
     )
-    flow.step("Stage B in tiles")
+    flow.step("Stage B in pieces")
     tiles = flow.add("CascadeStudio_TileDecoder", model=load["decoder"])
     b = parts.sample_decoder(flow, tiles["decoder"], positive[0], negative[0], second["prior"])
     parts.finish(
@@ -81,8 +81,8 @@ def high_resolution_4k() -> Flow:
 **Compression 64** in Enlarge Stage C latent keeps the grid of Stage C small (60 x 34), so that the second pass stays
 quick and motifs do not repeat. The lite Stage B does the large part of the work.
 
-If memory is short, choose *tiles* in **Tile Stage B**: overlapping tiles that each follow their own part of the
-small latent. Decode Stage A cuts tiles of 1024 pixels, which give exactly the same picture.""",
+**Tile Stage B** works in pieces, which changes nothing but memory: a smaller tile_size needs less. Decode Stage A cuts
+tiles of 1024 pixels, which give exactly the same picture.""",
     )
     return flow
 

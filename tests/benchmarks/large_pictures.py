@@ -1,0 +1,195 @@
+"""What Cascade Upscale and Cascade Detailer gain over plain enlarging, on Cascade Mini, for docs/large_pictures.md.
+
+    python3 dev.py run tests/benchmarks/large_pictures.py [--count 48] [--judge FILE] [--pictures DIR]
+
+Real renders of Mini's subjects on backgrounds that training did not use are shrunk, and enlarged again: by bicubic
+interpolation, and by the nodes at their workflows' settings. Told are the PSNR against the render, and with a trained
+judge (``training.mini judge``) how often it recognises the subject. Small subjects in a large picture are the
+detailer's: both ways enlarge the same part. ``--pictures`` writes what was compared, one row a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("CASCADE_STUDIO_OFFLINE", "1")
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+import inprocess  # noqa: E402
+import torch  # noqa: E402
+from mini_studio import MiniStudio  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from cascade_studio.stages.inputs import saliency  # noqa: E402
+from cascade_studio.stages.inputs.inpaint import resize_image  # noqa: E402
+from training.mini.judge import Judge, at_sight, first_five  # noqa: E402
+from training.mini.scenes import Batch, Scenes  # noqa: E402
+
+SIDE, SEED = 256, 20261129
+SCENE = 768
+"""Side of the large picture with a small subject."""
+FACTORS = (2, 4)
+
+
+def psnr(given: Tensor, expected: Tensor) -> float:
+    """Peak signal to noise ratio of two pictures in [0, 1], in dB."""
+    error = float((given - expected).square().mean())
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+def shrink(image: Tensor, factor: int) -> Tensor:
+    """Pictures (B, H, W, 3) averaged over squares of ``factor`` pixels."""
+    return F.avg_pool2d(image.movedim(-1, 1), factor).movedim(1, -1)
+
+
+class Scoring:
+    """Lines of the table: PSNR, and the judge's share where there is one."""
+
+    def __init__(self, judge: nn.Module | None, subjects: list[int]) -> None:
+        self.judge, self.subjects = judge, subjects
+
+    def tell(self, name: str, given: Tensor, expected: Tensor) -> None:
+        mean = sum(psnr(one, other) for one, other in zip(given, expected)) / len(given)
+        told = ""
+        if self.judge is not None:
+            found = first_five(self.judge, at_sight(given.movedim(-1, 1)), torch.device("cpu"))
+            first = sum(five[0] == subject for five, subject in zip(found, self.subjects)) / len(found)
+            any_of = sum(subject in five for five, subject in zip(found, self.subjects)) / len(found)
+            told = f"   judge first {100 * first:5.1f} %, of five {100 * any_of:5.1f} %"
+        print(f"{name:<40} {mean:6.2f} dB{told}", flush=True)
+
+
+def models(studio: MiniStudio) -> dict[str, Any]:
+    parts = studio.parts
+    return {"decoder": parts.decoder, "stage_a": parts.stage_a, "stage_c_vae": parts.stage_c_vae}
+
+
+def prompts(studio: MiniStudio, batch: Batch, scenes: Scenes) -> list[str]:
+    return [
+        f"{scenes.subjects[i].labels['en']} on a {colour} background"
+        for i, colour in zip(batch.subjects, batch.colours)
+    ]
+
+
+def upscale(studio: MiniStudio, image: Tensor, texts: list[str], **given: Any) -> Tensor:
+    return studio.call(
+        "CascadeStudio_Upscale",
+        image=image,
+        positive=studio.texts(texts),
+        negative=studio.negative,
+        seed=SEED,
+        tile_size=SIDE,
+        tile_overlap=64,
+        **models(studio),
+        **given,
+    )
+
+
+def detail(studio: MiniStudio, image: Tensor, mask: Tensor, texts: list[str], **given: Any) -> Tensor:
+    return studio.call(
+        "CascadeStudio_Detailer",
+        image=image,
+        mask=mask,
+        prior=studio.parts.prior,
+        positive=studio.texts(texts),
+        negative=studio.negative,
+        seed=SEED,
+        **models(studio),
+        **given,
+    )
+
+
+def small_subjects(rgb: Tensor, factor: int) -> tuple[Tensor, Tensor, Tensor, slice]:
+    """Large pictures with a render of 256 / ``factor`` px in the middle, the same from a camera that saw less
+    (half as sharp), the mask around it, and where it lies on each side."""
+    side = SIDE // factor
+    place = slice((SCENE - side) // 2, (SCENE + side) // 2)
+    sharp = rgb[:, :1, :1].expand(-1, SCENE, SCENE, -1).clone()
+    sharp[:, place, place] = shrink(rgb, factor)
+    soft = sharp.clone()
+    soft[:, place, place] = resize_image(shrink(sharp[:, place, place], 2), side, side)
+    mask = torch.zeros(len(rgb), SCENE, SCENE)
+    mask[:, place, place] = 1
+    return sharp, soft, mask, place
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--judge", type=Path, help="the judge's tensors")
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--sweep", action="store_true", help="several settings in place of the workflows' own")
+    given = parser.parse_args()
+    scenes = Scenes(random.Random(SEED), sizes=(0.86, 0.92), mirrored=0.0)
+    batch = scenes.batch(given.count, held=True)
+    rgb = batch.rgb.movedim(1, -1).contiguous()
+    judge = None
+    if given.judge:
+        judge = Judge(len(scenes.subjects)).eval()
+        judge.load_state_dict(torch.load(given.judge, map_location="cpu"))
+    scoring, host = Scoring(judge, batch.subjects), inprocess.Host(inprocess.prepare())
+    try:
+        studio = MiniStudio(host)
+        texts = prompts(studio, batch, scenes)
+        measure_saliency()
+        with torch.no_grad():
+            scoring.tell("the renders themselves", rgb, rgb)
+            run(studio, scoring, rgb, texts, given)
+    finally:
+        host.close()
+
+
+def run(studio: MiniStudio, scoring: Scoring, rgb: Tensor, texts: list[str], given: argparse.Namespace) -> None:
+    rows = {}
+    for factor in FACTORS:
+        small = shrink(rgb, factor)
+        plain = resize_image(small, SIDE, SIDE)
+        scoring.tell(f"{factor}x, bicubic", plain, rgb)
+        rows[f"{factor}x"] = [plain]
+        for denoise in (0.1, 0.2, 0.3, 0.5, 1.0) if given.sweep else (0.3,):
+            ours = upscale(studio, small, texts, scale=float(factor), denoise=denoise)
+            scoring.tell(f"{factor}x, Cascade Upscale {denoise:g}", ours, rgb)
+            rows[f"{factor}x"].append(ours)
+    for factor in (4,):
+        sharp, soft, mask, place = small_subjects(rgb, factor)
+        wanted, plain = sharp[:, place, place], soft[:, place, place]
+        scoring.tell(f"small subject, {SIDE // factor} px, half as sharp", plain, wanted)
+        rows["detail"] = [wanted, plain]
+        for denoise in (0.0, 0.2, 0.4, 0.6) if given.sweep else (0.3,):
+            ours = detail(studio, soft, mask, texts, denoise=denoise)[:, place, place]
+            scoring.tell(f"small subject, Cascade Detailer {denoise:g}", ours, wanted)
+            rows["detail"].append(ours)
+    if given.pictures:
+        write(rows, rgb, given.pictures)
+
+
+def measure_saliency(count: int = 96) -> None:
+    """Saliency Mask on renders of 40 to 90 % of the canvas, whose alpha says what is the subject."""
+    batch = Scenes(random.Random(SEED), sizes=(0.4, 0.9)).batch(count, held=True)
+    wanted = batch.alpha[:, 0] > 0.5
+    for method in saliency.METHODS:
+        found = saliency.find_salient(batch.rgb.movedim(1, -1), method) > saliency.THRESHOLD
+        both, either = ((found & wanted).sum((1, 2)), (found | wanted).sum((1, 2)))
+        print(f"saliency, {method:<30} intersection over union {float((both / either).mean()):.3f}", flush=True)
+
+
+def write(rows: dict[str, list[Tensor]], rgb: Tensor, folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, columns in rows.items():
+        shown = [resize_image(each[:8], SIDE, SIDE) for each in (rgb, *columns)]
+        sheet = torch.cat([torch.cat(list(each), 0) for each in shown], 1)
+        Image.fromarray((sheet * 255).round().byte().numpy()).save(folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
