@@ -36,7 +36,14 @@ from training.mini.scenes import Batch, Scenes  # noqa: E402
 SIDE, SEED = 256, 20261129
 SCENE = 768
 """Side of the large picture with a small subject."""
-FACTORS = (2, 4)
+FACTORS = {4: (4.0,), 8: (4.0, 2.0)}
+"""How much smaller a render becomes, and the scales of the passes that enlarge it again."""
+SMALL, SOFT = 64, 4
+"""Side of the small subject, and how many of its pixels a blurred one stands for."""
+
+
+UPSCALE, DETAIL = (0.3, 0.15, 0.5), (0.5, 0.3, 0.7)
+"""Denoise of both: the one that is told, and others with ``--sweep``."""
 
 
 def psnr(given: Tensor, expected: Tensor) -> float:
@@ -107,15 +114,14 @@ def detail(studio: MiniStudio, image: Tensor, mask: Tensor, texts: list[str], **
     )
 
 
-def small_subjects(rgb: Tensor, factor: int) -> tuple[Tensor, Tensor, Tensor, slice]:
-    """Large pictures with a render of 256 / ``factor`` px in the middle, the same from a camera that saw less
-    (half as sharp), the mask around it, and where it lies on each side."""
-    side = SIDE // factor
-    place = slice((SCENE - side) // 2, (SCENE + side) // 2)
+def small_subjects(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor, slice]:
+    """Large pictures with a small render in the middle, the same blurred, the mask around it, and where it lies on
+    each side."""
+    place = slice((SCENE - SMALL) // 2, (SCENE + SMALL) // 2)
     sharp = rgb[:, :1, :1].expand(-1, SCENE, SCENE, -1).clone()
-    sharp[:, place, place] = shrink(rgb, factor)
+    sharp[:, place, place] = shrink(rgb, SIDE // SMALL)
     soft = sharp.clone()
-    soft[:, place, place] = resize_image(shrink(sharp[:, place, place], 2), side, side)
+    soft[:, place, place] = resize_image(shrink(sharp[:, place, place], SOFT), SMALL, SMALL)
     mask = torch.zeros(len(rgb), SCENE, SCENE)
     mask[:, place, place] = 1
     return sharp, soft, mask, place
@@ -149,24 +155,25 @@ def main() -> None:
 
 def run(studio: MiniStudio, scoring: Scoring, rgb: Tensor, texts: list[str], given: argparse.Namespace) -> None:
     rows = {}
-    for factor in FACTORS:
+    for factor, scales in FACTORS.items():
         small = shrink(rgb, factor)
         plain = resize_image(small, SIDE, SIDE)
         scoring.tell(f"{factor}x, bicubic", plain, rgb)
         rows[f"{factor}x"] = [plain]
-        for denoise in (0.1, 0.2, 0.3, 0.5, 1.0) if given.sweep else (0.3,):
-            ours = upscale(studio, small, texts, scale=float(factor), denoise=denoise)
-            scoring.tell(f"{factor}x, Cascade Upscale {denoise:g}", ours, rgb)
+        for denoise in UPSCALE if given.sweep else UPSCALE[:1]:
+            ours = small
+            for scale in scales:
+                ours = upscale(studio, ours, texts, scale=scale, denoise=denoise)
+            scoring.tell(f"{factor}x, Cascade Upscale, denoise {denoise:g}", ours, rgb)
             rows[f"{factor}x"].append(ours)
-    for factor in (4,):
-        sharp, soft, mask, place = small_subjects(rgb, factor)
-        wanted, plain = sharp[:, place, place], soft[:, place, place]
-        scoring.tell(f"small subject, {SIDE // factor} px, half as sharp", plain, wanted)
-        rows["detail"] = [wanted, plain]
-        for denoise in (0.0, 0.2, 0.4, 0.6) if given.sweep else (0.3,):
-            ours = detail(studio, soft, mask, texts, denoise=denoise)[:, place, place]
-            scoring.tell(f"small subject, Cascade Detailer {denoise:g}", ours, wanted)
-            rows["detail"].append(ours)
+    sharp, soft, mask, place = small_subjects(rgb)
+    wanted, plain = sharp[:, place, place], soft[:, place, place]
+    scoring.tell(f"subject of {SMALL} px, blurred {SOFT} times", plain, wanted)
+    rows["detail"] = [wanted, plain]
+    for denoise in DETAIL if given.sweep else DETAIL[:1]:
+        ours = detail(studio, soft, mask, texts, denoise=denoise, context=1.0, grow=2, feather=4)[:, place, place]
+        scoring.tell(f"the same, Cascade Detailer, denoise {denoise:g}", ours, wanted)
+        rows["detail"].append(ours)
     if given.pictures:
         write(rows, rgb, given.pictures)
 
