@@ -49,14 +49,14 @@ class CascadeStudioUpscale(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "denoise",
-                    default=0.5,
+                    default=0.3,
                     min=0.01,
                     max=1.0,
                     step=0.01,
                     round=0.001,
                     tooltip=(
                         "How much noise the plainly enlarged picture gets before Stage B paints: 0.3 stays close to "
-                        "it, 1 starts from noise and follows the Stage C latent alone."
+                        "it, 0.6 paints it anew, 1 follows the Stage C latent alone."
                     ),
                 ),
                 *schedule_inputs("stage_b"),

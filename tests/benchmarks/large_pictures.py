@@ -42,7 +42,7 @@ SMALL, SOFT = 64, 4
 """Side of the small subject, and how many of its pixels a blurred one stands for."""
 
 
-UPSCALE, DETAIL = (0.3, 0.15, 0.5), (0.5, 0.3, 0.7)
+UPSCALE, DETAIL = (0.3, 0.15, 0.5), (0.5, 0.1, 0.25)
 """Denoise of both: the one that is told, and others with ``--sweep``."""
 
 
