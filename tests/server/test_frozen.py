@@ -15,7 +15,7 @@ from small_runs import check_pictures, prepared
 
 from cascade_studio.commands.workflow.api_prompt import convert
 from cascade_studio.commands.workflow.widgets import specs
-from tools.authoring.freeze import FROZEN, RECORD, WORKFLOW, choices, kinds_of, switched_on, widget_names
+from tools.authoring.freeze import FROZEN, RECORD, WORKFLOW, choices, kinds_of, switch_on, widget_names
 from tools.authoring.write import pack_version
 from tools.locales import own
 
@@ -104,7 +104,7 @@ def test_widgets_outputs_and_choices_are_kept(server, version):
 def test_every_value_reaches_the_input_it_was_set_for(server, version):
     info, recorded = server.client.get("/object_info"), read(version, RECORD)["prompt"]
     here = {key: node for key, node in recorded.items() if node["class_type"] in own(info)}
-    found = convert(switched_on(read(version, WORKFLOW)), info).prompt
+    found = convert(switch_on(read(version, WORKFLOW)), info).prompt
     assert set(here) <= set(found) and sum(len(node["inputs"]) for node in here.values()) > 500
     assert unlike(here, found, info) == []
 
@@ -113,7 +113,7 @@ def test_every_value_reaches_the_input_it_was_set_for(server, version):
 def test_it_runs(with_picture, version):
     """Nodes that are gone go to the server by their old names, which it replaces as the frontend does."""
     info, recorded = with_picture.client.get("/object_info"), read(version, RECORD)["prompt"]
-    workflow = switched_on(read(version, WORKFLOW))
+    workflow = switch_on(read(version, WORKFLOW))
     workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] not in FOR_OTHERS]
     prompt = prepared(with_picture, workflow).prompt
     prompt.update(
