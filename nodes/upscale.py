@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..stages.diffusion.sampling import OFFICIAL, Guidance
 from ..stages.errors import WrongInput
 from ..stages.inputs import pictures
-from .host.sampling import repaint, upscale
+from .host.sampling import notes, repaint, upscale
 from .host.sampling.sample import Run
 from .sampling_inputs import schedule_inputs, seed_input, step_input
 
@@ -167,7 +167,11 @@ class CascadeStudioUpscale(io.ComfyNode):
         run = Run("Stage B", steps, shift, Guidance(cfg), seed, sampler, denoise)
         tiles = upscale.Tiles(tile_size, tile_overlap, tile_batch)
         prompts = repaint.Prompts(positive, negative)
-        return io.NodeOutput(upscale.upscale_pictures(models, rgb, scale, prompts, run, tiles, control))
+        told = []
+        if prior is not None and control is None:
+            told = [f"{UPSCALE}: Stage C has nothing to do without a ControlNet on 'control_net'."]
+        result = upscale.upscale_pictures(models, rgb, scale, prompts, run, tiles, control)
+        return io.NodeOutput(result, ui=notes.show_notes(told))
 
 
 NODES = [CascadeStudioUpscale]

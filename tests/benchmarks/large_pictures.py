@@ -2,10 +2,10 @@
 
     python3 dev.py run tests/benchmarks/large_pictures.py [--count 48] [--judge FILE] [--pictures DIR]
 
-Real renders of Mini's subjects on backgrounds that training did not use are shrunk, and enlarged again: by bicubic
-interpolation, and by the nodes at their workflows' settings. Told are the PSNR against the render, and with a trained
-judge (``training.mini judge``) how often it recognises the subject. Small subjects in a large picture are the
-detailer's: both ways enlarge the same part. ``--pictures`` writes what was compared, one row a picture.
+Real renders of Mini's subjects on backgrounds that training did not use are shrunk, some with the grain of a camera
+added, and enlarged again: by bicubic interpolation, and by the nodes. Told are the PSNR against the render, and with a
+trained judge (``training.mini judge``) how often it recognises the subject. Small subjects in a large picture, half as
+sharp, are the detailer's. ``--pictures`` writes what was compared, one row a picture.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ from training.mini.scenes import Batch, Scenes  # noqa: E402
 SIDE, SEED = 256, 20261129
 SCENE = 768
 """Side of the large picture with a small subject."""
-FACTORS = {4: (4.0,), 8: (4.0, 2.0)}
-"""How much smaller a render becomes, and the scales of the passes that enlarge it again."""
-SMALL, SOFT = 64, 4
+FACTORS = 2, 4
+"""How much smaller a render becomes before it is enlarged again."""
+GRAIN = 0.0, 0.1
+"""Standard deviation of the noise on the small picture, as of a camera in the dark; pictures hold 0 to 1."""
+SMALL, SOFT = 64, 2
 """Side of the small subject, and how many of its pixels a blurred one stands for."""
-
-
-UPSCALE, DETAIL = (0.3, 0.15, 0.5), (0.5, 0.1, 0.25)
-"""Denoise of both: the one that is told, and others with ``--sweep``."""
+UPSCALE = 0.3, 0.5
+"""Denoise of Cascade Upscale: the one that is told, and another with ``--sweep``."""
+DETAIL = (0.0, 0.3), (0.1, 0.5)
+"""Denoise of Stage C and of Stage B in Cascade Detailer, likewise."""
 
 
 def psnr(given: Tensor, expected: Tensor) -> float:
@@ -114,14 +116,20 @@ def detail(studio: MiniStudio, image: Tensor, mask: Tensor, texts: list[str], **
     )
 
 
-def small_subjects(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor, slice]:
-    """Large pictures with a small render in the middle, the same blurred, the mask around it, and where it lies on
-    each side."""
+def add_grain(image: Tensor, grain: float) -> Tensor:
+    """``image`` with normal noise of this standard deviation, within [0, 1]."""
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(SEED))
+    return (image + grain * noise).clamp(0, 1)
+
+
+def small_subjects(rgb: Tensor, grain: float) -> tuple[Tensor, Tensor, Tensor, slice]:
+    """Large pictures with a small render in the middle, the same half as sharp and with ``grain`` on it, the mask
+    around it, and where it lies on each side."""
     place = slice((SCENE - SMALL) // 2, (SCENE + SMALL) // 2)
     sharp = rgb[:, :1, :1].expand(-1, SCENE, SCENE, -1).clone()
     sharp[:, place, place] = shrink(rgb, SIDE // SMALL)
     soft = sharp.clone()
-    soft[:, place, place] = resize_image(shrink(sharp[:, place, place], SOFT), SMALL, SMALL)
+    soft[:, place, place] = resize_image(add_grain(shrink(sharp[:, place, place], SOFT), grain), SMALL, SMALL)
     mask = torch.zeros(len(rgb), SCENE, SCENE)
     mask[:, place, place] = 1
     return sharp, soft, mask, place
@@ -155,25 +163,24 @@ def main() -> None:
 
 def run(studio: MiniStudio, scoring: Scoring, rgb: Tensor, texts: list[str], given: argparse.Namespace) -> None:
     rows = {}
-    for factor, scales in FACTORS.items():
-        small = shrink(rgb, factor)
-        plain = resize_image(small, SIDE, SIDE)
-        scoring.tell(f"{factor}x, bicubic", plain, rgb)
-        rows[f"{factor}x"] = [plain]
-        for denoise in UPSCALE if given.sweep else UPSCALE[:1]:
-            ours = small
-            for scale in scales:
-                ours = upscale(studio, ours, texts, scale=scale, denoise=denoise)
-            scoring.tell(f"{factor}x, Cascade Upscale, denoise {denoise:g}", ours, rgb)
-            rows[f"{factor}x"].append(ours)
-    sharp, soft, mask, place = small_subjects(rgb)
-    wanted, plain = sharp[:, place, place], soft[:, place, place]
-    scoring.tell(f"subject of {SMALL} px, blurred {SOFT} times", plain, wanted)
-    rows["detail"] = [wanted, plain]
-    for denoise in DETAIL if given.sweep else DETAIL[:1]:
-        ours = detail(studio, soft, mask, texts, denoise=denoise, context=1.0, grow=2, feather=4)[:, place, place]
-        scoring.tell(f"the same, Cascade Detailer, denoise {denoise:g}", ours, wanted)
-        rows["detail"].append(ours)
+    for grain in GRAIN:
+        told = f", grain {grain:g}" if grain else ""
+        for factor in FACTORS:
+            small = add_grain(shrink(rgb, factor), grain)
+            plain = resize_image(small, SIDE, SIDE)
+            scoring.tell(f"{factor}x{told}, bicubic", plain, rgb)
+            columns = rows[f"{factor}x{told}"] = [plain]
+            for denoise in UPSCALE if given.sweep else UPSCALE[:1]:
+                columns.append(upscale(studio, small, texts, scale=float(factor), denoise=denoise))
+                scoring.tell(f"{factor}x{told}, Cascade Upscale {denoise:g}", columns[-1], rgb)
+        sharp, soft, mask, place = small_subjects(rgb, grain)
+        wanted, plain = sharp[:, place, place], soft[:, place, place]
+        scoring.tell(f"subject of {SMALL} px{told}, as it is", plain, wanted)
+        columns = rows[f"detail{told}"] = [wanted, plain]
+        for prior, decoder in DETAIL if given.sweep else DETAIL[:1]:
+            settings = {"denoise": prior, "decoder_denoise": decoder, "context": 1.0, "grow": 2, "feather": 4}
+            columns.append(detail(studio, soft, mask, texts, **settings)[:, place, place])
+            scoring.tell(f"subject{told}, Cascade Detailer {prior:g}, {decoder:g}", columns[-1], wanted)
     if given.pictures:
         write(rows, rgb, given.pictures)
 

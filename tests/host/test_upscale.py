@@ -70,6 +70,9 @@ def test_the_super_resolution_net_steers_stage_c(studio, image, large):
     with_net = enlarge(studio, image[:1], **control)
     assert with_net.shape == large[:1].shape and changed(with_net, large[:1])
     assert changed(enlarge(studio, image[:1], **control, control_strength=0.0), with_net)
+    idle = studio.graph()
+    node = idle.add(UPSCALE, image=image[:1], **studio.prompts, **given(studio, prior=studio.parts.prior, steps=1))
+    assert "control_net" in idle.execute(node[0]).ui[node.name]["text"][0]
     graph = studio.graph()
     node = graph.add(
         UPSCALE, image=image, **studio.prompts, **given(studio, control_net=control["control_net"], tile_size=256)
