@@ -60,7 +60,6 @@ class CascadeStudioCanvas(io.ComfyNode):
                     max=ASKED[1],
                     step=1.0,
                     round=0.01,
-                    advanced=True,
                     tooltip=(
                         "Pixels to one cell of the Stage C latent. 0 chooses it (38 to 48, near 42.67); "
                         "32 gives more detail and needs more memory, 64 less; Stage B was not trained below 32, and "

@@ -19,12 +19,14 @@ NONE = names.NONE
 def file_input(role: str, tooltip: str, extra: tuple[str, ...] = ()) -> io.Combo.Input:
     """A file name: the files here, then published ones; ``extra`` are choices that are no files.
 
-    Which of the names would be fetched goes to the web extension as ``published``.
+    Which of the names would be fetched goes to the web extension as ``published``, and what is known of them as
+    ``facts``: name → bytes, whether only about, folder, licence.
     """
+    published = names.list_published(role)
     return io.Combo.Input(
         role,
         options=names.list_names(role, extra),
-        extra_dict={"published": names.list_published(role)},
+        extra_dict={"published": published, "facts": fetch.list_facts(role, published)},
         tooltip=f"{tooltip} After the files here follow published ones, fetched when needed.",
     )
 
@@ -33,11 +35,12 @@ def missing_input() -> io.Combo.Input:
     return io.Combo.Input(
         "missing_files",
         options=list(fetch.MODES),
-        default=fetch.DOWNLOAD,
+        default=fetch.ASK_IF_LARGE,
         optional=True,
         tooltip=(
             "What to do about published files that are not here: download shows what it takes and fetches them, ask "
-            "stops and shows it, never stops and tells how to get them by hand."
+            "stops and shows it, never stops and tells how to get them by hand. ask if large fetches up to 1 GB at "
+            "once and asks above that."
         ),
     )
 

@@ -30,6 +30,7 @@ def preset_input() -> io.Combo.Input:
         options=fetch.list_presets(),
         default=fetch.AUTOMATIC,
         optional=True,
+        extra_dict={"presets": fetch.list_preset_files()},
         tooltip=(
             f"Files that belong together, instead of those in the inputs; '{fetch.AUTOMATIC}' takes the best "
             f"complete set on this computer, or Cascade Mini; '{fetch.OWN}' keeps to the inputs."

@@ -36,6 +36,7 @@ from . import (
     upscale,
 )
 from .host.files.names import share_examples
+from .host.report.state import serve_state
 
 KINDS = {
     "INT": (numbers.Integral, "a whole number"),
@@ -97,6 +98,7 @@ class CascadeStudioExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         share_examples()
+        serve_state()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         areas = (

@@ -136,7 +136,6 @@ def denoise_input() -> io.Float.Input:
         max=1.0,
         step=0.01,
         round=0.001,
-        advanced=True,
         tooltip=("Less than 1 starts from the latent with that much noise instead of from noise alone."),
     )
 

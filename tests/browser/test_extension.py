@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 
@@ -296,7 +297,41 @@ def test_the_plan_shows_and_its_button_downloads_and_runs(page, small, pictures)
     page.browser.click(f"{panel} [data-action=start]")
     page.wait_done()
     assert page.value(int(node), "missing_files") == "download"
-    page.browser.wait(f"!document.querySelector('{panel}')?.isConnected")
+    page.browser.wait(f"document.querySelector('{panel} .head').textContent === 'All files are here'")
+
+
+def test_a_size_that_is_not_known_to_the_byte_is_about_right(page, small):
+    """In a plan, and before it in what the loader would fetch; an error leaves no speed of before."""
+    node = loader(page, small)
+    (file, _), told = PLAN["plan"]["missing"], {"node": node, **PLAN, "state": "fetches"}
+    rounded = {**file, "bytes": None, "about": 1_390_000_000}
+    page.send("cascade_studio.plan", {**told, "plan": {**PLAN["plan"], "missing": [rounded], "to_come": 1_390_000_000}})
+    panel = ".cascade-studio-download"
+    text = page.browser.wait(f"document.querySelector('{panel}').innerText")
+    assert text.count("about 1.4 GB") == 2 and "0 B" not in text, text
+    page.send(
+        "cascade_studio.progress", {"node": node, "file": file["name"], "done": 0, "total": 10, "speed": 0, "left": None}
+    )
+    page.send("execution_error", {"prompt_id": None})
+    words = page.browser.wait(f"document.querySelector('{panel} .words').textContent")
+    assert words.startswith("Stopped by an error") and "/s" not in words
+
+
+def test_a_loader_says_what_a_run_would_fetch(page, object_info):
+    """From the moment it is opened: names, sizes, folders, licences; and that more than 1 GB is asked for first."""
+    workflow = json.loads((REPOSITORY / "workflows" / "text_to_image.json").read_text(encoding="utf-8"))
+    (load,) = [node for node in workflow["nodes"] if node["type"] == "CascadeStudio_Load"]
+    page.load(workflow)
+    page.fit()
+    text = page.browser.wait("document.querySelector('.cascade-studio-download')?.innerText")
+    chosen = [value for value in load["widgets_values"] if str(value).endswith(".safetensors")]
+    published = object_info["CascadeStudio_Load"]["input"]["required"]["prior"][1]["published"]
+    assert published and all(name in text for name in chosen), text
+    assert all(word in text for word in ("Run asks before it fetches", "GB", "models/", "Licence")), text
+    page.set(load["id"], "missing_files", "never")
+    page.browser.wait("document.querySelector('.cascade-studio-download .head').innerText.includes('missing')")
+    page.set(load["id"], "preset", "automatic")
+    page.browser.wait("document.querySelector('.cascade-studio-download .head').innerText.includes('best complete')")
 
 
 def test_progress_shows_and_cancel_interrupts(page, small):

@@ -11,43 +11,46 @@ from cascade_studio.commands.workflow.widgets import is_widget, specs
 from .flow import Flow, Node, Step
 
 WIDTH, NOTE_WIDTH, TOP, LEFT = 340, 420, 120, 40
-LETTER, TITLE, SLOT, WIDGET, TEXT, GAP, FRAME, PICTURE = 10.2, 34, 20, 25, 130, 46, 30, 320
+LETTER, TITLE, SLOT, WIDGET, BASE, TEXT, GAP, FRAME, PICTURE = 10.2, 34, 20, 27, 60, 130, 46, 30, 320
+"""What both of the page's renderers need, the larger of the two; tests/browser/test_geometry.py measures it."""
+
 PICTURES = {
     "SaveImage",
     "PreviewImage",
     "LoadImage",
     "CascadeStudio_SaveImage",
-    "CascadeStudio_Compare",
-    "CascadeStudio_DraftBoard",
     "CascadeStudio_Train",
     "CascadeStudio_TrainLora",
 }
 """Nodes that show a picture below their widgets."""
 
 PANELS = {
-    "Canvas": 222,
-    "Compare": 20,
-    "SamplePrior": 28,
-    "SampleDecoder": 28,
-    "DecodeStageA": 42,
-    "Load": 100,
-    "LoadLora": 160,
-    "ApplyLoraStack": 160,
-    "LoadHookLora": 160,
-    "ReportCard": 260,
+    "Canvas": 218,
+    "Compare": 332,
+    "DraftBoard": 450,
+    "SamplePrior": 320,
+    "SampleDecoder": 320,
+    "DecodeStageA": 34,
+    "Load": 214,
+    "LoadPrior": 160,
+    "LoadDecoder": 142,
+    "LoadTextEncoder": 142,
+    "LoadStageA": 142,
+    "LoadImageEncoder": 160,
+    "LoadClipVision": 142,
+    "LoadControlNet": 142,
+    "LoadLora": 118,
+    "ApplyLoraStack": 118,
+    "LoadHookLora": 118,
+    "ReportCard": 238,
 }
-"""What the web extension adds below some of our nodes: drawings, the strip of the stages, text."""
+"""What the web extension adds below some of our nodes, room for a live preview and a note included."""
 
 PREVIEW = 240
-PREVIEWED = {
-    "CascadeStudio_SamplePrior",
-    "CascadeStudio_SampleDecoder",
-    "KSampler",
-    "KSamplerAdvanced",
-    "SamplerCustom",
-    "SamplerCustomAdvanced",
-}
-"""Nodes that grow by a preview while they run: the room for it stays free below them."""
+PREVIEWED = {"KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"}
+"""Core's nodes that show a preview while they run, if the user has switched previews on."""
+
+OURS = "CascadeStudio_"
 
 Size = tuple[int, int]
 Place = tuple[int, int]
@@ -69,26 +72,29 @@ def size_of(node: Node, definition: dict[str, Any] | None) -> Size:
         return NOTE_WIDTH, min(900, 60 + 20 * lines)
     inputs = specs(definition.get("input") or {}, definition.get("input_order"))
     widgets = [spec for spec in inputs if is_widget(spec)]
-    rows = max(len(inputs) - len(widgets), len(definition.get("output") or []))
+    folded = [spec for spec in widgets if spec[2].get("advanced")] if node.kind.startswith(OURS) else []
+    widgets = [spec for spec in widgets if spec not in folded or len(folded) == 1]
+    rows = max(len(inputs) - len(widgets) - len(folded), len(definition.get("output") or []))
     texts = sum(1 for _, kind, options in widgets if kind == "STRING" and options.get("multiline"))
-    seeds = sum(1 for _, kind, options in widgets if kind == "INT" and options.get("control_after_generate"))
-    panel = PANELS.get(node.kind.removeprefix("CascadeStudio_"), 0)
-    height = 14 + panel + SLOT * rows + WIDGET * (len(widgets) + seeds - texts) + TEXT * texts
-    pictured = node.kind in PICTURES
-    return node.wide or (WIDTH + 60 if pictured else WIDTH), max(50, height) + (PICTURE if pictured else 0)
+    panel = PANELS.get(node.kind.removeprefix(OURS), 0) + (PICTURE if node.kind in PICTURES else 0)
+    panel += PREVIEW if node.kind in PREVIEWED else 0
+    height = BASE + panel + SLOT * rows + WIDGET * (len(widgets) - texts + (len(folded) > 1)) + TEXT * texts
+    return node.wide or (WIDTH + 60 if node.kind in PICTURES else WIDTH), max(50, height)
 
 
 def _column(step: Step, sizes: dict[int, Size], x: int, y: int, places: dict[int, Place]) -> Frame:
+    """Place a step's nodes one below the other, all as wide as the widest or the title."""
     width = max(*(sizes[node.number][0] for node in step.nodes), int(LETTER * len(f"Step 0 - {step.title}")))
     at = y + TITLE
     for node in step.nodes:
         places[node.number] = (x, at)
-        at += sizes[node.number][1] + GAP + (PREVIEW if node.kind in PREVIEWED else 0)
+        sizes[node.number] = (width, sizes[node.number][1])
+        at += sizes[node.number][1] + GAP
     return Frame(step.title, (x - 20, y - 50, width + 40, at - y - GAP + 50 + 20))
 
 
 def place(flow: Flow, sizes: dict[int, Size]) -> tuple[dict[int, Place], list[Frame]]:
-    """The position of every node by number, and the frames of the steps."""
+    """The position of every node by number, and the frames of the steps; ``sizes`` get the width of their column."""
     places: dict[int, Place] = {}
     frames: list[Frame] = []
     x, y = LEFT, TOP - 50

@@ -1,5 +1,5 @@
 // The draft board: its pictures are buttons. Clicking them writes their numbers, such as "1,3", into `chosen`.
-import { Panel, element, onValues, setValue, valueOf, button } from "./dom.js";
+import { Panel, button, element, onValues, setValue, valueOf, widen } from "./dom.js";
 import { addressOf, drawOwnPictures } from "./pictures.js";
 import { text } from "./text.js";
 
@@ -17,11 +17,11 @@ export function numbersIn(words, count) {
 
 class BoardPanel extends Panel {
   constructor(node) {
-    super(node, "board", 48);
+    super(node, "board", 300);
     this.board = null;
     this.hint = element("div", { className: "hint" });
     this.all = button("", "", () => this.choose([]));
-    this.picture = element("img", { draggable: false });
+    this.picture = element("img", { draggable: false, onerror: () => this.unpin() });
     this.sheet = element("div", { className: "sheet" });
     this.frame = element("div", { className: "frame" }, this.sheet);
     this.replace(element("div", { className: "row" }, this.hint, this.all), this.frame);
@@ -53,25 +53,35 @@ class BoardPanel extends Panel {
     const places = board.drafts.map((draft) => {
       const title = draft.seed === null ? `${draft.number}` : `${draft.number} · ${draft.seed}`;
       const place = element("button", { type: "button", title, data: { number: draft.number } });
+      const known = draft.seed === null ? "board.draft" : "board.draft_seed";
+      place.ariaLabel = text(known, { number: draft.number, seed: draft.seed });
       place.onclick = () => this.toggle(draft.number);
       Object.assign(place.style, { left: across(draft.left), width: across(draft.width) });
       Object.assign(place.style, { top: down(draft.top), height: down(draft.height) });
       return place;
     });
-    this.sheet.style.aspectRatio = `${board.width} / ${board.height}`;
+    this.sheet.style.setProperty("--ratio", board.width / board.height);
     this.sheet.replaceChildren(this.picture, ...places);
-    const width = Math.max(200, this.node.size[0] - 20);
-    this.resize(32 + Math.round(Math.min(720, (width * board.height) / board.width)));
+    this.draw();
+  }
+
+  /** The server no longer has the sheet: it keeps those of its own run alone. */
+  unpin() {
+    this.board = null;
+    this.sheet.replaceChildren();
     this.draw();
   }
 
   draw() {
     const chosen = this.chosen;
-    this.hint.textContent = chosen.length ? text("board.chosen", { numbers: chosen.join(", ") }) : text("board.hint");
+    const hint = text(this.board ? "board.hint" : "board.waiting");
+    this.hint.textContent = chosen.length ? text("board.chosen", { numbers: chosen.join(", ") }) : hint;
     this.all.textContent = text("board.none");
     this.all.hidden = chosen.length === 0;
     for (const place of this.sheet.querySelectorAll("button")) {
-      place.classList.toggle("chosen", chosen.includes(Number(place.dataset.number)));
+      const isChosen = chosen.includes(Number(place.dataset.number));
+      place.classList.toggle("chosen", isChosen);
+      place.ariaPressed = String(isChosen);
     }
   }
 }
@@ -79,8 +89,7 @@ class BoardPanel extends Panel {
 export function addBoard(node) {
   drawOwnPictures(node);
   const panel = new BoardPanel(node).show();
-  const size = node.size;
-  node.setSize([Math.max(size[0], 420), size[1]]);
+  widen(node, 420);
   return {
     pin(output) {
       const board = output?.cascade_studio_drafts?.[0];

@@ -1,6 +1,6 @@
 // The canvas node: a drawing of the chosen size with the grids of Stage C and Stage B, aspect ratios, swap, snap, and
 // what each stage will need of memory.
-import { Panel, button, element, onValues, setValue, shape, valueOf } from "./dom.js";
+import { Panel, button, element, onValues, setValue, shape, valueOf, widen } from "./dom.js";
 import { plan, snapped, withAspect } from "./geometry.js";
 import { workingMemory } from "./memory.js";
 import { size, text } from "./text.js";
@@ -153,7 +153,6 @@ function grid(left, top, width, height, columns, rows, name) {
 export function addCanvas(node) {
   const panel = new CanvasPanel(node);
   panel.show();
-  const size = node.size;
-  node.setSize([Math.max(size[0], 320), size[1]]);
+  widen(node, 320);
   return panel;
 }

@@ -1,5 +1,5 @@
 // Two pictures in one place: a slider between before and after, or both side by side; batches in pairs.
-import { Panel, button, element } from "./dom.js";
+import { Panel, button, element, widen } from "./dom.js";
 import { addressOf, drawOwnPictures } from "./pictures.js";
 import { text } from "./text.js";
 
@@ -80,7 +80,6 @@ class ComparePanel extends Panel {
 export function addCompare(node) {
   drawOwnPictures(node);
   const panel = new ComparePanel(node).show();
-  const size = node.size;
-  node.setSize([Math.max(size[0], 420), size[1]]);
+  widen(node, 420);
   return { pin: (output) => output?.before && output?.after && panel.pin(output.before, output.after) };
 }

@@ -80,11 +80,21 @@ const MARGIN = 6;
 /** The panels whose nodes are in a graph. */
 export const live = new Set();
 
-/** A part of a node below its widgets, `height` pixels high. It is never saved and never sent. */
+/** Nodes whose panels come and go: the height that they have without them, and the one that a panel gave them. */
+const heights = new WeakMap();
+
+/** Whether what is in a node has just pushed its lower edge: with no panel of ours that edge is the user's. */
+const isPushed = (node) => heights.has(node) && Math.abs(node.size[1] - heights.get(node).pushed) < 1;
+
+/**
+ * A part of a node below its widgets that wants `height` pixels and takes what room the node has beyond. It is never
+ * saved and never sent. A panel that stays has its room in the saved size; one that comes and goes has not: the node
+ * grows for it where it has no room, and gets its own height back.
+ */
 export class Panel {
-  constructor(node, name, height) {
+  constructor(node, name, height, widgetName = `cascade_studio_${name}`) {
     this.node = node;
-    this.name = `cascade_studio_${name}`;
+    this.name = widgetName;
     this.height = height;
     this.root = element("div", { className: `cascade-studio cascade-studio-${name}` });
     this.root.style.minHeight = `${height}px`;
@@ -100,10 +110,14 @@ export class Panel {
   /** Called with every frame of the host's canvas: draw anew if something was changed behind the widgets' backs. */
   check() {}
 
+  /** What the host writes into a widget of this panel's name. */
+  write(value) {}
+
   get shown() {
     return this.widget !== null;
   }
 
+  /** Show it for good, from the node's making on. */
   show() {
     if (this.shown) return this;
     this.widget = this.node.addDOMWidget(this.name, "CASCADE_STUDIO", this.root, {
@@ -112,14 +126,22 @@ export class Panel {
       hideInPanel: true,
       margin: MARGIN,
       getMinHeight: () => this.height + 2 * MARGIN,
+      setValue: (value) => this.write(value),
       onDraw: () => this.check(),
     });
     this.widget.serialize = false;
-    const [width, height] = this.node.computeSize();
-    const size = this.node.size;
-    this.node.setSize([Math.max(size[0], width), Math.max(size[1], height)]);
+    this.fit();
     if (this.node.graph) app.canvas?.bringToFront?.(this.node);
-    this.node.setDirtyCanvas(true, true);
+    return this;
+  }
+
+  /** Show it for a while: the node's own height is kept, in the saved workflow too. */
+  appear() {
+    if (this.shown) return this;
+    const own = isPushed(this.node) ? heights.get(this.node).own : this.node.size[1];
+    if (!heights.has(this.node)) after(this.node, "onSerialize", (data) => saveOwnHeight(this.node, data));
+    this.show();
+    heights.set(this.node, { own, pushed: this.node.size[1] });
     return this;
   }
 
@@ -128,9 +150,11 @@ export class Panel {
     this.node.removeWidget(this.widget);
     this.widget = null;
     this.root.remove();
-    const size = this.node.size;
-    const least = this.node.computeSize()[1];
-    this.node.setSize([size[0], Math.max(least, size[1] - this.height - 2 * MARGIN)]);
+    if (isPushed(this.node)) {
+      const { own } = heights.get(this.node);
+      this.node.setSize([this.node.size[0], Math.max(own, this.node.computeSize()[1])]);
+      heights.set(this.node, { own, pushed: this.node.size[1] });
+    }
     this.node.setDirtyCanvas(true, true);
   }
 
@@ -138,16 +162,31 @@ export class Panel {
     this.root.replaceChildren(...children);
   }
 
-  /** Make room for what is inside, which needs `height` pixels. */
+  /** From now on it wants `height` pixels. */
   resize(height) {
     if (height === this.height) return;
-    const shown = this.shown;
-    const change = height - this.height;
     this.height = height;
     this.root.style.minHeight = `${height}px`;
-    if (!shown) return;
-    const size = this.node.size;
-    this.node.setSize([size[0], Math.max(this.node.computeSize()[1], size[1] + change)]);
-    this.node.setDirtyCanvas(true, true);
+    if (this.shown) this.fit();
   }
+
+  /** Let the node be large enough for what is in it. One that has the room keeps its size. */
+  fit() {
+    const { node } = this;
+    const pushed = isPushed(node);
+    const least = node.computeSize();
+    const size = [Math.max(node.size[0], least[0]), Math.max(node.size[1], least[1])];
+    if (size[0] !== node.size[0] || size[1] !== node.size[1]) node.setSize(size);
+    if (pushed) heights.get(node).pushed = node.size[1];
+    node.setDirtyCanvas(true, true);
+  }
+}
+
+function saveOwnHeight(node, data) {
+  if (isPushed(node)) data.size = [node.size[0], heights.get(node).own];
+}
+
+/** Let a new node be at least `width` pixels wide. */
+export function widen(node, width) {
+  node.setSize([Math.max(node.size[0], width), node.size[1]]);
 }

@@ -5,6 +5,9 @@ export const PREFIX = "CascadeStudio_";
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 
+/** The id of the workflow in sight, as its prompts carry it. */
+export const workflowId = () => rootGraph()?.id ?? null;
+
 /** The node of an id as the server gives it: "7", or "5:7" for node 7 inside the subgraph node 5. */
 export function nodeOf(executionId) {
   let graph = rootGraph();

@@ -1,13 +1,15 @@
 // The page's side of Cascade Studio: panels in its nodes. Every node works without them.
 import { app } from "../../../scripts/app.js";
+import { foldAdvanced, retell } from "./advanced.js";
 import { addBoard } from "./board.js";
 import { addCanvas } from "./canvas.js";
 import { addCompare } from "./compare.js";
 import { addStyles, after, live, widgetOf } from "./dom.js";
-import { listenToDownloads, loaded } from "./downloads.js";
-import { allNodes, isOurs, kindOf } from "./graph.js";
-import { tell } from "./report.js";
-import { STAGES, addStrip, forgetRun, listenToStages } from "./stages.js";
+import { addFiles, listenToDownloads, loaded, recallDownloads, restoreDownloads } from "./downloads.js";
+import { allNodes, isOurs, kindOf, nodeOf, workflowId } from "./graph.js";
+import { addReport, tell } from "./report.js";
+import { STAGES, addStrip, drawAll, listenToStages, recallStages } from "./stages.js";
+import { askState } from "./state.js";
 import { loadTexts, onLanguage } from "./text.js";
 
 const PICTURES = { CascadeStudio_DraftBoard: addBoard, CascadeStudio_Compare: addCompare };
@@ -16,8 +18,29 @@ const shown = new WeakMap();
 /** Show a node's output, as a run gives it or as the page has kept it. */
 function show(node, output) {
   shown.get(node)?.pin(output);
-  loaded(node);
+  loaded(node, output);
   tell(node, output);
+}
+
+/** Workflows whose state was asked for since this page was loaded. */
+const asked = new Set();
+
+/** Show what is known of the workflow in sight: kept by this page, or by the server from before it was loaded. */
+async function recall() {
+  restoreDownloads();
+  drawAll();
+  const place = workflowId();
+  if (!place || asked.has(place)) return;
+  asked.add(place);
+  const state = await askState();
+  if (place !== workflowId()) return;
+  recallDownloads(state);
+  recallStages(state);
+  const known = app.nodeOutputs ?? {};
+  for (const [id, output] of Object.entries(state.last?.outputs ?? {})) {
+    const node = nodeOf(id);
+    if (node && isOurs(node) && !known[outputId(node)]) show(node, output);
+  }
 }
 
 /** Fill dates and other nodes' values into file names that are queued, as the host does for its own save nodes. */
@@ -34,21 +57,27 @@ app.registerExtension({
     addStyles();
     listenToStages();
     listenToDownloads();
-    onLanguage(() => live.forEach((panel) => panel.draw()));
+    onLanguage(() => {
+      live.forEach((panel) => panel.draw());
+      retell(allNodes());
+    });
     await loadTexts();
   },
 
   nodeCreated(node) {
     const kind = kindOf(node);
     if (!isOurs(node)) return;
+    foldAdvanced(node);
     if (kind === "CascadeStudio_Canvas") addCanvas(node);
-    if (kind in STAGES) addStrip(node);
+    if (kind in STAGES) addStrip(node, STAGES[kind]);
+    addFiles(node);
+    addReport(node, kind);
     fillNames(node);
     if (kind in PICTURES) shown.set(node, PICTURES[kind](node));
     after(node, "onExecuted", (output) => show(node, output));
   },
 
-  afterConfigureGraph: forgetRun,
+  afterConfigureGraph: recall,
 
   /** Another workflow tab was opened: the host has kept what its nodes showed. */
   onNodeOutputsUpdated(outputs) {

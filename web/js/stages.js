@@ -2,7 +2,8 @@
 // comes from the host's own progress messages.
 import { api } from "../../../scripts/api.js";
 import { Panel, element, live } from "./dom.js";
-import { kindOf, nodeOf } from "./graph.js";
+import { kindOf, nodeOf, workflowId } from "./graph.js";
+import { askState } from "./state.js";
 import { duration, size, text } from "./text.js";
 
 /** The nodes whose work belongs to a stage. */
@@ -57,20 +58,48 @@ class Run {
   }
 }
 
-let run = new Run();
+/** The newest run of each workflow, so that another tab's run does not stand in this one's nodes. */
+const runs = new Map();
+/** The workflow that the server is at work on, by its prompt. */
+const places = new Map();
 let clock = null;
 
+const shownRun = () => runs.get(workflowId()) ?? new Run();
+
+/** The run of a prompt, made at the first word of it. Its workflow is the one in sight until the server says which. */
+function runOf(prompt) {
+  if (!places.has(prompt)) places.set(prompt, workflowId());
+  const place = places.get(prompt);
+  if (runs.get(place)?.prompt !== prompt) runs.set(place, new Run(prompt));
+  return runs.get(place);
+}
+
+/** Which workflow a prompt was queued from: the page may have turned to another one meanwhile. */
+function settle({ prompt_id: prompt, workflow }) {
+  const former = places.get(prompt);
+  if (former === workflow || !workflow) return;
+  if (runs.get(former)?.prompt === prompt) {
+    runs.set(workflow, runs.get(former));
+    runs.delete(former);
+  }
+  places.set(prompt, workflow);
+}
+
 class Strip extends Panel {
-  constructor(node) {
+  constructor(node, stage) {
     super(node, "stages", 22);
-    this.parts = Object.fromEntries(ORDER.map((stage) => [stage, partOf(stage)]));
-    const children = ORDER.flatMap((stage) => [element("i", { textContent: "→" }), this.parts[stage].root]).slice(1);
-    this.replace(...children);
+    this.parts = Object.fromEntries(ORDER.map((name) => [name, partOf(name)]));
+    const children = ORDER.flatMap((name) => [element("i", { textContent: "→" }), this.parts[name].root]).slice(1);
+    this.room = element("div", { className: "room" }, element("span"));
+    this.room.hidden = stage === "A";
+    this.replace(element("div", { className: "row" }, ...children), this.room);
     this.draw();
   }
 
   draw(now = Date.now()) {
     this.root.title = text("stages.tip");
+    this.room.firstChild.textContent = text("stages.room");
+    const run = shownRun();
     for (const stage of ORDER) {
       const { state, seconds, share, memory } = run.stage(stage, now);
       const { root, bar, words } = this.parts[stage];
@@ -95,11 +124,6 @@ function wordsOf(state, seconds) {
   return state ? duration(seconds) : "";
 }
 
-function drawAll() {
-  const now = Date.now();
-  for (const panel of live) if (panel instanceof Strip) panel.draw(now);
-}
-
 function tick(on) {
   if (on && clock === null) clock = setInterval(drawAll, 200);
   if (!on && clock !== null) {
@@ -109,11 +133,14 @@ function tick(on) {
   drawAll();
 }
 
+/** The stage of a node that a prompt names, or undefined; the names are those of the workflow that it belongs to. */
+const stageOf = (prompt, id) => (places.get(prompt) === workflowId() ? STAGES[kindOf(nodeOf(id))] : undefined);
+
 function onProgress({ detail }) {
-  if (detail.prompt_id !== run.prompt) run = new Run(detail.prompt_id);
+  const run = runOf(detail.prompt_id);
   const now = Date.now();
   for (const [id, entry] of Object.entries(detail.nodes ?? {})) {
-    const stage = STAGES[kindOf(nodeOf(entry.real_node_id ?? id))];
+    const stage = run.nodes.get(id)?.stage ?? stageOf(detail.prompt_id, entry.real_node_id ?? id);
     if (stage) run.note(id, stage, entry.state, entry.value, entry.max, now);
   }
   tick(run.end === null);
@@ -121,14 +148,14 @@ function onProgress({ detail }) {
 
 function onExecuted({ detail }) {
   const report = detail.output?.cascade_studio_report?.[0];
-  if (report && detail.prompt_id === run.prompt) run.measured(String(detail.display_node ?? detail.node), report);
+  if (report) runOf(detail.prompt_id).measured(String(detail.display_node ?? detail.node), report);
   drawAll();
 }
 
 function onCached({ detail }) {
-  if (detail.prompt_id !== run.prompt) run = new Run(detail.prompt_id);
+  const run = runOf(detail.prompt_id);
   for (const id of detail.nodes ?? []) {
-    const stage = STAGES[kindOf(nodeOf(id))];
+    const stage = stageOf(detail.prompt_id, id);
     if (stage) run.note(id, stage, "cached", 1, 1, Date.now());
   }
   drawAll();
@@ -136,22 +163,40 @@ function onCached({ detail }) {
 
 function onEnd(state) {
   return ({ detail }) => {
-    if (detail?.prompt_id && detail.prompt_id !== run.prompt) return;
-    run.finish(state, Date.now());
-    tick(false);
+    for (const run of runs.values()) {
+      if (run.end === null && (!detail?.prompt_id || detail.prompt_id === run.prompt)) run.finish(state, Date.now());
+    }
+    tick([...runs.values()].some((run) => run.end === null));
   };
 }
 
-/** Another workflow is on the screen: what an earlier run took does not belong to its nodes. */
-export function forgetRun() {
-  if (run.end !== null) run = new Run();
+/** Another workflow is on the screen: its own last run is shown. */
+export function drawAll() {
+  const now = Date.now();
+  for (const panel of live) if (panel instanceof Strip) panel.draw(now);
+}
+
+/** What the server says of a run that began, or ended, before this page was loaded. */
+export function recallStages({ running, last }) {
+  if (running) settle(running);
+  if (!last || runs.has(workflowId())) return;
+  places.set(last.prompt_id, workflowId());
+  const run = runOf(last.prompt_id);
+  for (const [id, output] of Object.entries(last.outputs)) {
+    const [stage, report] = [stageOf(last.prompt_id, id), output.cascade_studio_report?.[0]];
+    if (!stage || !report) continue;
+    run.note(id, stage, "finished", 1, 1, Date.now());
+    run.measured(id, report);
+  }
+  run.finish("finished", Date.now());
   drawAll();
 }
 
 export function listenToStages() {
   api.addEventListener("execution_start", ({ detail }) => {
-    run = new Run(detail.prompt_id);
+    runOf(detail.prompt_id);
     drawAll();
+    askState().then(({ running }) => running && settle(running));
   });
   api.addEventListener("execution_cached", onCached);
   api.addEventListener("progress_state", onProgress);
@@ -161,6 +206,6 @@ export function listenToStages() {
   api.addEventListener("execution_error", onEnd("failed"));
 }
 
-export function addStrip(node) {
-  return new Strip(node).show();
+export function addStrip(node, stage) {
+  return new Strip(node, stage).show();
 }

@@ -23,6 +23,13 @@ export const ENGLISH = {
   "stages.failed": "failed",
   "stages.tip": "Seconds of Stage C, Stage B and Stage A in the last run.",
   "stages.memory": "Peak memory: {size}",
+  "stages.room": "The picture appears here while it is sampled.",
+  "download.here": "All files are here",
+  "download.automatic": "Run takes the best complete set of files on this computer, or Cascade Mini",
+  "download.first": "Run fetches {count} files first, {size} in all",
+  "download.first_one": "Run fetches one file first, {size}",
+  "download.asks": "Run asks before it fetches {count} files, {size} in all",
+  "download.asks_one": "Run asks before it fetches one file, {size}",
   "download.missing": "{count} files are missing, {size} in all",
   "download.missing_one": "One file is missing, {size}",
   "download.running": "Fetching {count} files, {size} in all",
@@ -31,8 +38,15 @@ export const ENGLISH = {
   "download.cancel": "Cancel",
   "download.cancelled": "Stopped. What has arrived is kept and continued next time.",
   "download.progress": "{done} of {total}, {speed}/s, {left} left",
+  "download.failed": "Stopped by an error. What has arrived is kept and continued next time.",
+  "download.unknown": "size unknown",
+  "download.about": "about {size}",
+  "download.to": "To {folders}",
   "download.free": "{size} free on the disk",
   "download.licence": "Licence: {licence}",
+  "board.waiting": "Run the workflow: the drafts appear here.",
+  "board.draft": "Draft {number}",
+  "board.draft_seed": "Draft {number}, seed {seed}",
   "board.hint": "Click the drafts to go on with, then run again.",
   "board.chosen": "Chosen: {numbers}",
   "board.none": "None",
@@ -42,6 +56,9 @@ export const ENGLISH = {
   "compare.side": "Side by side",
   "compare.waiting": "Run the workflow to compare two pictures.",
   "compare.pair": "{number} of {count}",
+  "advanced.show": "Show advanced inputs ({count})",
+  "advanced.hide": "Hide advanced inputs",
+  "text.waiting": "What the node did is told here after a run.",
   "text.copy": "Copy"
 };
 
@@ -104,6 +121,9 @@ export function size(bytes) {
   }
   return `${number.toFixed(power > 0 && number < 99.95 ? 1 : 0)} ${units[power]}`;
 }
+
+/** The size of files, "about 1.4 GB" where it is not known to the byte. */
+export const about = (bytes, isAbout) => (isAbout ? text("download.about", { size: size(bytes) }) : size(bytes));
 
 /** 75 → "1:15", 7.25 → "7.3 s". */
 export function duration(seconds) {

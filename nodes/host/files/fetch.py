@@ -4,7 +4,8 @@ While a node runs, the client that queued it gets two kinds of messages over its
 
 ``cascade_studio.plan``, once, when files are missing::
 
-    {"node": "12", "prompt_id": "…", "state": "fetches" | "asks" | "refuses",
+    {"node": "12", "prompt_id": "…", "workflow": "id of the saved workflow or null",
+     "state": "fetches" | "asks" | "refuses",
      "text": "2 files are missing, …", "plan": {
         "found": [{"key", "name", "path", "how", "verified"}],
         "missing": [{"key", "name", "url", "target", "bytes", "about", "here", "sha256", "provenance", "licence",
@@ -12,11 +13,11 @@ While a node runs, the client that queued it gets two kinds of messages over its
         "to_come": bytes, "spaces": [{"folder", "needed", "free"}]}}
 
 "asks" and "refuses" mean that the node stops with the same text as its error ('missing_files' is "ask" or "never", or
-networking is off); nothing is fetched then.
+"ask if large" and there is more than :data:`LARGE` to fetch, or networking is off); nothing is fetched then.
 
 ``cascade_studio.progress``, four times a second while files come, and once with "finished" true (also after an error)::
 
-    {"node": "12", "prompt_id": "…", "file": "stage_c_bf16.safetensors", "done": bytes, "total": bytes or 0,
+    {"node": "12", "prompt_id": "…", "workflow": "…", "file": "stage_c_bf16.safetensors", "done": bytes, "total": bytes or 0,
      "speed": bytes a second, "left": seconds or null, "note": "", "text": "stage_c_bf16.safetensors: 41 % of …",
      "finished": false}
 
@@ -49,12 +50,16 @@ from ...checkpoints.progress import Progress
 from ...checkpoints.settings import Settings
 from .. import machine
 from ..models.load import Parts
+from ..report import state
 from . import names
 from .names import Library
 
 log = logging.getLogger(__name__)
 
-DOWNLOAD, ASK, NEVER = MODES = ("download", "ask", "never")
+DOWNLOAD, ASK, NEVER, ASK_IF_LARGE = MODES = ("download", "ask", "never", "ask if large")
+LARGE = 10**9
+"""Bytes above which "ask if large" asks."""
+
 OWN, AUTOMATIC, MINI = "files below", "automatic", "cascade-mini"
 PLAN, PROGRESS = "cascade_studio.plan", "cascade_studio.progress"
 
@@ -89,6 +94,30 @@ def list_presets() -> list[str]:
         if all(locate_bundled(known.entries[key]).is_file() for key in preset.entries if known.entries[key].bundled)
     ]
     return [OWN, AUTOMATIC, *(preset.title for preset in whole)]
+
+
+def list_facts(role: str, published: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What an artist wants to know of files before they are fetched, by name."""
+    wanted = set(published)
+    return {
+        entry.name: {
+            "bytes": entry.size,
+            "about": entry.bytes is None,
+            "folder": f"models/{entry.folder}" + (f"/{entry.subfolder}" if entry.subfolder else ""),
+            "licence": entry.licence.name,
+        }
+        for entry in names.usable_catalogue().for_role(role)
+        if entry.name in wanted
+    }
+
+
+def list_preset_files() -> dict[str, dict[str, str]]:
+    """By a preset's title, what it puts into each file input: a file's name, or the word of a choice that is none."""
+    known = names.usable_catalogue()
+    return {
+        preset.title: {role: known.entries[key].name if key in known.entries else key for role, key in preset.inputs.items()}
+        for preset in known.presets.values()
+    }
 
 
 def apply_preset(preset: str, chosen: Mapping[str, str], models: OpenedModels) -> tuple[dict[str, str | Entry], str]:
@@ -191,7 +220,7 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, made: Fo
     places = {found.entry.key: str(found.path) for found in plan.found}
     if plan.missing:
         settings = Settings.from_environment()
-        if missing_files != DOWNLOAD:
+        if missing_files not in (DOWNLOAD, ASK_IF_LARGE) or (missing_files == ASK_IF_LARGE and plan.to_come > LARGE):
             refuse(node, plan, missing_files)
         state = "refuses" if settings.offline else "fetches"
         send(node, PLAN, {"state": state, "text": plan.describe(), "plan": plan.as_json()})
@@ -210,9 +239,9 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, made: Fo
 
 def refuse(node: str | None, plan: Plan, missing_files: str) -> None:
     """Stop with the plan and what can be done."""
-    asks = missing_files == ASK
+    asks = missing_files != NEVER
     advised = (
-        f"'missing_files' is set to '{ASK}': set it to '{DOWNLOAD}' and queue again to fetch them."
+        f"'missing_files' is set to '{missing_files}': set it to '{DOWNLOAD}' and queue again to fetch them."
         if asks
         else f"'missing_files' is set to '{NEVER}', so nothing is fetched."
     )
@@ -247,8 +276,11 @@ def send(node: str | None, event: str, message: dict[str, Any]) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node is not None:
         client = getattr(server, "client_id", None)
-        prompt = getattr(server, "last_prompt_id", None)
-        server.send_sync(event, {"node": node, "prompt_id": prompt, **message}, client)
+        prompt, workflow = state.find_running()
+        prompt = prompt or getattr(server, "last_prompt_id", None)
+        told = {"node": node, "prompt_id": prompt, "workflow": workflow, **message}
+        (state.note_plan if event == PLAN else state.note_progress)(node, told)
+        server.send_sync(event, told, client)
         server.send_progress_text(message["text"], node, client)
 
 
