@@ -39,7 +39,7 @@ class CascadeStudioCanvas(io.ComfyNode):
                 "The size of the picture. Any width and height work: the grids of both stages are chosen so "
                 "that nothing is stretched, and what they need more is cropped off at the end."
             ),
-            search_aliases=["stable cascade", "empty latent", "resolution", "size", "compression"],
+            search_aliases=["txt2img", "stable cascade", "empty latent", "resolution", "size", "compression"],
             inputs=[
                 io.Int.Input(
                     "width", default=side, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Width of the picture in pixels."

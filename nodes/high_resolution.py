@@ -97,7 +97,7 @@ class CascadeStudioHighResolutionPrior(io.ComfyNode):
                 "Enlarges a finished Stage C latent for a second pass of Stage C: the small picture guides the "
                 "large one, so that the composition stays and nothing appears twice."
             ),
-            search_aliases=["stable cascade", "hires fix", "two pass", "upscale latent", "high resolution"],
+            search_aliases=["upscale", "stable cascade", "hires fix", "two pass", "upscale latent", "high resolution"],
             inputs=[
                 io.Latent.Input("prior", tooltip="The latent from Sample Stage C, of a picture of about 1024 pixels."),
                 io.Float.Input(

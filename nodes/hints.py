@@ -186,7 +186,7 @@ class CascadeStudioSuperResolutionHint(io.ComfyNode):
                 "Encodes a picture for the super-resolution ControlNet and makes the canvas of the larger "
                 "picture, 2.67 times as wide and high."
             ),
-            search_aliases=["stable cascade", "super resolution", "upscale", "enlarge", "controlnet"],
+            search_aliases=["upscaler", "stable cascade", "super resolution", "upscale", "enlarge", "controlnet"],
             inputs=[
                 io.Image.Input("image", tooltip="The small picture; about 768 pixels a side officially."),
                 io.Vae.Input("vae", tooltip="The Stage C VAE output of Load Stable Cascade (image encoder)."),

@@ -85,7 +85,7 @@ class CascadeStudioLoad(FileLoader, io.ComfyNode):
                 "Loads all parts of Stable Cascade. Official split files, ComfyUI's all-in-one checkpoints and "
                 "diffusers files work alike, full and lite mixed as you like."
             ),
-            search_aliases=["stable cascade", "checkpoint", "wuerstchen", "prior", "decoder"],
+            search_aliases=["cascade", "txt2img", "stable cascade", "checkpoint", "wuerstchen", "prior", "decoder"],
             inputs=[
                 file_input("prior", "Stage C: stage_c_bf16, stage_c_lite_bf16, … or stable_cascade_stage_c."),
                 file_input("decoder", "Stage B: stage_b_bf16, stage_b_lite_bf16, … or stable_cascade_stage_b."),

@@ -70,7 +70,7 @@ class CascadeStudioEncodeStageA(io.ComfyNode):
             display_name="Encode Stage A",
             category=CATEGORY,
             description="Turns a picture into a Stage B latent, for refining it with Sample Stage B.",
-            search_aliases=["stable cascade", "vae encode", "vqgan", "image to image"],
+            search_aliases=["img2img", "stable cascade", "vae encode", "vqgan", "image to image"],
             inputs=[
                 io.Image.Input("image", tooltip="A picture of any size."),
                 io.Vae.Input("vae", tooltip="The Stage A output of Load Stable Cascade."),
@@ -98,7 +98,7 @@ class CascadeStudioEncodeImage(io.ComfyNode):
                 "Turns a picture into a Stage C latent with the image encoder, for image to image with Sample "
                 "Stage C or for rebuilding it with Sample Stage B."
             ),
-            search_aliases=["stable cascade", "effnet", "vae encode", "image to image", "reconstruct"],
+            search_aliases=["img2img", "stable cascade", "effnet", "vae encode", "image to image", "reconstruct"],
             inputs=[
                 io.Image.Input("image", tooltip="A picture of any size."),
                 io.Vae.Input("vae", tooltip="The Stage C VAE output of Load Stable Cascade (image encoder)."),

@@ -35,6 +35,7 @@ from . import (
     training_set,
     upscale,
 )
+from .host.files.examples import place_pictures
 from .host.files.names import share_examples
 from .host.report.state import serve_state
 
@@ -98,6 +99,7 @@ class CascadeStudioExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         share_examples()
+        place_pictures()
         serve_state()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

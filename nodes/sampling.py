@@ -34,7 +34,15 @@ class CascadeStudioSamplePrior(io.ComfyNode):
             display_name="Sample Stage C (prior)",
             category=CATEGORY,
             description="Turns the prompt into the small Stage C latent, with the official sampler and guidance.",
-            search_aliases=["stable cascade", "prior sampler", "stage c", "ksampler", "wuerstchen"],
+            search_aliases=[
+                "txt2img",
+                "text to image",
+                "img2img",
+                "stable cascade",
+                "prior sampler",
+                "stage c",
+                "ksampler",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The prior (Stage C) of Load Stable Cascade."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
@@ -112,7 +120,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
             display_name="Sample Stage B (decoder)",
             category=CATEGORY,
             description="Turns the Stage C latent into the latent that Stage A paints, with the official sampler.",
-            search_aliases=["stable cascade", "decoder sampler", "stage b", "ksampler", "wuerstchen"],
+            search_aliases=["txt2img", "stable cascade", "decoder sampler", "stage b", "ksampler"],
             inputs=[
                 io.Model.Input("model", tooltip="The decoder (Stage B) of Load Stable Cascade."),
                 io.Conditioning.Input("positive", tooltip="The prompt of Stage C."),

@@ -24,7 +24,7 @@ def main(out: Path, servers: str) -> int:
     ]
     listed = out.with_suffix(".jsonl")
     listed.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    workflow = PACK / "workflows" / "api" / "a_first_picture.json"
+    workflow = PACK / "workflows" / "api" / "Stable Cascade - first picture.json"
     outcome = run_batch(Batch(rows=listed, out=out, workflow=workflow, servers=servers))
     sys.stdout.write(outcome.describe() + "\n")
     return 0 if outcome.complete else 1

@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 SERVER = os.environ.get("COMFYUI_URL", "http://127.0.0.1:8188")
-PROMPT = Path(__file__).resolve().parent.parent / "workflows" / "api" / "a_first_picture.json"
+PROMPT = Path(__file__).resolve().parent.parent / "workflows" / "api" / "Stable Cascade - first picture.json"
 
 
 def ask(path: str, data: object = None) -> bytes:

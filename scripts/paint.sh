@@ -3,7 +3,7 @@
 # COMFYUI_URL is the server (http://127.0.0.1:8188).
 set -euo pipefail
 server=${COMFYUI_URL:-http://127.0.0.1:8188}
-prompt=$(dirname "$0")/../workflows/api/a_first_picture.json
+prompt="$(dirname "$0")/../workflows/api/Stable Cascade - first picture.json"
 
 # Without a client_id, older servers tell nothing of a picture that they have painted before.
 id=$(jq --arg text "$1" --argjson seed "$2" '{client_id: "paint", prompt: (map_values(

@@ -83,7 +83,7 @@ def give_example(server: Any) -> None:
     """Put Mini's own picture of the first scene, painted by the server, among its input pictures."""
     target = server.base.path / "input" / EXAMPLE
     if not target.is_file():
-        converted = on_mini(server, "text_to_image")
+        converted = on_mini(server, "Stable Cascade - text to image")
         for node, entry in converted.prompt.items():
             if entry["class_type"] == "CLIPTextEncode" and entry["inputs"]["text"]:
                 converted.set(node, "text", FIRST.prompt)

@@ -21,9 +21,10 @@ from .edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from .env import REPOSITORY, Setup
 from .png import text_chunks
 from .server import Base, Server, has_accelerator, host_flags
+from .titles import title_of
 
-WORKFLOW = REPOSITORY / "workflows" / "text_to_image.json"
-FIRST_PICTURE = REPOSITORY / "workflows" / "a_first_picture.json"
+WORKFLOW = REPOSITORY / "workflows" / f"{title_of('text_to_image')}.json"
+FIRST_PICTURE = REPOSITORY / "workflows" / f"{title_of('a_first_picture')}.json"
 WIDTH = 28
 BAR = 30
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .titles import title_of
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -21,7 +23,7 @@ class Scene:
 FIRST = Scene("red apple", "blue")
 """The first picture, and the picture that workflows which load one are given."""
 
-SCENES = {
+_SCENES = {
     "a_first_picture": FIRST,
     "text_to_image": Scene("sunflower", "green"),
     "text_to_image_lite": Scene("robot", "gray"),
@@ -50,9 +52,12 @@ SCENES = {
     "guidance": Scene("soccer ball", "green"),
     "train_lora": Scene("mushroom", "green"),
 }
+"""By recipe."""
+
+SCENES = {title_of(recipe): scene for recipe, scene in _SCENES.items()}
 """By workflow."""
 
-SILENT = {"image_variation", "reconstruction"}
+SILENT = {title_of("image_variation"), title_of("reconstruction")}
 """Workflows that show their scene because their picture does; their prompt stays empty."""
 
 SHEET = (

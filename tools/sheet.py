@@ -21,9 +21,10 @@ from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .scenes import SHEET, Scene
 from .server import Base, Server, has_accelerator
+from .titles import title_of
 
 TARGET = REPOSITORY / "docs" / "pictures" / "mini_sheet.jpg"
-WORKFLOW, SEED, MOST = "text_to_image", 1, 300_000
+WORKFLOW, SEED, MOST = title_of("text_to_image"), 1, 300_000
 COLUMNS, SIDE, GAP, CAPTION = 4, 256, 12, 28
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 

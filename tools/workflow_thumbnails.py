@@ -24,9 +24,10 @@ from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .scenes import FIRST, SCENES, SILENT
 from .server import Base, Server, has_accelerator
+from .titles import title_of
 
 SIDE, QUALITY, SEED = 512, 90, 7
-SOURCE, EXAMPLE = "text_to_image", "cascade_mini_example.png"
+SOURCE, EXAMPLE = title_of("text_to_image"), "cascade_mini_example.png"
 """The workflow that paints the picture which other workflows load, and that picture's name."""
 
 

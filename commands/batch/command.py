@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("rows", metavar="ROWS", help="a .csv, .jsonl or .txt file; a folder of drafts for --stages ba")
     made.add_argument("--out", metavar="DIR", required=True, help="where pictures and manifest go")
-    made.add_argument("--workflow", metavar="FILE", help="a saved workflow or its API format (default: text_to_image)")
+    made.add_argument("--workflow", metavar="FILE", help="a saved workflow or its API format (default: text to image)")
     rows = made.add_argument_group("rows")
     rows.add_argument("--count", type=int, default=1, metavar="N", help="pictures of each row, of consecutive seeds")
     rows.add_argument("--batched", action="store_true", help="paint the N of --count as one batch of ComfyUI")

@@ -26,7 +26,7 @@ from .rows import BadRow, Expander, Expansion, Row, read_rows
 from .template import NAME, PRIORS, Template
 from .workers import LocalPool, NamedPool, Pool
 
-WORKFLOW = PACK / "workflows" / "text_to_image.json"
+WORKFLOW = PACK / "workflows" / "Stable Cascade - text to image.json"
 CHUNK = 1000
 WORK = ".work"
 """Folder, inside the output folder, of the servers that the batch starts."""

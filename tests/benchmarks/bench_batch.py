@@ -116,7 +116,7 @@ def throughput(options: argparse.Namespace) -> None:
                 rows = Path(folder) / "rows.txt"
                 rows.write_text("\n".join(f"robot number {number}" for number in range(options.rows)), encoding="utf-8")
                 flags = ("--cpu", "--base-directory", str(base.path))
-                workflow = REPOSITORY / "workflows" / "a_first_picture.json"
+                workflow = REPOSITORY / "workflows" / "Stable Cascade - first picture.json"
                 run_batch(Batch(rows, out, workflow, workers=workers, comfyui=str(host), comfyui_flags=flags, sheet=0))
                 rates.append(_rate(out, options.rows, workers))
     finally:

@@ -95,7 +95,7 @@ def object_info(server: Server) -> dict[str, Any]:
 
 @pytest.fixture
 def small(object_info: dict[str, Any]) -> Small:
-    return Small(REPOSITORY / "workflows" / "text_to_image.json", object_info)
+    return Small(REPOSITORY / "workflows" / "Stable Cascade - text to image.json", object_info)
 
 
 @pytest.fixture(scope="session")

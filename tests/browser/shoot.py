@@ -65,7 +65,7 @@ def shoot_all(base: Base, options: argparse.Namespace) -> None:
 def shoot_walk(base: Base, options: argparse.Namespace) -> None:
     """The way to the first picture with one workflow."""
     if len(options.names) != 1:
-        raise Stop("--walk needs the name of one workflow, for example text_to_image.")
+        raise Stop("--walk needs the name of one workflow, for example 'Stable Cascade - text to image'.")
     flags = base.add_models(options.model) if options.model else []
     if options.tiny:
         from family import write_family

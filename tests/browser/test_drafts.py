@@ -19,7 +19,7 @@ DRAFT = SHEET + " button[data-number='%d']"
 
 @pytest.fixture
 def drafts(object_info: dict[str, Any]) -> Small:
-    return Small(REPOSITORY / "workflows" / "draft_board.json", object_info)
+    return Small(REPOSITORY / "workflows" / "Stable Cascade - many drafts, draft board.json", object_info)
 
 
 def run(page: Page) -> list[str]:

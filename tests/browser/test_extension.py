@@ -310,7 +310,8 @@ def test_a_size_that_is_not_known_to_the_byte_is_about_right(page, small):
     text = page.browser.wait(f"document.querySelector('{panel}').innerText")
     assert text.count("about 1.4 GB") == 2 and "0 B" not in text, text
     page.send(
-        "cascade_studio.progress", {"node": node, "file": file["name"], "done": 0, "total": 10, "speed": 0, "left": None}
+        "cascade_studio.progress",
+        {"node": node, "file": file["name"], "done": 0, "total": 10, "speed": 0, "left": None},
     )
     page.send("execution_error", {"prompt_id": None})
     words = page.browser.wait(f"document.querySelector('{panel} .words').textContent")
@@ -319,7 +320,9 @@ def test_a_size_that_is_not_known_to_the_byte_is_about_right(page, small):
 
 def test_a_loader_says_what_a_run_would_fetch(page, object_info):
     """From the moment it is opened: names, sizes, folders, licences; and that more than 1 GB is asked for first."""
-    workflow = json.loads((REPOSITORY / "workflows" / "text_to_image.json").read_text(encoding="utf-8"))
+    workflow = json.loads(
+        (REPOSITORY / "workflows" / "Stable Cascade - text to image.json").read_text(encoding="utf-8")
+    )
     (load,) = [node for node in workflow["nodes"] if node["type"] == "CascadeStudio_Load"]
     page.load(workflow)
     page.fit()
@@ -411,7 +414,7 @@ def test_text_of_a_node_is_shown(page):
 
 def test_a_lora_tells_in_its_node_what_matched(page, object_info, pictures):
     """For real, in whichever of the two places for text the page has: the host's, or the extension's."""
-    stack = Small(REPOSITORY / "workflows" / "lora_stack.json", object_info)
+    stack = Small(REPOSITORY / "workflows" / "Stable Cascade - LoRA stack of two.json", object_info)
     page.load(stack.workflow)
     page.fit()
     run(page)

@@ -119,7 +119,7 @@ def turn_twice(page: Page) -> None:
 
 @pytest.fixture
 def drafts(object_info: dict[str, Any]) -> Small:
-    return Small(REPOSITORY / "workflows" / "draft_board.json", object_info)
+    return Small(REPOSITORY / "workflows" / "Stable Cascade - many drafts, draft board.json", object_info)
 
 
 def test_heights_stay_through_a_days_work(page, modern, drafts):

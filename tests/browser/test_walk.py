@@ -10,7 +10,7 @@ from harness import REPOSITORY
 from PIL import Image
 
 PAGE = REPOSITORY / "docs" / "first_picture.md"
-TEMPLATE = "text_to_image"
+TEMPLATE = "Stable Cascade - text to image"
 
 
 def test_the_way_to_the_first_picture_is_shot(page, object_info, tmp_path):

@@ -407,7 +407,9 @@ def test_fresh_nodes_begin_with_the_size_of_the_model_that_a_fresh_loader_takes(
 
 def test_the_workflow_with_core_loaders_raises_the_hosts_own_dialog(shop):
     """The dialog wants a file name that is no choice of its widget, and its address and folder beside it."""
-    workflow = json.loads((harness.REPOSITORY / "workflows" / "text_to_image_core_loaders.json").read_text("utf-8"))
+    workflow = json.loads(
+        (harness.REPOSITORY / "workflows" / "Stable Cascade - text to image with core loaders.json").read_text("utf-8")
+    )
     loaders = [node for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple"]
     assert len(loaders) == 2
     for node in loaders:

@@ -13,7 +13,7 @@ from PIL import Image
 from small_extras import write_controlnets, write_tuned_prior
 
 from cascade_studio.commands.workflow.api_prompt import convert
-from tools.authoring.recipes.parts import ANOTHER
+from tools.authoring.recipes.parts import APPLE, HILLS, HOLE
 from tools.client import Run
 from tools.env import current_setup, set_up
 from tools.hosts import supported
@@ -74,7 +74,7 @@ def server(request: pytest.FixtureRequest, family_models: Path) -> Iterator[Test
 
 @pytest.fixture(scope="session")
 def with_picture(server):
-    """The server with a small, partly see-through picture as the host's example, another, and more models."""
+    """The server with small, partly see-through pictures in place of the pack's, and more models."""
     write_controlnets(server.base.models)
     write_tuned_prior(server.base.models)
     across = numpy.linspace(0, 255, 256)
@@ -83,6 +83,9 @@ def with_picture(server):
     pixels[32:128, 128:224, :3] = 255 - pixels[32:128, 128:224, :3]  # edges
     pixels[..., 3] = 255
     pixels[96:192, 64:160, 3] = 0
-    Image.fromarray(pixels).save(server.base.path / "input" / "example.png")
-    Image.fromarray(pixels.transpose(1, 0, 2)[:, ::-1]).save(server.base.path / "input" / ANOTHER)
+    folder = server.base.path / "input"
+    assert all((folder / name).is_file() for name in (HILLS, HOLE, APPLE)), "the pack has put its pictures there"
+    for name in (HILLS, HOLE):
+        Image.fromarray(pixels).save(folder / name, lossless=True, exact=True)
+    Image.fromarray(pixels.transpose(1, 0, 2)[:, ::-1]).save(folder / APPLE, lossless=True, exact=True)
     return server

@@ -29,7 +29,7 @@ from tools.env import current_setup
 from tools.png import text_chunks
 from tools.server import Base, Server
 
-WORKFLOW = REPOSITORY / "workflows" / "a_first_picture.json"
+WORKFLOW = REPOSITORY / "workflows" / "Stable Cascade - first picture.json"
 PROMPTS = ("red apple on a blue background", "a robot on a gray background", "a frog on a purple background")
 STAGE_C = "Sample Stage C (prior)"
 FIRST_SECONDS = 240.0

@@ -38,7 +38,7 @@ def mini_is_here():
 
 def prepared(server: Any, prompt: str, missing_files: str) -> Any:
     """The text-to-image workflow on the preset, at 256 pixels; another ``missing_files`` makes the loader load anew."""
-    converted = on_mini(server, "text_to_image")
+    converted = on_mini(server, "Stable Cascade - text to image")
     load = node_of(converted, "CascadeStudio_Load")
     converted.set(load, "preset", TITLE)
     converted.set(load, "missing_files", missing_files)

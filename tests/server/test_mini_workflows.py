@@ -8,20 +8,21 @@ from mini_server import EXAMPLE, WORKFLOWS, check_shows, give_example, on_mini, 
 
 from mini import need
 from tools.scenes import SCENES
+from tools.titles import title_of
 
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 PARTS = {
-    "canny": ("controlnet_canny",),
-    "lora_control_regional": ("controlnet_canny", "lora"),
-    "lora_stack": ("lora",),
-    "lora_schedule": ("lora",),
+    title_of("canny"): ("controlnet_canny",),
+    title_of("lora_control_regional"): ("controlnet_canny", "lora"),
+    title_of("lora_stack"): ("lora",),
+    title_of("lora_schedule"): ("lora",),
 }
 """What a workflow needs of Mini beside the stages."""
 
-NOT_MINI = {"inpaint", "outpaint", "super_resolution"}
+NOT_MINI = {title_of(name) for name in ("inpaint", "outpaint", "super_resolution")}
 """Their ControlNets were not trained for Mini; test_workflows runs them with the tiny family."""
 
-LARGE = {"high_resolution_2k", "high_resolution_4k"}
+LARGE = {title_of(name) for name in ("high_resolution_2k", "high_resolution_4k")}
 """More than the 256 pixels that Mini learned: the background stays, the subject may appear twice."""
 
 

@@ -34,7 +34,11 @@ def read(name: str) -> dict[str, Any]:
 
 
 def nodes_of(name: str) -> list[dict[str, Any]]:
-    return [node for node in read(name)["nodes"] if node["type"] not in NOTES]
+    """Every node that works, those inside blocks in place of the blocks."""
+    workflow = read(name)
+    blocks = {block["id"]: block["nodes"] for block in workflow.get("definitions", {}).get("subgraphs", ())}
+    nodes = [inner for node in workflow["nodes"] for inner in blocks.get(node["type"], [node])]
+    return [node for node in nodes if node["type"] not in NOTES]
 
 
 def test_the_files_are_what_the_recipes_give(server):
@@ -66,7 +70,9 @@ def check_value(where: str, widget: widgets.Widget) -> None:
     if widget.kind in ("INT", "FLOAT"):
         assert options.get("min", value) <= value <= options.get("max", value), where
     if widget.kind == "COMBO":
-        assert value in options["options"] or str(value).endswith((*FILES, ".png")), f"{where} has no choice {value}"
+        assert value in options["options"] or str(value).endswith((*FILES, ".png", ".webp")), (
+            f"{where} has no choice {value}"
+        )
 
 
 @every_workflow
@@ -98,7 +104,7 @@ def test_it_runs_and_shows_its_feature(with_picture, name):
     pictures = saved_pictures(with_picture, run)
     for feature in RECIPES[name]().features:
         without = copy.deepcopy(converted.prompt)
-        without[str(feature.node.number)]["inputs"][feature.input] = neutral(with_picture, feature)
+        without[feature.node.key]["inputs"][feature.input] = neutral(with_picture, feature)
         others = saved_pictures(with_picture, with_picture.run(without))
         where = f"{feature.node.kind}.{feature.input}"
         assert len(others) == len(pictures), where
@@ -116,7 +122,7 @@ def neutral(server: Any, feature: Feature) -> Any:
         return feature.neutral
     node, key = feature.neutral.node, feature.neutral.key
     names = server.client.get(f"/object_info/{node.kind}")[node.kind]["output_name"]
-    return [str(node.number), key if isinstance(key, int) else names.index(key)]
+    return [node.key, key if isinstance(key, int) else names.index(key)]
 
 
 FOR_OTHERS = {"CascadeStudio_IdentityHint"}

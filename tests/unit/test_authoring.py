@@ -17,6 +17,7 @@ from tools.authoring.recipes import RECIPES, parts, text_to_image
 from tools.authoring.write import workflow
 from tools.edit import fit_files
 from tools.scenes import FIRST, SCENES, SHEET
+from tools.titles import WORDS, title_of
 from training.mini.data import COLOURS, read_split
 from training.mini.outlines import SUBJECTS
 
@@ -145,14 +146,23 @@ def test_roles_of_files(name, value, role):
 
 def test_the_first_picture_is_the_first_of_the_list():
     """The host lists files as the system gives them, most systems and the browser's own sorting by name."""
+    first = title_of("a_first_picture")
     names = [path.stem for path in Path(small.REPOSITORY, "workflows").glob("*.json")]
-    assert min([*names, text_to_image.a_first_picture.__name__]) == "a_first_picture"
-    assert ("a_first_picture" in RECIPES) == parts.ships()
+    assert min(names, key=str.casefold) == first and (first in RECIPES) == parts.ships()
+    assert all(len(name.split()) > len(first.split()) for name in names if name != first), "a search prefers few words"
+
+
+def test_every_workflow_has_a_name_for_people():
+    """With the model's name in front, which a search finds, and none that a recipe has lost."""
+    assert set(WORDS) == {recipe.__name__ for recipe in RECIPES.values()}
+    assert all(name.startswith("Stable Cascade - ") and "_" not in name for name in RECIPES)
 
 
 def test_the_first_picture_runs_on_what_comes_with_the_pack():
     """Mini by its preset, at its own size, with words that it knows and a note on how to begin."""
-    nodes = {(node.title or node.kind): node for node in text_to_image.a_first_picture().nodes}
+    flow = text_to_image.a_first_picture()
+    (block,) = [node.block for node in flow.nodes if node.block]
+    nodes = {(node.title or node.kind): node for node in (*block.flow.nodes, *flow.notes)}
     load, canvas = nodes["CascadeStudio_Load"].inputs, nodes["CascadeStudio_Canvas"].inputs
     assert load["preset"] == parts.files.preset_title("cascade-mini")
     assert {load[role] for role in small.PAINTS} == {parts.mini_name(role) for role in small.PAINTS}

@@ -18,7 +18,7 @@ def test_features_name_every_workflow_and_no_other():
         word
         for line in FEATURES.splitlines()
         if line.startswith("|")
-        for word in re.findall(r"`([a-z_0-9]+)`", line.rpartition("|")[0].rpartition("|")[2])
+        for word in re.findall(r"`(Stable Cascade - [^`]+)`", line.rpartition("|")[0].rpartition("|")[2])
     }
     assert named == WORKFLOWS
 
@@ -39,9 +39,7 @@ def test_links_lead_somewhere(path):
 
 @each(DOCUMENTS, lambda path: path.name)
 def test_workflows_in_the_text_exist(path):
-    for name in re.findall(
-        r"`((?:text_to_image|high_resolution|lora|image|draft|first)_[a-z_0-9]+)`", path.read_text(encoding="utf-8")
-    ):
+    for name in re.findall(r"(?:`|\*)(Stable Cascade - [^`*\n]+)", path.read_text(encoding="utf-8")):
         assert name in WORKFLOWS, name
 
 

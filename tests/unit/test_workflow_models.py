@@ -41,7 +41,9 @@ def test_files_are_embedded_as_the_catalogue_has_them(path):
 
 
 def test_there_is_something_to_compare():
-    assert {"text_to_image", "text_to_image_core_loaders"} <= {path.stem for path in WORKFLOWS}
+    assert {"Stable Cascade - text to image", "Stable Cascade - text to image with core loaders"} <= {
+        path.stem for path in WORKFLOWS
+    }
     items = [
         item for path in WORKFLOWS for node in nodes_of(path) for item in node.get("properties", {}).get("models", [])
     ]

@@ -42,6 +42,20 @@ class Block:
         """Let an output of a node be an output of the block."""
         self.outputs.append((name, output))
 
+    def face(self, definitions: dict[str, Any]) -> dict[str, Any]:
+        """The block as the definition of a node, whose widgets are those inside."""
+        kinds = [BlockWriter(self, definitions).kind_of(output) for _, output in self.outputs]
+        return {"input": {}, "output": kinds, "output_name": [name for name, _ in self.outputs]}
+
+    def instance(self, definitions: dict[str, Any], number: int) -> dict[str, Any]:
+        """The node of a workflow that is this block."""
+        return BlockWriter(self, definitions).instance(number)
+
+    def subgraph(self, definitions: dict[str, Any]) -> dict[str, Any]:
+        """What is inside, for the definitions of a workflow."""
+        writer = BlockWriter(self, definitions)
+        return writer.subgraph(max(entry["id"] for entry in writer.entries))
+
 
 BlockRecipe = Callable[[], Block]
 
@@ -91,14 +105,15 @@ class BlockWriter:
             "revision": 0,
             "last_node_id": last + 1,
             "last_link_id": 0,
-            "nodes": [self._instance(last + 1)],
+            "nodes": [self.instance(last + 1)],
             "links": [],
             "version": 0.4,
-            "definitions": {"subgraphs": [self._subgraph(last + 1)]},
+            "definitions": {"subgraphs": [self.subgraph(last + 1)]},
             "extra": {},
         }
 
-    def _instance(self, number: int) -> dict[str, Any]:
+    def instance(self, number: int) -> dict[str, Any]:
+        """The block as one node."""
         inputs = [
             {
                 "name": port.name,
@@ -109,7 +124,7 @@ class BlockWriter:
             }
             for port in self.block.inputs
         ]
-        outputs = [{"name": name, "type": self._kind_of(output), "links": []} for name, output in self.block.outputs]
+        outputs = [{"name": name, "type": self.kind_of(output), "links": []} for name, output in self.block.outputs]
         promoted = []
         for port in self.block.inputs:
             if self.widgets[port.name]:
@@ -131,10 +146,12 @@ class BlockWriter:
             "widgets_values": [],
         }
 
-    def _kind_of(self, output: Output) -> str:
+    def kind_of(self, output: Output) -> str:
+        """The type of an output inside."""
         return self._entry(output.node)["outputs"][self.writer.slot(output)]["type"]
 
-    def _subgraph(self, last: int) -> dict[str, Any]:
+    def subgraph(self, last: int) -> dict[str, Any]:
+        """The inside as a file's definitions list it; ``last`` is the highest id in use."""
         frames = [frame.bounding for frame in self.writer.frames]
         left, top = min(frame[0] for frame in frames), min(frame[1] for frame in frames)
         right = max(frame[0] + frame[2] for frame in frames)
@@ -154,7 +171,7 @@ class BlockWriter:
             {
                 "id": identity(f"{block.name} out {name}"),
                 "name": name,
-                "type": self._kind_of(output),
+                "type": self.kind_of(output),
                 "linkIds": self.to_outputs[name],
                 "pos": [right + GAP + 20, top + SLOT * (slot + 1)],
             }

@@ -21,7 +21,11 @@ class Output:
 
 @dataclass(eq=False)
 class Node:
-    """One node. ``inputs`` maps names to values or outputs; ``then`` is what happens to a seed after each run."""
+    """One node. ``inputs`` maps names to values or outputs; ``then`` is what happens to a seed after each run.
+
+    ``wide`` and ``high`` are its size where that does not follow from its kind. ``block`` is the subgraph that it is an
+    instance of, ``inside`` the instance whose subgraph it is in.
+    """
 
     number: int
     kind: str
@@ -31,6 +35,14 @@ class Node:
     then: str = "fixed"
     muted: bool = False
     wide: int = 0
+    high: int = 0
+    block: Any = None
+    inside: Node | None = None
+
+    @property
+    def key(self) -> str:
+        """Its id in a prompt: "7", or "5:7" inside the instance 5."""
+        return f"{self.inside.key}:{self.number}" if self.inside else str(self.number)
 
     def __getitem__(self, key: str | int) -> Output:
         return Output(self, key)
@@ -67,6 +79,7 @@ class Flow:
         self.steps: list[Step] = []
         self.notes: list[Node] = []
         self.features: list[Feature] = []
+        self.shown_in_app: tuple[list[tuple[Node, str]], list[Node]] | None = None
         self._last = 0
 
     @property
@@ -88,16 +101,29 @@ class Flow:
         then: str = "fixed",
         muted: bool = False,
         wide: int = 0,
+        high: int = 0,
         **inputs: Any,
     ) -> Node:
         """A node in the current step; inputs that are not named keep their defaults, muted nodes may lack wires."""
-        node = Node(self._number(), kind, inputs, title, colours, then, muted, wide)
+        node = Node(self._number(), kind, inputs, title, colours, then, muted, wide, high)
         self.steps[-1].nodes.append(node)
         return node
 
-    def note(self, title: str, text: str) -> Node:
+    def add_block(self, block: Any, size: tuple[int, int]) -> Node:
+        """An instance of a block in the current step."""
+        node = Node(self._number(), block.name, {}, wide=size[0], high=size[1], block=block)
+        self.steps[-1].nodes.append(node)
+        for inner in block.flow.nodes:
+            inner.inside = node
+        return node
+
+    def show_in_app(self, inputs: list[tuple[Node, str]], *outputs: Node) -> None:
+        """Let the page's app mode show these widgets, and the results of these nodes."""
+        self.shown_in_app = inputs, list(outputs)
+
+    def note(self, title: str, text: str, high: int = 0) -> Node:
         """A note in the column at the left."""
-        node = Node(self._number(), "MarkdownNote", {"": unwrap(text)}, title, NOTE)
+        node = Node(self._number(), "MarkdownNote", {"": unwrap(text)}, title, NOTE, high=high)
         self.notes.append(node)
         return node
 

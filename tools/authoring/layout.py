@@ -69,7 +69,9 @@ def size_of(node: Node, definition: dict[str, Any] | None) -> Size:
     if definition is None:
         shown = re.sub(r"\]\([^)]*\)", "]", node.inputs[""])
         lines = sum(1 + len(line) // 58 for line in shown.splitlines())
-        return NOTE_WIDTH, min(900, 60 + 20 * lines)
+        return NOTE_WIDTH, node.high or min(900, 60 + 20 * lines)
+    if node.high:
+        return node.wide or WIDTH, node.high
     inputs = specs(definition.get("input") or {}, definition.get("input_order"))
     widgets = [spec for spec in inputs if is_widget(spec)]
     folded = [spec for spec in widgets if spec[2].get("advanced")] if node.kind.startswith(OURS) else []

@@ -86,6 +86,8 @@ class Writer:
         """The node's definition; None for a note."""
         if node.is_note:
             return None
+        if node.block:
+            return node.block.face(self.definitions)
         if node.kind not in self.definitions:
             raise Stop(f"The workflow {self.flow.name} uses {node.kind}, which this ComfyUI does not have.")
         return self.definitions[node.kind]
@@ -150,6 +152,10 @@ class Writer:
 
     def _entry(self, node: Node, order: int) -> dict[str, Any]:
         definition = self.definition(node)
+        if node.block:
+            place = {"pos": list(self.places[node.number]), "size": list(self.sizes[node.number]), "order": order}
+            outputs = self._outputs(node, definition)
+            return {**node.block.instance(self.definitions, node.number), **place, "outputs": outputs}
         found: dict[str, Any] = {
             "id": node.number,
             "type": node.kind,
@@ -224,6 +230,7 @@ def workflow(flow: Flow, definitions: dict[str, Any]) -> dict[str, Any]:
             "input that matters most and a value at which it is not felt."
         )
     writer = Writer(flow, definitions)
+    blocks = [node.block.subgraph(definitions) for node in flow.nodes if node.block]
     groups = [
         {
             "id": number,
@@ -244,6 +251,19 @@ def workflow(flow: Flow, definitions: dict[str, Any]) -> dict[str, Any]:
         "links": [wire.as_list() for wire in writer.wires],
         "groups": groups,
         "config": {},
-        "extra": {},
+        "extra": _app_data(flow),
         "version": 0.4,
+        **({"definitions": {"subgraphs": blocks}} if blocks else {}),
     }
+
+
+def _app_data(flow: Flow) -> dict[str, Any]:
+    """What the page's app mode reads: widgets by node and name, and the nodes whose results it shows."""
+    if flow.shown_in_app is None:
+        return {}
+    inputs, outputs = flow.shown_in_app
+    named = {
+        "inputs": [[str(node.number), name] for node, name in inputs],
+        "outputs": [str(node.number) for node in outputs],
+    }
+    return {"linearData": named, "linearMode": False}

@@ -177,9 +177,10 @@ class FilesPanel extends Panel {
     const licence = file.licence ? text("download.licence", { licence: file.licence }) : "";
     const bytes = file.bytes ?? file.about;
     const told = here ? "✓" : bytes ? about(bytes, isAbout(file)) : text("download.unknown");
+    const title = [file.name, file.target ?? file.folder, licence].filter(Boolean).join("\n");
     return element(
       "div",
-      { className: "file", data: { state }, title: [file.name, file.target ?? file.folder, licence].filter(Boolean).join("\n") },
+      { className: "file", data: { state }, title },
       element("span", { textContent: file.name }),
       element("span", { textContent: told }),
     );

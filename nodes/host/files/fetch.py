@@ -17,7 +17,8 @@ While a node runs, the client that queued it gets two kinds of messages over its
 
 ``cascade_studio.progress``, four times a second while files come, and once with "finished" true (also after an error)::
 
-    {"node": "12", "prompt_id": "…", "workflow": "…", "file": "stage_c_bf16.safetensors", "done": bytes, "total": bytes or 0,
+    {"node": "12", "prompt_id": "…", "workflow": "…", "file": "stage_c_bf16.safetensors", "done": bytes,
+     "total": bytes or 0,
      "speed": bytes a second, "left": seconds or null, "note": "", "text": "stage_c_bf16.safetensors: 41 % of …",
      "finished": false}
 
@@ -29,7 +30,7 @@ fetched is told by the list ``published`` in the input's definition (``/object_i
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,9 @@ def list_preset_files() -> dict[str, dict[str, str]]:
     """By a preset's title, what it puts into each file input: a file's name, or the word of a choice that is none."""
     known = names.usable_catalogue()
     return {
-        preset.title: {role: known.entries[key].name if key in known.entries else key for role, key in preset.inputs.items()}
+        preset.title: {
+            role: known.entries[key].name if key in known.entries else key for role, key in preset.inputs.items()
+        }
         for preset in known.presets.values()
     }
 

@@ -33,14 +33,28 @@ class Downloads:
     progress: dict[str, Any] = field(default_factory=dict)
 
 
-_told = Downloads()
+_told: list[Downloads] = []
+"""Of one prompt at most."""
+
+
+def find_item() -> Any:
+    """The running prompt as the host's queue has it, or None."""
+    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+    running, _ = queue.get_current_queue_volatile() if queue is not None else ([], [])
+    return running[0] if running else None
 
 
 def find_running() -> tuple[str | None, str | None]:
     """Id of the prompt that runs, and that of the workflow which it was queued from; None where there is none."""
-    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
-    running, _ = queue.get_current_queue_volatile() if queue is not None else ([], [])
-    return (running[0][1], find_workflow(running[0])) if running else (None, None)
+    item = find_item()
+    return (item[1], find_workflow(item)) if item else (None, None)
+
+
+def find_choice() -> str | None:
+    """How the user of the running prompt wants previews: "default" where they have not said, "none" for none."""
+    item = find_item() or ()
+    extra = item[3] if len(item) > 3 and isinstance(item[3], Mapping) else {}
+    return extra.get("preview_method")
 
 
 def find_workflow(item: Any) -> str | None:
@@ -52,17 +66,16 @@ def find_workflow(item: Any) -> str | None:
 
 def note_plan(node: str, message: dict[str, Any]) -> None:
     """Keep what a node needs; a new prompt makes the last one's forgotten."""
-    global _told
-    if message.get("prompt_id") != _told.prompt_id:
-        _told = Downloads(message.get("prompt_id"), message.get("workflow"))
-    _told.plans[node] = message
-    _told.progress.pop(node, None)
+    if not _told or message.get("prompt_id") != _told[0].prompt_id:
+        _told[:] = [Downloads(message.get("prompt_id"), message.get("workflow"))]
+    _told[0].plans[node] = message
+    _told[0].progress.pop(node, None)
 
 
 def note_progress(node: str, message: dict[str, Any]) -> None:
     """Keep how far the download of a node is."""
-    if message.get("prompt_id") == _told.prompt_id:
-        _told.progress[node] = message
+    if _told and message.get("prompt_id") == _told[0].prompt_id:
+        _told[0].progress[node] = message
 
 
 def find_last(workflow: str) -> dict[str, Any] | None:
@@ -85,7 +98,7 @@ def describe_state(workflow: str) -> dict[str, Any]:
     prompt, place = find_running()
     return {
         "running": {"prompt_id": prompt, "workflow": place} if prompt else None,
-        "downloads": vars(_told) if _told.prompt_id else None,
+        "downloads": vars(_told[0]) if _told else None,
         "last": find_last(workflow) if workflow else None,
     }
 

@@ -10,7 +10,6 @@ from typing import Any
 import comfy.model_management
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
@@ -30,6 +29,7 @@ from ..out_of_memory import is_out_of_memory, make_room
 from ..report.card import StageReport, find_weights_path
 from ..report.measure import measure_work
 from .guider import CascadeGuider
+from .live import show_steps
 from .tiles import estimate_memory
 
 STEPS: dict[str, tuple[Any, dict[str, float]]] = {
@@ -276,7 +276,7 @@ def sample_batch(
 
 def make_callback(model: Any, run: Run, steps: int) -> Any:
     """The host's progress and preview, with the steps counted among those of the whole node."""
-    callback = latent_preview.prepare_callback(model, steps)
+    callback = show_steps(model, steps)
     if not run.of:
         return callback
     return lambda step, x0, x, total: callback(run.before + step, x0, x, run.of)

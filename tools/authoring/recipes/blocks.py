@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...scenes import FIRST
 from ..blueprints import Block
 from ..flow import Flow
 from . import parts
@@ -56,6 +57,28 @@ def decoder_block() -> Block:
         block.input(entry, (b, entry))
     block.output("image", decoded["image"])
     block.output("latent", b["latent"])
+    return block
+
+
+def first_picture_block() -> Block:
+    """Cascade Mini as one block: prompt, size and seed in, picture out."""
+    name = "Stable Cascade, small"
+    flow = Flow(name)
+    load = parts.load_mini(flow)
+    flow.step("Picture size", below=True)
+    canvas = parts.canvas(flow, 256, 256)
+    flow.step("Prompt")
+    positive, negative = prompts = parts.prompts(flow, load["clip"], FIRST.prompt)
+    c, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"])
+    flow.step("Stage A paints the picture")
+    decoded = flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"])
+    flow.feature(positive, text="")
+    block = Block(name, CATEGORY, "The three stages of Stable Cascade with the models that come with the pack.", flow)
+    block.input("text", (positive, "text"), label="prompt")
+    block.input("width", (canvas, "width"))
+    block.input("height", (canvas, "height"))
+    block.input("seed", (c, "seed"), (b, "seed"))
+    block.output("image", decoded["image"])
     return block
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...titles import title_of
 from ..flow import Flow, Node, Output
 from . import parts
 
@@ -41,7 +42,7 @@ def canny() -> Flow:
     canvas = parts.canvas(flow)
     hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
     flow.step("Prompt")
-    prompts = parts.prompts(flow, load["clip"], "a marble statue in a museum hall, dramatic light, photograph")
+    prompts = parts.prompts(flow, load["clip"], "a farmhouse in the Tuscan hills at sunset, oil painting")
     applied = _apply(flow, net, hint["hint"], prompts, strength=0.8, end_percent=0.8)
     _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"], steered=applied)
     parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_canny"))
@@ -89,10 +90,10 @@ def inpaint() -> Flow:
     load = parts.load(flow, PRESET, WITHOUT)
     net = _net(flow, "controlnet_inpainting")
     flow.step("Load a picture and paint a mask on it")
-    image = parts.load_picture(flow, "Right-click: Open in Mask Editor")
+    image = parts.load_picture(flow, "Right-click: Open in Mask Editor", parts.HOLE)
     crop = flow.add("CascadeStudio_InpaintCrop", image=image["IMAGE"], mask=image["MASK"], target_size=1024)
     flow.step("Prompt")
-    prompts = parts.prompts(flow, load["clip"], "a bunch of red tulips in a glass vase, soft window light")
+    prompts = parts.prompts(flow, load["clip"], "a white windmill on green hills, soft morning light, photograph")
     flow.step("Tell Stage C what to keep")
     encoded = flow.add("CascadeStudio_EncodeImage", image=crop["image"], vae=load["stage_c_vae"])
     masked = flow.add("SetLatentNoiseMask", samples=encoded["Stage C latent"], mask=crop["prior_mask"])
@@ -107,7 +108,8 @@ def inpaint() -> Flow:
     whole = flow.add("CascadeStudio_InpaintStitch", stitch=crop["stitch"], image=decoded["image"])
     flow.step("The picture, before and after")
     flow.add("CascadeStudio_Compare", before=image["IMAGE"], after=whole["image"])
-    flow.add("SaveImage", images=whole["image"], filename_prefix=f"cascade/{flow.name}", wide=400)
+    saved = flow.add("SaveImage", images=whole["image"], filename_prefix=f"cascade/{flow.name}", wide=400)
+    flow.show_in_app([(image, "image"), (prompts[0], "text"), (c, "seed")], saved)
     parts.model_links(flow, _keys("controlnet_inpainting"))
     flow.note(
         "How it works",
@@ -146,13 +148,13 @@ def outpaint() -> Flow:
     flow.feature(border, left=0)
     flow.note(
         "Borders",
-        """## Borders
+        f"""## Borders
 
 **Outpaint Canvas** adds pixels at each side, or fills up to a width and height. Describe the whole picture in the
 prompt, not the border alone. Go on in several steps of a quarter of the picture rather than in one large one.
 
-The old part is drawn anew, too, as close as the small latent allows. To keep it pixel by pixel, use the *inpaint*
-workflow with the mask of this canvas.""",
+The old part is drawn anew, too, as close as the small latent allows. To keep it pixel by pixel, use the workflow
+*{title_of("inpaint")}* with the mask of this canvas.""",
     )
     return flow
 
@@ -171,7 +173,7 @@ def super_resolution() -> Flow:
     image = parts.load_picture(flow)
     hint = flow.add("CascadeStudio_SuperResolutionHint", image=image["IMAGE"], vae=encoder["stage_c_vae"])
     flow.step("Prompt")
-    prompts = parts.prompts(flow, load["clip"], "a sharp, detailed photograph")
+    prompts = parts.prompts(flow, load["clip"], "a house on green hills under a blue sky, sharp and detailed")
     applied = _apply(flow, net, hint["hint"], prompts)
     _, b = parts.both_stages(flow, load, prompts, hint["Stage C latent"], steered=applied, cfg=1.0)
     parts.finish(flow, b["latent"], load["stage_a"], _keys("controlnet_super_resolution"))

@@ -112,7 +112,7 @@ def draft_board() -> Flow:
     b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], board["prior"])
     decoded = flow.add("CascadeStudio_DecodeStageA", latent=b["latent"], vae=load["stage_a"])
     flow.step("Save with a report")
-    flow.add(
+    saved = flow.add(
         "CascadeStudio_SaveImage",
         images=decoded["image"],
         report=decoded["report"],
@@ -120,6 +120,9 @@ def draft_board() -> Flow:
     )
     flow.add("CascadeStudio_ReportCard", report=decoded["report"], image=decoded["image"])
     parts.model_links(flow, parts.keys_of(PRESET, without))
+    flow.show_in_app(
+        [(positive, "text"), (canvas, "width"), (canvas, "height"), (c, "seed"), (board, "chosen")], board, saved
+    )
     flow.feature(board, chosen="2")
     flow.note(
         "How to use the board",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...scenes import SCENES
+from ...titles import title_of
 from ..flow import TOUCH, Flow, Node, Output
 from . import parts
 
@@ -63,7 +64,7 @@ def lora_stack() -> Flow:
         clip=load["clip"],
     )
     flow.step("Prompt")
-    prompt = SCENES["lora_stack"].prompt if ON_MINI else "a cat on a windowsill in the evening sun"
+    prompt = SCENES[title_of("lora_stack")].prompt if ON_MINI else "a cat on a windowsill in the evening sun"
     prompts = parts.prompts(flow, applied["clip"], prompt)
     _end(flow, load, prompts, canvas["Stage C latent"], prior=applied["prior"], decoder=applied["decoder"])
     flow.feature(first, strength_model=0.0)
@@ -77,7 +78,7 @@ def lora_stack() -> Flow:
         f"""## LoRAs
 
 Each **Cascade LoRA Stack** adds one file to the list: put yours into `models/loras` and choose them in both nodes
-({stands}; **train_lora** makes one). Any layout works: official, kohya, OneTrainer,
+({stands}; **{title_of("train_lora")}** makes one). Any layout works: official, kohya, OneTrainer,
 diffusers, ComfyUI. The report on **Apply Cascade LoRA Stack** says how many of a file's keys are used; a file that
 fits nothing stops with a sentence instead of doing nothing. LoRAs for the full Stage C need the full models: choose
 them in the loader.
@@ -101,7 +102,7 @@ def lora_schedule() -> Flow:
     )
     timed = flow.add("SetHookKeyframes", hooks=hook["hooks"], hook_kf=end[0])
     flow.step("Prompt")
-    prompt = SCENES["lora_schedule"].prompt if ON_MINI else "a red vintage car on a country road"
+    prompt = SCENES[title_of("lora_schedule")].prompt if ON_MINI else "a red vintage car on a country road"
     positive, negative = prompts = parts.prompts(flow, load["clip"], prompt)
     hooked = flow.add(
         "PairConditioningSetProperties",
@@ -125,12 +126,15 @@ The model on the wire is not changed.""",
     return flow
 
 
-def _before_and_after(flow: Flow, load: Node, taught: Output) -> None:
-    """One prompt and seed, painted by the model that was loaded and by the one that was ``taught``."""
+def _before_and_after(flow: Flow, load: Node, taught: Output) -> tuple[Node, Node]:
+    """One prompt and seed, painted by the model that was loaded and by the one that was ``taught``.
+
+    Returns the prompt and the node that compares both.
+    """
     flow.step("Picture size")
     canvas = parts.canvas(flow, SIDE, SIDE)
     flow.step("Prompt", below=True)
-    prompt = SCENES["train_lora"].prompt if ON_MINI else "a mushroom"
+    prompt = SCENES[title_of("train_lora")].prompt if ON_MINI else "a mushroom"
     positive, negative = parts.prompts(flow, load["clip"], prompt)
     shown = {}
     for when, model in (("before", load["prior"]), ("after", taught)):
@@ -139,10 +143,11 @@ def _before_and_after(flow: Flow, load: Node, taught: Output) -> None:
         heard = {"positive": positive[0], "negative": negative[0]}
         c = flow.add("CascadeStudio_SamplePrior", then="fixed", model=model, latent=latent, **heard)
         b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], c["prior"])
-        shown[when] = parts.picture(flow, b["latent"], load["stage_a"], f"train_lora_{when}"), c
+        shown[when] = parts.picture(flow, b["latent"], load["stage_a"], f"train_lora_{when}")[0], c
     flow.step("Before and after")
-    flow.add("CascadeStudio_Compare", before=shown["before"][0]["image"], after=shown["after"][0]["image"])
+    compared = flow.add("CascadeStudio_Compare", before=shown["before"][0]["image"], after=shown["after"][0]["image"])
     flow.feature(shown["after"][1], model=load["prior"])
+    return positive, compared
 
 
 def train_lora() -> Flow:
@@ -167,7 +172,8 @@ def train_lora() -> Flow:
         alpha=8.0,
         sample_every=25,
     )
-    _before_and_after(flow, load, trained["model"])
+    prompt, compared = _before_and_after(flow, load, trained["model"])
+    flow.show_in_app([(pictures, "folder"), (trained, "name"), (trained, "steps"), (prompt, "text")], trained, compared)
     flow.step("Off: train another part")
     flow.add(
         "CascadeStudio_Train",
@@ -187,7 +193,7 @@ def train_lora() -> Flow:
         parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
     flow.note(
         "Training",
-        """## Training
+        f"""## Training
 
 Press *Run*: twelve chalk drawings that come with the pack teach Cascade Mini their style in a few minutes, and the
 picture is painted without the LoRA and with it.
@@ -195,7 +201,7 @@ picture is painted without the LoRA and with it.
 1. For pictures of your own, put them into a folder inside ComfyUI's `input` folder, each with a `.txt` file of the same
    name that says what it shows, and write the folder's name into **Cascade Training Set**.
 2. The node shows the loss and how much time is left. Stop whenever you like: the next run goes on from there.
-3. The LoRA lands among your LoRAs; **lora_stack** shows how to use it.
+3. The LoRA lands among your LoRAs; **{title_of("lora_stack")}** shows how to use it.
 
 A LoRA fits the Stage C that it was trained on. For the published models choose another preset in the loader, a
 resolution of 768, a learning rate of 0.0004 and 1024 x 1024 on the canvas; bf16 or fp8 in **Cascade Training Settings**

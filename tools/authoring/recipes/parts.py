@@ -11,8 +11,8 @@ from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
 
 PICTURES_IN = ("image_encoder", "clip_vision")
 """The parts that only workflows with pictures as input need."""
-EXAMPLE, ANOTHER = "example.png", "another.png"
-"""The picture that every ComfyUI has in its input folder, and one that the tests put beside it."""
+HILLS, HOLE, APPLE = "cascade_hills.webp", "cascade_hills_hole.webp", "cascade_apple.webp"
+"""The pictures that the pack puts into ComfyUI's input folder (tools/example_pictures.py draws them)."""
 MINI = "cascade-mini"
 
 
@@ -70,16 +70,15 @@ def sample_decoder(flow: Flow, model: Output, positive: Output, negative: Output
     )
 
 
-def picture(flow: Flow, latent: Output, stage_a: Output, name: str, **inputs: Any) -> Node:
-    """Decode Stage A and save; returns the decoder."""
+def picture(flow: Flow, latent: Output, stage_a: Output, name: str, **inputs: Any) -> tuple[Node, Node]:
+    """Decode Stage A and save; returns both nodes."""
     decoded = flow.add("CascadeStudio_DecodeStageA", latent=latent, vae=stage_a, **inputs)
-    flow.add("SaveImage", images=decoded["image"], filename_prefix=f"cascade/{name}", wide=480)
-    return decoded
+    return decoded, flow.add("SaveImage", images=decoded["image"], filename_prefix=f"cascade/{name}", wide=480)
 
 
-def load_picture(flow: Flow, title: str = "") -> Node:
-    """The node that loads the example picture."""
-    return flow.add("LoadImage", title, TOUCH, image=EXAMPLE)
+def load_picture(flow: Flow, title: str = "", picture: str = HILLS) -> Node:
+    """The node that loads an example picture."""
+    return flow.add("LoadImage", title, TOUCH, image=picture)
 
 
 def both_stages(
@@ -114,11 +113,12 @@ def finish(
     more: str = "",
     title: str = "Stage A paints the picture",
     **inputs: Any,
-) -> None:
-    """The last step, and the note about the files with these ``keys``."""
+) -> Node:
+    """The last step, and the note about the files with these ``keys``; returns the node that saves."""
     flow.step(title)
-    picture(flow, latent, stage_a, flow.name, **inputs)
+    _, saved = picture(flow, latent, stage_a, flow.name, **inputs)
     model_links(flow, keys, more)
+    return saved
 
 
 def model_links(flow: Flow, keys: Iterable[str], more: str = "") -> None:

@@ -17,9 +17,10 @@ def image_to_image() -> Flow:
     flow.step("Prompt")
     prompts = parts.prompts(flow, load["clip"], "the same scene as a winter night, snow, blue light, painting")
     c, b = parts.both_stages(flow, load, prompts, encoded["Stage C latent"], denoise=0.6)
-    parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of("full-bf16", without))
+    saved = parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of("full-bf16", without))
+    flow.show_in_app([(image, "image"), (prompts[0], "text"), (c, "denoise"), (c, "seed")], saved)
     flow.feature(c, denoise=1.0)
-    flow.feature(image, image=parts.ANOTHER)
+    flow.feature(image, image=parts.APPLE)
     flow.note(
         "How much changes",
         """## How much changes
@@ -38,7 +39,7 @@ def image_variation() -> Flow:
     vision = flow.add("CascadeStudio_LoadClipVision", clip_vision=parts.files.name("clip_vision"))
     flow.step("Load pictures")
     image = parts.load_picture(flow, "Picture 1")
-    other = parts.load_picture(flow, "Picture 2")
+    other = parts.load_picture(flow, "Picture 2", parts.APPLE)
     flow.step("Prompt, may be empty")
     positive, negative = prompts = parts.prompts(flow, load["clip"], "")
     mixed = flow.add(
@@ -87,7 +88,7 @@ def reconstruction() -> Flow:
     alone = flow.add("CascadeStudio_DecodeStageA", latent=latent["latent"], vae=load["stage_a"])
     flow.add("PreviewImage", "Stage A alone", images=alone["image"])
     parts.model_links(flow, parts.keys_of("full-bf16", without))
-    flow.feature(image, image=parts.ANOTHER)
+    flow.feature(image, image=parts.APPLE)
     flow.note(
         "What you see",
         """## What you see

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...scenes import SCENES
+from ...titles import title_of
 from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
 from . import parts
 from .lora import OWN
@@ -36,12 +37,14 @@ def lora_control_regional() -> Flow:
         "CascadeStudio_LoadControlNet", controlnet=parts.mini_name(EDGES) if ON_MINI else parts.files.name(EDGES)
     )
     flow.step("Load a picture, find its edges")
-    image = parts.load_picture(flow)
+    image = parts.load_picture(flow, picture=parts.APPLE)
     canvas = parts.canvas(flow, SIDE, SIDE)
     hint = flow.add("CascadeStudio_CannyHint", image=image["IMAGE"], latent=canvas["Stage C latent"])
     flow.step("Prompts")
     whole = _words(
-        flow, lora["clip"], SCENES[flow.name].prompt if ON_MINI else "two parrots on a branch, rain forest, photograph"
+        flow,
+        lora["clip"],
+        SCENES[title_of(flow.name)].prompt if ON_MINI else "two parrots on a branch, rain forest, photograph",
     )
     left = _words(
         flow,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ...scenes import FIRST
+from ...titles import title_of
 from ..flow import Flow
 from . import parts
+from .blocks import first_picture_block
 
 SAMPLER = {"sampler_name": "euler_ancestral", "scheduler": "simple", "denoise": 1.0}
 
@@ -24,39 +25,37 @@ def _plain(
     canvas = parts.canvas(flow, *size)
     flow.step("Prompt")
     prompts = parts.prompts(flow, load["clip"], prompt)
-    _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"])
-    parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of(preset, without), more)
+    c, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"])
+    saved = parts.finish(flow, b["latent"], load["stage_a"], parts.keys_of(preset, without), more)
     flow.feature(prompts[0], text="")
+    flow.show_in_app([(prompts[0], "text"), (canvas, "width"), (canvas, "height"), (c, "seed")], saved)
     flow.note("The three stages", parts.STAGES)
     return flow
 
 
 def a_first_picture() -> Flow:
-    """Cascade Mini, which comes with the pack: a picture without any download. Its name puts it first in the list."""
+    """Cascade Mini, which comes with the pack: a picture without any download, from one block beside one note."""
     flow = Flow("a_first_picture")
-    load = parts.load_mini(flow)
-    flow.step("Picture size", below=True)
-    canvas = parts.canvas(flow, 256, 256)
-    flow.step("Prompt")
-    prompts = parts.prompts(flow, load["clip"], FIRST.prompt)
-    _, b = parts.both_stages(flow, load, prompts, canvas["Stage C latent"])
-    flow.feature(prompts[0], text="")
-    flow.step("Stage A paints the picture")
-    parts.picture(flow, b["latent"], load["stage_a"], flow.name)
+    flow.step("Write, then press Run")
+    block = flow.add_block(first_picture_block(), (360, 340))
+    flow.features = block.block.flow.features
+    flow.step("The picture")
+    saved = flow.add("SaveImage", images=block["image"], filename_prefix=f"cascade/{flow.name}", wide=360, high=340)
+    flow.show_in_app([(block, name) for name in ("text", "width", "height", "seed")], saved)
     flow.note(
         "Your first picture",
-        """## Your first picture
+        f"""## Your first picture
 
 Press **Run**. A few seconds later there is a red apple at the right; nothing is downloaded.
 
-Now write something else into the green **Prompt**: *a robot on a gray background*, *snowman on a purple
-background*, *frog on a purple background*. Every run takes a new seed, so that each picture is another one.
+Now write something else: *a robot on a gray background*, *snowman on a purple background*. Each run takes a new seed.
 
-When you have seen how it works, open **text_to_image** for the full models: the loader shows what it will fetch before
-it begins.""",
+**Double-click** the block's title to see the three stages inside.
+
+This is **Cascade Mini**, a small model that comes with the pack. It paints things, animals and faces on plain
+backgrounds, 256 pixels wide. For the published models open **{title_of("text_to_image")}**.""",
+        high=340,
     )
-    parts.mini_note(flow)
-    flow.note("The three stages", parts.STAGES.replace("24x24 for 1024x1024", "6x6 for 256x256"))
     return flow
 
 
