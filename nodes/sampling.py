@@ -89,7 +89,8 @@ class CascadeStudioSamplePrior(io.ComfyNode):
         latents.check_model(model, "Stage C", PRIOR)
         latent = latents.fit_empty_prior(latent)
         canvas = latents.find_prior_canvas(latent, PRIOR)
-        told = [*notes.advise_on_size(model, canvas), *notes.advise_on_resizing(latent, canvas)]
+        sizes = notes.advise_on_size(model, canvas)
+        told = [*sizes, *notes.advise_on_resizing(latent, canvas)]
         run = sample.Run(
             "Stage C",
             max(1, int(steps * denoise)) if fewer_steps else steps,
@@ -108,7 +109,7 @@ class CascadeStudioSamplePrior(io.ComfyNode):
         result = {**latents.replace_samples(latent, samples), latents.CANVAS: canvas}
         return io.NodeOutput(
             card.attach_reports(result, *card.find_reports(latent), done),
-            ui={**card.show_report(done), **notes.show_notes(told)},
+            ui={**card.show_report(done), **notes.show_notes(told), **notes.show_native(model, sizes)},
         )
 
 

@@ -12,7 +12,7 @@ from .flow import Flow, Node, Step
 
 WIDTH, NOTE_WIDTH, TOP, LEFT = 340, 420, 120, 40
 LETTER, TITLE, SLOT, WIDGET, BASE, TEXT, GAP, FRAME, PICTURE = 10.2, 34, 20, 27, 60, 130, 46, 30, 320
-"""What both of the page's renderers need, the larger of the two; tests/browser/test_geometry.py measures it."""
+"""What both of the page's renderers need, the larger of the two; tests/browser/test_rectangles.py measures it."""
 
 PICTURES = {
     "SaveImage",

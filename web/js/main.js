@@ -7,6 +7,7 @@ import { addCompare } from "./compare.js";
 import { addStyles, after, live, widgetOf } from "./dom.js";
 import { addFiles, listenToDownloads, loaded, recallDownloads, restoreDownloads } from "./downloads.js";
 import { allNodes, isOurs, kindOf, nodeOf, workflowId } from "./graph.js";
+import { listenToRepairs, offerSize } from "./repair.js";
 import { addReport, tell } from "./report.js";
 import { STAGES, addStrip, drawAll, listenToStages, recallStages } from "./stages.js";
 import { askState } from "./state.js";
@@ -19,6 +20,7 @@ const shown = new WeakMap();
 function show(node, output) {
   shown.get(node)?.pin(output);
   loaded(node, output);
+  offerSize(node, output);
   tell(node, output);
 }
 
@@ -57,6 +59,7 @@ app.registerExtension({
     addStyles();
     listenToStages();
     listenToDownloads();
+    listenToRepairs();
     onLanguage(() => {
       live.forEach((panel) => panel.draw());
       retell(allNodes());

@@ -58,6 +58,18 @@ export const ENGLISH = {
   "compare.pair": "{number} of {count}",
   "advanced.show": "Show advanced inputs ({count})",
   "advanced.hide": "Hide advanced inputs",
+  "repair.wrong": "'{input}' needs {wanted}.",
+  "repair.stage C": "a Stage C model (prior)",
+  "repair.stage B": "a Stage B model (decoder)",
+  "repair.stage A": "Stage A, which paints the pixels",
+  "repair.stage C VAE": "the Stage C VAE (image encoder and Previewer)",
+  "repair.prior": "a finished Stage C latent",
+  "repair.prior empty": "a Stage C latent to start from",
+  "repair.latent": "a finished Stage B latent",
+  "repair.latent empty": "a Stage B latent to start from",
+  "repair.wire": "Wire {output} of {node}",
+  "repair.far": "This Stage C was trained on pictures of about {native} x {native} px.",
+  "repair.size": "Set the canvas to {width} x {height}",
   "text.waiting": "What the node did is told here after a run.",
   "text.copy": "Copy"
 };
