@@ -29,7 +29,7 @@ def fade(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image
     return Image.composite(Image.new("RGB", ramp.size, bottom), Image.new("RGB", ramp.size, top), ramp)
 
 
-def scaled(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def scale_points(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Points given in hundredths of the picture."""
     return [(x * LARGE / 100, y * LARGE / 100) for x, y in points]
 
@@ -39,30 +39,30 @@ def draw_hill(
 ) -> None:
     """A wavy ground that begins at ``height``."""
     line = [(x, height + swing * math.sin(start + x / 16)) for x in range(0, 101)]
-    draw.polygon(scaled([*line, (100, 100), (0, 100)]), fill=colour)
+    draw.polygon(scale_points([*line, (100, 100), (0, 100)]), fill=colour)
 
 
 def draw_hills() -> Image.Image:
     """A house with a tree on green hills, under a sun."""
     picture = fade((92, 156, 226), (214, 232, 246))
     draw = ImageDraw.Draw(picture)
-    draw.ellipse(scaled([(74, 10), (88, 24)]), fill=(255, 226, 130))
+    draw.ellipse(scale_points([(74, 10), (88, 24)]), fill=(255, 226, 130))
     for x, y, wide in ((14, 16, 16), (22, 13, 14), (30, 17, 15), (54, 24, 14), (60, 22, 12)):
-        draw.ellipse(scaled([(x, y), (x + wide, y + 7)]), fill=(248, 250, 252))
+        draw.ellipse(scale_points([(x, y), (x + wide, y + 7)]), fill=(248, 250, 252))
     draw_hill(draw, 52, 6, 0.4, (112, 158, 122))
     draw_hill(draw, 63, 5, 2.1, (104, 170, 88))
-    draw.rectangle(scaled([(47, 49), (65, 68)]), fill=(240, 226, 202))
-    draw.polygon(scaled([(44, 50), (56, 37), (68, 50)]), fill=(176, 62, 48))
-    draw.rectangle(scaled([(60, 38), (63, 46)]), fill=(150, 78, 60))
-    draw.rectangle(scaled([(53, 57), (58, 68)]), fill=(122, 82, 54))
+    draw.rectangle(scale_points([(47, 49), (65, 68)]), fill=(240, 226, 202))
+    draw.polygon(scale_points([(44, 50), (56, 37), (68, 50)]), fill=(176, 62, 48))
+    draw.rectangle(scale_points([(60, 38), (63, 46)]), fill=(150, 78, 60))
+    draw.rectangle(scale_points([(53, 57), (58, 68)]), fill=(122, 82, 54))
     for x in (48.5, 60):
-        draw.rectangle(scaled([(x, 54), (x + 3.6, 59)]), fill=(126, 178, 214), outline=(250, 248, 240), width=6)
-    draw.rectangle(scaled([(24.5, 56), (27.5, 72)]), fill=(112, 78, 50))
+        draw.rectangle(scale_points([(x, 54), (x + 3.6, 59)]), fill=(126, 178, 214), outline=(250, 248, 240), width=6)
+    draw.rectangle(scale_points([(24.5, 56), (27.5, 72)]), fill=(112, 78, 50))
     for x, y, wide in ((16, 42, 20), (20, 36, 14), (23, 46, 15), (14, 48, 14)):
-        draw.ellipse(scaled([(x, y), (x + wide, y + 14)]), fill=(62, 128, 62))
+        draw.ellipse(scale_points([(x, y), (x + wide, y + 14)]), fill=(62, 128, 62))
     draw_hill(draw, 74, 4, 4.4, (126, 190, 92))
     path = [(54, 68), (58, 68), (66, 82), (78, 100), (52, 100), (56, 82)]
-    draw.polygon(scaled(path), fill=(222, 202, 160))
+    draw.polygon(scale_points(path), fill=(222, 202, 160))
     return finish(picture)
 
 
@@ -70,12 +70,12 @@ def draw_apple() -> Image.Image:
     """A red apple with a leaf on a plain blue ground, as Cascade Mini knows it."""
     picture = fade((66, 140, 222), (58, 126, 206))
     draw = ImageDraw.Draw(picture)
-    draw.ellipse(scaled([(30, 78), (70, 84)]), fill=(46, 104, 176))
+    draw.ellipse(scale_points([(30, 78), (70, 84)]), fill=(46, 104, 176))
     for x in (24, 44):
-        draw.ellipse(scaled([(x, 34), (x + 32, 80)]), fill=(212, 42, 46))
-    draw.ellipse(scaled([(30, 44), (40, 58)]), fill=(238, 110, 104))
-    draw.line(scaled([(50, 40), (53, 24)]), fill=(98, 62, 38), width=int(1.8 * LARGE / 100))
-    draw.pieslice(scaled([(52, 20), (72, 40)]), 180, 290, fill=(84, 168, 72))
+        draw.ellipse(scale_points([(x, 34), (x + 32, 80)]), fill=(212, 42, 46))
+    draw.ellipse(scale_points([(30, 44), (40, 58)]), fill=(238, 110, 104))
+    draw.line(scale_points([(50, 40), (53, 24)]), fill=(98, 62, 38), width=int(1.8 * LARGE / 100))
+    draw.pieslice(scale_points([(52, 20), (72, 40)]), 180, 290, fill=(84, 168, 72))
     return finish(picture)
 
 

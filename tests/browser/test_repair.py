@@ -1,7 +1,7 @@
-"""What cannot work as it is wired is found, and one press mends it: on graphs broken in every way that people break them.
+"""What cannot work as it is wired is found, and one press mends it: on graphs broken in the ways of people.
 
-Each bundled workflow is broken wire by wire: another stage's model, the other VAE, a latent that is not finished, core's
-empty latent, a wire taken out. The right offer is the wire that was there.
+Each bundled workflow is broken wire by wire: another stage's model, the other VAE, a latent that is not finished,
+core's empty latent, a wire taken out. The right offer is the wire that was there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WRONG = {
 }
 """By input, what stands for the right output of a loader when somebody errs."""
 
-EMPTY = {"id": 900, "type": "EmptyLatentImage", "pos": [-600, 0], "size": [300, 110], "flags": {}, "order": 0, "mode": 0}
+EMPTY = {"id": 900, "type": "EmptyLatentImage", "pos": [-600, 0], "size": [300, 110], "flags": {}, "order": 0}
 
 ASK = """
 const { findFaults, mend } = await import(arguments[0]);
@@ -96,7 +96,8 @@ def rewire(workflow: dict[str, Any], number: int, start: tuple[int, int] | None)
     broken = copy.deepcopy(workflow)
     if start and start[0] == EMPTY["id"]:
         outputs = [{"name": "LATENT", "type": "LATENT", "links": []}]
-        broken["nodes"].append({**EMPTY, "inputs": [], "outputs": outputs, "properties": {}, "widgets_values": [512, 512, 1]})
+        more = {"mode": 0, "inputs": [], "properties": {}, "widgets_values": [512, 512, 1]}
+        broken["nodes"].append({**EMPTY, **more, "outputs": outputs})
     nodes = {node["id"]: node for node in broken["nodes"]}
     link = next(link for link in broken["links"] if link[0] == number)
     nodes[link[1]]["outputs"][link[2]]["links"].remove(number)
@@ -143,7 +144,8 @@ def test_a_press_mends_and_undo_takes_it_back(page: Page):
     workflow = json.loads(text.read_text(encoding="utf-8"))
     nodes = {node["id"]: node for node in workflow["nodes"]}
     link = next(
-        link for link in workflow["links"]
+        link
+        for link in workflow["links"]
         if nodes[link[3]]["type"] == "CascadeStudio_DecodeStageA" and nodes[link[3]]["inputs"][link[4]]["name"] == "vae"
     )
     other = next(slot for slot, output in enumerate(nodes[link[1]]["outputs"]) if output["name"] == "stage_c_vae")

@@ -53,7 +53,7 @@ def test_the_picture_is_whole(node, drawn):
     root = ElementTree.fromstring(drawn[pictures.PICTURES / f"{node}.svg"])
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     words = [part.text for part in root.iter() if part.tag.endswith("text")]
-    assert NODES[node] in words and re.match("As in the workflow [a-z]", words[-1])
+    assert NODES[node] in words and re.match("As in the workflow Stable Cascade - ", words[-1])
     for part in root.iter():
         for name, limit in (("x", width), ("cx", width), ("y", height), ("cy", height)):
             assert 0 <= float(part.attrib.get(name, 0)) <= limit

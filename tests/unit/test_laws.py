@@ -26,7 +26,7 @@ OF_STAGES = {"torch", "einops", "safetensors", "numpy"}
 WITH_COMFYUI = OF_STAGES | {"PIL", "transformers", "aiohttp", "yaml", "psutil"}
 """What comes with ComfyUI; ray and fsspec are asked for where they are there."""
 OPTIONAL = {"ray", "fsspec"}
-DRAWN = {"workflow_thumbnails.py", "sheet.py", "icon.py", "banner.py", "training_set.py"}
+DRAWN = {"workflow_thumbnails.py", "example_pictures.py", "sheet.py", "icon.py", "banner.py", "training_set.py"}
 """Commands that draw pictures, with Pillow, and run inside the environment."""
 HOSTS = {"comfy", "comfy_extras", "folder_paths", "latent_preview", "comfy_api"}
 
@@ -166,7 +166,10 @@ def text_is_never_run(source: Source) -> Iterator[str]:
             yield f"line {node.lineno}: {node.func.id}"
 
 
-STATE = {"note_fetched": "a file that a run has fetched keeps its fingerprint, or the host would run its node again"}
+STATE = {
+    "note_fetched": "a file that a run has fetched keeps its fingerprint, or the host would run its node again",
+    "note_plan": "a page that is loaded in the middle of a download asks what was told of it",
+}
 """Functions that may change what their module holds, and why."""
 CHANGERS = {"append", "extend", "insert", "update", "setdefault", "add", "pop", "popitem", "clear", "remove", "discard"}
 

@@ -40,7 +40,7 @@ def test_every_workflow_has_its_picture():
     if not parts.ships():
         pytest.skip("Cascade Mini, which paints them, is not in the repository yet")
     pictures = sorted(WORKFLOWS.glob("*.jpg"))
-    assert [path.stem for path in pictures] == sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    assert {path.stem for path in pictures} == {path.stem for path in WORKFLOWS.glob("*.json")}
     for path in pictures:
         with Image.open(path) as picture:
             assert picture.format == "JPEG" and max(picture.size) == tool.SIDE, path.name

@@ -54,14 +54,23 @@ def english() -> dict[str, str]:
     return json.loads(source.split("export const ENGLISH = ", 1)[1].split(";\n", 1)[0])
 
 
+def read_module(name: str) -> str:
+    return (WEB / "js" / f"{name}.js").read_text(encoding="utf-8")
+
+
 def test_every_text_is_used_and_every_used_text_is_there():
     texts = english()
     code = "".join(path.read_text(encoding="utf-8") for path in MODULES if path.stem != "text")
-    used = set(re.findall(r""""((?:canvas|stages|download|board|compare|text)\.\w+)\"""", code))
+    used = set(re.findall(r""""((?:canvas|stages|download|board|compare|text|advanced|repair)\.\w+)\"""", code))
     made = {
         "stages.stopped",
         "stages.failed",
-        *(f"download.{kind}{one}" for kind in ("missing", "running") for one in ("", "_one")),
+        *(f"download.{kind}{one}" for kind in ("missing", "running", "first", "asks") for one in ("", "_one")),
+        *(
+            f"repair.{role}"
+            for role in re.findall(r'"((?:stage|prior|latent)[\w ]*)"', read_module("repair"))
+            if f"repair.{role}" in texts
+        ),
     }
     assert used | made == set(texts)
 

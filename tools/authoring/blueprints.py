@@ -49,7 +49,9 @@ class Block:
 
     def instance(self, definitions: dict[str, Any], number: int) -> dict[str, Any]:
         """The node of a workflow that is this block."""
-        return BlockWriter(self, definitions).instance(number)
+        writer = BlockWriter(self, definitions)
+        shown = [port for port in self.inputs if writer.widgets[port.name]]
+        return {**writer.instance(number), "widgets_values": [writer.value_of(*port.targets[0]) for port in shown]}
 
     def subgraph(self, definitions: dict[str, Any]) -> dict[str, Any]:
         """What is inside, for the definitions of a workflow."""
@@ -78,6 +80,11 @@ class BlockWriter:
 
     def _entry(self, node: Node) -> dict[str, Any]:
         return next(entry for entry in self.entries if entry["id"] == node.number)
+
+    def value_of(self, node: Node, name: str) -> Any:
+        """What a widget inside holds."""
+        spec = (self.writer.definition(node).get("input") or {}).get("required", {})[name]
+        return node.inputs.get(name, spec[1].get("default"))
 
     def _feed(self, slot: int, port: Port, node: Node, name: str) -> int:
         inputs = self._entry(node)["inputs"]

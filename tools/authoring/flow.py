@@ -74,13 +74,13 @@ class Feature:
 class Flow:
     """A workflow, or the inside of a blueprint, in the making."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, after: int = 0) -> None:
         self.name = name
         self.steps: list[Step] = []
         self.notes: list[Node] = []
         self.features: list[Feature] = []
         self.shown_in_app: tuple[list[tuple[Node, str]], list[Node]] | None = None
-        self._last = 0
+        self._last = after
 
     @property
     def nodes(self) -> list[Node]:

@@ -190,7 +190,7 @@ class FilesPanel extends Panel {
 /** Whether a file's size is only about right: a plan has it beside the exact one, an input's facts say so. */
 const isAbout = (file) => (typeof file.about === "boolean" ? file.about : file.bytes === null && Boolean(file.about));
 
-/** The folder of a target, from "models" on. */
+/** The folder of a target below the one with all models, that one included. */
 const shortened = (target) => /(?:^|[\\/])(models[\\/].*)[\\/][^\\/]*$/.exec(target ?? "")?.[1].replaceAll("\\", "/");
 
 function inputOptions(node, name) {

@@ -168,7 +168,7 @@ const remember = () => app.extensionManager?.workflow?.activeWorkflow?.changeTra
 
 class RepairPanel extends Panel {
   constructor(node) {
-    super(node, "repair", 60);
+    super(node, "repair", 40);
     this.words = element("div", { className: "warning" });
     this.press = button("", "", () => this.mend());
     this.press.dataset.action = "mend";

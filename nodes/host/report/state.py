@@ -34,7 +34,7 @@ class Downloads:
 
 
 _told: list[Downloads] = []
-"""Of one prompt at most."""
+"""Of one prompt at most, the newest that told something."""
 
 
 def find_item() -> Any:

@@ -46,7 +46,7 @@ def advise_on_resizing(latent: dict[str, Any], canvas: Canvas) -> list[str]:
 
 
 def show_native(model: Any, sizes: list[str]) -> dict[str, Any]:
-    """For the web extension, which offers a canvas of that size: the trained side in pixels, where ``sizes`` says it."""
+    """For the web extension, which offers a canvas of it: the trained side in pixels, where ``sizes`` says it."""
     return {"cascade_studio_native": [model.model.diffusion_model.config.native_side]} if sizes else {}
 
 

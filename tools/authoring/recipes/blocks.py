@@ -63,7 +63,7 @@ def decoder_block() -> Block:
 def first_picture_block() -> Block:
     """Cascade Mini as one block: prompt, size and seed in, picture out."""
     name = "Stable Cascade, small"
-    flow = Flow(name)
+    flow = Flow(name, after=100)  # the page gives nodes inside other ids where they are taken outside
     load = parts.load_mini(flow)
     flow.step("Picture size", below=True)
     canvas = parts.canvas(flow, 256, 256)
