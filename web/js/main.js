@@ -11,6 +11,7 @@ import { listenToRepairs, offerSize } from "./repair.js";
 import { addReport, tell } from "./report.js";
 import { STAGES, addStrip, drawAll, listenToStages, recallStages } from "./stages.js";
 import { askState } from "./state.js";
+import { suggestNodes } from "./suggest.js";
 import { loadTexts, onLanguage } from "./text.js";
 
 const PICTURES = { CascadeStudio_DraftBoard: addBoard, CascadeStudio_Compare: addCompare };
@@ -60,6 +61,7 @@ app.registerExtension({
     listenToStages();
     listenToDownloads();
     listenToRepairs();
+    suggestNodes();
     onLanguage(() => {
       live.forEach((panel) => panel.draw());
       retell(allNodes());

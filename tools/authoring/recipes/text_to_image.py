@@ -50,7 +50,7 @@ Press **Run**. A few seconds later there is a red apple at the right; nothing is
 
 Now write something else: *a robot on a gray background*, *snowman on a purple background*. Each run takes a new seed.
 
-**Double-click** the block's title to see the three stages inside.
+**Double-click** the block beside its fields (or press *Enter subgraph*) to see the three stages inside.
 
 This is **Cascade Mini**, a small model that comes with the pack. It paints things, animals and faces on plain
 backgrounds, 256 pixels wide. For the published models open **{title_of("text_to_image")}**.""",

@@ -1,0 +1,83 @@
+"""Found by name: templates, nodes in the search, offers for a loose wire, apps."""
+
+from __future__ import annotations
+
+import json
+
+from browser.page import CARD, Page
+from harness import REPOSITORY
+
+WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
+FIRST = "Stable Cascade - first picture"
+PAGE = 11
+"""Nodes that the host's search shows at once in a window of 1000 pixels."""
+
+SEARCH = (
+    "const found = document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s.get('nodeDef')"
+    ".nodeSearchService.searchNode(arguments[0], [], { limit: arguments[1] }); return found.map((node) => node.name)"
+)
+
+
+def listed(page: Page) -> list[str]:
+    prefix = CARD.split("%s")[0].split('"')[1]
+    return page.browser.run(
+        'return [...document.querySelectorAll(`[data-testid^="${arguments[0]}"]`)]'
+        ".map((card) => card.dataset.testid.slice(arguments[0].length))",
+        prefix,
+    )
+
+
+def test_a_search_for_cascade_lists_every_workflow_and_the_first_picture_first(page: Page):
+    page.browse_templates()
+    page.browser.run(
+        "const field = [...document.querySelectorAll('[role=dialog] input')].find((one) => one.type !== 'checkbox');"
+        "field.focus(); field.value = 'cascade'; field.dispatchEvent(new Event('input', { bubbles: true }))"
+    )
+    page.browser.wait(
+        "document.querySelector('[data-testid^=template-workflow-]')?.dataset.testid.includes(arguments[0])", FIRST
+    )
+    page.find_template(WORKFLOWS[0].stem)
+    found = listed(page)
+    page.dismiss()
+    assert found[0] == FIRST and {path.stem for path in WORKFLOWS} <= set(found)
+
+
+def test_usual_words_find_our_nodes_on_the_first_page(page: Page):
+    for words in ("lora", "txt2img", "img2img", "cascade", "inpaint", "train"):
+        found = page.browser.run(SEARCH, words, PAGE)
+        assert any(name.startswith("CascadeStudio_") for name in found), (words, found)
+
+
+def test_a_loose_wire_is_offered_our_nodes(page: Page):
+    offers = page.browser.run("return [LiteGraph.slot_types_default_out, LiteGraph.slot_types_default_in]")
+    for types in offers:
+        for kind in ("LATENT", "CLIP", "MODEL", "VAE"):
+            assert [name for name in types[kind] if name.startswith("CascadeStudio_")], kind
+            assert not types[kind][0].startswith("CascadeStudio_"), "core's own come first"
+    known = page.browser.run("return Object.keys(LiteGraph.registered_node_types)")
+    offered = {name for types in offers for names in types.values() for name in names}
+    assert {name for name in offered if name.startswith("CascadeStudio_")} <= set(known)
+
+
+def test_apps_show_widgets_and_results_that_are_there(page: Page):
+    """Every input of an app is a widget of its node by that name, every output a node that shows something."""
+    apps = {}
+    for path in WORKFLOWS:
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        shown = workflow["extra"].get("linearData")
+        if not shown:
+            continue
+        page.load(workflow, path.stem)
+        widgets = page.browser.run(
+            "return arguments[0].map(([id, name]) =>"
+            " !!app.rootGraph.getNodeById(id)?.widgets?.some((widget) => widget.name === name))",
+            shown["inputs"],
+        )
+        assert shown["inputs"] and all(widgets), path.stem
+        results = page.browser.run(
+            "return arguments[0].map((id) => !!app.rootGraph.getNodeById(id)?.constructor?.nodeData?.output_node)",
+            shown["outputs"],
+        )
+        assert results and all(results), path.stem
+        apps[path.stem] = [name for _, name in shown["inputs"]]
+    assert FIRST in apps and len(apps) >= 6 and all("text" in names for names in apps.values()), apps
