@@ -65,6 +65,7 @@ def test_every_text_is_used_and_every_used_text_is_there():
     made = {
         "stages.stopped",
         "stages.failed",
+        "download.about",
         *(f"download.{kind}{one}" for kind in ("missing", "running", "first", "asks") for one in ("", "_one")),
         *(
             f"repair.{role}"
