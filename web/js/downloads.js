@@ -95,9 +95,19 @@ class FilesPanel extends Panel {
     return this.message?.state === "fetches" && this.ended === null;
   }
 
-  /** The files in play: name, whether it is here, and what is known of it. Null where the server will choose. */
+  /** What is shown: the files of a plan, else those that are chosen. */
   list() {
-    if (this.message) return this.message.plan?.missing ?? [];
+    return this.message ? this.message.plan?.missing ?? [] : this.choice();
+  }
+
+  /** Whether a plan that was told earlier is about the files that are chosen now. */
+  isAbout(message) {
+    const names = this.choice()?.map(({ name }) => name);
+    return !names || (message.plan?.missing ?? []).every(({ name }) => names.includes(name));
+  }
+
+  /** The chosen files: name, whether it is here, and what is known of it. Null where the server will choose. */
+  choice() {
     const preset = valueOf(this.node, "preset");
     const presets = inputOptions(this.node, "preset").presets ?? {};
     if (preset === "automatic") return null;
@@ -236,7 +246,7 @@ export function restoreDownloads() {
   if (!kept) return;
   for (const [id, message] of Object.entries(kept.plans)) {
     const panel = panelOf(nodeOf(id));
-    if (!panel) continue;
+    if (!panel?.isAbout(message)) continue;
     if (panel.message !== message) panel.plan(message);
     if (kept.progress[id] && panel.progress !== kept.progress[id]) panel.advance(kept.progress[id]);
     if (kept.ended) panel.end(kept.ended);
