@@ -28,7 +28,7 @@ def detailer() -> Flow:
     flow.step("Load a picture, paint over each detail")
     image = parts.load_picture(flow, "Right-click: Open in Mask Editor", parts.HOLE)
     flow.step("Prompt for what is marked")
-    positive, negative = parts.prompts(flow, load["clip"], "a small house with a red roof, warm light in the windows, sharp and detailed")
+    positive, negative = parts.prompts(flow, load["clip"], "a small house with a red roof, sharp and detailed")
     flow.step("Paint each part anew")
     after = flow.add(
         "CascadeStudio_Detailer",
@@ -68,7 +68,7 @@ def upscale() -> Flow:
     flow.step("Load a picture")
     image = parts.load_picture(flow)
     flow.step("Prompt: what the picture shows")
-    positive, negative = parts.prompts(flow, load["clip"], "a house on green hills under a blue sky, sharp and detailed")
+    positive, negative = parts.prompts(flow, load["clip"], "a house on green hills, sharp and detailed")
     flow.step("Enlarge")
     after = flow.add(
         "CascadeStudio_Upscale",
@@ -103,7 +103,7 @@ def other_tools() -> Flow:
     flow.step("Load a picture")
     image = parts.load_picture(flow)
     flow.step("Prompt")
-    positive, negative = parts.prompts(flow, load["clip"], "a house on green hills under a blue sky, sharp and detailed")
+    positive, negative = parts.prompts(flow, load["clip"], "a house on green hills, sharp and detailed")
     flow.step("One MODEL, one VAE")
     one = flow.add("CascadeStudio_OneModel", prior_denoise=0.5, **_models(load, "prior"))
     flow.step("What a tool of another pack does with each tile")
