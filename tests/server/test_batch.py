@@ -146,8 +146,10 @@ def test_three_servers_and_a_driver_that_are_killed_paint_the_bytes_of_one(serve
         card = json.loads(texts["cascade_studio"])
         assert [stage["stage"] for stage in card["stages"]] == ["Stage C", "Stage B", "Stage A"] and card["models"]
         assert {"prompt", "workflow"} <= set(texts)
-        shown = [node for node in json.loads(texts["workflow"])["nodes"] if node.get("title") == "Prompt"]
-        assert shown[0]["widgets_values"][0] == json.loads(texts["prompt"])["3"]["inputs"]["text"]
+        prompt = json.loads(texts["prompt"]).values()
+        (painted,) = [node["inputs"]["text"] for node in prompt if node["_meta"]["title"] == "Prompt"]
+        shown = [value for node in json.loads(texts["workflow"])["nodes"] for value in node.get("widgets_values") or []]
+        assert painted in shown, "the picture's workflow opens with the words of the picture"
 
 
 @pytest.fixture(scope="module")
