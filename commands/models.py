@@ -86,6 +86,7 @@ def out(answer: Any) -> None:
 
 
 def show_list(options: argparse.Namespace) -> int:
+    """``models list``: presets and files of the catalogue."""
     from ..nodes.checkpoints import catalogue, disk
 
     known = catalogue.load(options.catalogue)
@@ -131,6 +132,7 @@ def as_json(entry: Any) -> dict[str, Any]:
 
 
 def the_plan(options: argparse.Namespace) -> tuple[Any, Any]:
+    """What ``models plan`` and ``models get`` are about: the plan, and the hashes that are known."""
     from ..nodes.checkpoints import catalogue, find, plan
     from ..nodes.checkpoints.hashes import HashCache
 
@@ -141,12 +143,14 @@ def the_plan(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def show_plan(options: argparse.Namespace) -> int:
+    """``models plan``: what is here, what is missing, and how much that is."""
     plan, _ = the_plan(options)
     out(plan.as_json() if options.json else plan.describe())
     return MISSING if plan.missing else 0
 
 
 def get(options: argparse.Namespace) -> int:
+    """``models get``: fetch what the plan misses."""
     from ..nodes.checkpoints import fetch, settings
     from ..nodes.checkpoints.addresses import check_url
 
@@ -193,6 +197,7 @@ class Line:
         self.moving, self.shown, self.width = sys.stderr.isatty(), 0.0, 0
 
     def show(self, moment: Any) -> None:
+        """Tell how far a download is: in place on a terminal, else every ten seconds."""
         from time import monotonic
 
         text = moment.describe()
@@ -205,11 +210,13 @@ class Line:
             say(text)
 
     def end(self) -> None:
+        """Leave the line."""
         if self.width:
             say("")
 
 
 def verify(options: argparse.Namespace) -> int:
+    """``models verify``: hold the checkpoints in a folder against the catalogue."""
     from ..nodes.checkpoints import catalogue, verify as check
     from ..nodes.checkpoints.hashes import HashCache
 

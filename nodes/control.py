@@ -11,6 +11,7 @@ from .file_inputs import FileLoader, file_input, missing_input
 from .host.conditioning.control_chain import apply_control
 from .host.conditioning.controlnet import load_control
 from .host.models.load import AUTO, ModelPart
+from .inputs import fraction_input
 
 CATEGORY = "Cascade Studio/control"
 
@@ -84,23 +85,9 @@ class CascadeStudioApplyControl(io.ComfyNode):
                     round=0.001,
                     tooltip=("How strongly the hint is followed; 1 officially, 0 leaves the ControlNet out."),
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip=("Part of the run after which it begins to act."),
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip=("Part of the run after which it no longer acts. Composition is settled early."),
+                fraction_input("start_percent", 0.0, "Part of the run after which it begins to act."),
+                fraction_input(
+                    "end_percent", 1.0, "Part of the run after which it no longer acts. Composition is settled early."
                 ),
                 io.Float.Input(
                     "early",

@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..stages.diffusion.sampling import OFFICIAL, schedule_sigmas
+from ..stages.diffusion.official import OFFICIAL
+from ..stages.diffusion.sampling import schedule_sigmas
 from .host.sampling import sample
 from .host.sampling.guider import CascadeGuider
 from .sampling_inputs import guidance_inputs, make_guidance, step_input

@@ -16,22 +16,27 @@ CHECKPOINT = names.FROM_CHECKPOINT
 NONE = names.NONE
 
 
-def file_input(role: str, tooltip: str, extra: tuple[str, ...] = ()) -> io.Combo.Input:
+def file_input(
+    role: str, tooltip: str, extra: tuple[str, ...] = (), library: names.Library | None = None
+) -> io.Combo.Input:
     """A file name: the files here, then published ones; ``extra`` are choices that are no files.
 
     Which of the names would be fetched goes to the web extension as ``published``, and what is known of them as
-    ``facts``: name → bytes, whether only about, folder, licence.
+    ``facts``: name → bytes, whether only about, folder, licence. A node with several inputs gives them one
+    ``library``, which lists every folder once.
     """
-    published = names.list_published(role)
+    library = library or names.Library()
+    published = library.list_published(role)
     return io.Combo.Input(
         role,
-        options=names.list_names(role, extra),
+        options=library.list_names(role, extra),
         extra_dict={"published": published, "facts": fetch.list_facts(role, published)},
         tooltip=f"{tooltip} After the files here follow published ones, fetched when needed.",
     )
 
 
 def missing_input() -> io.Combo.Input:
+    """The input ``missing_files``: what to do about published files that are not here."""
     return io.Combo.Input(
         "missing_files",
         options=list(fetch.MODES),
@@ -97,6 +102,7 @@ class FileInputs:
 
     @classmethod
     def fingerprint_inputs(cls, **given: Any) -> str:
+        """A hash of the files that the inputs name, so that a node runs again after one of them changed."""
         return names.stamp_all({role: given.get(role) for role in cls.ROLES})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .host.sampling import guidance
+from .inputs import fraction_input
 
 CATEGORY = "Cascade Studio/guidance"
 PERTURBED, SELF, ZERO, WINDOWS = (
@@ -18,25 +19,20 @@ PERTURBED, SELF, ZERO, WINDOWS = (
 
 
 def model_input() -> io.Model.Input:
+    """The model that guidance is put on."""
     return io.Model.Input("model", tooltip="The prior (Stage C) or the decoder (Stage B) of Load Stable Cascade.")
 
 
 def model_output() -> io.Model.Output:
+    """The model with the guidance on it."""
     return io.Model.Output("model", display_name="model", tooltip="The model for our samplers or for core's.")
 
 
 def range_inputs() -> list[io.Input]:
     """The part of the run in which a guidance acts."""
     return [
-        io.Float.Input(
-            name,
-            default=default,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            round=0.001,
-            advanced=True,
-            tooltip=f"Part of the run at which it {word}; 0 is the noise, 1 the finished picture.",
+        fraction_input(
+            name, default, f"Part of the run at which it {word}; 0 is the noise, 1 the finished picture.", advanced=True
         )
         for name, default, word in (("start", 0.0, "begins"), ("end", 1.0, "ends"))
     ]

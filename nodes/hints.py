@@ -15,6 +15,7 @@ LARGER, IDENTITY = "Super-Resolution Hint", "Identity Hint"
 
 
 def latent_input() -> io.Latent.Input:
+    """The latent whose canvas a hint is fitted to."""
     return io.Latent.Input(
         "latent",
         optional=True,
@@ -26,10 +27,12 @@ def latent_input() -> io.Latent.Input:
 
 
 def hint_output(what: str) -> io.Image.Output:
+    """The hint of a node; ``what`` is its tooltip's first sentence."""
     return io.Image.Output("hint", display_name="hint", tooltip=f"{what} For Apply Cascade ControlNet.")
 
 
 def preview_output() -> io.Image.Output:
+    """The hint as a picture."""
     return io.Image.Output("preview", display_name="preview", tooltip="What the ControlNet sees, as a picture.")
 
 

@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..stages.inputs.image_prompts import CENTRE, CROPS, MOST
 from .host.conditioning import image_prompts
+from .inputs import fraction_input
 
 CATEGORY = "Cascade Studio/conditioning"
 WHERE = "Cascade Image Prompts"
@@ -83,25 +84,14 @@ class CascadeStudioImagePrompts(io.ComfyNode):
                         "the 'clip' input."
                     ),
                 ),
-                io.Float.Input(
+                fraction_input(
                     "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
+                    0.0,
+                    "Part of the run after which the pictures are heard; before it only the words.",
                     advanced=True,
-                    tooltip="Part of the run after which the pictures are heard; before it only the words.",
                 ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    advanced=True,
-                    tooltip="Part of the run after which the pictures are no longer heard.",
+                fraction_input(
+                    "end_percent", 1.0, "Part of the run after which the pictures are no longer heard.", advanced=True
                 ),
                 io.Clip.Input(
                     "clip", optional=True, tooltip=("The text encoder; needed only for another text weight than 1.")

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..stages.inputs import inpaint, masks, pictures, saliency
 from .host.files import native
+from .inputs import fraction_input
 from .types import Stitch
 
 CATEGORY = "Cascade Studio/image"
@@ -78,18 +79,14 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                         "nothing is padded."
                     ),
                 ),
-                io.Float.Input(
+                fraction_input(
                     "threshold",
-                    default=inpaint.THRESHOLD,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    advanced=True,
-                    tooltip=(
+                    inpaint.THRESHOLD,
+                    (
                         "Mask values up to this count as nothing. Mattes hold traces everywhere, which would make the "
                         "part the whole picture."
                     ),
+                    advanced=True,
                 ),
                 io.Boolean.Input(
                     "fill_holes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
@@ -25,6 +26,7 @@ FileParts = dict[str, ModelPart | None]
 
 
 def preset_input() -> io.Combo.Input:
+    """The input ``preset``: a set of files that belong together."""
     return io.Combo.Input(
         "preset",
         options=fetch.list_presets(),
@@ -39,6 +41,7 @@ def preset_input() -> io.Combo.Input:
 
 
 def vae_dtype_input() -> io.Combo.Input:
+    """The number format of Stage A, image encoder and Previewer."""
     return io.Combo.Input(
         "vae_dtype",
         options=[AUTO, "fp32", "bf16", "fp16"],
@@ -49,6 +52,7 @@ def vae_dtype_input() -> io.Combo.Input:
 
 
 def vae_device_input() -> io.Combo.Input:
+    """Where Stage A, image encoder and Previewer run."""
     return io.Combo.Input(
         "vae_device",
         options=list(DEVICES),
@@ -59,9 +63,10 @@ def vae_device_input() -> io.Combo.Input:
 
 
 def preview_input() -> io.Combo.Input:
+    """The Previewer's file."""
     return io.Combo.Input(
         "previewer",
-        options=names.list_names("previewer", (NONE,)),
+        options=names.Library().list_names("previewer", (NONE,)),
         default=NONE,
         optional=True,
         tooltip=(
@@ -77,6 +82,7 @@ class CascadeStudioLoad(FileLoader, io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        pick = partial(file_input, library=names.Library())
         return io.Schema(
             node_id="CascadeStudio_Load",
             display_name="Load Stable Cascade",
@@ -87,19 +93,19 @@ class CascadeStudioLoad(FileLoader, io.ComfyNode):
             ),
             search_aliases=["cascade", "txt2img", "stable cascade", "checkpoint", "wuerstchen", "prior", "decoder"],
             inputs=[
-                file_input("prior", "Stage C: stage_c_bf16, stage_c_lite_bf16, … or stable_cascade_stage_c."),
-                file_input("decoder", "Stage B: stage_b_bf16, stage_b_lite_bf16, … or stable_cascade_stage_b."),
-                file_input(
+                pick("prior", "Stage C: stage_c_bf16, stage_c_lite_bf16, … or stable_cascade_stage_c."),
+                pick("decoder", "Stage B: stage_b_bf16, stage_b_lite_bf16, … or stable_cascade_stage_b."),
+                pick(
                     "text_encoder", "CLIP ViT-bigG of Stable Cascade, or the one inside the checkpoints.", (CHECKPOINT,)
                 ),
-                file_input("stage_a", "Stage A (VQGAN), or the one inside the Stage B checkpoint.", (CHECKPOINT,)),
-                file_input(
+                pick("stage_a", "Stage A (VQGAN), or the one inside the Stage B checkpoint.", (CHECKPOINT,)),
+                pick(
                     "image_encoder",
                     "effnet_encoder, for pictures as input; none if you only write prompts.",
                     (CHECKPOINT, NONE),
                 ),
-                file_input("previewer", "previewer, for quick looks at Stage C latents.", (CHECKPOINT, NONE)),
-                file_input("clip_vision", "CLIP ViT-L/14 vision, for image prompts.", (CHECKPOINT, NONE)),
+                pick("previewer", "previewer, for quick looks at Stage C latents.", (CHECKPOINT, NONE)),
+                pick("clip_vision", "CLIP ViT-L/14 vision, for image prompts.", (CHECKPOINT, NONE)),
                 dtype_input("prior_dtype", "Stage C"),
                 dtype_input("decoder_dtype", "Stage B"),
                 dtype_input("text_dtype", "the text encoder", fast=False),
@@ -125,6 +131,7 @@ class CascadeStudioLoad(FileLoader, io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, preset: str = fetch.OWN, **given: Any) -> str:
+        """As for the other loaders; a preset stands for its files."""
         return fetch.stamp_preset(preset, {role: given.get(role) for role in cls.ROLES})
 
     @classmethod
@@ -252,6 +259,7 @@ class CascadeStudioLoadImageEncoder(FileLoader, io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        pick = partial(file_input, library=names.Library())
         return io.Schema(
             node_id="CascadeStudio_LoadImageEncoder",
             display_name="Load Image Encoder and Previewer",
@@ -259,8 +267,8 @@ class CascadeStudioLoadImageEncoder(FileLoader, io.ComfyNode):
             description="Loads the Stage C VAE: the image encoder (effnet) and the Previewer, either or both.",
             search_aliases=["stable cascade", "effnet", "previewer", "vae loader"],
             inputs=[
-                file_input("image_encoder", "effnet_encoder.safetensors, or a Stage C checkpoint.", (NONE,)),
-                file_input("previewer", "previewer.safetensors, or a Stage C checkpoint.", (NONE,)),
+                pick("image_encoder", "effnet_encoder.safetensors, or a Stage C checkpoint.", (NONE,)),
+                pick("previewer", "previewer.safetensors, or a Stage C checkpoint.", (NONE,)),
                 vae_dtype_input(),
                 vae_device_input(),
                 missing_input(),

@@ -8,14 +8,16 @@ from .host.files import names
 
 
 def lora_input() -> io.Combo.Input:
+    """The LoRA's file."""
     return io.Combo.Input(
         "lora",
-        options=names.list_names("lora"),
+        options=names.Library().list_names("lora"),
         tooltip=("A LoRA for Stable Cascade in any layout: official, kohya, OneTrainer, diffusers, PEFT or ComfyUI."),
     )
 
 
 def strength_input(name: str, what: str) -> io.Float.Input:
+    """A strength ``name``; ``what`` is what it changes."""
     return io.Float.Input(
         name,
         default=1.0,
@@ -27,6 +29,7 @@ def strength_input(name: str, what: str) -> io.Float.Input:
 
 
 def tokens_input() -> io.String.Input:
+    """New tokens of official LoRAs, which their files do not name."""
     return io.String.Input(
         "tokens",
         default="",
@@ -41,6 +44,7 @@ def tokens_input() -> io.String.Input:
 
 
 def choice_inputs() -> list[io.Input]:
+    """A LoRA's file and its two strengths."""
     return [
         lora_input(),
         strength_input("strength_model", "Stage C or Stage B"),
@@ -49,6 +53,7 @@ def choice_inputs() -> list[io.Input]:
 
 
 def model_inputs() -> list[io.Input]:
+    """What a LoRA may be put on, all optional."""
     return [
         io.Model.Input("prior", optional=True, tooltip="Stage C, for LoRAs of Stage C."),
         io.Model.Input("decoder", optional=True, tooltip="Stage B, for LoRAs of Stage B."),
@@ -57,6 +62,7 @@ def model_inputs() -> list[io.Input]:
 
 
 def model_outputs() -> list[io.Output]:
+    """The same with the LoRA, and the report."""
     return [
         io.Model.Output("prior", display_name="prior", tooltip="Stage C with the LoRA; nothing if none is wired."),
         io.Model.Output("decoder", display_name="decoder", tooltip="Stage B with the LoRA; nothing if none is wired."),
@@ -68,6 +74,7 @@ def model_outputs() -> list[io.Output]:
 
 
 def report_output() -> io.String.Output:
+    """What of the file is used."""
     return io.String.Output(
         "report",
         display_name="report",
@@ -76,6 +83,7 @@ def report_output() -> io.String.Output:
 
 
 def prefix_input(default: str) -> io.String.Input:
+    """The name of what is saved."""
     return io.String.Input(
         "filename_prefix",
         default=default,
@@ -87,4 +95,5 @@ def prefix_input(default: str) -> io.String.Input:
 
 
 def name_output() -> io.String.Output:
+    """The name of what was saved."""
     return io.String.Output("name", display_name="name", tooltip="The name of the new file, as loaders list it.")

@@ -24,6 +24,7 @@ PARTS = {
 
 
 def share_input(group: str) -> io.Float.Input:
+    """How much of ``model2`` goes into a group of its blocks."""
     return io.Float.Input(
         group,
         default=0.5,

@@ -76,6 +76,7 @@ class CascadeStudioEncodePrompt(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, text: str | None = None, **_: Any) -> str:
+        """A hash of the embedding files that the text names."""
         return embeddings.stamp_embeddings(text)
 
     @classmethod

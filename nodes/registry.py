@@ -98,11 +98,13 @@ class CascadeStudioExtension(ComfyExtension):
     """What the host asks a pack for."""
 
     async def on_load(self) -> None:
+        """Once, when ComfyUI has imported the pack."""
         share_examples()
         place_pictures()
         serve_state()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node, in the order of the areas."""
         areas = (
             loaders,
             canvas,

@@ -20,6 +20,7 @@ NO_REPORT = (
 
 
 def hashes_input() -> io.Boolean.Input:
+    """Whether the card tells the hashes of model files."""
     return io.Boolean.Input(
         "hashes",
         default=True,
@@ -122,6 +123,7 @@ class CascadeStudioSaveImage(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """True, or why nothing can be saved under this prefix, before anything runs."""
         try:
             if filename_prefix is not None:
                 png.check_place(filename_prefix, SAVE)

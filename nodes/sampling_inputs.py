@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages.diffusion.sampling import OFFICIAL, Guidance
+from ..stages.diffusion.official import OFFICIAL
+from ..stages.diffusion.sampling import Guidance
 from ..stages.diffusion.seeds import NOISES, PER_PICTURE
 from .host.sampling import sample
+from .inputs import fraction_input
 
 SAME_CFG = -1.0
 
 
 def seed_input() -> io.Int.Input:
+    """The seed of a batch's first picture."""
     return io.Int.Input(
         "seed",
         default=0,
@@ -95,30 +98,20 @@ def guidance_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Guidance scale at the end; it changes linearly from cfg. -1 keeps cfg throughout.",
         ),
-        io.Float.Input(
+        fraction_input(
             "guidance_start",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            round=0.001,
+            0.0,
+            "Part of the run after which guidance begins; before it the scale is 1.",
             advanced=True,
-            tooltip="Part of the run after which guidance begins; before it the scale is 1.",
         ),
-        io.Float.Input(
-            "guidance_end",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            round=0.001,
-            advanced=True,
-            tooltip="Part of the run after which guidance ends; after it the scale is 1.",
+        fraction_input(
+            "guidance_end", 1.0, "Part of the run after which guidance ends; after it the scale is 1.", advanced=True
         ),
     ]
 
 
 def step_input() -> io.Combo.Input:
+    """The sampler's step."""
     return io.Combo.Input(
         "sampler",
         options=list(sample.STEPS),
@@ -129,6 +122,7 @@ def step_input() -> io.Combo.Input:
 
 
 def denoise_input() -> io.Float.Input:
+    """How much noise the latent starts with."""
     return io.Float.Input(
         "denoise",
         default=1.0,
@@ -180,19 +174,15 @@ def variation_inputs() -> list[io.Input]:
                 "Which variation; picture i of a batch is that of variation_seed + i, all of them of the same seed."
             ),
         ),
-        io.Float.Input(
+        fraction_input(
             "variation_strength",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            round=0.001,
-            optional=True,
-            advanced=True,
-            tooltip=(
+            0.0,
+            (
                 "How far from the seed's own picture: 0 is that picture itself, 0.1 a close relative, 1 the "
                 "picture of the variation's seed."
             ),
+            optional=True,
+            advanced=True,
         ),
     ]
 

@@ -153,6 +153,7 @@ class CascadeStudioTrainingSet(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str = "", hints: str = "", **_: Any) -> str:
+        """A hash of names, sizes and times in the folders, so that a changed picture is seen."""
         return train.stamp_folder(folder) + (train.stamp_folder(hints) if hints else "")
 
     @classmethod

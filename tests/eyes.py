@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.mini.data import COLOURS
 from training.mini.evaluate import background, colour_names, silhouettes
+from training.mini.subjects import COLOURS
 
 FILE = Path(__file__).with_name("mini_outlines.npz")
 SIGHT = 128

@@ -1,12 +1,13 @@
-"""Prompts for tests: built node by node, every input that is left out at its default, objects handed in as they are."""
+"""The one way to build a prompt in tests: node by node, every input that is left out at its default.
+
+Workflows as their authors think of them, with steps, places and notes, are written by ``tools.authoring.flow``.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
-
-import torch
 
 GIVE = "CascadeStudioTestGive"
 FILES = {
@@ -54,30 +55,44 @@ class Node:
         return [self.name, slot]
 
 
-class Graph:
-    """An API prompt for the host in this process. Values are node outputs, widget values, or objects to hand in."""
+Specs = Callable[[str], dict[str, Any]]
+"""The input definitions of a node: ``{"required": {name: (type, options)}, "optional": …}``."""
 
-    def __init__(self, host: Any) -> None:
-        self.host = host
+
+class Prompt:
+    """An API prompt of nodes as ``specs`` defines them. Values are node outputs and widget values."""
+
+    def __init__(self, specs: Specs) -> None:
+        self.specs = specs
         self.prompt: dict[str, Any] = {}
-        host.nodes.NODE_CLASS_MAPPINGS[GIVE] = Give
 
-    def add(self, kind: str, **inputs: Any) -> Node:
-        """Add a node. Inputs with a default may be left out."""
-        given = {name: self._sent(value) for name, value in inputs.items()}
-        if kind == "CascadeStudio_Load" and FILES.keys() & inputs.keys():
-            given.setdefault("preset", "files below")
-        types = self.host.nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES()
+    def add(self, kind: str, called: str = "", /, **inputs: Any) -> Node:
+        """Add a node under a name, or a number. Inputs with a default may be left out."""
+        types = self.specs(kind)
+        given = dict(inputs)
         for name, spec in {**types.get("required", {}), **types.get("optional", {})}.items():
             options = spec[1] if len(spec) > 1 else {}
             if name not in given and "default" in options:
                 given[name] = options["default"]
-        return self._put(kind, given)
-
-    def _put(self, kind: str, inputs: dict[str, Any]) -> Node:
-        node = Node(str(len(self.prompt) + 1))
-        self.prompt[node.name] = {"class_type": kind, "inputs": inputs}
+        node = Node(called or str(len(self.prompt) + 1))
+        self.prompt[node.name] = {"class_type": kind, "inputs": given}
         return node
+
+
+class Graph(Prompt):
+    """A prompt for the host in this process, which may hand in objects of the test as well."""
+
+    def __init__(self, host: Any) -> None:
+        super().__init__(lambda kind: host.nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES())
+        self.host = host
+        host.nodes.NODE_CLASS_MAPPINGS[GIVE] = Give
+
+    def add(self, kind: str, called: str = "", /, **inputs: Any) -> Node:
+        """As :meth:`Prompt.add`; other values than widgets hold are handed in by :meth:`give`."""
+        given = {name: self._sent(value) for name, value in inputs.items()}
+        if kind == "CascadeStudio_Load" and FILES.keys() & inputs.keys():
+            given.setdefault("preset", "files below")
+        return super().add(kind, called, **given)
 
     def _sent(self, value: Any) -> Any:
         link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
@@ -89,7 +104,7 @@ class Graph:
         """Any object as a node's output; a number too, which the host then does not check itself."""
         key = str(len(Give.objects))
         Give.objects[key] = value
-        return self._put(GIVE, {"key": key})[0]
+        return super().add(GIVE, key=key)[0]
 
     def execute(self, *wanted: list[Any], **options: Any) -> Any:
         """The :class:`inprocess.Result` of executing this, with the ``wanted`` outputs captured."""
@@ -115,51 +130,3 @@ def check_sentence(text: str, *words: str) -> None:
     assert not _NOT_FOR_USERS.search(text), text
     missing = [word for word in words if word.lower() not in text.lower()]
     assert not missing, f"{missing} not in: {text}"
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The tiny family, loaded once: what Load Stable Cascade gives, and a prompt with its negative."""
-
-    prior: Any
-    decoder: Any
-    clip: Any
-    clip_vision: Any
-    stage_a: Any
-    stage_c_vae: Any
-    positive: Any
-    negative: Any
-
-    @property
-    def prompts(self) -> dict[str, Any]:
-        """The conditioning inputs of a sampler."""
-        return {"positive": self.positive, "negative": self.negative}
-
-
-_loaded: dict[int, Parts] = {}
-
-
-def load_parts(host: Any) -> Parts:
-    """The family of ``host``, whose files must be written already."""
-    if id(host) not in _loaded:
-        graph = Graph(host)
-        load = graph.add("CascadeStudio_Load", **FILES)
-        prompts = [graph.add("CLIPTextEncode", clip=load[2], text=text)[0] for text in ("a red apple", "")]
-        _loaded[id(host)] = Parts(*graph.run(*(load[slot] for slot in range(6)), *prompts))
-    return _loaded[id(host)]
-
-
-_pictures: dict[int, Any] = {}
-
-
-def check_works(host: Any) -> None:
-    """A small picture comes out, and is the same every time: nothing that went wrong before has left a trace."""
-    parts = load_parts(host)
-    graph = Graph(host)
-    canvas = graph.add("CascadeStudio_Canvas", width=64, height=64)
-    prior = graph.add("CascadeStudio_SamplePrior", model=parts.prior, latent=canvas[0], steps=2, **parts.prompts)
-    latent = graph.add("CascadeStudio_SampleDecoder", model=parts.decoder, prior=prior[0], steps=1, **parts.prompts)
-    picture = graph.run(graph.add("CascadeStudio_DecodeStageA", latent=latent[0], vae=parts.stage_a)[0])
-    assert picture.shape == (1, 64, 64, 3) and picture.std() > 0.01
-    expected = _pictures.setdefault(id(host), picture)
-    assert torch.equal(picture, expected)

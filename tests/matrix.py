@@ -6,14 +6,14 @@ prompt, a regional prompt with a picture and a ControlNet of its own, and the Pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import family as tiny_family
 import torch
 from forward import comfyui, low_rank, noise, official
-from graphs import FILES
+from graphs import FILES, Prompt, Specs
 from PIL import Image
 from safetensors.torch import save_file
 from small_extras import write_controlnets
@@ -33,9 +33,6 @@ PARTS = (
 )
 PICTURE, STEPS, SIDE = "matrix.png", 5, 256
 SAMPLE, LATENT, SAVED = "sample", "save latent", "save picture"
-
-Specs = Callable[[str], dict[str, Any]]
-"""The input definitions of a node: ``{"required": {name: (type, options)}, "optional": …}``."""
 
 
 def write_files(models: Path, inputs: Path) -> None:
@@ -72,25 +69,6 @@ def write_files(models: Path, inputs: Path) -> None:
     )
 
 
-class Sheet:
-    """An API prompt; inputs that are left out have their defaults."""
-
-    def __init__(self, specs: Specs) -> None:
-        self.specs, self.prompt = specs, {}
-
-    def add(self, name: str, kind: str, **inputs: Any) -> Callable[[int], list[Any]]:
-        """Add a node called ``name``; what is returned gives its outputs by number."""
-        spec = self.specs(kind)
-        defaults = {
-            key: value[1]["default"]
-            for part in ("required", "optional")
-            for key, value in spec.get(part, {}).items()
-            if len(value) > 1 and "default" in value[1]
-        }
-        self.prompt[name] = {"class_type": kind, "inputs": {**defaults, **inputs}}
-        return lambda slot: [name, slot]
-
-
 def matrix(
     specs: Specs,
     without: Collection[str] = (),
@@ -104,139 +82,138 @@ def matrix(
 
     ``control``, ``words`` and ``lora`` change a part late, in the middle and early in it.
     """
-    sheet = Sheet(specs)
+    graph = Prompt(specs)
     files = {**FILES, **({"previewer": "none"} if "live preview" in without else {})}
-    load = sheet.add("load", "CascadeStudio_Load", **files, **FP32, preset="files below", missing_files="never")
-    model, clip = with_loras(sheet, load(0), load(2), without, lora)
+    load = graph.add("CascadeStudio_Load", "load", **files, **FP32, preset="files below", missing_files="never")
+    model, clip = with_loras(graph, load[0], load[2], without, lora)
     picture, mask = (
-        sheet.add("picture", "LoadImage", image=PICTURE)(0),
-        sheet.add("mask", "LoadImageMask", image=PICTURE, channel="red")(0),
+        graph.add("LoadImage", "picture", image=PICTURE)[0],
+        graph.add("LoadImageMask", "mask", image=PICTURE, channel="red")[0],
     )
-    canvas = sheet.add("canvas", "CascadeStudio_Canvas", width=SIDE, height=SIDE)
+    canvas = graph.add("CascadeStudio_Canvas", "canvas", width=SIDE, height=SIDE)
     plain = [
-        sheet.add(name, "CascadeStudio_EncodePrompt", clip=clip, text=text)(0)
+        graph.add("CascadeStudio_EncodePrompt", name, clip=clip, text=text)[0]
         for name, text in (("prompt", "a wide valley at (dawn:1.3)"), ("negative", "blurry"))
     ]
     positive, negative = plain
     if "image prompt" not in without:
-        seen = sheet.add(
-            "image prompt",
+        seen = graph.add(
             "CascadeStudio_ImagePrompts",
+            "image prompt",
             positive=positive,
             negative=negative,
-            clip_vision=load(3),
+            clip_vision=load[3],
             image_1=picture,
         )
-        positive, negative = seen(0), seen(1)
-    canny = sheet.add("canny net", "CascadeStudio_LoadControlNet", controlnet="canny.safetensors", dtype="fp32")
-    edges = sheet.add("edges", "CascadeStudio_CannyHint", image=picture, latent=canvas(0))
+        positive, negative = seen[0], seen[1]
+    canny = graph.add("CascadeStudio_LoadControlNet", "canny net", controlnet="canny.safetensors", dtype="fp32")
+    edges = graph.add("CascadeStudio_CannyHint", "edges", image=picture, latent=canvas[0])
     if "regional prompt" not in without:
-        region = sheet.add("words", "CascadeStudio_EncodePrompt", clip=clip, text=words)(0)
+        region = graph.add("CascadeStudio_EncodePrompt", "words", clip=clip, text=words)[0]
         if "the region's picture" not in without:
-            region = sheet.add(
-                "region's picture",
+            region = graph.add(
                 "CascadeStudio_ImagePrompts",
+                "region's picture",
                 positive=region,
                 negative=plain[1],
-                clip_vision=load(3),
+                clip_vision=load[3],
                 image_1=picture,
                 crop="squash",
                 weight_1=2.0,
-            )(0)
+            )[0]
         if "the region's ControlNet" not in without:
-            region = sheet.add(
-                "region's net",
+            region = graph.add(
                 "CascadeStudio_ApplyControl",
+                "region's net",
                 positive=region,
                 negative=plain[1],
-                control_net=canny(0),
-                image=edges(0),
+                control_net=canny[0],
+                image=edges[0],
                 strength=2.0,
                 end_percent=0.7,
-            )(0)
-        positive = sheet.add("region", "CascadeStudio_RegionalPrompt", conditioning=positive, region=region, mask=mask)(
-            0
-        )
+            )[0]
+        regional = graph.add("CascadeStudio_RegionalPrompt", "region", conditioning=positive, region=region, mask=mask)
+        positive = regional[0]
     if "our ControlNet" not in without:
-        ours = sheet.add(
-            "our net",
+        ours = graph.add(
             "CascadeStudio_ApplyControl",
+            "our net",
             positive=positive,
             negative=negative,
-            control_net=canny(0),
-            image=edges(0),
+            control_net=canny[0],
+            image=edges[0],
             strength=2.0,
             late=0.5,
         )
-        positive, negative = ours(0), ours(1)
+        positive, negative = ours[0], ours[1]
     if "core's ControlNet" not in without:
-        net = sheet.add("paint net", "CascadeStudio_LoadControlNet", controlnet="inpainting.safetensors", dtype="fp32")
-        hint = sheet.add("hole", "CascadeStudio_InpaintHint", image=picture, mask=mask, latent=canvas(0))
-        core = sheet.add(
-            "core's net",
+        net = graph.add("CascadeStudio_LoadControlNet", "paint net", controlnet="inpainting.safetensors", dtype="fp32")
+        hint = graph.add("CascadeStudio_InpaintHint", "hole", image=picture, mask=mask, latent=canvas[0])
+        core = graph.add(
             "ControlNetApplyAdvanced",
+            "core's net",
             positive=positive,
             negative=negative,
-            control_net=net(0),
-            image=hint(0),
+            control_net=net[0],
+            image=hint[0],
             strength=control,
             start_percent=0.0,
             end_percent=0.8,
         )
-        positive, negative = core(0), core(1)
-    prior = sheet.add(
-        SAMPLE,
+        positive, negative = core[0], core[1]
+    prior = graph.add(
         "CascadeStudio_SamplePrior",
+        SAMPLE,
         model=model,
         positive=positive,
         negative=negative,
-        latent=canvas(0),
+        latent=canvas[0],
         steps=steps,
         cfg=3.0,
         seed=5,
     )
-    sheet.add(LATENT, "SaveLatent", samples=prior(0), filename_prefix="matrix")
+    graph.add("SaveLatent", LATENT, samples=prior[0], filename_prefix="matrix")
     if not paint:
-        return sheet.prompt
-    latent = sheet.add(
-        "decoder",
+        return graph.prompt
+    latent = graph.add(
         "CascadeStudio_SampleDecoder",
-        model=load(1),
+        "decoder",
+        model=load[1],
         positive=positive,
         negative=negative,
-        prior=prior(0),
+        prior=prior[0],
         steps=2,
     )
-    painted = sheet.add("paint", "CascadeStudio_DecodeStageA", latent=latent(0), vae=load(4))
-    sheet.add(SAVED, "SaveImage", images=painted(0), filename_prefix="matrix")
-    return sheet.prompt
+    painted = graph.add("CascadeStudio_DecodeStageA", "paint", latent=latent[0], vae=load[4])
+    graph.add("SaveImage", SAVED, images=painted[0], filename_prefix="matrix")
+    return graph.prompt
 
 
-def with_loras(sheet: Sheet, model: Any, clip: Any, without: Collection[str], strength: float) -> tuple[Any, Any]:
+def with_loras(graph: Prompt, model: Any, clip: Any, without: Collection[str], strength: float) -> tuple[Any, Any]:
     """Stage C and the text encoder behind the three LoRAs."""
     if "our LoRA" not in without:
-        ours = sheet.add(
-            "our LoRA",
+        ours = graph.add(
             "CascadeStudio_LoadLora",
+            "our LoRA",
             lora="matrix_one.safetensors",
             prior=model,
             clip=clip,
             strength_model=strength,
         )
-        model, clip = ours(0), ours(2)
+        model, clip = ours[0], ours[2]
     if "stacked LoRA" not in without:
-        stack = sheet.add("stack", "CascadeStudio_LoraStack", lora="matrix_two.safetensors", strength_model=0.8)
-        stacked = sheet.add("stacked LoRA", "CascadeStudio_ApplyLoraStack", stack=stack(0), prior=model, clip=clip)
-        model, clip = stacked(0), stacked(2)
+        stack = graph.add("CascadeStudio_LoraStack", "stack", lora="matrix_two.safetensors", strength_model=0.8)
+        stacked = graph.add("CascadeStudio_ApplyLoraStack", "stacked LoRA", stack=stack[0], prior=model, clip=clip)
+        model, clip = stacked[0], stacked[2]
     if "core's LoRA" not in without:
-        core = sheet.add(
-            "core's LoRA",
+        core = graph.add(
             "LoraLoader",
+            "core's LoRA",
             model=model,
             clip=clip,
             lora_name="matrix_three.safetensors",
             strength_model=0.7,
             strength_clip=0.5,
         )
-        model, clip = core(0), core(1)
+        model, clip = core[0], core[1]
     return model, clip

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from world import FP32, NAMES, Studio
+from world import FP32, Studio
 
 from cascade_studio.nodes.checkpoints.catalogue import load
 from mini import Mini
@@ -22,15 +20,10 @@ PRESET = load().presets["cascade-mini"].title
 class MiniStudio(Studio):
     """As :class:`studio.Studio`, with Mini's files by their preset; ``eyes`` are its pure nets."""
 
-    def __init__(self, host: Any) -> None:
-        super().__init__(host, host.models)
+    def __init__(self, host: Any, **formats: str) -> None:
+        loading = {**files(), "preset": PRESET, "missing_files": "never", **FP32, **formats}
+        super().__init__(host, host.models, **loading)
         self.eyes = Mini()
-
-    @cached_property
-    def parts(self) -> SimpleNamespace:
-        graph = self.graph()
-        load = graph.add("CascadeStudio_Load", **files(), preset=PRESET, missing_files="never", **FP32)
-        return SimpleNamespace(**dict(zip(NAMES, graph.run(*(load[slot] for slot in range(len(NAMES)))))))
 
     def prior(
         self, prompt: str, count: int = 1, seed: int = 1, latent: dict[str, Any] | None = None, **inputs: Any

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from graphs import Parts
 from torch import Tensor
+from world import Parts
 
 from cascade_studio.stages.inputs import inpaint
 from cascade_studio.stages.training.dataset import from_batch

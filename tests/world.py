@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from cascade_studio.stages import from_file
 from cascade_studio.stages.diffusion import sampling
 from cascade_studio.stages.diffusion.noise import NoiseStreams
+from cascade_studio.stages.diffusion.official import OFFICIAL
 from cascade_studio.stages.diffusion.sampling import Guidance
 
-NAMES = ("prior", "decoder", "clip", "clip_vision", "stage_a", "stage_c_vae")
 FP32 = {"prior_dtype": "fp32", "decoder_dtype": "fp32", "text_dtype": "fp32", "vae_dtype": "fp32"}
+WORDS = "a small house by the sea, in the style of nobody in particular"
 PRIOR_SCALE, DECODER_SCALE = 1.0, 1 / 0.43
 """What the host multiplies latents by before a stage sees them; Stage A divides by the second (official)."""
 
@@ -42,36 +42,56 @@ def changed(given: Tensor, before: Tensor) -> bool:
     return relative(given, before) > 1e-3
 
 
-class Studio:
-    """All parts of the family, loaded once; every call builds a prompt and runs it in the host."""
+@dataclass(frozen=True)
+class Parts:
+    """What Load Stable Cascade gives, and a prompt with its negative."""
 
-    def __init__(self, host: Any, models: Path) -> None:
-        self.host, self.models = host, models
-
-    @classmethod
-    def of(cls, host: Any, models: Path) -> Studio:
-        """The one studio of this process."""
-        if not hasattr(host, "studio"):
-            host.studio = cls(host, models)
-        return host.studio
-
-    @cached_property
-    def parts(self) -> SimpleNamespace:
-        graph = self.graph()
-        load = graph.add("CascadeStudio_Load", **FILES, **FP32)
-        return SimpleNamespace(**dict(zip(NAMES, graph.run(*(load[slot] for slot in range(len(NAMES)))))))
-
-    @cached_property
-    def positive(self) -> Any:
-        return self.text("a small house by the sea, in the style of nobody in particular")
-
-    @cached_property
-    def negative(self) -> Any:
-        return self.text("")
+    prior: Any
+    decoder: Any
+    clip: Any
+    clip_vision: Any
+    stage_a: Any
+    stage_c_vae: Any
+    positive: Any
+    negative: Any
 
     @property
     def prompts(self) -> dict[str, Any]:
+        """The conditioning inputs of a sampler."""
         return {"positive": self.positive, "negative": self.negative}
+
+
+class Studio:
+    """All parts of the family, loaded once; every call builds a prompt and runs it in the host."""
+
+    def __init__(self, host: Any, models: Path, **loading: Any) -> None:
+        self.host, self.models, self.loading = host, models, {**FILES, **loading}
+
+    @classmethod
+    def of(cls, host: Any, models: Path, **loading: Any) -> Studio:
+        """The one studio of this process whose files are loaded with these inputs; in float32 with :data:`FP32`."""
+        studios = vars(host).setdefault("studios", {})
+        return studios.setdefault(tuple(sorted(loading.items())), cls(host, models, **loading))
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The loaded files, and two prompts."""
+        graph = self.graph()
+        load = graph.add("CascadeStudio_Load", **self.loading)
+        words = [graph.add("CLIPTextEncode", clip=load[2], text=text)[0] for text in (WORDS, "")]
+        return Parts(*graph.run(*(load[slot] for slot in range(6)), *words))
+
+    @property
+    def positive(self) -> Any:
+        return self.parts.positive
+
+    @property
+    def negative(self) -> Any:
+        return self.parts.negative
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        return self.parts.prompts
 
     @cached_property
     def nets(self) -> dict[str, nn.Module]:
@@ -156,7 +176,7 @@ class Studio:
             {"clip_text": text[0][0], "clip_text_pooled": text[0][1]["pooled_output"]}
             for text in (self.positive, self.negative)
         ]
-        return pure(self.nets["C"], conds, shape, seeds, start, **{**asdict(sampling.OFFICIAL["stage_c"]), **run})
+        return pure(self.nets["C"], conds, shape, seeds, start, **{**asdict(OFFICIAL["stage_c"]), **run})
 
     def pure_decoder(
         self, prior: Tensor, shape: tuple[int, ...], seeds: list[int], start: Tensor | None = None, **run: Any
@@ -165,7 +185,16 @@ class Studio:
             {"effnet": codes, "clip": text[0][1]["pooled_output"]}
             for text, codes in ((self.positive, prior), (self.negative, torch.zeros_like(prior)))
         ]
-        return pure(self.nets["B"], conds, shape, seeds, start, **{**asdict(sampling.OFFICIAL["stage_b"]), **run})
+        return pure(self.nets["B"], conds, shape, seeds, start, **{**asdict(OFFICIAL["stage_b"]), **run})
+
+
+def check_works(host: Any) -> None:
+    """A small picture comes out, and is the same every time: nothing that went wrong before has left a trace."""
+    studio = Studio.of(host, host.models)
+    latent = studio.sample_decoder(studio.sample_prior(studio.canvas(64, 64)[0], steps=2), steps=1)
+    picture = studio.call("CascadeStudio_DecodeStageA", latent=latent, vae=studio.parts.stage_a)
+    assert picture.shape == (1, 64, 64, 3) and picture.std() > 0.01
+    assert torch.equal(picture, vars(studio).setdefault("first_picture", picture))
 
 
 @torch.inference_mode()

@@ -65,6 +65,7 @@ class Worker:
 
     @property
     def name(self) -> str:
+        """The painter's."""
         return self.painter.name
 
     def describe(self) -> tuple[str, str, str, float, int]:

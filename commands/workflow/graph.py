@@ -47,10 +47,12 @@ class Node:
 
     @property
     def id(self) -> str:
+        """Unlike the file's a text in every case."""
         return str(self.raw["id"])
 
     @property
     def kind(self) -> str:
+        """The class of node."""
         return str(self.raw["type"])
 
     @property
@@ -59,6 +61,7 @@ class Node:
         return self.raw.get("mode") in (NEVER, BYPASS)
 
     def widget(self, name: str) -> Widget | None:
+        """The widget ``name``, None where the node has none."""
         return next((widget for widget in self.widgets if widget.name == name), None)
 
 

@@ -49,6 +49,7 @@ class Box:
 
     @property
     def value(self) -> Any:
+        """What the widget holds; it may be set."""
         return self.holder[self.key]
 
     @value.setter
@@ -84,6 +85,7 @@ def specs(inputs: dict[str, Any], order: dict[str, list[str]] | None = None) -> 
 
 
 def parse_spec(spec: Any) -> tuple[str, dict[str, Any]]:
+    """Type and options of one entry of /object_info, the list of an old combo among the options."""
     kind = spec[0]
     options = dict(spec[1]) if len(spec) > 1 and isinstance(spec[1], dict) else {}
     if isinstance(kind, list):

@@ -37,6 +37,7 @@ class Licence:
     url: str = ""
 
     def describe(self) -> str:
+        """The licence with what it means in short, where that is known."""
         return f"{self.name}: {self.short}" if self.short else self.name
 
 

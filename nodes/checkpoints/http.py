@@ -63,6 +63,7 @@ class Reply:
             pass
 
     def close(self) -> None:
+        """Let go of the connection, whatever state it is in."""
         try:
             self.response.close()
         except Exception:  # noqa: BLE001 - see shut

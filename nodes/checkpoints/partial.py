@@ -126,6 +126,7 @@ class Partial:
 
     @property
     def complete(self) -> bool:
+        """Whether every byte of a known size is here."""
         with self._lock:
             return self.size is not None and (self.done == [(0, self.size)] or self.size == 0)
 

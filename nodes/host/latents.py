@@ -91,6 +91,8 @@ def expect_decoder(latent: Latent, where: str) -> Tensor:
 
 
 def check_latent(latent: Latent, where: str, channels: int, stage: str, advice: str) -> Tensor:
+    """The samples (B, C, H, W) of ``latent``; raises :class:`WrongInput` unless they have ``channels``, as a ``stage``
+    latent has."""
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise WrongInput(

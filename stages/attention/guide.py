@@ -63,6 +63,7 @@ class FeatureRecorder(BlockHooks):
 
     @property
     def features(self) -> Features:
+        """The kept maps, in the order of their groups."""
         return tuple(self.kept[index] for index in sorted(self.kept))
 
 

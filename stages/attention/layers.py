@@ -6,7 +6,7 @@ a feature (regions, windows, tiles) can only say what it wants of that one softm
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..nets.backend import Attention
-from ..nets.blocks import FeedForwardBlock, ResBlock
-from ..nets.hooks import NO_HOOKS, BlockHooks, Place
+from ..nets.hooks import NO_HOOKS, BlockHooks, Place, Residual
 
 Attend = Callable[[Tensor, Tensor, Tensor, int, "Tensor | None"], Tensor]
 """``attend(q, k, v, n_self, mask)``: q (B, N, C), k and v (B, M, C), of which the first ``n_self`` are the picture's
@@ -61,13 +60,13 @@ class LayeredHooks(BlockHooks):
             self.silent = type(self).silent | {"attention_block"}
         self.attend_plainly = attention
 
-    def run_block(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
+    def run_block(self, block: Residual, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         return self.blocks.run_block(block, x, skip, scale)
 
     def attention_block(self, place: Place, x: Tensor, time: Tensor) -> Tensor:
         return self.blocks.attention_block(place, x, time)
 
-    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
         return self.blocks.resize(x, size)
 
     def run_rowwise(self, layer: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:

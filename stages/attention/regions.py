@@ -43,6 +43,7 @@ class Layout:
 
     @property
     def prompts(self) -> int:
+        """How many there are."""
         return len(self.text)
 
     def owners(self) -> list[int]:

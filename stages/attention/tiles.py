@@ -10,17 +10,18 @@ its own for the network, which may be what it was trained on where the whole is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from ..errors import WrongInput
 from ..inputs.resize import crop_prior
-from ..nets.blocks import FeedForwardBlock, ResBlock, channel_lengths
+from ..nets.blocks import channel_lengths
 from ..nets.channels_last import nchw, nhwc
-from ..nets.hooks import BlockHooks
+from ..nets.hooks import BlockHooks, Residual
 from ..nets.portable import sample_lines
 from .layers import NO_CHANGES, Changes
 
@@ -40,7 +41,7 @@ class PieceHooks(BlockHooks):
         """How many rows of ``x`` (B, H, W, C) may be ``width`` wide at once."""
         return max(1, self.elements // (x.shape[0] * x.shape[2] * width))
 
-    def run_block(self, block: ResBlock | FeedForwardBlock, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
+    def run_block(self, block: Residual, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         mixer, step = block.channelwise, self.rows(x, block.channelwise.width)
         own = block.mixer_scale(skip, scale)
         if step >= x.shape[1]:
@@ -50,7 +51,7 @@ class PieceHooks(BlockHooks):
         def wide(first: int, last: int) -> Tensor:
             return mixer.widen(block.mix_rows(x, skip, scale, first, last), own)
 
-        length = sum(channel_lengths(wide(*span)).square() for span in spans).sqrt()
+        length = reduce(torch.add, (channel_lengths(wide(*span)).square() for span in spans)).sqrt()
         out = torch.empty_like(x)
         for first, last in spans:
             change = mixer.narrow(wide(first, last), own, lambda _: length)
@@ -61,13 +62,14 @@ class PieceHooks(BlockHooks):
         step = max(2, self.rows(x, width) // 2 * 2)
         if step >= x.shape[1]:
             return layer(x)
-        out, done = None, 0
-        for first in range(0, x.shape[1], step):
+        part = layer(x[:, :step])
+        out = part.new_empty(part.shape[0], x.shape[1] * part.shape[1] // step, *part.shape[2:])
+        done = part.shape[1]
+        out[:, :done] = part
+        for first in range(step, x.shape[1], step):
             if first == x.shape[1] - 1 and out.shape[1] == done:
                 break  # a single last row, which halving drops
             part = layer(x[:, first : first + step])
-            if out is None:
-                out = part.new_empty(part.shape[0], x.shape[1] * part.shape[1] // step, *part.shape[2:])
             out[:, done : done + part.shape[1]] = part
             done += part.shape[1]
         return out
@@ -83,6 +85,7 @@ class Tile:
     width: int
 
     def cut(self, x: Tensor) -> Tensor:
+        """This part of ``x`` (..., H, W)."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
@@ -92,7 +95,7 @@ class TileBlocks(BlockHooks):
     def __init__(self, tiles: list[Tile], size: tuple[int, int]):
         self.tiles, self.size = tiles, size
 
-    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """A level of odd size is stretched on its way back up: each tile has to take its part of the whole stretch."""
         if tuple(x.shape[1:3]) == tuple(size):
             return x
@@ -167,7 +170,7 @@ class Tiling:
     overlap: int = 64
     batch: int = 1
 
-    def cut(self, size: tuple[int, int], step: int) -> tuple[list[Tile], Tensor | None]:
+    def cut(self, size: tuple[int, int], step: int) -> tuple[list[Tile], Tensor]:
         """The tiles of a latent of ``size`` and their weights (tiles, height, width)."""
         (height, tops), (width, lefts) = (place_tiles(side, self.tile, self.overlap, step) for side in size)
         down, across = feather(size[0], height, tops), feather(size[1], width, lefts)

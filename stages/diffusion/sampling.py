@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import WrongInput
 from ..nets.portable import choose_exact
+from .official import OFFICIAL
 
 COSINE_OFFSET = 0.008
 VARIANCE_LIMITS = (0.0001, 0.9999)
@@ -120,18 +121,6 @@ def schedule_sigmas(steps: int, shift: float = 1.0, start: float = 1.0) -> Tenso
     """
     sigmas = sigma_from_logsnr(logsnr(timesteps(steps, start)[:-1], shift))
     return torch.cat([sigmas, sigmas.new_zeros(1)])
-
-
-@dataclass(frozen=True)
-class OfficialSettings:
-    """How the official code samples a stage: steps, guidance scale, and shift of the schedule."""
-
-    steps: int
-    cfg: float
-    shift: float
-
-
-OFFICIAL = {"stage_c": OfficialSettings(20, 4.0, 2.0), "stage_b": OfficialSettings(10, 1.1, 1.0)}
 
 
 # Noising and single steps
@@ -308,11 +297,11 @@ def sample(
     x = x / alpha_sigma(levels[0])[0].to(x)
     for index, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:])):
         t, level = timesteps[index], levels[index]
-        guided = guidance is not None and guidance.scale_at(t) != 1
+        guided = guidance if guidance is not None and guidance.scale_at(t) != 1 else None
         r = noise_condition(level).to(x.device).expand(len(x))
-        epsilon, uncond = predict(x * alpha_sigma(level)[0].to(x), r, guided)
-        if guided:
-            epsilon = guidance(epsilon, uncond, t)
+        epsilon, uncond = predict(x * alpha_sigma(level)[0].to(x), r, guided is not None)
+        if guided is not None and uncond is not None:
+            epsilon = guided(epsilon, uncond, t)
         denoised = x - sigma.to(x) * epsilon
         x = step(denoised, epsilon, sigma, sigma_next, None if noise is None else noise(x.shape).to(x))
         yield Step(denoised, x, epsilon)

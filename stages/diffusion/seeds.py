@@ -44,7 +44,7 @@ def slerp(first: Tensor, second: Tensor, amount: float) -> Tensor:
     safe = sine.where(~straight, torch.ones_like(sine))
     from_first = torch.where(straight, 1 - amount, ((1 - amount) * angle).sin() / safe)
     from_second = torch.where(straight, amount, (amount * angle).sin() / safe)
-    length = torch.lerp(*lengths, amount)
+    length = torch.lerp(lengths[0], lengths[1], amount)
     return (length * (from_first * a + from_second * b)).reshape(first.shape).to(first.dtype)
 
 
@@ -68,6 +68,7 @@ class BatchNoise:
         self.generator, self.count, self.rows = generator, count, list(rows)
 
     def next(self, shape: Sequence[int]) -> Tensor:
+        """The next noise, (B, ...) float32: drawn for the whole batch, of which the chosen rows are given."""
         whole = (self.count, *shape[1:])
         drawn = torch.randn(whole, generator=self.generator, device=self.generator.device, dtype=torch.float32)
         return drawn if self.rows == list(range(self.count)) else drawn[self.rows]
@@ -80,6 +81,7 @@ class VariedNoise:
         self.own, self.other, self.strength = own, other, strength
 
     def next(self, shape: Sequence[int]) -> Tensor:
+        """The next noise on the great circle from the own one to the other, (B, ...) float32."""
         return slerp(self.own.next(shape), self.other.next(shape), self.strength)
 
 

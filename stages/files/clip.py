@@ -36,6 +36,7 @@ class TextConfig:
 
     @property
     def title(self) -> str:
+        """What people call this size."""
         return _title(TEXT_NAMES, "text encoder", self.hidden_size)
 
 
@@ -56,6 +57,7 @@ class VisionConfig:
 
     @property
     def title(self) -> str:
+        """What people call this size."""
         return _title(VISION_NAMES, "vision tower", self.hidden_size)
 
 

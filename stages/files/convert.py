@@ -183,7 +183,8 @@ def _settings(note: Tensor | None) -> dict[str, Any]:
 
 
 def _is_plain(settings: Mapping[str, Any]) -> bool:
-    params = settings.get("params") if isinstance(settings.get("params"), dict) else {}
+    params = settings.get("params")
+    params = params if isinstance(params, dict) else {}
     return settings.get("format") in PLAIN_FORMATS and not (settings.get("convrot") or params.get("convrot"))
 
 

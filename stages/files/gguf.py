@@ -42,6 +42,7 @@ class Entry(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Bytes in the file."""
         return prod(self.shape) // self.format.values * self.format.size
 
 

@@ -100,7 +100,7 @@ def tensor_bytes(tensor: Tensor) -> bytes:
 
 def marker_text(kind: str, config: Any) -> str:
     """The marker's JSON text for a network of ``kind`` (``"stage_c"``, …) with ``config`` (a dataclass or dict)."""
-    fields = asdict(config) if is_dataclass(config) else dict(config)
+    fields = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
     return json.dumps({"kind": kind, "config": fields}, sort_keys=True)
 
 
@@ -220,7 +220,8 @@ def _entries(
     for start, end, key in spans:
         if is_note(key) and end - start <= NOTE_LIMIT:
             file.seek(data_start + start)
-            raw = torch.frombuffer(bytearray(file.read(end - start)), dtype=tensors[key].dtype) if end > start else None
+            data, dtype = bytearray(file.read(end - start)), tensors[key].dtype
+            raw = torch.frombuffer(data, dtype=dtype) if data and dtype else None
             tensors[key] = tensors[key]._replace(text=b"" if raw is None else tensor_bytes(raw))
     return tensors, metadata
 

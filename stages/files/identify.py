@@ -268,7 +268,8 @@ def _find_packed(infos: Mapping[str, TensorInfo], formats: Mapping[str, Any]) ->
 
 def _contents(infos: Mapping[str, TensorInfo], shapes: Shapes, formats: Mapping[str, Any]) -> dict[str, Any]:
     """Parameter count, dtypes by share, and quantisation."""
-    count, shares = 0, Counter()
+    count = 0
+    shares: Counter[str] = Counter()
     for key, info in infos.items():
         if not key.endswith(_UNCOUNTED):
             packed = 2 if key.rpartition(".")[0] in shapes.packed and key.endswith(".weight") else 1

@@ -28,6 +28,10 @@ def _never(shapes: Shapes) -> str:
     return ""
 
 
+def _derive_nothing(shapes: Shapes, layout: str) -> None:
+    """For what has no config."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of file.
@@ -48,9 +52,9 @@ class Kind:
     roles: tuple[str, ...] = ()
     stage: str = ""
     layout_of: Callable[[Shapes], str] = _never
-    config: type | None = None
+    config: type[Any] | None = None
     module: type[nn.Module] | None = None
-    derive: Callable[[Shapes, str], Any] | None = None
+    derive: Callable[[Shapes, str], Any] = _derive_nothing
     published: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -277,6 +281,8 @@ def kinds_for(role: str) -> tuple[str, ...]:
 def config_from(kind: str, values: Mapping[str, Any]) -> Any:
     """The config dataclass of ``kind`` with ``values``, as a marker or JSON has them; raises :class:`WrongFile`."""
     cls, nested = KINDS[kind].config, {"trunk": EncoderConfig, "encoder": EncoderConfig, "previewer": PreviewerConfig}
+    if cls is None:
+        raise WrongFile(f"This file says that it is {KINDS[kind].title} with settings, which such a file has not.")
     names = {f.name for f in fields(cls)}
     if unknown := sorted(set(values) - names):
         raise WrongFile(

@@ -102,10 +102,11 @@ def build(
         # Plain layers cannot mix dtypes, and cannot compute in 8 bits.
         dtype = own
         tensors = dequantise(tensors, own)
+    module = (classes or {}).get(kind.kind, KINDS[kind.kind].module)
+    if module is None:
+        raise WrongFile(f"{name} is {kind.describe()}, which is no network of the pack. {_advice(kind)}")
     try:
-        net = (classes or {}).get(kind.kind, KINDS[kind.kind].module)(
-            kind.config, dtype=own, device="meta", backend=backend
-        )
+        net = module(kind.config, dtype=own, device="meta", backend=backend)
     except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
         raise WrongFile(
             f"{name} looks like {kind.describe()}, but no network of its sizes can be built ({error}). "
@@ -221,7 +222,7 @@ def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
         if tensor.is_floating_point() and key not in keep:
             dtype = torch.bfloat16 if tensor.dtype in FLOAT8 else tensor.dtype
             sizes[dtype] = sizes.get(dtype, 0) + tensor.numel()
-    return max(sizes, key=sizes.get) if sizes else None
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -31,6 +31,7 @@ class OpenedModel:
 
     @property
     def name(self) -> str:
+        """The file's name."""
         return self.path.name
 
     def read_tensors(

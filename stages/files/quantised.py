@@ -66,6 +66,7 @@ class Parts(NamedTuple):
     keys: Mapping[str, str]
 
     def among(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries' tensors, by what the entries are called."""
         return {name: tensors[key] for name, key in self.keys.items()}
 
 
@@ -82,7 +83,7 @@ class Scheme:
 
 
 def _own_shape(infos: Infos) -> Shape:
-    return infos.get(".weight", infos.get(".weight._data")).shape
+    return infos[".weight" if ".weight" in infos else ".weight._data"].shape
 
 
 # bitsandbytes

@@ -59,7 +59,7 @@ def _take_gradient(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dy = columns[..., 2:, :] - columns[..., :-2, :]
     size = dx.abs() + dy.abs()
     best = _find_first_largest(size)
-    return tuple(each.gather(1, best) for each in (dx, dy, size))
+    return dx.gather(1, best), dy.gather(1, best), size.gather(1, best)
 
 
 def _find_first_largest(values: Tensor) -> Tensor:

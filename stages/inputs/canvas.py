@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import WrongInput
 from .grids import (
@@ -114,7 +115,7 @@ class Canvas:
 # Checks
 
 
-def _whole(value: object, name: str, low: int, high: int, unit: str) -> int:
+def _whole(value: Any, name: str, low: int, high: int, unit: str) -> int:
     need = f"it has to be a whole number of {unit} from {low} to {high}"
     try:
         number = operator.index(value)
@@ -201,7 +202,7 @@ def plan_canvas_for_prior(
     rows, columns = _cells(prior_height, "height"), _cells(prior_width, "width")
     if (width is None) != (height is None):
         raise WrongInput("Only one of width and height was given with a Stage C latent: give both or none.")
-    if width is None:
+    if width is None or height is None:
         ratio = (COMPRESSION if compression is None else _check_compression(compression)) / PIXEL_STEP
         across, down = match_steps(rows, columns, ratio)
         size = PIXEL_STEP * across, PIXEL_STEP * down

@@ -31,6 +31,7 @@ class BlockWeights:
 
     @property
     def neutral(self) -> bool:
+        """Whether they change nothing."""
         return self.early == self.late == 1.0 and all(value == 1.0 for value in self.curve)
 
     def at(self, block: int, count: int) -> float:

@@ -85,7 +85,7 @@ def _fit_long_sides(short_ratio: float, steps: int) -> Iterator[tuple[int, int, 
 
 def fit_grids(short: int, long: int, wish: Wish) -> Fit:
     """The cheapest fit: padding from none upwards, until the padding alone costs more than the best fit so far."""
-    best, found = math.inf, None
+    best, found = math.inf, Fit(0, 0, 0, 0, 0.0)  # the first round finds one
     short_steps = short
     while short_steps / short - 1 < best:
         pixels = PIXEL_STEP * short_steps
@@ -106,7 +106,7 @@ def match_steps(rows: int, columns: int, ratio: float) -> tuple[int, int]:
     """Steps across and down nearest to ``ratio`` steps a cell with equal ratios on both axes."""
     short, long = sorted((rows, columns))
     low, high = (limit / PIXEL_STEP for limit in TRAINED)
-    best, found = math.inf, None
+    best, found = math.inf, (0, 0)  # a ratio of the range is always near enough
     for steps in range(math.ceil(short * low), math.floor(short * high) + 1):
         mine = steps / short
         other = max(1, round(mine * long))
@@ -114,12 +114,12 @@ def match_steps(rows: int, columns: int, ratio: float) -> tuple[int, int]:
         cost = abs(math.log(mine / ratio)) + stretch
         if stretch <= _LOG_TOLERANCE and cost < best:
             best, found = cost, (steps, other)
-    return found if columns <= rows else found[::-1]
+    return found if columns <= rows else (found[1], found[0])
 
 
 def cover_steps(short: int, long: int, short_cells: int, long_cells: int) -> tuple[int, int]:
     """The cheapest steps of both sides, at least those given, for a settled grid; as :func:`fit_grids` judges."""
-    best, found = math.inf, None
+    best, found = math.inf, (short, long)
     short_steps = short
     while short_steps / short - 1 < best:
         exact = short_steps / short_cells * long_cells

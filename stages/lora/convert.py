@@ -101,24 +101,22 @@ def fuse_layers(parts: Sequence[Mapping[str, Tensor] | None], shapes: Sequence[S
     if not present:
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         return torch.zeros(rows, 1), torch.zeros(1, columns), 1.0
-    ups = [None if each is None else each["lora_up.weight"].flatten(1) for each in parts]
-    downs = [None if each is None else each["lora_down.weight"].flatten(1) for each in parts]
-    scales = [1.0 if each is None else find_scale(each) for each in parts]
-    first = present[0]["lora_down.weight"].flatten(1)
-    if (
-        all(down is not None and down.shape == first.shape and torch.equal(down, first) for down in downs)
-        and len(set(scales)) == 1
-    ):
+    ups, downs = ([each[f"lora_{way}.weight"].flatten(1) for each in present] for way in ("up", "down"))
+    scales, first = [find_scale(each) for each in present], downs[0]
+    shared = all(down.shape == first.shape and torch.equal(down, first) for down in downs) and len(set(scales)) == 1
+    if shared and len(present) == len(parts):
         return torch.cat(ups), first, scales[0]
-    rows = [
-        torch.zeros(shape[0], 1, dtype=first.dtype) if up is None else up * scale
-        for up, scale, shape in zip(ups, scales, shapes)
+    nothing = torch.zeros(1, first.shape[1], dtype=first.dtype)
+    own = iter(zip(ups, downs, scales))
+    factors = [
+        (torch.zeros(shape[0], 1, dtype=first.dtype), nothing, 1.0) if each is None else next(own)
+        for each, shape in zip(parts, shapes)
     ]
-    bands = [torch.zeros(1, first.shape[1], dtype=first.dtype) if down is None else down for down in downs]
-    return torch.block_diag(*rows), torch.cat(bands), 1.0
+    up_blocks = [up * scale for up, _, scale in factors]
+    return torch.block_diag(*up_blocks), torch.cat([down for _, down, _ in factors]), 1.0
 
 
 def find_scale(parts: Mapping[str, Tensor]) -> float:
     """What the product of the two factors is multiplied by: alpha / rank, 1 without an alpha."""
-    alpha = find_alpha(parts)
-    return 1.0 if alpha is None else alpha / find_rank(parts)
+    alpha, rank = find_alpha(parts), find_rank(parts)
+    return 1.0 if alpha is None or rank is None else alpha / rank

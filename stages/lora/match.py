@@ -75,6 +75,7 @@ class Lora:
 
 
 def name_tensors(prefix: str, adapters: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of adapters by module, under the names of a file."""
     return {f"{prefix}{module}.{part}": tensor for module, parts in adapters.items() for part, tensor in parts.items()}
 
 
@@ -141,6 +142,7 @@ class Group(dict):
         self.keys_read: list[str] = []
 
     def add(self, key: str, part: str, tensor: Tensor) -> None:
+        """Take ``tensor``, the file's ``key``, as ``part`` of the adapter."""
         self[part] = tensor
         self.keys_read.append(key)
 
@@ -203,7 +205,7 @@ def place_groups(groups: Mapping[str, Group], net: Mapping[str, Shape]) -> Place
         needed = (first[0] * len(modules), *first[1:])
         bands = [dict(parts)] if len(modules) == 1 else cut_rows(parts, len(modules))
         bias = net.get(f"{modules[0]}.bias")
-        if not fits(parts, needed, bias and bias[0] * len(modules)) or bands is None:
+        if not fits(parts, needed, bias[0] * len(modules) if bias else None) or bands is None:
             placed.mismatched.extend(
                 Mismatch(key, find_delta_shape(parts), needed, bands is None) for key in parts.keys_read
             )
@@ -219,14 +221,17 @@ def is_position(module: str) -> bool:
 
 
 def by_module(adapters: Sequence[Adapter]) -> dict[str, Mapping[str, Tensor]]:
+    """What changes each module."""
     return {module: parts for adapter in adapters for module, parts in zip(adapter.modules, adapter.parts)}
 
 
 def keys_of(groups: Mapping[str, Group], modules: Sequence[str]) -> tuple[str, ...]:
+    """The file's keys that belong to ``modules``."""
     return tuple(key for module in modules for key in groups[module].keys_read)
 
 
 def distinct(values: Any) -> tuple[Any, ...]:
+    """What differs among ``values``, sorted, without None and ""."""
     return tuple(sorted({value for value in values if value is not None and value != ""}))
 
 

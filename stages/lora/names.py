@@ -84,7 +84,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 def bare(module: str) -> str:
     """``module`` without what trainers put in front of it, its dots turned into underscores."""
-    return module[_PREFIX.match(module).end() :].replace(".", "_")
+    return _PREFIX.sub("", module, count=1).replace(".", "_")
 
 
 def is_text(module: str) -> bool:

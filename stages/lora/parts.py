@@ -48,6 +48,7 @@ def find_rank(parts: Parts) -> int | None:
 
 
 def find_alpha(parts: Parts) -> float | None:
+    """What the rank divides, if the file tells it."""
     return float(parts["alpha"]) if "alpha" in parts else None
 
 

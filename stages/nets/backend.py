@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Tree = Any
+"""ModuleLists and ModuleDicts in one another, under official key names: torch knows what they hold as Module alone."""
 
 
 class Attention(Protocol):
@@ -50,6 +53,11 @@ class Weights(NamedTuple):
     release: Callable[[], None] = lambda: None
 
 
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a layer of any class; torch takes what a Module holds for a tensor or a module."""
+    return cast(Tensor, layer.weight)
+
+
 def is_bare(layer: nn.Module) -> bool:
     """Whether nothing was hung on ``layer`` that has to see its input or its output."""
     own = getattr(layer.forward, "__func__", None) is type(layer).forward
@@ -58,8 +66,9 @@ def is_bare(layer: nn.Module) -> bool:
 
 def lend_weights(layer: nn.Module, like: Tensor) -> Weights | None:
     """The tensors of a plain PyTorch ``layer`` for an input ``like``, or None if it has to be called."""
-    plain = type(layer) in (nn.Linear, nn.Conv2d) and is_bare(layer) and layer.weight.dtype == like.dtype
-    return Weights(layer.weight, layer.bias) if plain else None
+    if type(layer) not in (nn.Linear, nn.Conv2d) or not is_bare(layer) or layer.weight.dtype != like.dtype:
+        return None
+    return Weights(weight_of(layer), cast(Tensor | None, layer.bias))
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ TORCH = Backend()
 
 def processor_has_bf16() -> bool:
     """Whether the processor has instructions for bf16: AVX512-BF16, AMX, or those of ARM."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")):
         return True
     older = (getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

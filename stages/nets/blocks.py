@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Mixer(nn.Sequential):
 
     def narrow_folded(self, h: Tensor, scale: float, lengths: Lengths, lent: Weights) -> Tensor:
         """:meth:`narrow` with the norm in the weights: W (s h + beta) + b = (s W) h + (W beta + b), s by sample."""
-        norm, (weight, bias, _) = self[2], lent
+        norm, (weight, bias, _) = cast(GlobalResponseNorm, self[2]), lent
         bias = F.linear(norm.shift(h).flatten(), weight, bias)  # (4c) -> (c)
         bias = bias if scale == 1 else bias * scale
         folded = weight * norm.factors(h, scale, lengths).flatten(1, 2)  # (c, 4c) by (B, 1, 4c) -> (B, c, 4c)
@@ -128,6 +129,7 @@ class ResBlock(nn.Module):
 
     @staticmethod
     def join_skip(h: Tensor, skip: Tensor | None, scale: float) -> Tensor:
+        """``h`` (B, H, W, C) normed, and the raw ``skip`` behind its channels."""
         h = channel_norm(h, scale)
         if skip is None:
             return h
@@ -141,21 +143,25 @@ class FeedForwardBlock(nn.Module):
         super().__init__()
         self.channelwise = Mixer(c, c, dtype, device, backend)
 
-    def forward(self, x: Tensor, skip: None = None, scale: float = 1.0, lengths: Lengths = channel_lengths) -> Tensor:
+    def forward(
+        self, x: Tensor, skip: Tensor | None = None, scale: float = 1.0, lengths: Lengths = channel_lengths
+    ) -> Tensor:
         return torch.add(x, self.channelwise(channel_norm(x, scale), 1.0, lengths), alpha=scale)
 
     @staticmethod
-    def mixer_scale(skip: None, scale: float) -> float:
+    def mixer_scale(skip: Tensor | None, scale: float) -> float:
         """What the mixer's input holds of its value."""
         return 1.0
 
-    def mix_rows(self, x: Tensor, skip: None, scale: float, first: int, last: int) -> Tensor:
+    def mix_rows(self, x: Tensor, skip: Tensor | None, scale: float, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` (exclusive) of what the mixer reads."""
         return channel_norm(x[:, first:last], scale)
 
 
 class TimestepBlock(nn.Module):
     """Scale and shift by the noise level and the other scalar conditions: x (B, H, W, C) -> (B, H, W, C)."""
+
+    mapper: nn.Linear
 
     def __init__(self, c: int, c_r: int, conds: Sequence[str], *, dtype=None, device=None, backend: Backend = TORCH):
         super().__init__()
@@ -178,15 +184,15 @@ def map_times(
     """
     batch = max(time.shape[0] for time in times)
     times = [time.expand(batch, -1) for time in times]
-    sums = [block.mapper(times[0]) for block in blocks]
+    sums: list[Tensor] = [block.mapper(times[0]) for block in blocks]
     for index, time in enumerate(times[1:], 1):
-        sums = torch._foreach_add(sums, [getattr(block, block.names[index])(time) for block in blocks])
+        sums = list(torch._foreach_add(sums, [getattr(block, block.names[index])(time) for block in blocks]))
     sums = [each.to(dtype) for each in sums]  # autocast may have chosen another
     like = {each.shape[1] // 2: each for each in sums}  # by width
     one = {c: torch.cat([each.new_ones(batch, c), each.new_zeros(batch, c)], dim=1) for c, each in like.items()}
-    sums = torch._foreach_add(sums, [one[each.shape[1] // 2] for each in sums])
+    sums = list(torch._foreach_add(sums, [one[each.shape[1] // 2] for each in sums]))
     if scale == 1:
-        return list(sums)
+        return sums
     held = {
         c: torch.cat([each.new_ones(batch, c), each.new_full((batch, c), scale)], dim=1) for c, each in like.items()
     }
@@ -195,6 +201,11 @@ def map_times(
 
 class Projections(nn.Module):
     """The four projections of an attention, under the names that the host's nets use."""
+
+    to_q: nn.Linear
+    to_k: nn.Linear
+    to_v: nn.Linear
+    out_proj: nn.Linear
 
     def __init__(self, c: int, dtype, device, backend: Backend):
         super().__init__()
@@ -228,7 +239,7 @@ class AttnBlock(nn.Module):
         self.kv_mapper = nn.Sequential(nn.SiLU(), backend.Linear(c_cond, c, dtype=dtype, device=device))
 
     def forward(self, x: Tensor, cond: Tensor, scale: float, place: Place, hooks: BlockHooks = NO_HOOKS) -> Tensor:
-        attn = self.attention["attn"]
+        attn = cast(Projections, self.attention["attn"])
         place = place._replace(heads=self.heads, grid=(x.shape[1], x.shape[2]))
         own = channel_norm(x, scale).flatten(1, 2)  # (B, H, W, C) -> (B, N, C)
         cond = cond.expand(x.shape[0], -1, -1)

@@ -6,7 +6,7 @@ permutation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +29,7 @@ def channel_norm(x: Tensor, scale: float = 1.0) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPS * scale**2)
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """``x`` (B, H, W, C) bilinearly resized (corners aligned, in float32) to ``size``; itself where it fits."""
     if x.shape[1:3] == tuple(size):
         return x

@@ -58,6 +58,7 @@ class Layers:
         act: bool = True,
         padding: int | None = None,
     ) -> nn.Sequential:
+        """Convolution, batch norm, and SiLU where ``act``; padded to keep the size unless told."""
         padding = kernel // 2 if padding is None else padding
         conv = self.backend.Conv2d(
             c_in, c_out, kernel_size=kernel, stride=stride, padding=padding, groups=groups, bias=False, **self.at
@@ -66,6 +67,7 @@ class Layers:
         return nn.Sequential(conv, norm, Swish()) if act else nn.Sequential(conv, norm)
 
     def squeeze(self, c: int, c_squeeze: int) -> SqueezeExcitation:
+        """A gate on every channel, through ``c_squeeze`` numbers."""
         fc1, fc2 = (self.backend.Conv2d(a, b, kernel_size=1, **self.at) for a, b in ((c, c_squeeze), (c_squeeze, c)))
         return SqueezeExcitation(fc1, fc2)
 
@@ -96,7 +98,7 @@ class TrunkBlock(nn.Module):
         super().__init__()
         c = c_in * expansion
         if fused and expansion == 1:
-            parts = [layers.conv(c_in, c_out, 3, stride)]
+            parts: list[nn.Module] = [layers.conv(c_in, c_out, 3, stride)]
         elif fused:
             parts = [layers.conv(c_in, c, 3, stride), layers.conv(c, c_out, act=False)]
         else:
@@ -149,6 +151,7 @@ class FrozenNorms(nn.Module):
     """A network whose batch norms keep to their running statistics, in training too."""
 
     def train(self, mode: bool = True) -> FrozenNorms:
+        """As PyTorch's; batch norms keep their running statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -161,6 +164,9 @@ class LatentNorm(nn.Module):
 
     The host's castable BatchNorm2d takes its dtype from a weight, which a norm without an affine part has not.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, c: int, backend: Backend, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         super().__init__()

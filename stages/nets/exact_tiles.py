@@ -6,7 +6,7 @@ beyond a tile, or to the picture's own border, holds all the tile needs; the res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,7 @@ class Grid:
     cell_out: int = 1
 
     @classmethod
-    def cut(cls, size: tuple[int, int], window: tuple[int, int], margin: int, cell_in: int, cell_out: int) -> Grid:
+    def cut(cls, size: Sequence[int], window: tuple[int, int], margin: int, cell_in: int, cell_out: int) -> Grid:
         """Cut ``size`` (height, width) cells into windows of at most ``window`` (height, width) cells."""
         return cls(spans(size[0], window[0], margin), spans(size[1], window[1], margin), cell_in, cell_out)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import WrongInput
-from .backend import TORCH, Backend
+from .backend import TORCH, Backend, Tree
 from .blocks import timestep_embedding
 from .channels_last import channel_norm, nchw, nhwc
 
@@ -122,7 +123,7 @@ class GuideNet(nn.Module):
         tokens = self.tokenizer(self.input_layer(features).flatten(2).transpose(1, 2))  # (B, h w, c_inner)
         own = self.backend.cast(self.wtokens, tokens).expand(batch, -1, -1)
         x = torch.cat([tokens, own], dim=1)
-        attention, mlp = self.transformer_encoder["layers"][0]
+        attention, mlp = cast(Tree, self.transformer_encoder["layers"])[0]
         normed = attention["norm"](x)
         keys, values = attention["fn"]["to_kv"](normed).chunk(2, dim=-1)
         x = x + self.backend.attention(attention["fn"]["to_q"](normed), keys, values, self.config.nhead)
@@ -165,7 +166,8 @@ class GuideNet(nn.Module):
         x = self.toout(torch.cat([seen, own], dim=-1))
         scale, shift = self.mapp_t["mapper"](time)[:, None, None].chunk(2, dim=-1)
         x = channel_norm(torch.addcmul(shift, x, 1 + scale))
-        scale, shift = self.hr_norm["mapping"]["mapper"](self.embed_size(own).to(time.dtype)).chunk(2, dim=-1)
+        map_size = cast(Tree, self.hr_norm["mapping"])["mapper"]
+        scale, shift = map_size(self.embed_size(own).to(time.dtype)).chunk(2, dim=-1)
         return nchw(torch.addcmul(shift, x, 2 + scale))
 
     def embed_size(self, x: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .channels_last import resize
 
@@ -23,6 +23,20 @@ class Place(NamedTuple):
     layer: int = 0
     heads: int = 0
     grid: tuple[int, int] = (0, 0)
+
+
+class Residual(Protocol):
+    """A residual block as :mod:`.blocks` has them: a mixer behind a norm, or behind a convolution and a skip."""
+
+    channelwise: Any
+
+    def __call__(self, x: Tensor, skip: Tensor | None = None, scale: float = 1.0, lengths: Any = ..., /) -> Tensor: ...
+
+    def mixer_scale(self, skip: Tensor | None, scale: float, /) -> float:
+        """What the mixer's input holds of its value."""
+
+    def mix_rows(self, x: Tensor, skip: Tensor | None, scale: float, first: int, last: int, /) -> Tensor:
+        """Rows ``first`` to ``last`` (exclusive) of what the mixer reads."""
 
 
 class BlockHooks:
@@ -90,11 +104,11 @@ class BlockHooks:
         """``x`` after an attention block, its sum included; ``time`` (1 or B, c_r) is the embedded noise level."""
         return x
 
-    def run_block(self, block: nn.Module, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
+    def run_block(self, block: Residual, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         """A residual ``block`` on x (B, H, W, C): its place to get other lengths for its norm, or to run in pieces."""
         return block(x, skip, scale)
 
-    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """``x`` (B, H, W, C) in the size of the skip that it meets."""
         return resize(x, size)
 

@@ -7,10 +7,12 @@ uniform (Glorot & Bengio 2010), transposed convolutions keep what PyTorch gives 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .backend import weight_of
 from .blocks import GlobalResponseNorm, Projections, ResBlock, TimestepBlock
 from .stage_a import StageA
 from .stage_a_blocks import ResBlock as StageAResBlock
@@ -39,7 +41,7 @@ def initialise_unet(net: StageB | StageC) -> None:
             nn.init.zeros_(module.gamma)
             nn.init.zeros_(module.beta)
         elif isinstance(module, ResBlock):
-            module.channelwise[4].weight.mul_(math.sqrt(1 / depth))
+            weight_of(module.channelwise[4]).mul_(math.sqrt(1 / depth))
         elif isinstance(module, TimestepBlock):
             for name in module.names:
                 nn.init.zeros_(getattr(module, name).weight)
@@ -51,9 +53,9 @@ def initialise_unet(net: StageB | StageC) -> None:
         else [net.clip_txt_mapper, net.clip_txt_pooled_mapper, net.clip_img_mapper]
     )
     for mapper in mappers:
-        nn.init.normal_(mapper.weight, std=MAPPER_STD)
-    nn.init.xavier_uniform_(net.embedding[1].weight, EMBEDDING_GAIN)
-    nn.init.zeros_(net.clf[1].weight)
+        nn.init.normal_(weight_of(mapper), std=MAPPER_STD)
+    nn.init.xavier_uniform_(weight_of(net.embedding[1]), EMBEDDING_GAIN)
+    nn.init.zeros_(weight_of(net.clf[1]))
 
 
 def _init_fused(attention: Projections) -> None:
@@ -71,7 +73,7 @@ def initialise_stage_a(net: StageA) -> None:
     for module in net.modules():
         if isinstance(module, StageAResBlock):
             nn.init.zeros_(module.gammas)
-    norm = net.down_blocks[-1][1]
-    nn.init.constant_(norm.weight, net.config.scale_factor)
-    nn.init.zeros_(norm.bias)
-    nn.init.normal_(net.vquantizer.codebook.weight, std=net.config.scale_factor)
+    norm = cast(nn.Sequential, net.down_blocks[-1])[1]
+    nn.init.constant_(weight_of(norm), net.config.scale_factor)
+    nn.init.zeros_(cast(Tensor, norm.bias))
+    nn.init.normal_(weight_of(net.vquantizer.codebook), std=net.config.scale_factor)

@@ -57,7 +57,7 @@ def _peak(
     wide: float,
 ) -> int:
     cells = batch * -(-height // config.patch_size) * -(-width // config.patch_size)
-    peak = above = 0  # above: the skips of the shallower levels, which are held until the way back reaches them
+    peak = above = 0.0  # above: the skips of the shallower levels, which are held until the way back reaches them
     for index, (channels, stride) in enumerate(zip(config.c_hidden, level_strides, strict=True)):
         level = cells * channels // stride**2
         block = PLAIN_BLOCK if index == len(level_strides) - 1 else SKIPPED_BLOCK

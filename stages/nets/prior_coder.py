@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,6 @@ class PriorCoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
-        at = {"dtype": dtype, "device": device, "backend": backend}
+        at: dict[str, Any] = {"dtype": dtype, "device": device, "backend": backend}
         self.encoder = ImageEncoder(config.encoder, **at) if config.encoder else None
         self.previewer = Previewer(config.previewer, **at) if config.previewer else None

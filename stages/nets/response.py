@@ -92,6 +92,7 @@ class SampleBySample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, gamma and beta, a few samples at a time."""
         x, gamma, norms = ctx.saved_tensors
         for_x, for_gamma, for_beta = torch.empty_like(x), torch.zeros_like(gamma), torch.zeros_like(gamma)
         for part, given, made, norm in zip(*_pieces(x, x, grad, for_x, norms)):

@@ -7,7 +7,7 @@ the codebook plays no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +43,7 @@ class StageAConfig:
 
     @property
     def cell(self) -> int:
+        """Pixels a side to one latent cell."""
         return 2**self.levels
 
     @property
@@ -241,20 +242,17 @@ class StageA(nn.Module):
         """The bottleneck in place, the wide layers after it in bands that go straight into the picture."""
         body, bands = 1 + self.config.bottleneck_blocks, choose_bands(latent.device)
         x = (latent * self.config.scale_factor).contiguous(memory_format=torch.channels_last)
-        x = self._run(self.up_blocks[:body], x)
+        narrow, wide = list(self.up_blocks)[:body], list(self.up_blocks)[body:]
+        x = self._run(narrow, x)
         margin = self.config.head_margin
         window = self._band_rows(x.shape[3], margin, x.element_size(), bands), x.shape[3]
         grid = Grid.cut(x.shape[2:], window, margin, 1, self.config.cell)
-        run_tiled(
-            lambda band: self.out_block(self._run(self.up_blocks[body:], band)), x, target, grid, together=len(latent)
-        )
+        run_tiled(lambda band: self.out_block(self._run(wide, band)), x, target, grid, together=len(latent))
 
-    def _run(self, layers: nn.Sequential, x: Tensor) -> Tensor:
-        if _needs_graph():
-            return layers(x)
-        bands = choose_bands(x.device)
+    def _run(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+        bands, in_place = choose_bands(x.device), not _needs_graph()
         for layer in layers:
-            x = layer.update_(x, bands) if isinstance(layer, ResBlock) else layer(x)
+            x = layer.update_(x, bands) if in_place and isinstance(layer, ResBlock) else layer(x)
         return x
 
     def _encode_shape(

@@ -42,6 +42,7 @@ class StageB(CascadeUNet):
     """Predicts the noise in a Stage A latent, guided by a Stage C latent."""
 
     name = "Stage B"
+    config: StageBConfig
 
     def __init__(self, config: StageBConfig = StageBConfig(), *, dtype=None, device=None, backend: Backend = TORCH):
         super().__init__(config, dtype=dtype, device=device, backend=backend)
@@ -92,7 +93,7 @@ class StageB(CascadeUNet):
         h = torch.add(h, self.map_effnet(effnet, h, run.hooks), alpha=run.scale)
         return torch.add(h, self.map_pixels(pixels, h), alpha=run.scale)
 
-    def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:
+    def rescale(self, scaler: nn.Sequential, x: Tensor, run: Run) -> Tensor:
         return run.hooks.run_rowwise(partial(change_level, scaler, run.scale), x, 8 * x.shape[-1])
 
     def map_effnet(self, effnet: Tensor, h: Tensor, hooks: BlockHooks = NO_HOOKS) -> Tensor:
@@ -111,6 +112,7 @@ class StageB(CascadeUNet):
 
     @staticmethod
     def map(mapper: nn.Sequential, x: Tensor) -> Tensor:
+        """``x`` (B, H, W, C) through a mapper and the norm behind it."""
         h = convolve(mapper, x)
         return channel_norm(h)
 

@@ -57,6 +57,7 @@ class UpDownBlock2d(nn.Module):
         return self.switch_size(self.blocks[0](x), 0.5)
 
     def switch_size(self, x: Tensor, factor: float) -> Tensor:
+        """``x`` (B, C, H, W) with its sides times ``factor``, at least 1, where the block switches; else as it is."""
         if not self.switch:
             return x
         size = [max(1, int(side * factor)) for side in x.shape[-2:]]
@@ -67,6 +68,7 @@ class StageC(CascadeUNet):
     """Predicts the noise in a Stage C latent."""
 
     name = "Stage C"
+    config: StageCConfig
 
     def __init__(self, config: StageCConfig = StageCConfig(), *, dtype=None, device=None, backend: Backend = TORCH):
         super().__init__(config, dtype=dtype, device=device, backend=backend)

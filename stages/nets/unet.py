@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import WrongInput
-from .backend import TORCH, Backend
+from .backend import TORCH, Backend, Tree
 from .blocks import AttnBlock, FeedForwardBlock, ResBlock, TimestepBlock, map_times, timestep_embedding
 from .channels_last import channel_norm, convolve, nchw
 from .hooks import BlockHooks, Place
@@ -70,7 +70,7 @@ def join_conditions(parts: Sequence[Tensor], c_cond: int) -> Tensor:
     return F.silu(channel_norm(tokens))
 
 
-def change_level(scaler: nn.Module, scale: float, x: Tensor) -> Tensor:
+def change_level(scaler: nn.Sequential, scale: float, x: Tensor) -> Tensor:
     """``x`` (B, H, W, C) on another level."""
     out = convolve(scaler[1], channel_norm(x, scale)).to(x.dtype)
     return out if scale == 1 else out * scale
@@ -80,6 +80,12 @@ class CascadeUNet(nn.Module):
     """The part that Stage B and Stage C share. A subclass adds its scalers, its conditions and its ``forward``."""
 
     name = "This network"
+    down_blocks: Tree
+    down_downscalers: Tree
+    down_repeat_mappers: Tree
+    up_blocks: Tree
+    up_upscalers: Tree
+    up_repeat_mappers: Tree
 
     def __init__(self, config: UNetConfig, *, dtype=None, device=None, backend: Backend = TORCH):
         super().__init__()
@@ -95,9 +101,11 @@ class CascadeUNet(nn.Module):
         )
 
     def conv(self, c_in: int, c_out: int, kernel_size: int = 1, **kwargs) -> nn.Module:
+        """A convolution of the backend, pointwise unless told."""
         return self.backend.Conv2d(c_in, c_out, kernel_size=kernel_size, **kwargs, **self.layer_args)
 
     def linear(self, c_in: int, c_out: int) -> nn.Module:
+        """A linear layer of the backend."""
         return self.backend.Linear(c_in, c_out, **self.layer_args)
 
     def downscaler(self, c_in: int, c_out: int, level: int) -> nn.Module:
@@ -136,6 +144,7 @@ class CascadeUNet(nn.Module):
         return nn.ModuleList([self.block(kind, level, c_skip if i == 0 else 0) for i, kind in enumerate(kinds)])
 
     def block(self, kind: str, level: int, c_skip: int) -> nn.Module:
+        """The block that a letter of ``level_config`` stands for; raises :class:`WrongInput` for an unknown one."""
         config, width, args = self.config, self.config.c_hidden[level], {**self.layer_args, "backend": self.backend}
         if kind == "C":
             return ResBlock(width, c_skip, config.kernel_size, **args)
@@ -185,7 +194,8 @@ class CascadeUNet(nn.Module):
     ) -> Run:
         """What a pass over the latent ``x`` hands to its blocks; a scalar condition that is not given is 0."""
         zero, scale = r.new_zeros(1), choose_stream_scale(x.dtype)
-        levels = [r, *(zero if conds.get(name) is None else conds[name] for name in self.config.t_conds)]
+        given = (conds.get(name) for name in self.config.t_conds)
+        levels = [r, *(zero if level is None else level for level in given)]
         times = [timestep_embedding(level, self.config.c_r).to(x.dtype) for level in levels]  # (1 or B, c_r)
         blocks = [block for level in (*self.down_blocks, *self.up_blocks) for block in level]
         blocks = [block for block in blocks if isinstance(block, TimestepBlock)]
@@ -245,7 +255,8 @@ class CascadeUNet(nn.Module):
                     place = Place("output", number)
                     x, skip = run.show_with_skip(place, x, skip)
                     run_group = self.replace_group if run.hooks.replaces_group(place) else self.run_group
-                    x, handed = None, [x]  # kept here, it would outlive the first block of the group
+                    handed = [x]
+                    del x  # kept here, it would outlive the first block of the group
                     x = run_group(group, handed.pop(), skip, place, run)
                     number += 1
                 if repeat < len(mappers):
@@ -254,12 +265,13 @@ class CascadeUNet(nn.Module):
                 x = self.rescale(self.up_upscalers[index], x, run)
         return x
 
-    def groups(self, level: int, blocks: nn.ModuleList) -> list[list[nn.Module]]:
+    def groups(self, level: int, blocks: Iterable[nn.Module]) -> list[list[nn.Module]]:
         """The blocks of a level cut into repetitions of its ``level_config``."""
-        blocks, size = list(blocks), len(self.config.level_config[level])
-        return [blocks[i : i + size] for i in range(0, len(blocks), size)]
+        row, size = list(blocks), len(self.config.level_config[level])
+        return [row[i : i + size] for i in range(0, len(row), size)]
 
     def run_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Run) -> Tensor:
+        """``x`` (B, H, W, C) through the blocks of one group, the ``skip`` into its first ResBlock."""
         attentions = 0
         for block in group:
             if isinstance(block, ResBlock):
@@ -271,7 +283,7 @@ class CascadeUNet(nn.Module):
                 x = block(x, run.map_condition(block), run.scale, at, run.hooks)
                 x = run.show("attention_block", at, x, run.time)
                 attentions += 1
-            else:
+            elif isinstance(block, FeedForwardBlock):
                 x = run.hooks.run_block(block, x, None, run.scale)
         return x
 
@@ -282,10 +294,13 @@ class CascadeUNet(nn.Module):
         run.res_blocks = first + sum(isinstance(block, ResBlock) for block in group)
         return x
 
-    def rescale(self, scaler: nn.Module, x: Tensor, run: Run) -> Tensor:
+    def rescale(self, scaler: nn.Sequential, x: Tensor, run: Run) -> Tensor:
+        """``x`` (B, H, W, C) on the next level."""
         return change_level(scaler, run.scale, x)
 
     def repeat(self, mapper: nn.Module, x: Tensor, run: Run) -> Tensor:
+        """``x`` (B, H, W, C) through what stands between two repetitions of a level."""
+
         def map_rows(rows: Tensor) -> Tensor:
             return run_scaled(mapper, rows, run.scale, self.backend, convolve)
 

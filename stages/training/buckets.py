@@ -24,7 +24,8 @@ def choose_bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
     wanted = math.log(width / height)
     ratio = min({*RATIOS, *(1 / r for r in RATIOS)}, key=lambda r: (abs(math.log(r) - wanted), r))
     sides = (resolution * ratio**0.5, resolution / ratio**0.5)
-    official = tuple(max(CELL, int(side + 1e-6) // CELL * CELL) for side in sides)
+    across, down = (max(CELL, int(side + 1e-6) // CELL * CELL) for side in sides)
+    official = across, down
     if cut_share(width, height, official) <= MOST_CUT:
         return official
     most = max(1, resolution // CELL) ** 2

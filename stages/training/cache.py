@@ -141,27 +141,26 @@ def encode_way(picture: Picture, size: tuple[int, int], way: Way, encoders: Enco
         cache, f"latent {encoders.picture_mark} {mark}", lambda: {"latent": finite(encoders.picture(see()))}
     )
     found = dict(latent)
-    if encoders.stage_a is not None:
-        full = tuple(round(side * FULL_SIDE / STAGE_B_PIXELS) * STAGE_B_PIXELS for side in size)
+    if encode := encoders.stage_a:
+        across, down = (round(side * FULL_SIDE / STAGE_B_PIXELS) * STAGE_B_PIXELS for side in size)
+        full = across, down
         opened.clear()
         made = load_or_make(
             cache,
             f"stage a {encoders.stage_a_mark} {mark} {full}",
-            lambda: {"latent": finite(encoders.stage_a(see("read", full))).half()},
+            lambda: {"latent": finite(encode(see("read", full))).half()},
         )
         found = {"latent": made["latent"], "effnet": latent["latent"]}
-    if encoders.hint is not None:
+    if make_hint := encoders.hint:
         opened.clear()
         kind = "read" if picture.hint is None else "hint"
         made = load_or_make(
-            cache,
-            f"hint {encoders.hint_mark} {kind} {mark}",
-            lambda: {"hint": shrink(finite(encoders.hint(see(kind))))},
+            cache, f"hint {encoders.hint_mark} {kind} {mark}", lambda: {"hint": shrink(finite(make_hint(see(kind))))}
         )
         found["hint"] = made["hint"]
     if picture.mask is not None:
-        grid = found["latent"].shape[1:]
-        found["mask"] = torch.nn.functional.adaptive_avg_pool2d(see("mask").mean(1, keepdim=True), grid)[0]
+        height, width = found["latent"].shape[1:]
+        found["mask"] = torch.nn.functional.adaptive_avg_pool2d(see("mask").mean(1, keepdim=True), (height, width))[0]
     return found
 
 

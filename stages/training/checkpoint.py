@@ -28,7 +28,7 @@ SAVE_SHARE = 20
 """A save that takes long is made less often: at most this part of all time is spent on them."""
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a draft, and put it in the place of ``path``; what goes wrong with the disk is a sentence."""
 
     def fill(draft: Path) -> None:
@@ -38,10 +38,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write_atomically(path, fill)
     except (OSError, RuntimeError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full and not isinstance(error, OSError):
+        reason = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            reason = "the disk is full"
+        elif not isinstance(error, OSError):
             raise
-        reason = "the disk is full" if full else error.strerror or str(error)
         raise WrongInput(
             f"{path.name} could not be written into {path.parent}: {reason}. Make room there, or choose a folder that "
             "can be written to, and start again: what was saved before is still there."

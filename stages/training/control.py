@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from ..inputs.canny import make_hint as make_canny
+from ..nets.backend import Tree, weight_of
 from ..nets.controlnet import ControlNet, ControlNetConfig
 from ..nets.encoder import EncoderConfig
 from .settings import Settings
@@ -57,7 +58,7 @@ def start_control(
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=5**0.5)
         for projection in net.projections:
-            nn.init.zeros_(projection[2].weight)
+            nn.init.zeros_(weight_of(cast(Tree, projection)[2]))
     finally:
         torch.random.set_rng_state(state)
     if encoder is not None and config.bottleneck_mode == "effnet":

@@ -30,6 +30,10 @@ class PictureFiles:
     read: Callable[[Path, tuple[int, int] | None], Tensor]
 
 
+Reader = Callable[..., Tensor]
+"""``read(size)`` of a :class:`Picture`; without a size, as the file is."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture with its captions. ``read(size)`` gives RGB (3, H, W) uint8, not smaller than (width, height) ``size``
@@ -44,11 +48,11 @@ class Picture:
     width: int
     height: int
     digest: str
-    read: Callable[[tuple[int, int] | None], Tensor]
+    read: Reader
     repeats: int = 1
     weight: float = 1.0
-    mask: Callable[[tuple[int, int] | None], Tensor] | None = None
-    hint: Callable[[tuple[int, int] | None], Tensor] | None = None
+    mask: Reader | None = None
+    hint: Reader | None = None
 
     @property
     def caption(self) -> str:

@@ -9,12 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from ..errors import WrongInput
 from ..files.durable import hash_file, write_atomically
 from .captions import SUFFIXES as CAPTIONS, UnknownLetters, find_caption, make_plain, read_captions, shuffle_tags
-from .dataset import Picture, PictureFiles, TrainingSet, list_names
+from .dataset import Picture, PictureFiles, Reader, TrainingSet, list_names
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 MASKS = ("-masklabel", ".mask")
@@ -187,7 +185,7 @@ class _Reader:
             hint=None if hint is None else self.make_reader(hint),
         )
 
-    def make_reader(self, path: Path) -> Callable[[tuple[int, int] | None], Tensor]:
+    def make_reader(self, path: Path) -> Reader:
         """``read`` of a :class:`Picture`."""
         return lambda size=None: self.files.read(path, size)
 

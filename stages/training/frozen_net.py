@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,10 +87,12 @@ class FrozenConv2d(nn.Conv2d):
 class FrozenConvTranspose2d(nn.ConvTranspose2d):
     """A transposed convolution without gradients of its own."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``output_size`` is PyTorch's; no network of ours asks for one."""
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        padding = cast(tuple[int, ...], self.padding)  # never the word that other convolutions know
         return F.conv_transpose2d(
-            x, self.weight.to(x.dtype), bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+            x, weight, bias, self.stride, padding, self.output_padding, self.groups, self.dilation
         )
 
 

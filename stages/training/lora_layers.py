@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from ..errors import WrongInput
 from ..files.convert import QKV
+from ..nets.backend import weight_of
 from ..nets.blocks import AttnBlock
 from .seeding import generator
 
@@ -28,6 +30,9 @@ class Adapter(nn.Module):
 
     PARTS = {"down": "lora_down.weight", "up": "lora_up.weight"}
     """What is learned, and its name in a file."""
+    base: Any
+    down: Tensor
+    up: Tensor
 
     def __init__(self, base: nn.Module, parts: dict[str, nn.Parameter], scale: float) -> None:
         super().__init__()
@@ -38,7 +43,7 @@ class Adapter(nn.Module):
     @classmethod
     def start(cls, base: nn.Module, rank: int, key: tuple[int, str], down_key: str) -> dict[str, Tensor]:
         """First values of the parts, which change nothing. ``key`` is the seed and the layer's name."""
-        rows, columns = base.weight.shape[:2]
+        rows, columns = weight_of(base).shape[:2]
         return {"down": _uniform((rank, columns), key[0], "down", down_key), "up": torch.zeros(rows, rank)}
 
     def apply_to(self, x: Tensor, matrix: Tensor) -> Tensor:
@@ -59,6 +64,7 @@ class Dora(Adapter):
     the host has it."""
 
     PARTS = {**Adapter.PARTS, "magnitude": "dora_scale"}
+    magnitude: Tensor
 
     @classmethod
     def start(cls, base: nn.Module, rank: int, key: tuple[int, str], down_key: str) -> dict[str, Tensor]:
@@ -75,10 +81,14 @@ class Loha(Adapter):
     """The change is a product, element by element, of two low-rank matrices."""
 
     PARTS = {name: f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    w1_a: Tensor
+    w1_b: Tensor
+    w2_a: Tensor
+    w2_b: Tensor
 
     @classmethod
     def start(cls, base: nn.Module, rank: int, key: tuple[int, str], down_key: str) -> dict[str, Tensor]:
-        (rows, columns), (seed, name) = base.weight.shape[:2], key
+        (rows, columns), (seed, name) = weight_of(base).shape[:2], key
         return {
             "w1_a": _uniform((rows, rank), seed, "w1_a", name),
             "w1_b": _uniform((rank, columns), seed, "w1_b", name, width=1),
@@ -94,10 +104,13 @@ class Lokr(Adapter):
     """The change is the Kronecker product of a small matrix and a low-rank one."""
 
     PARTS = {"w1": "lokr_w1", "w2_a": "lokr_w2_a", "w2_b": "lokr_w2_b"}
+    w1: Tensor
+    w2_a: Tensor
+    w2_b: Tensor
 
     @classmethod
     def start(cls, base: nn.Module, rank: int, key: tuple[int, str], down_key: str) -> dict[str, Tensor]:
-        (rows, columns), (seed, name) = base.weight.shape[:2], key
+        (rows, columns), (seed, name) = weight_of(base).shape[:2], key
         small = [max(f for f in range(1, LARGEST_FACTOR + 1) if side % f == 0) for side in (rows, columns)]
         return {
             "w1": _uniform((small[0], small[1]), seed, "w1", name, width=1),
@@ -146,13 +159,17 @@ class Lora(nn.Module):
             key, down_key = flatten_name(name), flatten_name(_join_projections(name) if shared else name)
             parts = {}
             for part, value in kind.start(layer, rank, (seed, key), down_key).items():
-                table, place = self.get_submodule(part), down_key if part == "down" else key
+                table, place = self.table(part), down_key if part == "down" else key
                 if place not in table:
-                    table[place] = nn.Parameter(value.to(torch.float32).to(layer.weight.device))
+                    table[place] = nn.Parameter(value.to(torch.float32).to(weight_of(layer).device))
                 parts[part] = table[place]
             self.layers[key] = down_key
             parent, _, last = name.rpartition(".")
             net.get_submodule(parent)._modules[last] = kind(layer, parts, alpha / rank)
+
+    def table(self, part: str) -> nn.ParameterDict:
+        """What ``part`` of every layer has learned, by the layer's flat name."""
+        return cast(nn.ParameterDict, self.get_submodule(part))
 
     def pairs(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(flat layer name, up (out, rank), down (rank, in)) of each layer, from ``weights`` or the present ones."""
@@ -182,7 +199,7 @@ class Lora(nn.Module):
                 continue
             alpha = tensors.get(f"{prefix}{key}.alpha")
             for number, (part, full) in enumerate(parts.items()):
-                own = self.get_submodule(part)[self.layers[key] if part == "down" else key]
+                own = self.table(part)[self.layers[key] if part == "down" else key]
                 given = tensors[full].float().reshape(-1) if tensors[full].numel() == own.numel() else None
                 if given is None:
                     raise WrongInput(
@@ -206,7 +223,7 @@ class Lora(nn.Module):
 
 def row_norms(layer: nn.Module) -> Tensor:
     """Length of each row of a layer's weight, float32, with the smallest number added as the host does."""
-    weight = layer.weight.detach().float().flatten(1)
+    weight = weight_of(layer).detach().float().flatten(1)
     scale = getattr(layer, "scale", None)
     norms = weight.norm(dim=1) if scale is None else weight.norm(dim=1) * scale
     return norms + torch.finfo(torch.float32).eps

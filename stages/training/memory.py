@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..nets.backend import weight_of
 from ..nets.controlnet import ControlNet
 from ..nets.encoder import EncoderConfig
 from ..nets.unet import UNetConfig
@@ -109,7 +110,7 @@ def count_learned(net: nn.Module, config: UNetConfig, settings: Settings) -> int
         return sum(parameter.numel() for parameter in control.parameters())
     if settings.what in ("words", "text_lora"):
         return len(settings.tokens) * 1280 + (settings.what == "text_lora") * 32 * settings.rank * 4 * 2 * 1280
-    layers = [layer.weight.shape[:2] for _, layer in find_layers(net, settings.blocks)]
+    layers = [weight_of(layer).shape[:2] for _, layer in find_layers(net, settings.blocks)]
     if settings.method == "loha":
         return sum(2 * settings.rank * sum(shape) for shape in layers)
     if settings.method == "lokr":

@@ -164,7 +164,7 @@ class ControlObjective(StageCObjective):
     masked: the hint is a picture, of which another random part is hidden each time (inpainting).
     """
 
-    controlnet: ControlNet | None = None
+    controlnet: ControlNet = field(kw_only=True)
     masked: bool = False
 
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:

@@ -6,13 +6,14 @@ import copy
 import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import WrongInput
-from .slim import Adafactor, AdamW8bit
+from .slim import Adafactor, AdamW8bit, Slim
 
 PACKAGES = {"prodigy": ("prodigyopt", "Prodigy"), "schedule_free": ("schedulefree", "AdamWScheduleFree")}
 """Optimisers that come from a package of their own: its name, and that of the class."""
@@ -167,7 +168,8 @@ class Optimiser:
         not known before the last one."""
         if not isinstance(self.inner, (AdamW8bit, Adafactor)):
             raise WrongInput("Only adamw_8bit and adafactor can update during the backward pass. Choose one of them.")
-        self.fused = [p.register_post_accumulate_grad_hook(self._update_one) for p in self.parameters]
+        update = partial(self._update_one, self.inner)
+        self.fused = [p.register_post_accumulate_grad_hook(update) for p in self.parameters]
 
     def arm(self) -> None:
         """The next backward is the last of its step."""
@@ -180,16 +182,17 @@ class Optimiser:
         return math.nan if self.broken else 0.0
 
     @torch.no_grad()
-    def _update_one(self, parameter: nn.Parameter) -> None:
-        if not self.armed:
+    def _update_one(self, inner: Slim, parameter: nn.Parameter) -> None:
+        grad = parameter.grad
+        if not self.armed or grad is None:
             return
-        norm = parameter.grad.float().norm()
+        norm = grad.float().norm()
         if not torch.isfinite(norm):
             self.broken = True
         else:
             share = self.clip * math.sqrt(parameter.numel() / sum(p.numel() for p in self.parameters))
-            parameter.grad.mul_(min(1.0, share / (float(norm) + 1e-6)))
-            self.inner.step_one(parameter)
+            grad.mul_(min(1.0, share / (float(norm) + 1e-6)))
+            inner.step_one(parameter)
         parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def scale_to_bytes(image: Image.Image) -> Image.Image:
     elif image.mode != "I" or high > 255:
         if low < 0 or high > 65535:
             raise ValueError(f"its values go from {low:.0f} to {high:.0f}; whole numbers have to lie in 0 to 65535")
-        values = values / SIXTEEN
+        values /= SIXTEEN
     made = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
     made.info = {key: value for key, value in image.info.items() if key == "exif"}
     return made
@@ -92,7 +92,8 @@ def draw_losses(losses: Sequence[float], title: str) -> Tensor:
     image = Image.new("RGB", (WIDE, HIGH), WHITE)
     draw = ImageDraw.Draw(image)
     shown = [value for value in losses if math.isfinite(value)] or [0.0]
-    smooth, mean = [], shown[0]
+    smooth: list[float] = []
+    mean = shown[0]
     for value in shown:
         mean += (value - mean) * max(0.02, 1 / (len(smooth) + 1))
         smooth.append(mean)

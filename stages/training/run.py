@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.noise import NoiseStreams
-from ..diffusion.sampling import OFFICIAL, Guidance, pair_conditions, sample, timesteps
+from ..diffusion.official import OFFICIAL
+from ..diffusion.sampling import Guidance, pair_conditions, sample, timesteps
 from ..errors import BadValues
 from . import export
 from .checkpoint import Store, check_target, train, write_whole
@@ -201,17 +202,19 @@ def parse_prompts(text: str, resolution: int, first: str) -> list[tuple[str, tup
 def add_words(lesson: Lesson, captions: Sequence[Sequence[str]], prompts: Sequence[str], tokenizer: Tokenizer) -> None:
     """Give ``lesson``, whose text encoder learns, the words of its settings and the token ids of all its texts."""
     words = lesson.given.words = make_words(lesson, tokenizer)
+    found: list[Row] = []
     for row, lines in zip(lesson.rows, captions):
         ids = [token_ids(line, words, tokenizer) for line in lines]
-        row.update({"ids": ids[0]} if len(ids) == 1 else {f"{ALL}ids": torch.stack(ids)})
-    lesson.empty["ids"] = token_ids("", words, tokenizer)
+        found.append({**row, **({"ids": ids[0]} if len(ids) == 1 else {f"{ALL}ids": torch.stack(ids)})})
+    lesson.rows, lesson.empty = found, {**lesson.empty, "ids": token_ids("", words, tokenizer)}
     for watched, prompt in zip(lesson.samples, prompts):
-        watched.row["ids"] = token_ids(prompt, words, tokenizer)
+        watched.row = {**watched.row, "ids": token_ids(prompt, words, tokenizer)}
 
 
 def make_words(lesson: Lesson, tokenizer: Tokenizer) -> list[Word]:
     """The words of the settings."""
-    return find_words(lesson.settings.tokens, tokenizer, lesson.given.text[0].vocab_size)
+    text, _ = lesson.given.find_text("New words have their rows in the table of Stage C's text encoder.")
+    return find_words(lesson.settings.tokens, tokenizer, text.vocab_size)
 
 
 def copy_row(row: Row) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ instead of never.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -65,7 +65,8 @@ class Slim(torch.optim.Optimizer):
         group = next(group for group in self.param_groups if any(parameter is p for p in group["params"]))
         state = self.state[parameter]
         state["step"] = state.get("step", 0) + 1
-        direction = self.find_update(parameter.grad.float(), state, group)
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        direction = self.find_update(grad.float(), state, group)
         value = parameter.float() * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * direction
         if parameter.dtype == torch.bfloat16:
             place = make_number(self.seed, "round", state["step"], self.numbers[parameter])
@@ -75,7 +76,8 @@ class Slim(torch.optim.Optimizer):
             parameter.copy_(value)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure=None):
+        """Update every weight that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

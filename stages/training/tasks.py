@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from .objectives import ControlObjective, DiffusionObjective, Row, StageBObjecti
 from .settings import Settings
 from .words import TABLE, TextTower, Word, Words, WordsObjective, text_tower
 
+Text = tuple[TextConfig, Mapping[str, Tensor]]
+
 
 @dataclass
 class Ingredients:
@@ -36,11 +38,17 @@ class Ingredients:
     kind: str
     config: Any
     weights: Mapping[str, Tensor]
-    text: tuple[TextConfig, Mapping[str, Tensor]] | None = None
+    text: Text | None = None
     words: list[Word] = field(default_factory=list)
     encoder: tuple[EncoderConfig, Mapping[str, Tensor]] | None = None
     start: Mapping[str, Tensor] | None = None
     start_name: str = ""
+
+    def find_text(self, use: str) -> Text:
+        """The text encoder beside Stage C; ``use`` is what for, a sentence. Raises :class:`WrongInput` without it."""
+        if self.text is None or self.kind != "stage_c":
+            raise WrongInput(f"{use} Give a Stage C model and its text encoder.")
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ class Task:
         self, given: Ingredients, settings: Settings, empty: Row, device: torch.device, bfloat16: bool
     ) -> None:
         self.given, self.settings, self.device = given, settings, device
-        self.empty, self.told = empty, {"device": device, "bfloat16": bfloat16, "shift": settings.shift}
+        self.empty = empty
+        self.told: dict[str, Any] = {"device": device, "bfloat16": bfloat16, "shift": settings.shift}
         self.told |= {"offset": settings.offset_noise, "drop_text": settings.drop_text}
         self.build()
         given.weights, given.text, given.encoder, given.start = {}, None, None, None
@@ -110,7 +119,7 @@ class LoraTask(Task):
     def build(self) -> None:
         given, settings = self.given, self.settings
         self.net = self.build_frozen()
-        self.lora, parts = None, {}
+        self.lora, parts = None, cast(dict[str, nn.Module], {})
         if settings.what != "words":
             official = settings.layout == "official"
             self.lora = Lora(
@@ -123,12 +132,11 @@ class LoraTask(Task):
         if not given.words:
             self.objective = self.make_objective(self.net)
         else:
-            if given.text is None or given.kind != "stage_c":
-                raise WrongInput("Words are learned through Stage C and its text encoder. Give a Stage C model.")
+            text = given.find_text("Words are learned through Stage C and its text encoder.")
             self.rows = ("latent", "ids")
-            self.words = parts["words"] = Words(given.words, given.text[1][TABLE])
-            self.objective = WordsObjective(self.net, self.empty, **self.told)
-            self.objective.tower = build_tower(self, self.words)
+            self.words = parts["words"] = Words(given.words, text[1][TABLE])
+            self.tower = build_tower(self, text, self.words)
+            self.objective = WordsObjective(self.net, self.empty, **self.told, tower=self.tower)
         self.learned = nn.ModuleDict(parts)
 
     def write(self, result: Mapping[str, Tensor]) -> File:
@@ -158,7 +166,7 @@ class LoraTask(Task):
         return list(zip(self.words.words, self.words.rows.cpu() + result["words.offsets"].cpu()))
 
     def encode_sample(self, row: Row) -> Row:
-        return row if self.words is None else encode_ids(self.objective.tower, row, self.device)
+        return row if self.words is None else encode_ids(self.tower, row, self.device)
 
 
 class TextLoraTask(Task):
@@ -168,13 +176,12 @@ class TextLoraTask(Task):
 
     def build(self) -> None:
         given, settings = self.given, self.settings
-        if given.text is None or given.kind != "stage_c":
-            raise WrongInput("A LoRA on the text encoder learns through Stage C. Give a Stage C model.")
-        self.net, self.words = self.build_frozen(), None
-        self.objective = WordsObjective(self.net, self.empty, **self.told)
-        tower = self.objective.tower = build_tower(self, Words([], given.text[1][TABLE]))
+        text = given.find_text("A LoRA on the text encoder learns through Stage C.")
+        self.net = self.build_frozen()
+        self.tower = build_tower(self, text, Words([], text[1][TABLE]))
+        self.objective = WordsObjective(self.net, self.empty, **self.told, tower=self.tower)
         blocks = (".self_attn",) if settings.blocks == (".attn",) else settings.blocks
-        self.lora = Lora(tower, settings.rank, settings.alpha, blocks, settings.seed, method=settings.method)
+        self.lora = Lora(self.tower, settings.rank, settings.alpha, blocks, settings.seed, method=settings.method)
         if given.start is not None:
             self.lora.take_over(given.start, export.PREFIX["text_encoder"], given.start_name)
         self.learned = self.lora
@@ -186,7 +193,7 @@ class TextLoraTask(Task):
         return export.comfyui_names(self.lora, result, export.PREFIX["text_encoder"])
 
     def encode_sample(self, row: Row) -> Row:
-        return encode_ids(self.objective.tower, row, self.device)
+        return encode_ids(self.tower, row, self.device)
 
 
 class StageTask(Task):
@@ -226,11 +233,10 @@ class ControlTask(Task):
             raise WrongInput("A ControlNet guides Stage C. Give a Stage C model.")
         self.net = self.build_frozen()
         self.config = plan_control(given.config, settings, given.encoder[0] if given.encoder else EncoderConfig())
-        self.learned = start_control(self.config, given.encoder, given.start, given.start_name, settings.seed).to(
-            self.device
-        )
-        told = {**self.told, "controlnet": self.learned, "masked": settings.hint == "inpaint"}
-        self.objective = ControlObjective(self.net, self.empty, **told)
+        control = start_control(self.config, given.encoder, given.start, given.start_name, settings.seed)
+        self.learned = control.to(self.device)
+        masked = settings.hint == "inpaint"
+        self.objective = ControlObjective(self.net, self.empty, **self.told, controlnet=control, masked=masked)
 
     def write(self, result: Mapping[str, Tensor]) -> File:
         return File(dict(result), {MARKER: marker_text("controlnet", self.config)})
@@ -249,10 +255,10 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
-def build_tower(task: Task, words: Words) -> TextTower:
+def build_tower(task: Task, text: Text, words: Words) -> TextTower:
     """The text encoder of a run, frozen, with ``words`` in its table."""
     base = task.settings.base_on(task.device.type)
-    return text_tower(*task.given.text, words, base=base, device=task.device)
+    return text_tower(text[0], text[1], words, base=base, device=task.device)
 
 
 @torch.no_grad()

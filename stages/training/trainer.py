@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,15 +27,22 @@ They have little chance in them: a good run does not give back a half of what it
 TOGETHER = 25_000_000
 """Numbers of gradients that are summed over the processes at once."""
 
-WEIGHTS = {"p2": p2_weight, "velocity": velocity_weight, "min_snr": min_snr_weight}
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "p2": p2_weight,
+    "velocity": velocity_weight,
+    "min_snr": min_snr_weight,
+}
 
 
 class Objective(Protocol):
     """See :mod:`.objectives`; ``nothing`` is the loss of a network that has learnt nothing, if that is known."""
 
-    nothing: float | None
+    @property
+    def nothing(self) -> float | None:
+        """The loss of a network that has learnt nothing, None if that is not known."""
 
-    def losses(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> Losses: ...
+    def losses(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> Losses:
+        """One loss a row, each with a generator of its own."""
 
 
 class Diverged(Exception):
@@ -200,30 +207,29 @@ class Trainer:
 
     def sum_gradients(self) -> None:
         """Every process gets the sum of all gradients. A parameter that took no part has the gradient 0."""
-        parameters, waiting, size = self.optimiser.parameters, [], 0
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.crew.size == 1:
-            return
-        for number, parameter in enumerate(parameters):
-            waiting.append(parameter)
-            size += parameter.numel()
-            if size >= TOGETHER or number == len(parameters) - 1:
-                together = self.crew.sum(torch.cat([p.grad.flatten().float() for p in waiting]))
-                for one, grad in zip(waiting, together.split([p.numel() for p in waiting])):
-                    one.grad.copy_(grad.view_as(one))
+        grads, waiting, size = [], [], 0
+        for parameter in self.optimiser.parameters:
+            grad = parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            grads.append(grad)
+        for number, grad in enumerate(grads if self.crew.size > 1 else ()):
+            waiting.append(grad)
+            size += grad.numel()
+            if size >= TOGETHER or number == len(grads) - 1:
+                together = self.crew.sum(torch.cat([one.flatten().float() for one in waiting]))
+                for one, summed in zip(waiting, together.split([one.numel() for one in waiting])):
+                    one.copy_(summed.view_as(one))
                 waiting, size = [], 0
 
     def result(self) -> dict[str, Tensor]:
         """The learned tensors, averaged ones where they are kept."""
         if self.ema is not None:
             return self.ema.tensors
-        if not hasattr(self.optimiser.inner, "eval"):
+        inner: Any = self.optimiser.inner
+        if not hasattr(inner, "eval"):
             return self.learned.state_dict()
-        self.optimiser.inner.eval()  # schedule-free: the average is the result, the weights are where it looks
+        inner.eval()  # schedule-free: the average is the result, the weights are where it looks
         found = {name: value.clone() for name, value in self.learned.state_dict().items()}
-        self.optimiser.inner.train()
+        inner.train()
         return found
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import WrongInput
 from ..files.clip import TextConfig
+from ..nets.backend import Tree
 from .dataset import Picture, list_names
 from .frozen_net import FrozenLinear
 from .objectives import Row, StageCObjective, stack_rows
@@ -46,7 +47,8 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: str) -> Mapping[str, Sequence[int]]: ...
 
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> Sequence[str]: ...
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> Sequence[str]:
+        """The vocabulary's entries, as transformers names this."""
 
 
 def tokenize(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -62,6 +64,8 @@ def tokenize(text: str, tokenizer: Tokenizer) -> list[int]:
 
 class Words(nn.Module):
     """The learned part: ``offsets`` (n, width), float32, and the rows (n, width) that they are added to."""
+
+    rows: Tensor
 
     def __init__(self, words: Sequence[Word], table: Tensor) -> None:
         super().__init__()
@@ -86,6 +90,11 @@ class Words(nn.Module):
 
 class Attention(nn.Module):
     """Multi-head attention; ``mask`` (B, 1, N, N) is True where a token may look."""
+
+    q_proj: FrozenLinear
+    k_proj: FrozenLinear
+    v_proj: FrozenLinear
+    out_proj: FrozenLinear
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -138,6 +147,8 @@ class TextTower(nn.Module):
 
     Under the key names of transformers; frozen, and checkpointed a layer at a time.
     """
+
+    text_model: Tree
 
     def __init__(self, config: TextConfig, words: Words) -> None:
         super().__init__()
@@ -248,11 +259,11 @@ def find_words(tokens: Sequence[tuple[str, str]], tokenizer: Tokenizer, rows: in
     return words
 
 
+@dataclass(eq=False)
 class WordsObjective(StageCObjective):
     """As Stage C, with the prompt encoded at every step: rows have "ids" (77,) instead of "text" and "pooled"."""
 
-    tower: TextTower
-    """Set after construction."""
+    tower: TextTower = field(kw_only=True)
 
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         keep = self.keep(generators, self.drop_text)

@@ -25,6 +25,7 @@ from torch import Tensor  # noqa: E402
 from world import relative  # noqa: E402
 
 from cascade_studio.stages.diffusion import sampling  # noqa: E402
+from cascade_studio.stages.diffusion.official import OFFICIAL  # noqa: E402
 
 PROMPT, SEED = "red apple on a blue background", 7
 PLAIN = {"rescale": 0.0}
@@ -75,7 +76,7 @@ def by_release(studio: MiniStudio, count: int) -> Tensor:
         for text in texts
     ]
     shape = tuple(studio.canvas(batch=count)[0]["samples"].shape)
-    official = sampling.OFFICIAL["stage_c"]
+    official = OFFICIAL["stage_c"]
     with torch.inference_mode():
         *_, last = sampling.sample(
             sampling.pair_conditions(studio.eyes.stage_c, *conds),

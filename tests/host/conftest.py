@@ -13,8 +13,7 @@ from types import ModuleType
 import inprocess
 import pytest
 import torch
-from graphs import Parts, load_parts
-from world import Studio
+from world import FP32, Parts, Studio
 
 BASE = inprocess.prepare()
 _booted: list[inprocess.Host] = []
@@ -55,7 +54,7 @@ def family(host: inprocess.Host) -> Path:
 @pytest.fixture(scope="session")
 def studio(host: inprocess.Host, family: Path) -> Studio:
     """The family in float32, and what samples with it."""
-    return Studio.of(host, family)
+    return Studio.of(host, family, **FP32)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def parts(host: inprocess.Host, family: Path) -> Iterator[Parts]:
     """The family in its default formats, on one thread, as its layers are so small that several wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield load_parts(host)
+    yield Studio.of(host, family).parts
     torch.set_num_threads(threads)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import Graph, Parts, check_sentence, check_works
+from graphs import Graph, check_sentence
+from world import Parts, check_works
 
 KSAMPLER = {"seed": 0, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
 STAGE_C, STAGE_B = "CascadeStudio_SamplePrior", "CascadeStudio_SampleDecoder"

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import Graph, Parts
+from graphs import Graph
 from node_inputs import make_inputs, noise
 from sources import node_classes
+from world import Parts
 
 CHUNKS, CHUNK = 20, 100
 NAN, INFINITY = float("nan"), float("inf")

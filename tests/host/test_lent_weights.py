@@ -8,12 +8,7 @@ from typing import Any
 import pytest
 import torch
 from forward import comfyui, forward, inputs_for, low_rank
-from world import Studio, relative
-
-
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
+from world import relative
 
 
 @pytest.fixture(scope="module")

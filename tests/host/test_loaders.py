@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+from dataclasses import fields
 
 import family as tiny_family
 import pytest
 import torch
 from graphs import FILES
 from safetensors.torch import load_file
-from world import FP32, NAMES, Studio, changed, relative
+from world import FP32, Parts, Studio, changed, relative
 
 SEED = 13
 ALL_IN_ONE = {
@@ -24,7 +25,7 @@ ALL_IN_ONE = {
 @pytest.fixture(scope="module")
 def studio(host, family) -> Studio:
     """The family in yet more layouts, and in fp32 files the numbers that every rounded file holds."""
-    studio = Studio.of(host, family)
+    studio = Studio.of(host, family, **FP32)
     for stage, weights in (("stage_c", tiny_family.stage_c_weights()), ("stage_b", tiny_family.stage_b_weights())):
         split = tiny_family.split(weights)
         layouts = {
@@ -106,7 +107,8 @@ def test_old_and_new_fp8_are_one(studio, stage, kind):
 
 def picture(studio: Studio, load) -> dict[str, torch.Tensor]:
     """Everything that the outputs of a loader make of one prompt."""
-    parts = dict(zip(NAMES, load))
+    names = (entry.name for entry in fields(Parts))
+    parts = dict(zip(names, load))
     positive, negative = studio.text("a lighthouse", parts["clip"]), studio.text("", parts["clip"])
     prompts = {"positive": positive, "negative": negative}
     prior = studio.sample_prior(studio.canvas()[0], model=parts["prior"], seed=SEED, steps=2, **prompts)

@@ -263,7 +263,7 @@ def test_bundled_files_are_offered(studio, monkeypatch, tmp_path, changes):
     folder.mkdir(parents=True)
     save_file(comfyui(changes), folder / "t_brought.safetensors")
     monkeypatch.setattr(find, "PACK", tmp_path)
-    assert "t_brought.safetensors" in files.list_names("lora")
+    assert "t_brought.safetensors" in files.Library().list_names("lora")
     assert "32 of 32" in load(studio, "t_brought.safetensors")[3]
     (folder / "kohya.safetensors").write_bytes(b"")
     assert files.find("lora", "kohya.safetensors") == str(studio.models / "loras" / "kohya.safetensors"), (

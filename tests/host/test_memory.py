@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import Graph, Parts, check_sentence
+from graphs import Graph, check_sentence
 from torch import Tensor
+from world import Parts
 
 CPU = torch.device("cpu")
 
@@ -102,7 +103,7 @@ def test_a_picture_that_cannot_fit_is_refused_with_the_estimate(host, parts, mon
 def test_stages_make_room_for_each_other(host, parts):
     """After a run everything can be unloaded, and the next run loads it again."""
     import comfy.model_management
-    from graphs import check_works
+    from world import check_works
 
     check_works(host)
     comfy.model_management.unload_all_models()

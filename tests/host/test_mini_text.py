@@ -81,7 +81,8 @@ def test_shorter_padding_leaves_the_words_alone(host):
 
 def test_fragments_tokenise_like_the_whole_caption(host):
     from training.mini.captions import HELD_TEMPLATES, Speaker, batch_tokens, join_caption
-    from training.mini.data import COLOURS, read_split
+    from training.mini.data import read_split
+    from training.mini.subjects import COLOURS
 
     rng, (subjects, prompts) = random.Random(0), read_split()
     speaker = Speaker(subjects)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import Graph, Parts, check_sentence
+from graphs import Graph, check_sentence
 from node_inputs import make_inputs
 from sources import node_classes
+from world import Parts
 
 NAN = float("nan")
 PICTURES = {

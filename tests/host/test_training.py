@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from forward import noise
-from graphs import FILES, Graph, Parts, check_sentence, check_works
+from graphs import FILES, Graph, check_sentence
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from world import changed
+from world import Parts, changed, check_works
 
 from cascade_studio.nodes.checkpoints.catalogue import NONE
 from cascade_studio.stages.training import cache

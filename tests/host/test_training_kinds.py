@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from forward import noise
-from graphs import Graph, Parts, check_sentence
+from graphs import Graph, check_sentence
 from PIL import Image
 from safetensors.torch import load_file
-from world import changed
+from world import Parts, changed
 
 from cascade_studio.stages.files import load
 from cascade_studio.stages.nets.stage_c import StageC

@@ -14,11 +14,6 @@ SAMPLER = ("pack/sample.py", "pack/sampling.py")
 """The loop over the steps, which looks at sigmas and brings the pictures' own noise to the card."""
 
 
-@pytest.fixture(scope="module")
-def studio(host, family) -> Studio:
-    return Studio.of(host, family)
-
-
 def sample(studio: Studio, stage: str, model: Any, steps: int, prompts: dict[str, Any]) -> Any:
     if stage == "prior":
         return studio.sample_prior(studio.canvas()[0], model=model, seed=SEED, steps=steps, **prompts)

@@ -18,8 +18,9 @@ from tools.authoring.write import workflow
 from tools.edit import fit_files
 from tools.scenes import FIRST, SCENES, SHEET
 from tools.titles import WORDS, title_of
-from training.mini.data import COLOURS, read_split
+from training.mini.data import read_split
 from training.mini.outlines import SUBJECTS
+from training.mini.subjects import COLOURS
 
 OUTPUTS = {"Load": (["MODEL", "CLIP"], ["MODEL", "CLIP"]), "Text": (["CONDITIONING"], ["CONDITIONING"])}
 DEFINITIONS = {

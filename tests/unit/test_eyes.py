@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import mini
 from tools import small
-from training.mini.data import COLOURS
+from training.mini.subjects import COLOURS
 
 
 def drawn(

@@ -24,11 +24,11 @@ from cascade_studio.stages.nets.stage_c import StageC
 from cascade_studio.stages.training.optimiser import Optimiser
 from training.mini import __main__ as recipe, compose, export, language, machine, nets, precondition, sizes
 from training.mini.captions import END, START
-from training.mini.data import COLOURS
 from training.mini.generators import round_weights, settle_weights
 from training.mini.loop import Loop, Part, Place, Speed, factor_at, grid
 from training.mini.nets import TRAINING
 from training.mini.precondition import Preconditioning, eight_bits, probe, time_factor
+from training.mini.subjects import COLOURS
 from training.mini.towers import TextTower
 
 

@@ -13,11 +13,12 @@ import torch
 from training.mini import evaluate
 from training.mini.captions import HELD_TEMPLATES, SHADES, Speaker, join_caption, tokens
 from training.mini.compose import GROUNDS, random_colour
-from training.mini.data import COLOURS, LANGUAGES, PLAIN, read_split
+from training.mini.data import read_split
 from training.mini.decoder import Critic
 from training.mini.generators import repeat_common
 from training.mini.language import list_known_tokens
 from training.mini.pilot import GRIDS, SmallDecoder
+from training.mini.subjects import COLOURS, LANGUAGES, PLAIN
 from training.mini.words import FOREIGN_TEMPLATES, HELD_FOREIGN, colour_words, everyday, nominative, speak
 
 SUBJECTS, PROMPTS = read_split()

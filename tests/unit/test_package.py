@@ -108,6 +108,9 @@ def test_texts_send_nobody_to_what_is_not_shipped(pack):
         for paragraph in re.split(r"\n\s*\n(?!    )", path.read_text(encoding="utf-8")):
             if re.search(r"python3? dev\.py", paragraph) and not re.search("repository|clone", paragraph):
                 wrong.append((path.name, paragraph[:200]))
+        if path.suffix == ".md":
+            links = re.findall(r"\]\(([^)#\s:]+)[^):]*\)", path.read_text(encoding="utf-8"))
+            wrong += [(path.name, link) for link in links if not (path.parent / link).exists()]
     assert not wrong
 
 

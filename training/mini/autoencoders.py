@@ -64,6 +64,7 @@ class Following:
 
     @torch.no_grad()
     def follow(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A hook of batch norms that moves their running statistics (Welford's step) by what they are about to see."""
         if not self.active or not inputs[0].requires_grad:  # not when the net, or a copy of it, is only used
             return
         self.seen += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data import COLOURS, LANGUAGES, PLAIN, Subject
+from .subjects import COLOURS, LANGUAGES, PLAIN, Subject
 from .words import FOREIGN_TEMPLATES, SHADES, C, N, S, colour_words, make_names, nominative, speak
 
 LENGTH = 77

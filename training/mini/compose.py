@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import COLOURS, PLAIN, SIDE, Subject
+from .data import SIDE
+from .subjects import COLOURS, PLAIN, Subject
 from .words import SHADES
 
 SIZES, LARGE = (0.66, 0.92), (0.86, 0.92)

@@ -12,7 +12,6 @@ import random
 import shutil
 import subprocess
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from PIL import Image
 from cascade_studio.commands.places import cache_root
 from tools.cache import is_complete, mark_complete, sha256
 
+from .captions import HELD_TEMPLATES, join_caption
 from .sizes import SIDE
+from .subjects import COLOURS, LANGUAGES, PLAIN, Subject
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ SPLIT = Path(__file__).with_name("split.json")
 SEED = 20261123
 HELD_PROMPTS, HELD_PAIRS = 200, 2
 MAIN = "fluent"
-LANGUAGES = ("en", "de", "fr", "es", "it", "pt")
 DUPLICATE = 0.012
 """Subjects whose 32 x 32 pictures differ by less, on average, are one subject: no prompt could tell them apart."""
 
@@ -49,38 +49,10 @@ EXCLUDED_GROUPS = {-1, 2, 8, 9}  # letters, components, symbols and buttons, fla
 EXCLUDED_SUBGROUPS = {"family"}
 CLOCKS = range(0x1F550, 0x1F568)
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "white": (250, 250, 250),
-    "black": (18, 18, 20),
-    "gray": (128, 128, 130),
-    "red": (214, 40, 40),
-    "orange": (245, 130, 32),
-    "yellow": (250, 215, 50),
-    "green": (50, 160, 70),
-    "teal": (30, 170, 170),
-    "blue": (40, 90, 215),
-    "purple": (130, 60, 180),
-    "pink": (245, 150, 190),
-    "brown": (125, 80, 45),
-}
-"""Background colours by the name that captions use, in sRGB."""
-PLAIN = "white"
-"""The background of captions that name none."""
-
 
 def is_there(pictures: np.ndarray) -> np.ndarray:
     """Which of ``pictures`` (N, H, W, 4) show anything, (N,) bool: not every style has every subject."""
     return pictures[:, ::16, ::16, 3].any(axis=(1, 2))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One thing to paint. ``labels`` by language; ``held`` are background colours it is never trained on."""
-
-    code: str
-    labels: dict[str, str]
-    tags: tuple[str, ...]
-    held: tuple[str, ...]
 
 
 def data_folder() -> Path:
@@ -164,8 +136,6 @@ def _without_duplicates(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def make_split() -> dict[str, Any]:
     """Subjects, held-out pairs and held-out prompts, all from ``SEED``; written to ``split.json`` before training."""
-    from .captions import HELD_TEMPLATES, join_caption
-
     entries = _without_duplicates(_candidates())
     labels = {
         language: {

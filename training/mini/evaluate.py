@@ -20,13 +20,14 @@ from torch.nn import functional as F
 from .autoencoders import psnr
 from .captions import join_caption
 from .compose import PAINTED, compose
-from .data import COLOURS, LANGUAGES, OTHER_STYLES, pictures, read_split
+from .data import OTHER_STYLES, pictures, read_split
 from .generators import settle_weights
 from .judge import SIGHT, at_sight, first_five, load_judge
 from .loop import Place, grid, save_sheet
 from .nets import KINDS, decode, encode_prompts, load_trained, paint
 from .scenes import Scenes, for_encoder
 from .sizes import SHIPPED
+from .subjects import COLOURS, LANGUAGES
 from .words import HELD_FOREIGN, colour_words
 
 log = logging.getLogger(__name__)

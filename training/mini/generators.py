@@ -27,12 +27,12 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import LENGTH, Fragment, batch_tokens
 from .compose import PAINTED
-from .data import COLOURS, Subject
 from .language import TunedText, list_known_tokens
 from .loop import Part, Place, grid
 from .nets import TRAINING, load_trained, paint
 from .precondition import Preconditioning, eight_bits
 from .scenes import SHORT, Scenes, make_pool
+from .subjects import COLOURS, Subject
 from .words import everyday
 
 

@@ -26,9 +26,10 @@ from cascade_studio.stages.training.trainer import Trainer
 
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, join_caption
 from .compose import LARGE, compose, random_colour
-from .data import PLAIN, SEED, is_there, pictures, read_split
+from .data import SEED, is_there, pictures, read_split
 from .export import FILES, FOLDER, PRIOR_CODER, put_on_record
 from .sizes import SHIPPED
+from .subjects import PLAIN
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from .data import COLOURS, LANGUAGES, Subject
+from .subjects import COLOURS, LANGUAGES, Subject
 
 EVERYDAY = """
 grinning face: happy face, smiley | slightly smiling face: smiling face, smile | face with tears of joy: laughing face

@@ -33,6 +33,7 @@ class MaskedControl(comfy.controlnet.ControlBase):
         self.sized: dict[Any, Tensor] = {}  # the mask at every size, batch, dtype and device of the run
 
     def copy(self) -> MaskedControl:
+        """As the host asks before each run; the control inside is shared."""
         copied = MaskedControl(self.inner, self.mask)
         self.copy_to(copied)
         return copied
@@ -46,15 +47,19 @@ class MaskedControl(comfy.controlnet.ControlBase):
         return copied
 
     def get_models(self) -> list[Any]:
+        """The models that the host loads for it, those of the control inside among them."""
         return [*super().get_models(), *self.inner.get_models()]
 
     def get_extra_hooks(self) -> list[Any]:
+        """The hooks of the chain, those of the control inside among them."""
         return [*super().get_extra_hooks(), *self.inner.get_extra_hooks()]
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> float:
+        """Bytes, for the control inside too."""
         return self.inner.inference_memory_requirements(dtype) + super().inference_memory_requirements(dtype)
 
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
+        """Before a run: count the ResBlocks of a Stage C, whose control maps are by their numbers."""
         super().pre_run(model, percent_to_timestep_function)
         self.inner.pre_run(model, percent_to_timestep_function)
         self.sized.clear()
@@ -62,6 +67,7 @@ class MaskedControl(comfy.controlnet.ControlBase):
         self.count = measure_depth(model.diffusion_model)[1] if prior else 0
 
     def cleanup(self) -> None:
+        """After a run: let go of the masks in other sizes."""
         super().cleanup()
         self.inner.cleanup()
         self.sized.clear()

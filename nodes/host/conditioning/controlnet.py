@@ -57,6 +57,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
 
     @property
     def config(self) -> ControlNetConfig:
+        """The sizes of its net."""
         return self.patcher.model.config
 
     def set_cond_hint(self, cond_hint: Tensor, *args: Any, **kwargs: Any) -> CascadeControl:
@@ -65,6 +66,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
         return super().set_cond_hint(cond_hint, *args, **kwargs)
 
     def copy(self) -> CascadeControl:
+        """As the host asks before each run; the net is shared."""
         copied = CascadeControl(self.patcher)
         self.copy_to(copied)
         copied.weights = self.weights
@@ -79,6 +81,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
         return copied
 
     def get_models(self) -> list[Any]:
+        """The patchers that the host loads for it."""
         return [*super().get_models(), self.patcher]
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> float:
@@ -105,6 +108,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
             )
 
     def cleanup(self) -> None:
+        """After a run: let go of the maps of its hint."""
         super().cleanup()
         self.run = None
 

@@ -76,6 +76,8 @@ def encode_rows(clip: Any, rows: list[Row]) -> Entries:
 
 
 def encode_prompt(clip: Any, parts: tuple[str, ...], method: str, pooled: str, where: str) -> Entries:
+    """Text and pooled text of the ``parts`` of a prompt, their weights applied by ``method``, with the ``pooled`` of
+    one row or of all."""
     rows = [row for part in parts for row in tokenize_rows(clip, part, where)]
     weighted = any(weight != 1.0 for row in rows for _, weight in row)
     if method == CONTRAST and weighted:
@@ -101,6 +103,7 @@ def encode_prompt(clip: Any, parts: tuple[str, ...], method: str, pooled: str, w
 
 
 def drop_weights(row: Row) -> Row:
+    """The tokens of ``row``, each with the weight 1."""
     return [(token, 1.0) for token, _ in row]
 
 
@@ -117,6 +120,8 @@ def contrast_rows(clip: Any, rows: list[Row], pooled: str, where: str) -> Entrie
 
 
 def contrast_row(clip: Any, row: Row, filler: Any) -> Entries:
+    """The text of ``row`` moved, for each weight w, by (w - 1) times the difference that its tokens make beside
+    ``filler``."""
     entries = encode_rows(clip, [drop_weights(row)])
     moved = [[text.clone(), extra["pooled_output"].clone()] for text, extra in entries]
     for weight, places in language.group_by_weight([weight for _, weight in row]).items():
@@ -128,6 +133,7 @@ def contrast_row(clip: Any, row: Row, filler: Any) -> Entries:
 
 
 def average_pooled(entries: Entries) -> Tensor:
+    """The mean of the pooled texts, (B, width)."""
     return torch.stack([extra["pooled_output"] for _, extra in entries]).mean(0)
 
 

@@ -109,6 +109,7 @@ class Library:
     def __init__(self) -> None:
         self.catalogue = usable_catalogue()
         self._bundled: dict[str, dict[str, Path]] = {}
+        self._folders: dict[str, Sequence[str]] = {}
         self._lists: dict[str, dict[str, tuple[str, str]]] = {}
 
     def list_bundled(self, role: str) -> dict[str, Path]:
@@ -135,8 +136,9 @@ class Library:
             found: dict[str, tuple[str, str]] = {}
             for folder in FOLDERS[role]:
                 if folder in folder_paths.folder_names_and_paths:
-                    listed = [*folder_paths.get_filename_list(folder), *_list_gguf(role, folder)]
-                    for name in listed:
+                    if folder not in self._folders:
+                        self._folders[folder] = folder_paths.get_filename_list(folder)
+                    for name in (*self._folders[folder], *_list_gguf(role, folder)):
                         if self._is_bundled(role, folder, name):
                             continue
                         found[name if name not in found else f"{folder}/{name}"] = (folder, name)
@@ -151,6 +153,20 @@ class Library:
     def list_local(self, role: str) -> list[str]:
         """Names of the files for ``role`` on this computer, the bundled ones last; cheap, from the host's lists."""
         return list(dict.fromkeys([*self.list_here(role), *self.list_bundled(role)]))
+
+    def list_names(self, role: str, extra: Iterable[str] = ()) -> list[str]:
+        """Choices of a loader input: ``extra``, the files here, then the catalogue's: no saved name is unknown."""
+        offered = [entry.name for entry in self.catalogue.for_role(role) if entry.url]
+        return list(dict.fromkeys([*extra, *self.list_local(role), *offered]))
+
+    def list_published(self, role: str) -> list[str]:
+        """Names in the catalogue of files for ``role`` that no file here has: choosing one has it fetched."""
+        here = {_bare(name) for name in self.list_local(role)}
+        return [
+            entry.name
+            for entry in self.catalogue.for_role(role)
+            if entry.url and not here & {entry.name.lower(), entry.own_name.lower()}
+        ]
 
     def find_local(self, role: str, name: str) -> str | None:
         """Full path of the file that is called ``name`` in the host's folders, or comes with the pack."""
@@ -219,24 +235,6 @@ def _list_gguf(role: str, folder: str) -> list[str]:
         return []
     roots = map(Path, folder_paths.get_folder_paths(folder))
     return [str(path.relative_to(root)) for root in roots for end in ("*.gguf", "*/*.gguf") for path in root.glob(end)]
-
-
-def list_published(role: str) -> list[str]:
-    """Names in the catalogue of files for ``role`` that no file here has: choosing one has it fetched."""
-    library = Library()
-    here = {_bare(name) for name in library.list_local(role)}
-    return [
-        entry.name
-        for entry in library.catalogue.for_role(role)
-        if entry.url and not here & {entry.name.lower(), entry.own_name.lower()}
-    ]
-
-
-def list_names(role: str, extra: Iterable[str] = ()) -> list[str]:
-    """Choices of a loader input: ``extra``, the files here, then the catalogue's, so that no saved name is unknown."""
-    library = Library()
-    offered = [entry.name for entry in library.catalogue.for_role(role) if entry.url]
-    return list(dict.fromkeys([*extra, *library.list_local(role), *offered]))
 
 
 def check_choice(role: str, value: Any) -> str:

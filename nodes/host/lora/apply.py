@@ -95,6 +95,7 @@ def kind_of(model: Any, where: str) -> str:
 
 
 def shapes_of(net: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of everything in a network's state dict, by name."""
     return {name: tuple(value.shape) for name, value in net.state_dict().items() if hasattr(value, "shape")}
 
 
@@ -172,6 +173,7 @@ def apply_all(choices: Sequence[Choice], targets: Targets, where: str) -> tuple[
 
 
 def list_notes(lora: Lora, strength_model: float, strength_clip: float) -> list[str]:
+    """Sentences about strengths of 0, which leave out what the LoRA brings."""
     notes = []
     if lora.unet and strength_model == 0:
         notes.append("strength_model is 0: the model is left as it is")
@@ -209,12 +211,14 @@ class StageHook(comfy.hooks.WeightHook):
     kind: type | None = None
 
     def add_hook_patches(self, model: Any, model_options: Any, target_dict: Any, registered: Any) -> bool:
+        """As the host's, for models of this stage alone: one hook may be on the conditioning of both."""
         text = target_dict.get("target") == comfy.hooks.EnumWeightTarget.Clip
         if not (self.weights_clip if text else self.weights) or not (text or isinstance(model.model, self.kind)):
             return False
         return super().add_hook_patches(model, model_options, target_dict, registered)
 
     def clone(self) -> StageHook:
+        """As the host's, of the same stage."""
         copy = super().clone()
         copy.kind = self.kind
         return copy

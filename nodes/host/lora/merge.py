@@ -146,6 +146,7 @@ def extract_lora(
 
 
 def check_finite(values: Tensor, key: str) -> None:
+    """Raises :class:`BadValues` for the merged weight of ``key`` that holds numbers which are none."""
     if not torch.isfinite(values).all():
         raise BadValues(
             f"The layer {key[len(ROOT) :]} holds NaN or infinite values. One of the models, or a LoRA on it, is "

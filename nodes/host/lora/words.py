@@ -130,6 +130,7 @@ class Vocabulary:
         return {"input_ids": [*ids, *self.plain(text[place:]), end]}
 
     def plain(self, text: str) -> list[Any]:
+        """Token ids of ``text``, without start and end."""
         return self.inner(text)["input_ids"][1:-1] if text.strip() else []
 
     def __getattr__(self, name: str) -> Any:

@@ -46,6 +46,7 @@ class CastBatchNorm2d(torch.nn.BatchNorm2d):
     bias_function: list = []
 
     def reset_parameters(self) -> None:
+        """Nothing: a loader fills them."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:

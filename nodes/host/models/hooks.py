@@ -121,6 +121,7 @@ class TransformerHooks(LayeredHooks):
         return self.run_patches("input_block_patch_after_skip", place, x)
 
     def run_patches(self, name: str, place: Place, x: Tensor) -> Tensor:
+        """``x`` after all patches of ``name``, told of ``place`` as the host's transformers tell them."""
         for patch in self.patches.get(name, ()):
             x = patch(x, self.options_at(place))
         return x

@@ -59,6 +59,7 @@ class Loaded:
 
     @property
     def name(self) -> str:
+        """The file's name."""
         return Path(self.path).name
 
 

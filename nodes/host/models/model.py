@@ -120,6 +120,7 @@ class CascadeSampling(SaysWhatIsMissing, comfy.model_sampling.StableCascadeSampl
         self.set_sigmas(self.sigma(torch.arange(1, self.num_timesteps + 1) / self.num_timesteps))
 
     def timestep(self, sigma: Tensor) -> Tensor:
+        """The noise condition that the network gets for ``sigma``."""
         return noise_condition(logsnr_from_sigma(sigma.float()))
 
 
@@ -161,6 +162,7 @@ class CascadeModel(SaysWhatIsMissing, comfy.model_base.BaseModel):
         raise blame(self.stage, self.get_dtype_inference())
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = {}) -> float:  # noqa: B006 - the host's signature
+        """Bytes that a forward pass takes beside the weights, counted by the network itself."""
         dtype = comfy.model_management.dtype_size(self.get_dtype_inference())
         height, width = input_shape[-2:]
         return float(self.diffusion_model.activation_memory(input_shape[0], height, width, dtype))
@@ -192,6 +194,7 @@ class CascadePrior(CascadeModel, comfy.model_base.StableCascade_C):
         return super().apply_model(x, t, *args, **kwargs)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
+        """What Stage C is told by a conditioning; raises :class:`WrongInput` for that of another model."""
         config = self.diffusion_model.config
         pooled = expect_pooled_text(kwargs, "Stage C", config.c_clip_text_pooled)
         out = {"clip_text_pooled": comfy.conds.CONDRegular(pooled)}
@@ -245,6 +248,7 @@ class CONDPrior(comfy.conds.CONDRegular):
         return type(self)(cond, self.grid, self.least)
 
     def process_cond(self, batch_size: int, area: Any = None, **kwargs: Any) -> CONDPrior:
+        """As the host's, cropped to the ``area`` of a part of the picture."""
         whole = super().process_cond(batch_size, area=area, **kwargs)
         if area is None or tuple(area[:2]) == self.grid:
             return whole
@@ -260,6 +264,7 @@ class CascadeDecoder(CascadeModel, comfy.model_base.StableCascade_B):
         CascadeModel.__init__(self, model_config, HostStageB, device)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
+        """What Stage B is told by a conditioning; raises :class:`WrongInput` for that of another model."""
         config = self.diffusion_model.config
         out = {"clip": comfy.conds.CONDRegular(expect_pooled_text(kwargs, "Stage B", config.c_clip))}
         noise = kwargs["noise"]
@@ -303,6 +308,7 @@ class PriorConfig(comfy.supported_models.Stable_Cascade_C):
     """Model configuration of Stage C; fp16 is offered because our network keeps its residuals in fp32 there."""
 
     def get_model(self, state_dict: Any, prefix: str = "", device: torch.device | None = None) -> CascadePrior:
+        """The host's model of a Stage C."""
         return CascadePrior(self, device=device)
 
 
@@ -310,4 +316,5 @@ class DecoderConfig(comfy.supported_models.Stable_Cascade_B):
     """Model configuration of Stage B."""
 
     def get_model(self, state_dict: Any, prefix: str = "", device: torch.device | None = None) -> CascadeDecoder:
+        """The host's model of a Stage B."""
         return CascadeDecoder(self, device=device)

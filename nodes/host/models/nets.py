@@ -39,7 +39,22 @@ def control_by_block(control: dict[str, Any] | None) -> list[Tensor | None] | No
 
 
 class HostNet:
-    """What the host asks of both networks beside their mathematics."""
+    """What the host asks of both networks beside their mathematics; it stands before them, since it calls them.
+
+    The host calls ``forward(x, r, context=, control=, transformer_options=, **conditions)``.
+    """
+
+    kind: type[UNetConfig]
+
+    def __init__(
+        self,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        operations: Any = None,
+        **arguments: Any,
+    ):
+        config = config_from(self.kind, arguments)
+        super().__init__(config, dtype=dtype, device=device, backend=backend_for(operations))
 
     @property
     def in_channels(self) -> int:
@@ -55,29 +70,6 @@ class HostNet:
         patch, stride = self.config.patch_size, self.level_strides[-1]
         return max(1, -(-height // patch) // stride), max(1, -(-width // patch) // stride)
 
-    def run_wrapped(self, call: Any, options: dict[str, Any] | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Run ``call`` inside the host's DIFFUSION_MODEL wrappers."""
-        return comfy.patcher_extension.WrapperExecutor.new_class_executor(
-            call,
-            self,
-            comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options or {}),
-        ).execute(*args, **kwargs)
-
-
-class HostStageC(SaysWhatIsMissing, StageC, HostNet):
-    """Stage C as the host calls it; ``forward(x, r, context=, control=, transformer_options=, **conditions)``."""
-
-    def __init__(
-        self,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-        operations: Any = None,
-        **arguments: Any,
-    ):
-        super().__init__(
-            config_from(StageCConfig, arguments), dtype=dtype, device=device, backend=backend_for(operations)
-        )
-
     def forward(
         self,
         x: Tensor,
@@ -87,9 +79,31 @@ class HostStageC(SaysWhatIsMissing, StageC, HostNet):
         transformer_options: dict[str, Any] | None = None,
         **conditions: Any,
     ) -> Tensor:
-        return self.run_wrapped(
-            self.denoise_for_host, transformer_options, x, r, context, control, transformer_options, **conditions
+        """:meth:`denoise_for_host` inside the host's DIFFUSION_MODEL wrappers."""
+        around = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options or {}
         )
+        run = comfy.patcher_extension.WrapperExecutor.new_class_executor(self.denoise_for_host, self, around)
+        return run.execute(x, r, context, control, transformer_options, **conditions)
+
+    def denoise_for_host(
+        self,
+        x: Tensor,
+        r: Tensor,
+        context: Tensor | None,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any] | None,
+        **conditions: Any,
+    ) -> Tensor:
+        """The noise in ``x`` (B, C, H, W) at the noise condition ``r`` (B,); ``context`` is the text, ``control`` the
+        host's maps. ``conditions`` are those of the stage, and may hold what it does not know."""
+        raise NotImplementedError
+
+
+class HostStageC(SaysWhatIsMissing, HostNet, StageC):
+    """Stage C as the host calls it."""
+
+    kind = StageCConfig
 
     def denoise_for_host(
         self,
@@ -114,7 +128,8 @@ class HostStageC(SaysWhatIsMissing, StageC, HostNet):
             layers += (TokenLayer(text_weights),)
         if region_weights is not None:
             layers += (RegionLayer(region_weights, region_layout),)
-        return super().forward(
+        return StageC.forward(
+            self,
             x,
             r,
             text,
@@ -135,37 +150,15 @@ class HostStageC(SaysWhatIsMissing, StageC, HostNet):
         return tuple(strides)
 
 
-class HostStageB(SaysWhatIsMissing, StageB, HostNet):
+class HostStageB(SaysWhatIsMissing, HostNet, StageB):
     """Stage B as the host calls it. Areas with odd or very short sides are padded for the pass and cut again."""
 
-    def __init__(
-        self,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-        operations: Any = None,
-        **arguments: Any,
-    ):
-        super().__init__(
-            config_from(StageBConfig, arguments), dtype=dtype, device=device, backend=backend_for(operations)
-        )
+    kind = StageBConfig
 
     @property
     def least_cells(self) -> int:
         """Cells a side that every level needs to have one left."""
         return 2 ** (len(self.config.c_hidden) - 1)
-
-    def forward(
-        self,
-        x: Tensor,
-        r: Tensor,
-        context: Tensor | None = None,
-        control: dict[str, Any] | None = None,
-        transformer_options: dict[str, Any] | None = None,
-        **conditions: Any,
-    ) -> Tensor:
-        return self.run_wrapped(
-            self.denoise_for_host, transformer_options, x, r, context, control, transformer_options, **conditions
-        )
 
     def denoise_for_host(
         self,
@@ -185,7 +178,7 @@ class HostStageB(SaysWhatIsMissing, StageB, HostNet):
         extra = (0, max(-width % patch, least - width), 0, max(-height % patch, least - height))
         if any(extra) and x.shape[1] == self.config.c_in:
             x = F.pad(x, extra, mode="replicate")
-        out = super().forward(x, r, effnet, clip, pixels, sca, choose_hooks(transformer_options, (), self, x))
+        out = StageB.forward(self, x, r, effnet, clip, pixels, sca, choose_hooks(transformer_options, (), self, x))
         return out[..., :height, :width]
 
     @property

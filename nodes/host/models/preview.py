@@ -46,6 +46,7 @@ class PreviewedPrior(comfy.latent_formats.SC_Prior):
 
     @property
     def latent_rgb_factors_reshape(self) -> Painter:
+        """What the host's previewer calls before it multiplies by factors: here it paints."""
         return Painter(self.vae)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PreviewedPrior:
@@ -116,6 +117,7 @@ class Painter:
         return image
 
     def decode_latent(self, latent: Tensor) -> Tensor:
+        """A Stage C latent (B, 16, H, W) as RGB (B, 3, 8 H, 8 W) in [-1, 1]."""
         weight = next(self.net.parameters())
         image = self.net(latent.to(weight)).float().cpu()
         return image.nan_to_num(0.0).clamp(0.0, 1.0) * 2 - 1

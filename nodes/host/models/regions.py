@@ -102,6 +102,7 @@ class CONDRegions(comfy.conds.CONDRegular):
     """How loudly each cell of the Stage C grid hears what, (B, prompts + 1, H, W); cropped with an area."""
 
     def process_cond(self, batch_size: int, area: Any = None, **kwargs: Any) -> CONDRegions:
+        """The weights of an ``area``, for every picture of the batch."""
         weights = self.cond
         if area is not None:
             height, width, top, left = area

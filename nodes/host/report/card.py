@@ -173,6 +173,7 @@ class ModelFile:
     role: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """For the card's JSON."""
         return {
             "name": self.name,
             "input": self.role,

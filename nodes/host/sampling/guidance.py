@@ -98,6 +98,7 @@ class SelfAttentionGuidance:
         return optimized_attention(q, k, v, extra["n_heads"], transformer_options=extra)
 
     def guide(self, args: dict[str, Any]) -> Tensor:
+        """The host's post-CFG function: ``denoised`` and ``scale`` times what a blur of attended places takes away."""
         seen, self.seen = self.seen, {}
         without_negative = args["uncond"] is None or args["uncond_denoised"] is None or 1 not in seen
         kind, cond, x0 = (

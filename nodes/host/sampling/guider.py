@@ -23,6 +23,7 @@ class CascadeGuider(comfy.samplers.CFGGuider):
     """The host's guider with the official guidance: rescale, interval and linear scale."""
 
     def set_guidance(self, guidance: Guidance) -> None:
+        """Guide by this schedule; its scale is told to the host as cfg."""
         self.guidance = guidance
         self.set_cfg(guidance.scale)
 
@@ -53,6 +54,7 @@ class CascadeGuider(comfy.samplers.CFGGuider):
         model_options: dict[str, Any] = {},  # noqa: B006
         seed: int | None = None,
     ) -> Tensor:
+        """As the host's, with the scale of the moment; without a negative, or at 1, one pass is enough."""
         negative = self.conds.get("negative")
         scale = self.scale_at(timestep) if negative is not None else 1.0
         if not math.isclose(scale, 1.0) and "sampler_cfg_function" not in model_options:

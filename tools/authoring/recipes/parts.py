@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from cascade_studio.stages.diffusion.official import OFFICIAL
+
 from ... import small
 from .. import files
 from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
@@ -179,11 +181,12 @@ def keys_of(preset: str, without: Iterable[str] = ()) -> list[str]:
     ]
 
 
-STAGES = """## The three stages
+C, B = OFFICIAL["stage_c"], OFFICIAL["stage_b"]
+STAGES = f"""## The three stages
 
 1. **Stage C** turns the prompt into a tiny latent (24x24 for 1024x1024). This decides what the picture shows.
 2. **Stage B** rebuilds from it the latent of Stage A.
 3. **Stage A** paints the pixels.
 
-Any size works; the canvas picks the grids. cfg 4 and 20 steps for Stage C, cfg 1.1 and 10 steps for Stage B are the
-official settings."""
+Any size works; the canvas picks the grids. cfg {C.cfg:g} and {C.steps} steps for Stage C, cfg {B.cfg:g} and {B.steps}
+steps for Stage B are the official settings."""

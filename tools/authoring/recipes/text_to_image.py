@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from cascade_studio.stages.diffusion.official import OFFICIAL, OfficialSettings
+
 from ...titles import title_of
 from ..flow import Flow
 from . import parts
 from .blocks import first_picture_block
 
+C, B = OFFICIAL["stage_c"], OFFICIAL["stage_b"]
 SAMPLER = {"sampler_name": "euler_ancestral", "scheduler": "simple", "denoise": 1.0}
 
 
@@ -151,8 +154,7 @@ def text_to_image_core_ksampler() -> Flow:
         negative=negative[0],
         latent_image=canvas["Stage C latent"],
         seed=0,
-        steps=20,
-        cfg=4.0,
+        **C.as_inputs,
         **SAMPLER,
     )
     flow.step("Stage B with KSampler")
@@ -167,8 +169,7 @@ def text_to_image_core_ksampler() -> Flow:
         negative=conditioning["negative"],
         latent_image=conditioning["Stage B latent"],
         seed=0,
-        steps=10,
-        cfg=1.1,
+        **B.as_inputs,
         **SAMPLER,
     )
     parts.finish(flow, b["LATENT"], load["stage_a"], parts.keys_of("full-bf16", parts.PICTURES_IN))
@@ -176,9 +177,10 @@ def text_to_image_core_ksampler() -> Flow:
     flow.feature(c, cfg=1.0)
     flow.note(
         "KSampler settings",
-        """## KSampler settings
+        f"""## KSampler settings
 
-Both stages are ordinary ComfyUI models, so any sampler works. Stage C: 20 steps, cfg 4. Stage B: 10 steps, cfg 1.1.
+Both stages are ordinary ComfyUI models, so any sampler works. Stage C: {C.steps} steps, cfg {C.cfg:g}. Stage B:
+{B.steps} steps, cfg {B.cfg:g}.
 euler_ancestral with the simple schedule comes closest to the official sampler; samplers that add no noise (plain
 euler) leave Stage B a little grainy.
 
@@ -198,9 +200,7 @@ def text_to_image_custom_sampling() -> Flow:
     positive, negative = parts.prompts(
         flow, load["clip"], "a glass greenhouse full of ferns, rain on the panes, photograph", "blurry, low contrast"
     )
-    c = _custom(
-        flow, "Stage C, piece by piece", load["prior"], positive[0], negative[0], canvas["Stage C latent"], 20, 4.0
-    )
+    c = _custom(flow, "Stage C, piece by piece", load["prior"], positive[0], negative[0], canvas["Stage C latent"], C)
     flow.step("Hand over to Stage B")
     given = flow.add("CascadeStudio_DecoderConditioning", positive=positive[0], negative=negative[0], prior=c[1])
     b = _custom(
@@ -210,8 +210,7 @@ def text_to_image_custom_sampling() -> Flow:
         given["positive"],
         given["negative"],
         given["Stage B latent"],
-        10,
-        1.1,
+        B,
     )
     parts.finish(flow, b[1], load["stage_a"], parts.keys_of("full-bf16", parts.PICTURES_IN))
     flow.feature(positive, text="")
@@ -227,13 +226,13 @@ that gives SIGMAS, SAMPLER or GUIDER.""",
     return flow
 
 
-def _custom(flow: Flow, title: str, model, positive, negative, latent, steps: int, cfg: float):
+def _custom(flow: Flow, title: str, model, positive, negative, latent, settings: OfficialSettings):
     """SamplerCustomAdvanced with the official parts; returns it."""
     flow.step(title)
-    guider = flow.add("CascadeStudio_Guider", model=model, positive=positive, negative=negative, cfg=cfg)
+    guider = flow.add("CascadeStudio_Guider", model=model, positive=positive, negative=negative, cfg=settings.cfg)
     sampler = flow.add("CascadeStudio_Sampler")
-    sigmas = flow.add("CascadeStudio_Schedule", model=model, steps=steps)
-    noise = flow.add("RandomNoise", then="randomize" if steps == 20 else "fixed", noise_seed=0)
+    sigmas = flow.add("CascadeStudio_Schedule", model=model, steps=settings.steps)
+    noise = flow.add("RandomNoise", then="randomize" if settings is C else "fixed", noise_seed=0)
     return flow.add(
         "SamplerCustomAdvanced",
         noise=noise[0],

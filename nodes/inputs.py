@@ -1,0 +1,22 @@
+"""Inputs that nodes of several areas have."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+
+def fraction_input(
+    name: str, default: float, tooltip: str, *, optional: bool = False, advanced: bool | None = None
+) -> io.Float.Input:
+    """A number from 0 to 1: a part of the run, or how much of something."""
+    return io.Float.Input(
+        name,
+        default=default,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        round=0.001,
+        optional=optional,
+        advanced=advanced,
+        tooltip=tooltip,
+    )
