@@ -20,6 +20,16 @@ FILES = {
     "clip_vision": "clip_l_vision.safetensors",
 }
 """The family's own file for every file input of Load Stable Cascade."""
+FOLDERS = {
+    "prior": "diffusion_models",
+    "decoder": "diffusion_models",
+    "text_encoder": "text_encoders",
+    "stage_a": "vae",
+    "image_encoder": "vae",
+    "previewer": "vae",
+    "clip_vision": "clip_vision",
+}
+"""Where such a file lies, below the models folder."""
 
 
 class _Any(str):

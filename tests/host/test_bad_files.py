@@ -12,18 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import FILES, Graph, check_sentence
+from graphs import FILES, FOLDERS, Graph, check_sentence
 from safetensors.torch import load_file, save_file
 
-FOLDERS = {
-    "prior": "diffusion_models",
-    "decoder": "diffusion_models",
-    "text_encoder": "text_encoders",
-    "stage_a": "vae",
-    "image_encoder": "vae",
-    "previewer": "vae",
-    "clip_vision": "clip_vision",
-}
 TITLES = {
     "prior": "'prior' input",
     "decoder": "'decoder' input",

@@ -18,7 +18,7 @@ from typing import Any
 import harness
 import pytest
 from faulty_server import FaultyServer, File
-from graphs import FILES, Graph, check_sentence
+from graphs import FILES, FOLDERS, Graph, check_sentence
 
 from cascade_studio.nodes.checkpoints import find
 from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
@@ -28,15 +28,6 @@ from cascade_studio.nodes.host.files import fetch, names
 from mini import need
 from tools import small
 
-FOLDERS = {
-    "prior": "diffusion_models",
-    "decoder": "diffusion_models",
-    "text_encoder": "text_encoders",
-    "stage_a": "vae",
-    "image_encoder": "vae",
-    "previewer": "vae",
-    "clip_vision": "clip_vision",
-}
 SINGLE = {
     "prior": "LoadPrior",
     "decoder": "LoadDecoder",
