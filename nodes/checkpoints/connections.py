@@ -58,6 +58,7 @@ class Adapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """As requests asks: the pool with our buffer, of connections that look where they go."""
         if self._buffer:
             own = (socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer)
             options["socket_options"] = [*HTTPConnection.default_socket_options, own]
