@@ -250,9 +250,9 @@ class StageA(nn.Module):
         run_tiled(lambda band: self.out_block(self._run(wide, band)), x, target, grid, together=len(latent))
 
     def _run(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
-        bands, in_place = choose_bands(x.device), not _needs_graph()
+        bands = None if _needs_graph() else choose_bands(x.device)
         for layer in layers:
-            x = layer.update_(x, bands) if in_place and isinstance(layer, ResBlock) else layer(x)
+            x = layer.update_(x, bands) if bands and isinstance(layer, ResBlock) else layer(x)
         return x
 
     def _encode_shape(

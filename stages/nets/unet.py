@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -283,8 +283,8 @@ class CascadeUNet(nn.Module):
                 x = block(x, run.map_condition(block), run.scale, at, run.hooks)
                 x = run.show("attention_block", at, x, run.time)
                 attentions += 1
-            elif isinstance(block, FeedForwardBlock):
-                x = run.hooks.run_block(block, x, None, run.scale)
+            else:
+                x = run.hooks.run_block(cast(FeedForwardBlock, block), x, None, run.scale)
         return x
 
     def replace_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Run) -> Tensor:

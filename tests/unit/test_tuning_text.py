@@ -90,8 +90,7 @@ def test_offsets_learn_together_with_the_lora(twin):
         {"latent": randn(16, 4, 4, seed=i), "ids": text.token_ids("the [x]" if i else "the", words, WORDS)}
         for i in range(4)
     ]
-    objective = text.WordsObjective(stage_c, {"ids": text.token_ids("", words, WORDS)})
-    objective.tower = net
+    objective = text.WordsObjective(stage_c, {"ids": text.token_ids("", words, WORDS)}, tower=net)
     both = torch.nn.ModuleDict({"lora": lora, "words": learned})
     run = Trainer(objective, both, rows, replace(SHORT, drop_text=0.0))
     run.update()
