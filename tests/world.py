@@ -20,6 +20,7 @@ from cascade_studio.stages.diffusion.sampling import Guidance
 
 FP32 = {"prior_dtype": "fp32", "decoder_dtype": "fp32", "text_dtype": "fp32", "vae_dtype": "fp32"}
 WORDS = "a small house by the sea, in the style of nobody in particular"
+FEW_WORDS = "a red apple"
 PRIOR_SCALE, DECODER_SCALE = 1.0, 1 / 0.43
 """What the host multiplies latents by before a stage sees them; Stage A divides by the second (official)."""
 
@@ -64,21 +65,26 @@ class Parts:
 class Studio:
     """All parts of the family, loaded once; every call builds a prompt and runs it in the host."""
 
-    def __init__(self, host: Any, models: Path, **loading: Any) -> None:
-        self.host, self.models, self.loading = host, models, {**FILES, **loading}
+    def __init__(self, host: Any, models: Path, words: str = WORDS, **loading: Any) -> None:
+        self.host, self.models, self.words, self.loading = host, models, words, {**FILES, **loading}
 
     @classmethod
-    def of(cls, host: Any, models: Path, **loading: Any) -> Studio:
+    def of(cls, host: Any, models: Path, **given: Any) -> Studio:
         """The one studio of this process whose files are loaded with these inputs; in float32 with :data:`FP32`."""
         studios = vars(host).setdefault("studios", {})
-        return studios.setdefault(tuple(sorted(loading.items())), cls(host, models, **loading))
+        return studios.setdefault(tuple(sorted(given.items())), cls(host, models, **given))
+
+    @classmethod
+    def plain(cls, host: Any, models: Path) -> Studio:
+        """The family in its default formats, and few words: what most tests of nodes need."""
+        return cls.of(host, models, words=FEW_WORDS)
 
     @cached_property
     def parts(self) -> Parts:
         """The loaded files, and two prompts."""
         graph = self.graph()
         load = graph.add("CascadeStudio_Load", **self.loading)
-        words = [graph.add("CLIPTextEncode", clip=load[2], text=text)[0] for text in (WORDS, "")]
+        words = [graph.add("CLIPTextEncode", clip=load[2], text=text)[0] for text in (self.words, "")]
         return Parts(*graph.run(*(load[slot] for slot in range(6)), *words))
 
     @property
@@ -190,7 +196,7 @@ class Studio:
 
 def check_works(host: Any) -> None:
     """A small picture comes out, and is the same every time: nothing that went wrong before has left a trace."""
-    studio = Studio.of(host, host.models)
+    studio = Studio.plain(host, host.models)
     latent = studio.sample_decoder(studio.sample_prior(studio.canvas(64, 64)[0], steps=2), steps=1)
     picture = studio.call("CascadeStudio_DecodeStageA", latent=latent, vae=studio.parts.stage_a)
     assert picture.shape == (1, 64, 64, 3) and picture.std() > 0.01

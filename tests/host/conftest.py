@@ -62,7 +62,7 @@ def parts(host: inprocess.Host, family: Path) -> Iterator[Parts]:
     """The family in its default formats, on one thread, as its layers are so small that several wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Studio.of(host, family).parts
+    yield Studio.plain(host, family).parts
     torch.set_num_threads(threads)
 
 

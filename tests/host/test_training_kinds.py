@@ -11,7 +11,7 @@ from forward import noise
 from graphs import Graph, check_sentence
 from PIL import Image
 from safetensors.torch import load_file
-from world import WORDS, Parts, changed
+from world import FEW_WORDS, Parts, changed
 
 from cascade_studio.stages.files import load
 from cascade_studio.stages.nets.stage_c import StageC
@@ -60,7 +60,7 @@ def sampled(graph: Graph, parts: Parts, model: Any, clip: Any = None) -> Any:
     """Two steps of Stage C."""
     prompts = parts.prompts
     if clip is not None:
-        prompts = {**prompts, "positive": graph.add("CLIPTextEncode", clip=clip, text=WORDS)[0]}
+        prompts = {**prompts, "positive": graph.add("CLIPTextEncode", clip=clip, text=FEW_WORDS)[0]}
     latent = {"samples": torch.zeros(1, 16, 3, 3)}
     return graph.add("CascadeStudio_SamplePrior", model=model, latent=latent, steps=2, **prompts)[0]
 
