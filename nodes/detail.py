@@ -12,6 +12,7 @@ from ..stages.inputs import inpaint, pictures, segments
 from .host.conditioning.prompt_weights import encode_text
 from .host.sampling import notes, repaint
 from .host.sampling.sample import Run
+from .inputs import fraction_input
 from .sampling_inputs import decoder_inputs, schedule_inputs, seed_input, step_input
 
 CATEGORY = "Cascade Studio/high resolution"
@@ -66,15 +67,11 @@ def part_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="A part is worked on at about the area of a square with this side; 0 takes the model's best size.",
         ),
-        io.Float.Input(
+        fraction_input(
             "threshold",
-            default=inpaint.THRESHOLD,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            round=0.001,
+            inpaint.THRESHOLD,
+            "Mask values up to this count as nothing. Mattes hold traces everywhere.",
             advanced=True,
-            tooltip="Mask values up to this count as nothing. Mattes hold traces everywhere.",
         ),
         io.Boolean.Input(
             "each_spot",
@@ -100,14 +97,10 @@ class CascadeStudioDetailer(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="A picture of any size, or a batch."),
                 *model_inputs(),
-                io.Float.Input(
+                fraction_input(
                     "denoise",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip=(
+                    0.5,
+                    (
                         "How far Stage C may go from what is there: 0.3 sharpens it, 0.7 gives it another face, 1 "
                         "something new. 0 leaves Stage C out, and Stage B paints what it sees."
                     ),

@@ -175,14 +175,10 @@ class CascadeStudioSaliencyMask(io.ComfyNode):
                         "spectral residual: what breaks the picture's pattern."
                     ),
                 ),
-                io.Float.Input(
+                fraction_input(
                     "threshold",
-                    default=saliency.THRESHOLD,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip="What is more salient than this share of the most salient place is marked.",
+                    saliency.THRESHOLD,
+                    "What is more salient than this share of the most salient place is marked.",
                 ),
                 io.Int.Input(
                     "grow",

@@ -10,6 +10,7 @@ from ..stages.diffusion.sampling import Guidance
 from ..stages.errors import WrongInput
 from .host.sampling import one_model, repaint
 from .host.sampling.sample import Run
+from .inputs import fraction_input
 from .sampling_inputs import schedule_inputs
 
 CATEGORY = "Cascade Studio/high resolution"
@@ -32,14 +33,10 @@ class CascadeStudioOneModel(io.ComfyNode):
                 io.Model.Input("decoder", tooltip="Stage B."),
                 io.Vae.Input("stage_a", tooltip="The Stage A output of Load Stable Cascade."),
                 io.Vae.Input("stage_c_vae", tooltip="The Stage C VAE output of Load Stable Cascade (image encoder)."),
-                io.Float.Input(
+                fraction_input(
                     "prior_denoise",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip=(
+                    0.0,
+                    (
                         "How far Stage C may go from what a tile shows: 0 leaves it out, 0.3 adds detail, 0.6 another "
                         "face. The other tool's own denoise is that of Stage B."
                     ),

@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..stages.diffusion.sampling import OFFICIAL, Guidance
+from ..stages.diffusion.official import OFFICIAL
+from ..stages.diffusion.sampling import Guidance
 from ..stages.errors import WrongInput
 from ..stages.inputs import pictures
 from .host.sampling import notes, repaint, upscale

@@ -135,6 +135,7 @@ def read_segments(given: Any, height: int, width: int, where: str) -> Segments:
 
 
 def refuse(where: str) -> str:
+    """What to wire instead of things that are no segments, for the node ``where``."""
     return (
         f"{where} could not read 'segments'. It needs SEGS of a detector, or boxes in pixels: left, top, right and "
         "bottom, or a bounding box with x, y, width and height. Wire a detector's SEGS or boxes output into it."

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from graphs import Graph, Parts, check_sentence
+from graphs import Graph, check_sentence
 from node_inputs import make_inputs
 from sources import node_classes
 from table import each
+from world import Parts
 
 from cascade_studio.nodes.host.files.names import share_examples
 
