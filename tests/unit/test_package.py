@@ -20,8 +20,8 @@ from cascade_studio.commands import COMMANDS
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 TEXTS = (".md", ".py", ".js", ".json")
-STARTS = re.compile(r"studio\.py ((?:" + "|".join(COMMANDS) + r")\b(?: [^\s`'\"*{(]+)*)")
-"""A command in a text: words divided by single blanks, up to a quote, a bracket or the description beside it."""
+STARTS = re.compile(r"studio\.py ((?:" + "|".join(COMMANDS) + r")\b(?: (?:[^\s`'\"*{(]+|\"[^\"\n]+\"))*)")
+"""A command in a text: words, some of them quoted, with a blank between; up to a bracket or what is said beside it."""
 GIVEN = {"DIR": "models", "URL": "https://mirror.example", "FILE": "config.json", "COMMAND": "models"}
 PROJECT = tomllib.loads((harness.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
