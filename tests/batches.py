@@ -58,9 +58,9 @@ class Desk:
         self.servers: list[Any] = []
         self.fakes: list[fake_comfyui.Fake] = []
 
-    def serve(self, count: int = 1, seconds: float = 0.0, secret: str | None = None) -> str:
+    def serve(self, count: int = 1, seconds: float = 0.0, **how: Any) -> str:
         """Start fake servers in this process; returns their addresses."""
-        started = [fake_comfyui.serve(seconds=seconds, secret=secret) for _ in range(count)]
+        started = [fake_comfyui.serve(seconds=seconds, **how) for _ in range(count)]
         self.servers += [server for server, _ in started]
         self.fakes += [fake for _, fake in started]
         return ",".join(f"http://127.0.0.1:{server.server_port}" for server, _ in started)

@@ -116,8 +116,13 @@ class Fake:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the routes that a batch uses; with a ``secret`` (name:password) only to whoever knows it."""
+    """Answers the routes that a batch uses; with a ``secret`` (name:password) only to whoever knows it.
 
+    ``changed``: answers by the start of a path that are others than ComfyUI's, (status, data).
+    """
+
+    protocol_version = "HTTP/1.1"  # connections are kept, as ComfyUI keeps them
+    changed: dict[str, tuple[int, object]]
     fake: Fake
     secret: str | None
 
@@ -138,9 +143,16 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401, {"error": "who are you?"})
         return right
 
+    def misbehaves(self) -> bool:
+        """Answer as this server was told to, where it was told so."""
+        found = [answer for start, answer in self.changed.items() if self.path.startswith(start)]
+        for answer in found[:1]:
+            self.answer(*answer)
+        return bool(found)
+
     def do_GET(self) -> None:
         parts = urllib.parse.urlsplit(self.path)
-        if not self.allowed():
+        if not self.allowed() or self.misbehaves():
             return
         if parts.path.startswith("/history/"):
             name = parts.path.rpartition("/")[2]
@@ -152,6 +164,9 @@ class Handler(BaseHTTPRequestHandler):
             query = dict(urllib.parse.parse_qsl(parts.query))
             data = self.fake.files.get(f"{query.get('subfolder', '')}/{query['filename']}")
             self.answer(404 if data is None else 200, data or b"")
+        elif parts.path.startswith("/object_info/"):
+            name = parts.path.rpartition("/")[2]
+            self.answer(200, {name: {}})
         elif parts.path == "/system_stats":
             self.answer(200, {"devices": [{"vram_total": int(os.environ.get("FAKE_MEMORY") or 8 * 1024**3)}]})
         else:
@@ -159,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if not self.allowed():
+        if not self.allowed() or self.misbehaves():
             return
         if self.path == "/upload/image":
             name = body.split(b'filename="', 1)[1].split(b'"', 1)[0].decode()
@@ -184,10 +199,13 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, b"")
 
 
-def serve(port: int = 0, seconds: float = 0.0, secret: str | None = None) -> tuple[ThreadingHTTPServer, Fake]:
+def serve(
+    port: int = 0, seconds: float = 0.0, secret: str | None = None, changed: dict[str, tuple[int, object]] | None = None
+) -> tuple[ThreadingHTTPServer, Fake]:
     """A running server in this process, on a free port by default, and what it does."""
     fake = Fake(seconds)
-    server = ThreadingHTTPServer(("127.0.0.1", port), type("Own", (Handler,), {"fake": fake, "secret": secret}))
+    own = type("Own", (Handler,), {"fake": fake, "secret": secret, "changed": changed or {}})
+    server = ThreadingHTTPServer(("127.0.0.1", port), own)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     return server, fake

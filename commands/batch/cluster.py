@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..messages import Stop
 from ..places import PACK
+from .address import Refused, Unreachable
 from .local import Comfy, LocalServer
 from .results import Picture
-from .server import Failed, Job, Lost, Painted, Server, Stopped, Unreachable
+from .server import Failed, Job, Lost, Painted, Server, Stopped
 from .workers import MOST_STARTS, Painter
 
 LOOK_SECONDS, WAIT_SECONDS, START_SECONDS, ALIVE_SECONDS = 5.0, 0.5, 600.0, 10.0
@@ -32,7 +34,7 @@ class RemotePainter:
         accelerated = "--cpu" in flags or comfy.count_devices()[1]
         self.local = LocalServer(comfy, () if accelerated else ("--cpu",))
         self.server: Server | None = None
-        self.cancelled: set[str] = set()
+        self.stops: dict[str, threading.Event] = {}
 
     def start(self) -> tuple[str, Any]:
         """Start ComfyUI where it does not run; answers with the bytes of the card's memory."""
@@ -41,29 +43,36 @@ class RemotePainter:
             return PAINTED, self.server.memory()
         except Stop as end:
             return STOP, str(end)
-        except (Unreachable, Failed) as silence:
+        except (Unreachable, Refused) as silence:
             return LOST, str(silence)
 
     def describe_nodes(self) -> dict[str, Any]:
         """The definitions of all nodes."""
         return self.server.describe_nodes()
 
+    def lacks(self, classes: list[str]) -> list[str]:
+        """Those of ``classes`` that are no node."""
+        return self.server.lacks(classes)
+
     def paint(self, job: Job) -> tuple[str, Any]:
         """The files of one row and the seconds, or what went wrong."""
         try:
-            done = self.server.paint(job, lambda: job.prompt_id in self.cancelled)
+            done = self.server.paint(job, self.stops.setdefault(job.prompt_id, threading.Event()))
         except Failed as failure:
             return FAILED, str(failure)
         except (Lost, Unreachable) as loss:
             return LOST, str(loss)
         except Stopped:
             return LOST, "it was stopped"
+        finally:
+            self.stops.pop(job.prompt_id, None)
         self.local.prune()
         return PAINTED, ([(picture.name, picture.data) for picture in done.pictures], done.seconds)
 
     def cancel(self, prompt_id: str) -> None:
         """Stop a prompt."""
-        self.cancelled.add(prompt_id)
+        if prompt_id in self.stops:
+            self.stops[prompt_id].set()
 
 
 def make_actor(ray: Any) -> Any:
@@ -94,7 +103,7 @@ class RayPainter:
         self.room: int | None = None
         self.starts, self.ready = 0, False
 
-    def connect(self, stopped: Callable[[], bool]) -> None:
+    def connect(self, stop: threading.Event) -> None:
         """Have the actor and its ComfyUI running; see :class:`.workers.Painter`."""
         if self.ready:
             return
@@ -106,22 +115,24 @@ class RayPainter:
         self.starts += 1
         if self.starts > MOST_STARTS:
             raise Stop(f"its ComfyUI ended {MOST_STARTS} times without a picture.")
-        kind, answer = self._call(stopped, START_SECONDS, "start")
+        kind, answer = self._call(stop, START_SECONDS, "start")
         if kind == STOP:
             raise Stop(answer)
         if kind == LOST:
             raise Unreachable(answer)
         self.room, self.ready = answer, True
 
-    def _call(self, stopped: Callable[[], bool], seconds: float, name: str, *values: Any, alive: Any = None) -> Any:
+    def _call(self, stop: threading.Event, seconds: float, name: str, *values: Any, alive: Any = None) -> Any:
         """Ask the actor and wait. Raises :class:`Lost` where it has ended or does not answer in time."""
-        errors = self.ray.exceptions
+        errors, actor = self.ray.exceptions, self.actor
+        if actor is None:
+            raise Unreachable("its actor has ended")
         try:
-            reference = self.actor.call.remote(name, *values)
+            reference = actor.call.remote(name, *values)
             limit = time.monotonic() + seconds
             told = time.monotonic()
             while not self.ray.wait([reference], timeout=WAIT_SECONDS)[0]:
-                if stopped():
+                if stop.is_set():
                     raise Stopped
                 if time.monotonic() > limit:
                     raise Unreachable(f"it did not answer within {seconds:.0f} s; its card may be taken")
@@ -134,18 +145,22 @@ class RayPainter:
             raise Unreachable(str(loss).strip().splitlines()[-1][:300]) from None
 
     def describe_nodes(self) -> dict[str, Any]:
-        return self._call(lambda: False, START_SECONDS, "describe_nodes")
+        return self._call(threading.Event(), START_SECONDS, "describe_nodes")
+
+    def lacks(self, classes: Iterable[str]) -> list[str]:
+        return self._call(threading.Event(), START_SECONDS, "lacks", list(classes))
 
     def memory(self) -> int | None:
         return self.room
 
-    def paint(self, job: Job, stopped: Callable[[], bool], alive: Callable[[], None]) -> Painted:
+    def paint(self, job: Job, stop: threading.Event, alive: Callable[[], None]) -> Painted:
         try:
-            kind, answer = self._call(stopped, float("inf"), "paint", job, alive=alive)
+            kind, answer = self._call(stop, float("inf"), "paint", job, alive=alive)
         except Unreachable as loss:
             raise Lost(str(loss)) from None
         except Stopped:
-            self.actor.call.remote("cancel", job.prompt_id)
+            if self.actor is not None:
+                self.actor.call.remote("cancel", job.prompt_id)
             raise
         if kind == FAILED:
             raise Failed(answer)
@@ -182,7 +197,8 @@ class RayPool:
             ) from None
         self.ray, self.comfy, self.count = ray, comfy, count or 1
         try:
-            ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="ERROR")
+            options = {"include_dashboard": False} if address == "local" else {"address": address}
+            ray.init(**options, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise Stop(
                 f"No Ray cluster answers at '{address}' ({str(error).splitlines()[0]}). Start one with "

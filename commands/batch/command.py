@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ EXAMPLES = """for example:
 The same command goes on after any stop. docs/batch.md tells the rest.
 Exit codes: 0 all is painted, 1 it failed (the text says why), 2 wrong usage, 3 rows are bad, set aside or missing."""
 INCOMPLETE = 3
+DAMAGED = (
+    "Put a copy of manifest.sqlite in its place. Without one, move it away: then the pictures are painted again, into "
+    "another --out if those that are there are to stay."
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,6 +95,9 @@ def main(arguments: Sequence[str]) -> int:
         return check(options) if options.check else paint(options)
     except Stop as stop:
         say(f"studio.py batch: {stop}")
+        return 1
+    except sqlite3.Error as error:
+        say(f"studio.py batch: the manifest cannot be read ({error}). {DAMAGED}")
         return 1
     except KeyboardInterrupt:
         say("Stopped. Every finished picture is kept; the same command goes on.")

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..messages import Stop, say
+from .address import Refused, Unreachable
 from .lock import beat
 from .manifest import ASKED, MOST_FAILURES, RUNNING, Manifest
 from .records import Claim, Held
 from .results import Results, as_stop
-from .server import Failed, Job, Lost, Stopped, Unreachable, prompt_id
+from .server import Failed, Job, Lost, Stopped, prompt_id
 from .template import PRIORS, Template
 from .workers import Painter, Pool, Worker
 
@@ -22,6 +23,8 @@ GIB = 1024**3
 HEADROOM = 1.5 * GIB
 """Bytes of a card's memory that are wanted beside the largest network, to call it fitting."""
 PAUSE, TICK, LOST_SECONDS, KEEP_SECONDS, AWAY_SECONDS, END_SECONDS = 0.3, 0.25, 1.0, 5.0, 5.0, 8.0
+MOST_DOUBLINGS = 8
+"""How often the wait for a worker that loses rows and paints none becomes twice as long."""
 
 
 class Driver:
@@ -50,10 +53,6 @@ class Driver:
         self._stop = threading.Event()
         self._idle = threading.Condition()
 
-    def stopped(self) -> bool:
-        """Whether the run is ending."""
-        return self._stop.is_set()
-
     def run(self, show: Callable[[Driver], None] = lambda driver: None) -> None:
         """Paint until nothing is asked; ``show`` is called several times a second.
 
@@ -70,7 +69,7 @@ class Driver:
                 if time.monotonic() - kept > KEEP_SECONDS:
                     kept = time.monotonic()
                     self._keep()
-                if any(worker.state == "ready" or worker.doing for worker in self.workers.values()):
+                if any(worker.useful for worker in self.workers.values()):
                     seen = time.monotonic()
                 self._check_hope(seen)
                 time.sleep(TICK)
@@ -93,7 +92,7 @@ class Driver:
         if first:
             self.manifest.give_back_others(painters)
         for name, worker in list(self.workers.items()):
-            worker.leaving = name not in painters
+            worker.leaving = worker.leaving or name not in painters
             if worker.leaving and not worker.doing:
                 del self.workers[name]
         for name, painter in painters.items():
@@ -125,7 +124,8 @@ class Driver:
                 ", ".join(f"{worker.name} ({worker.error or worker.state})" for worker in workers) or "none is named"
             )
             raise Stop(
-                f"No worker was there for {self.patience:.0f} s: {names}. Start one and give the same command again."
+                f"No worker was there and painted for {self.patience:.0f} s: {names}. Start one and give the same "
+                "command again."
             )
         ready = [worker for worker in workers if worker.state == "ready"]
         if len(ready) == len(workers) > 0 and not any(worker.doing for worker in workers):
@@ -168,17 +168,27 @@ class Driver:
             if worker.state == "broken":
                 return False
             try:
-                worker.painter.connect(self.stopped)
+                worker.painter.connect(self._stop)
                 if worker.state != "ready":
-                    worker.memory = worker.painter.memory()
+                    self._meet(worker)
                 worker.state, worker.error = "ready", ""
                 return True
-            except (Unreachable, Failed) as silence:
+            except (Unreachable, Refused) as silence:
                 worker.state, worker.error = "away", str(silence)
             except Stop as end:
                 worker.state, worker.error = "broken", str(end)
                 say(f"{worker.name}: {end}")
         return False
+
+    def _meet(self, worker: Worker) -> None:
+        """Ask a worker that is new, or back, what it has. Raises ``Stop`` for one that cannot paint this workflow."""
+        worker.memory = worker.painter.memory()
+        lacking = worker.painter.lacks(self.template.classes)
+        if lacking:
+            raise Stop(
+                f"its ComfyUI has no {', '.join(lacking)}, which the workflow needs. Install this pack there, and what "
+                "else the workflow uses, or leave it out."
+            )
 
     def _claim(self, worker: Worker) -> Claim | None:
         with worker.lock:
@@ -190,35 +200,45 @@ class Driver:
                 others = [other.held for other in list(self.workers.values()) if other is not worker and other.held]
                 room, alone = self._room(worker), not worker.doing
                 claim = self.manifest.claim(worker.name, room, worker.held, others, alone)
+                if claim is None:
+                    claim = self.manifest.claim_refused(worker.name, room, self._ready_beside(worker), alone)
             if claim:
                 worker.held = Held(claim.models, claim.text)
                 worker.doing[claim.key] = (claim.name, time.time())
                 worker.alone = claim.suspect
             return claim
 
+    def _ready_beside(self, worker: Worker) -> list[tuple[str, int | None]]:
+        """Name and room of the other workers that are ready."""
+        others = [one for one in list(self.workers.values()) if one is not worker and one.state == "ready"]
+        return [(one.name, self._room(one)) for one in others]
+
     def _paint(self, worker: Worker, claim: Claim) -> None:
         """Paint one row and write it, or say what happened instead."""
-        key = claim.key
+        key, pause = claim.key, 0.0
         try:
-            painted = worker.painter.paint(self._job(claim), self.stopped, lambda: self.manifest.renew(key))
+            painted = worker.painter.paint(self._job(claim), self._stop, lambda: self.manifest.renew(key, worker.name))
             self.results.save(claim, painted.pictures, worker.name, painted.seconds)
-            worker.pictures += 1
+            worker.pictures, worker.misses = worker.pictures + 1, 0
         except Failed as failure:
-            if self.manifest.fail(key, str(failure)):
+            if self.manifest.fail(key, worker.name, str(failure)):
                 say(f"line {claim.line} failed {MOST_FAILURES} times and is set aside: {failure}")
         except Lost as loss:
             worker.state, worker.error = "away", str(loss)
-            self.manifest.give_back(key, lost=True)
-            if claim.suspect:
+            self.manifest.give_back(key, worker.name, str(loss))
+            if claim.suspect and worker.pictures:  # one that paints others is a witness against this row
                 worker.painter.excuse()
-            self._stop.wait(LOST_SECONDS)
+            else:
+                worker.misses += 1
+            pause = LOST_SECONDS * 2 ** min(worker.misses // 2, MOST_DOUBLINGS)
         except Stopped:
-            self.manifest.give_back(key)
+            self.manifest.give_back(key, worker.name)
             raise
         finally:
             with worker.lock:
                 worker.doing.pop(key, None)
                 worker.alone = worker.alone and not claim.suspect
+        self._stop.wait(pause)
 
     def _job(self, claim: Claim) -> Job:
         uploads = {}
@@ -231,7 +251,7 @@ class Driver:
                 raise Failed(f"{name} is not the Stage C latent that was painted. Paint it again with --stages c.")
             uploads[f"cascade_{digest[:24]}.latent"] = data
         filled = self.template.fill(claim.values, claim.key, tuple(uploads))
-        return Job(prompt_id(claim.key, claim.failures), filled, uploads)
+        return Job(prompt_id(claim.key, claim.failures), filled, uploads, claim.again)
 
     def _give_up(self, error: Exception) -> None:
         """End the batch for a reason that no other worker can help with."""

@@ -10,14 +10,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..messages import Stop
 from ..places import find_comfyui
-from .server import Failed, Server, Stopped, Unreachable
+from .address import Refused, Unreachable
+from .server import Server, Stopped
 
 READY_SECONDS = 300.0
 KEPT_FILES = 64
@@ -68,7 +70,7 @@ class LocalServer:
         self.server: Server | None = None
         self.folder: Path | None = None
 
-    def start(self, stopped: Callable[[], bool] = lambda: False) -> Server:
+    def start(self, stop: threading.Event | None = None) -> Server:
         """The running server, started anew where it has ended. Raises ``Stop`` with its last lines if it does not."""
         if self.server is not None and self.process is not None and self.process.poll() is None:
             return self.server
@@ -90,7 +92,7 @@ class LocalServer:
                 **_own_group(),
             )
         self.server = Server(f"http://127.0.0.1:{port}")
-        self._wait(stopped)
+        self._wait(stop or threading.Event())
         return self.server
 
     def _own_flags(self) -> list[str]:
@@ -107,10 +109,10 @@ class LocalServer:
             variables.setdefault("OMP_NUM_THREADS", str(self.threads))
         return variables
 
-    def _wait(self, stopped: Callable[[], bool]) -> None:
+    def _wait(self, stop: threading.Event) -> None:
         limit = time.monotonic() + READY_SECONDS
         while True:
-            if stopped():
+            if stop.is_set():
                 self.stop()
                 raise Stopped
             if self.process.poll() is not None or time.monotonic() > limit:
@@ -121,8 +123,8 @@ class LocalServer:
             try:
                 self.server.ask("/system_stats")
                 return
-            except (Unreachable, Failed):
-                time.sleep(0.2)
+            except (Unreachable, Refused):
+                stop.wait(0.2)
 
     def tail(self, lines: int = 15) -> str:
         """The last lines that the server wrote."""

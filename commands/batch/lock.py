@@ -1,4 +1,8 @@
-"""One driver at a time: which process works on a batch, told by a beat in its manifest."""
+"""One driver at a time: which process works on a batch.
+
+On one machine the system's lock of a file tells it, which ends with its process however that ends and knows no clock.
+Other machines, which may see the same disk without its locks, are told by a beat in the manifest.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +10,55 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from ...nodes.checkpoints import disk
 from ..messages import Stop
 from .manifest import Manifest
 
 BEAT_SECONDS = 20.0
-"""Age of the last beat at which a driver counts as gone, on whatever machine it was."""
+"""Age of the last beat at which a driver on another machine counts as gone."""
+FILE = ".driver.lock"
 
 
-def lock_driver(manifest: Manifest) -> None:
-    """Become the one driver; raises ``Stop`` while another one works there."""
-    now = time.time()
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "beat": now, "since": now}
-    with manifest.writing() as db:
-        found = db.execute("SELECT value FROM meta WHERE name='driver'").fetchone()
-        other = json.loads(found[0]) if found else None
-        if other and _is_alive(other):
-            raise Stop(
-                f"Process {other['pid']} on {other['host']} works on {manifest.folder} already. Wait for it, stop it "
-                "with Ctrl-C, or give another --out; 'studio.py batch status' shows what it does."
-            )
-        db.execute("INSERT OR REPLACE INTO meta VALUES('driver', ?)", (json.dumps(mine),))
+@contextmanager
+def driving(manifest: Manifest) -> Iterator[None]:
+    """Be the one driver; raises ``Stop`` while another one works there."""
+    import filelock
+
+    lock = filelock.FileLock(disk.system_path(manifest.folder / FILE))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise _busy(manifest, find_driver(manifest)) from None
+    except NotImplementedError:
+        pass  # a disk without locks: the beat has to do
+    try:
+        with manifest.writing() as db:
+            other = manifest.get("driver")
+            if other and other["host"] != socket.gethostname() and _beats(other):
+                raise _busy(manifest, other)
+            now = time.time()
+            mine = {"host": socket.gethostname(), "pid": os.getpid(), "beat": now, "since": now}
+            db.execute("INSERT OR REPLACE INTO meta VALUES('driver', ?)", (json.dumps(mine),))
+        try:
+            yield
+        finally:
+            with manifest.writing() as db:
+                db.execute("DELETE FROM meta WHERE name='driver'")
+                db.execute("DELETE FROM workers")
+    finally:
+        lock.release(force=True)
+
+
+def _busy(manifest: Manifest, other: dict[str, Any] | None) -> Stop:
+    who = f"Process {other['pid']} on {other['host']}" if other else "Another process"
+    return Stop(
+        f"{who} works on {manifest.folder} already. Wait for it, stop it with Ctrl-C, or give another --out; "
+        "'studio.py batch status' shows what it does."
+    )
 
 
 def beat(manifest: Manifest) -> None:
@@ -35,31 +66,29 @@ def beat(manifest: Manifest) -> None:
     manifest.set("driver", {**manifest.get("driver"), "beat": time.time()})
 
 
-def unlock_driver(manifest: Manifest) -> None:
-    """Let the next driver in."""
-    with manifest.writing() as db:
-        db.execute("DELETE FROM meta WHERE name='driver'")
-        db.execute("DELETE FROM workers")
-
-
 def find_driver(manifest: Manifest) -> dict[str, Any] | None:
     """The process that works on the batch now, or None."""
     found = manifest.get("driver")
-    return found if found and (_is_alive(found) or found["pid"] == os.getpid()) else None
+    return found if found and (_runs_here(found) or _beats(found)) else None
 
 
-def _is_alive(driver: dict[str, Any]) -> bool:
-    """Whether another process works there; one with our own number on our host was before us."""
-    if time.time() - driver["beat"] > BEAT_SECONDS:
+def _beats(driver: dict[str, Any]) -> bool:
+    """Whether it was heard of lately; a beat that is to come is one of before a clock was set back."""
+    return abs(time.time() - driver["beat"]) < BEAT_SECONDS and not _ended_here(driver)
+
+
+def _runs_here(driver: dict[str, Any]) -> bool:
+    return driver["host"] == socket.gethostname() and os.name != "nt" and not _ended_here(driver)
+
+
+def _ended_here(driver: dict[str, Any]) -> bool:
+    """Whether it was a process of this machine that is no more."""
+    if driver["host"] != socket.gethostname() or os.name == "nt":
         return False
-    if driver["host"] != socket.gethostname():
-        return True
-    if driver["pid"] == os.getpid() or os.name == "nt":
-        return driver["pid"] != os.getpid()
     try:
         os.kill(driver["pid"], 0)
     except ProcessLookupError:
-        return False
+        return True
     except PermissionError:
         pass
-    return True
+    return False

@@ -7,19 +7,18 @@ goes back when that has passed. What is told as done is on the disk: the commit 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..messages import Stop
+from .database import Database
 from .records import Asked, Claim, FileRecord, Held
 
-FILE = "manifest.sqlite"
 ASKED, RUNNING, DONE, ASIDE = "asked", "running", "done", "set aside"
 MOST_FAILURES, MOST_LOSSES = 3, 6
 """Times that a row fails, or that a worker ends while it paints that row alone, before the row is set aside."""
@@ -28,93 +27,20 @@ COMMIT_SECONDS = 0.1
 """How long a synced commit waits for more rows that are finished."""
 LATER = 1_000_000_000_000
 """Added to the position of a row that comes back: what was not tried yet goes first."""
+ENDINGS = (".png", ".latent", ".jpg", ".jpeg", ".webp")
 
 CLAIM = 'key, line, "values", models, text, name, failures, losses'
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS rows(
-  key TEXT PRIMARY KEY, position INTEGER, line INTEGER, run INTEGER, name TEXT COLLATE NOCASE UNIQUE, "values" TEXT,
-  models TEXT, text TEXT, need INTEGER, state TEXT, worker TEXT, lease REAL, failures INTEGER DEFAULT 0,
-  losses INTEGER DEFAULT 0, finished REAL, seconds REAL, measured TEXT, error TEXT) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS waiting ON rows(state, position);
-CREATE INDEX IF NOT EXISTS alike ON rows(state, models, position);
-CREATE INDEX IF NOT EXISTS twins ON rows(state, models, text, position);
-CREATE TABLE IF NOT EXISTS files(key TEXT, number INTEGER, name TEXT, sha256 TEXT, bytes INTEGER,
-  PRIMARY KEY(key, number)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS bad(line INTEGER, reason TEXT);
-CREATE TABLE IF NOT EXISTS workers(name TEXT PRIMARY KEY, state TEXT, doing TEXT, since REAL, pictures INTEGER)
-  WITHOUT ROWID;
-"""
+HELD = "key=? AND worker=? AND state=?"
+"""A row as long as it is a worker's: after its lease it may be another one's."""
 
 
-class Manifest:
+class Manifest(Database):
     """The manifest in ``folder``; with ``read_only`` nothing is changed and nothing has to be free."""
 
     def __init__(self, folder: Path, read_only: bool = False) -> None:
-        self.folder, self.path = folder, folder / FILE
-        self._lock = threading.RLock()
+        super().__init__(folder, read_only)
         self._committing = threading.Lock()
         self._finished: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        if read_only and not self.path.is_file():
-            raise Stop(f"There is no batch in {folder}: it has no {FILE}. Give the folder that --out named.")
-        address = f"{self.path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
-        try:
-            self._db = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None, timeout=30.0)
-            if not read_only:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=NORMAL")
-                self._db.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise Stop(f"{self.path} cannot be opened ({error}). Give another output folder.") from None
-
-    def close(self) -> None:
-        """Let go of the file."""
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def writing(self, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """One transaction; ``durable`` ones, and all before them, survive a power cut."""
-        with self._lock:
-            if durable:
-                self._db.execute("PRAGMA synchronous=FULL")
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
-            finally:
-                if durable:
-                    self._db.execute("PRAGMA synchronous=NORMAL")
-
-    def read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
-
-    def iterate(self, query: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query one by one, over a connection of its own: for lists of any length."""
-        db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
-        try:
-            yield from db.execute(query, values)
-        finally:
-            db.close()
-
-    # What the whole batch is
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """A fact about the whole batch."""
-        found = self.read("SELECT value FROM meta WHERE name=?", name)
-        return json.loads(found[0][0]) if found else default
-
-    def set(self, name: str, value: Any) -> None:
-        """Note a fact about the whole batch."""
-        with self.writing() as db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (name, json.dumps(value)))
 
     # What is asked
 
@@ -150,11 +76,14 @@ class Manifest:
         return twins
 
     def _name(self, db: sqlite3.Connection, row: Asked) -> str:
-        taken = row.plain and (
-            db.execute("SELECT 1 FROM rows WHERE name=?", (row.name,)).fetchone()
-            or any(self.folder.glob(f"{_literal(row.name)}.*"))
-        )
-        return row.name if row.plain and not taken else f"{row.name}_{row.key[:10]}"
+        """The name of a row's files; that of the user where nobody has it, whatever letters a disk takes for equal."""
+        if row.plain and not any(os.path.lexists(self.folder / f"{row.name}{ending}") for ending in ENDINGS):
+            taken = db.execute("SELECT 1 FROM rows WHERE name=?", (row.name,)).fetchone()
+            if not taken and not row.name.isascii():
+                taken = not db.execute("INSERT OR IGNORE INTO folded VALUES(?)", (row.name.casefold(),)).rowcount
+            if not taken:
+                return row.name
+        return f"{row.name}_{row.key[:10]}"
 
     def report_bad(self, rows: Iterable[tuple[int, str]]) -> None:
         """Note lines that cannot be painted, and why."""
@@ -171,7 +100,9 @@ class Manifest:
         with self.writing() as db:
             for key in keys:
                 db.execute("DELETE FROM files WHERE key=?", (key,))
-                db.execute("UPDATE rows SET state=?, failures=0, losses=0, worker=NULL WHERE key=?", (ASKED, key))
+                db.execute(
+                    "UPDATE rows SET state=?, failures=0, losses=0, refused='', worker=NULL WHERE key=?", (ASKED, key)
+                )
 
     # What is running
 
@@ -195,47 +126,55 @@ class Manifest:
             same += [(f" AND models=? AND text NOT IN ({_marks(texts)})", [held.models, *texts])] if texts else []
             tries = [*same, (" AND models=?", [held.models]), *tries]
         fits, size = ("", ()) if memory is None else (" AND need<=?", (memory,))
-        fits += "" if alone else " AND losses=0"
+        fits += " AND instr(refused, ?)=0" + ("" if alone else " AND losses=0")
         with self.writing() as db:
             for condition, values in tries:
-                row = db.execute(
-                    f"SELECT {CLAIM} FROM rows WHERE state=?{condition}{fits} ORDER BY position LIMIT 1",
-                    (ASKED, *values, *size),
-                ).fetchone()
-                if row:
-                    db.execute(
-                        "UPDATE rows SET state=?, worker=?, lease=? WHERE key=?",
-                        (RUNNING, worker, time.time() + LEASE_SECONDS, row[0]),
-                    )
-                    return _claim(row)
+                claim = _take(db, worker, condition + fits, (*values, *size, _line(worker)))
+                if claim:
+                    return claim
         return None
+
+    def claim_refused(
+        self, worker: str, memory: int | None, others: Iterable[tuple[str, int | None]], alone: bool = True
+    ) -> Claim | None:
+        """A row that failed at ``worker`` before, and at each of the ``others`` (name, memory) that it fits."""
+        condition, values = " AND instr(refused, ?)>0", [_line(worker)]
+        for name, room in others:
+            condition += f" AND (instr(refused, ?)>0{'' if room is None else ' OR need>?'})"
+            values += [_line(name)] if room is None else [_line(name), room]
+        condition += ("" if memory is None else " AND need<=?") + ("" if alone else " AND losses=0")
+        values += [] if memory is None else [memory]
+        if not self.read(f"SELECT 1 FROM rows WHERE state=?{condition} LIMIT 1", ASKED, *values):
+            return None
+        with self.writing() as db:
+            return _take(db, worker, condition, values)
 
     def take_up(self, worker: str) -> list[Claim]:
         """The rows that ``worker`` was given by a driver that is gone; from now on they are its own again."""
         with self.writing() as db:
-            lease = time.time() + LEASE_SECONDS
-            db.execute("UPDATE rows SET lease=? WHERE state=? AND worker=?", (lease, RUNNING, worker))
+            db.execute("UPDATE rows SET lease=? WHERE state=? AND worker=?", (_lease(), RUNNING, worker))
         found = self.read(f"SELECT {CLAIM} FROM rows WHERE state=? AND worker=?", RUNNING, worker)
-        return [_claim(row) for row in found]
+        return [Claim(row[0], row[1], json.loads(row[2]), *row[3:], taken_up=True) for row in found]
 
-    def renew(self, key: str) -> None:
+    def renew(self, key: str, worker: str) -> None:
         """The worker of a row lives: its lease begins anew."""
         with self.writing() as db:
-            db.execute("UPDATE rows SET lease=? WHERE key=? AND state=?", (time.time() + LEASE_SECONDS, key, RUNNING))
+            db.execute(f"UPDATE rows SET lease=? WHERE {HELD}", (_lease(), key, worker, RUNNING))
 
-    def give_back(self, key: str, lost: bool = False) -> None:
-        """A row that nobody works on any more; ``lost`` ones were with a worker that ended, and go to the end.
+    def give_back(self, key: str, worker: str, loss: str = "") -> None:
+        """A row that ``worker`` works on no more; with a ``loss``, the reason, it goes to the end.
 
         The first loss makes it a suspect and proves nothing: another row of that worker may have been at fault.
         """
+        reason = f"{MOST_LOSSES} times its worker was lost while it painted nothing else, at last so: {loss}"
         with self.writing() as db:
             db.execute(
-                "UPDATE rows SET state=?, worker=NULL, losses=losses+?, position=position+? WHERE key=? AND state=?",
-                (ASKED, int(lost), LATER * lost, key, RUNNING),
+                f"UPDATE rows SET state=?, worker=NULL, losses=losses+?, position=position+? WHERE {HELD}",
+                (ASKED, bool(loss), LATER * bool(loss), key, worker, RUNNING),
             )
             db.execute(
                 "UPDATE rows SET state=?, error=? WHERE key=? AND losses>? AND state=?",
-                (ASIDE, f"{MOST_LOSSES} workers ended while they painted it alone.", key, MOST_LOSSES, ASKED),
+                (ASIDE, reason, key, MOST_LOSSES, ASKED),
             )
 
     def give_back_others(self, workers: Iterable[str]) -> None:
@@ -250,15 +189,17 @@ class Manifest:
     def give_back_expired(self) -> None:
         """Rows whose worker has not been heard of for a lease go back."""
         with self.writing() as db:
-            db.execute("UPDATE rows SET state=?, worker=NULL WHERE state=? AND lease<?", (ASKED, RUNNING, time.time()))
+            db.execute(
+                "UPDATE rows SET state=?, worker=NULL WHERE state=? AND lease<?", (ASKED, RUNNING, time.monotonic())
+            )
 
-    def fail(self, key: str, text: str) -> bool:
-        """Note a failure; True where the row is set aside for it."""
+    def fail(self, key: str, worker: str, text: str) -> bool:
+        """Note a failure at ``worker``, which gets the row last from now on; True where it is set aside for it."""
         with self.writing() as db:
             db.execute(
-                "UPDATE rows SET failures=failures+1, error=?, worker=NULL, position=position+?, "
-                "state=CASE WHEN failures+1>=? THEN ? ELSE ? END WHERE key=? AND state=?",
-                (text, LATER, MOST_FAILURES, ASIDE, ASKED, key, RUNNING),
+                "UPDATE rows SET failures=failures+1, error=?, worker=NULL, position=position+?, refused=refused||?, "
+                f"state=CASE WHEN failures+1>=? THEN ? ELSE ? END WHERE {HELD}",
+                (text, LATER, _line(worker), MOST_FAILURES, ASIDE, ASKED, key, worker, RUNNING),
             )
             return db.execute("SELECT state FROM rows WHERE key=?", (key,)).fetchone()[0] == ASIDE
 
@@ -324,13 +265,26 @@ class Manifest:
             db.executemany("INSERT INTO workers VALUES(?, ?, ?, ?, ?)", workers)
 
 
-def _claim(row: tuple[Any, ...]) -> Claim:
+def _take(db: sqlite3.Connection, worker: str, condition: str, values: Sequence[Any]) -> Claim | None:
+    """The first row that is asked for and fits ``condition``, for ``worker``."""
+    row = db.execute(
+        f"SELECT {CLAIM} FROM rows WHERE state=?{condition} ORDER BY position LIMIT 1", (ASKED, *values)
+    ).fetchone()
+    if row is None:
+        return None
+    db.execute("UPDATE rows SET state=?, worker=?, lease=? WHERE key=?", (RUNNING, worker, _lease(), row[0]))
     return Claim(row[0], row[1], json.loads(row[2]), *row[3:])
+
+
+def _lease() -> float:
+    """Until when a row is its worker's, by the clock of this process: every driver begins leases anew."""
+    return time.monotonic() + LEASE_SECONDS
+
+
+def _line(worker: str) -> str:
+    """How the name of a worker stands in a list of them."""
+    return f"\n{worker}\n"
 
 
 def _marks(values: Sequence[Any]) -> str:
     return ",".join("?" * len(values))
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

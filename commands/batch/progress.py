@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .lock import find_driver
 from .manifest import ASIDE, ASKED, DONE, RUNNING, Manifest
@@ -16,6 +16,8 @@ WINDOW = 600.0
 """Seconds over which pictures a minute are counted."""
 EVERY = 10.0
 """Seconds between lines where the output is no terminal."""
+SHARE = 0.01
+"""Of the time may go into counting the rows, which takes longer the more there are."""
 
 
 def in_words(seconds: float) -> str:
@@ -59,20 +61,20 @@ class Progress:
         self.manifest = manifest
         self.live = sys.stderr.isatty()
         self._marks: deque[tuple[float, int]] = deque()
-        self._shown = self._width = 0.0
+        self._shown = self._cost = self._width = 0.0
 
-    def show(self, workers: Iterable[tuple[str, str, str, float, int]]) -> None:
-        """Write the line anew, if it is time; ``workers`` as :meth:`.workers.Worker.describe` tells them."""
+    def show(self, describe: Callable[[], Iterable[tuple[str, str, str, float, int]]]) -> None:
+        """Write the line anew, if it is time; ``describe`` is :meth:`.workers.Worker.describe` of each worker."""
         now = time.monotonic()
-        if now - self._shown < (0.5 if self.live else EVERY):
+        if now - self._shown < max(0.5 if self.live else EVERY, self._cost / SHARE):
             return
-        self._shown = now
         counts = self.manifest.counts()
+        self._shown, self._cost = now, time.monotonic() - now
         self._marks.append((now, counts[DONE]))
         while now - self._marks[0][0] > WINDOW:
             self._marks.popleft()
         seconds, pictures = now - self._marks[0][0], counts[DONE] - self._marks[0][1]
-        text = f"{count_line(counts, pictures / seconds * 60 if seconds else 0.0)} | {worker_line(workers)}"
+        text = f"{count_line(counts, pictures / seconds * 60 if seconds else 0.0)} | {worker_line(describe())}"
         most = min(LONGEST, shutil.get_terminal_size().columns - 1) if self.live else LONGEST
         text = text if len(text) <= most else text[: most - 1] + "…"
         sys.stderr.write("\r" + text.ljust(int(self._width)) if self.live else text + "\n")

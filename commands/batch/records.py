@@ -33,7 +33,7 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A row that a worker holds. ``losses``: workers that ended while they held it; see :meth:`suspect`."""
+    """A row that a worker holds. losses: workers that ended while they held it; taken_up: a driver before gave it."""
 
     key: str
     line: int
@@ -43,6 +43,12 @@ class Claim:
     name: str
     failures: int
     losses: int
+    taken_up: bool = False
+
+    @property
+    def again(self) -> bool:
+        """Whether a worker may have been given this row's prompt before."""
+        return self.taken_up or self.suspect
 
     @property
     def suspect(self) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..workflow.inputs import LARGEST_SEED
 
 FORMATS = (".csv", ".jsonl", ".txt")
 GRID_MARK = "[]"
+MOST_SEEDS = 1_000_000
 _WILDCARD = re.compile(r"(?<!\\)__([\w\-/]+?)__")
 _CHOICE = re.compile(r"(?<!\\)\{([^{}]*)\}")
 
@@ -72,8 +74,10 @@ def read_rows(path: Path) -> Iterator[Row | BadRow]:
 
 
 def _check_text(row: Row | BadRow) -> Row | BadRow:
-    if isinstance(row, Row) and re.search("[\udc80-\udcff]", "".join(map(str, row.values.values()))):
-        return BadRow(row.line, "it is not UTF-8. Save the file as UTF-8.")
+    found = isinstance(row, Row) and re.search("[\ud800-\udfff]", json.dumps(row.values, ensure_ascii=False))
+    if found:
+        undecoded = "\udc80" <= found[0] <= "\udcff"
+        return BadRow(row.line, f"it {'is not UTF-8' if undecoded else 'has half a letter'}. Save the file as UTF-8.")
     return row
 
 
@@ -94,7 +98,9 @@ def _read_csv(file: Any, name: str) -> Iterator[Row | BadRow]:
         if header is None:
             header = _check_header(cells, name)
         elif len(cells) != len(header):
-            yield BadRow(line, f"it has {len(cells)} cells and the header has {len(header)}. Quote cells with commas.")
+            wrong = f"it has {len(cells)} cells and the header has {len(header)}. Quote cells with commas."
+            over = f" It goes on to line {reader.line_num}: a closing quote may be missing."
+            yield BadRow(line, wrong + (over if reader.line_num > line else ""))
         else:
             yield Row(line, {key: cell for key, cell in zip(header, cells, strict=True) if cell.strip()})
     if header is None:
@@ -103,7 +109,9 @@ def _read_csv(file: Any, name: str) -> Iterator[Row | BadRow]:
 
 def _check_header(cells: list[str], name: str) -> list[str]:
     header = [cell.strip() for cell in cells]
-    twice = sorted({cell for cell in header if header.count(cell) > 1})
+    if len(header) == 1 and re.search("[;\t]", header[0]):
+        raise Stop(f"{name} has one column, '{header[0][:60]}'. Separate columns with commas.")
+    twice = sorted(cell for cell, count in Counter(header).items() if count > 1)
     if twice or "" in header:
         raise Stop(f"The header of {name} has {'an empty column' if '' in header else f'{twice[0]} twice'}. Name each.")
     return header
@@ -115,7 +123,7 @@ def _read_json_lines(file: Any, name: str) -> Iterator[Row | BadRow]:
             continue
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield BadRow(line, f"it is no JSON ({error}).")
             continue
         if not isinstance(values, dict):
@@ -138,6 +146,8 @@ def parse_seeds(text: str) -> list[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= LARGEST_SEED:
             raise Stop(f"--seeds {text} is no list of seeds: '{part}'. Write numbers from 0, such as 1,2,10-13.")
+        if last - first >= MOST_SEEDS:
+            raise Stop(f"--seeds {text} are more than {MOST_SEEDS} seeds. Give fewer, or put them into the list.")
         found += range(first, last + 1)
     return list(dict.fromkeys(found))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ from ..places import PACK
 from ..workflow.api_prompt import Converted, convert, is_prompt
 from ..workflow.inputs import UnknownInput
 from . import sheets
+from .database import FILE
 from .driver import Driver
 from .local import Comfy
-from .lock import lock_driver, unlock_driver
-from .manifest import ASIDE, DONE, FILE, Manifest
+from .lock import driving
+from .manifest import ASIDE, DONE, Manifest
 from .progress import Progress, count_line
 from .records import Asked
 from .results import ObjectStore, Results, Store, as_stop
@@ -28,6 +30,8 @@ from .workers import LocalPool, NamedPool, Pool
 
 WORKFLOW = PACK / "workflows" / "Stable Cascade - text to image.json"
 CHUNK = 1000
+NO_ROWS = "Write a row for each, as docs/batch.md shows."
+NO_DRAFTS = "Keep the .latent files that are to be finished in it."
 WORK = ".work"
 """Folder, inside the output folder, of the servers that the batch starts."""
 
@@ -91,11 +95,8 @@ def run_batch(batch: Batch, pool: Pool | None = None) -> Outcome:
         raise Stop(f"The output folder {batch.out} cannot be made ({error.strerror}). Give another --out.") from None
     manifest = Manifest(batch.out)
     try:
-        lock_driver(manifest)
-        try:
+        with driving(manifest):
             return _run(batch, source, manifest, pool)
-        finally:
-            unlock_driver(manifest)
     except sqlite3.Error as error:
         raise as_stop(manifest, error) from error
     finally:
@@ -119,7 +120,7 @@ def _run(batch: Batch, source: _Source, manifest: Manifest, pool: Pool | None) -
         )
         progress = Progress(manifest)
         try:
-            driver.run(lambda one: progress.show([worker.describe() for worker in list(one.workers.values())]))
+            driver.run(lambda one: progress.show(lambda: [worker.describe() for worker in list(one.workers.values())]))
         finally:
             progress.end()
     finally:
@@ -214,7 +215,7 @@ def _template(data: dict[str, Any], batch: Batch, pool: Pool) -> Template:
     problems = []
     for painter in pool.refresh():
         try:
-            painter.connect(lambda: False)
+            painter.connect(threading.Event())
             converted: Converted = convert(data, painter.describe_nodes())
             return Template(converted, data, batch.stages)
         except Stop:
@@ -257,6 +258,8 @@ def _ask(batch: Batch, manifest: Manifest, template: Template, source: _Source) 
         for line, reason in wrong[: max(0, 10 - bad)]:
             say(f"line {line} is bad and left out: {reason}")
         bad += len(wrong)
+    if not position:
+        raise Stop(f"{batch.rows} asks for no picture. {NO_ROWS if source.priors is None else NO_DRAFTS}")
     left = manifest.end_list(run)
     if left:
         say(f"{left} rows that were not painted yet are no longer in the list.")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ NAME, REMARK = "name", "#"
 """The column that names the file, and the start of columns that set nothing."""
 PRIORS = "#priors"
 """The Stage C latents that a row of the stages B and A begins with: (file, SHA-256) of each."""
-LONGEST_NAME = 60
+LONGEST_NAME, MOST_FOLDERS = 60, 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Template:
         self._loaders = {
             node for node, entry in self.prompt.items() if any(map(self._is_model, entry["inputs"].values()))
         }
+
+    @property
+    def classes(self) -> list[str]:
+        """The kinds of nodes that are sent."""
+        return sorted({entry["class_type"] for entry in self.prompt.values()})
 
     @property
     def first_seed(self) -> int:
@@ -191,12 +197,11 @@ def _model_sizes() -> dict[str, int]:
 def safe_name(text: str) -> str:
     """A path below the output folder that every system takes; it cannot lead out of it."""
     parts = []
-    for part in disk.for_all_systems(text.replace("\\", "/")).split("/"):
-        part = re.sub(r"[\x00-\x1f@]", "-", part).strip().rstrip(". ").lstrip(".")
+    text = unicodedata.normalize("NFC", text.replace("\\", "/"))
+    for part in disk.for_all_systems(text).split("/"):
+        part = re.sub(r"[\x00-\x1f@\u200e\u200f\u202a-\u202e\u2066-\u2069]", "-", part).strip().rstrip(". ").lstrip(".")
         part = re.sub(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(?=$|\.)", r"\1-", part)
+        part = re.sub(r"(?i)(\.(png|jpe?g|webp|latent|csv|sqlite))+$", "", part)
         if part:
             parts.append(part.encode("utf-8", "replace")[:120].decode("utf-8", "ignore"))
-    parts = [part for part in parts if part]
-    if parts:
-        parts[-1] = re.sub(r"(?i)\.(png|jpe?g|webp|latent)$", "", parts[-1]) or "picture"
-    return "/".join(parts) or "picture"
+    return "/".join(part for part in parts[-MOST_FOLDERS:] if part) or "picture"

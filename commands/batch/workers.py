@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..messages import Stop
+from ..messages import Stop, say
+from .address import Refused, Unreachable
 from .local import Comfy, LocalServer
 from .records import Claim, Held
-from .server import Failed, Job, Lost, Painted, Server, Unreachable
+from .server import Job, Lost, Painted, Server
 
 MOST_STARTS = 3
 """Starts without a picture between them after which a server of our own counts as broken."""
+MOST_MISSES = 8
+"""Rows that a worker loses without a picture between them, from which on it is not hoped for."""
 REREAD_SECONDS = 5.0
 
 
@@ -25,16 +28,19 @@ class Painter(Protocol):
     name: str
     slots: int
 
-    def connect(self, stopped: Callable[[], bool]) -> None:
+    def connect(self, stop: threading.Event) -> None:
         """Be ready to paint. Raises :class:`Unreachable` for one that may come back, ``Stop`` for one that will not."""
 
     def describe_nodes(self) -> dict[str, Any]:
         """The node definitions of its ComfyUI, as /object_info gives them."""
 
+    def lacks(self, classes: Iterable[str]) -> list[str]:
+        """Those of ``classes`` that are no node of its ComfyUI."""
+
     def memory(self) -> int | None:
         """Bytes of its card; None where that is not known."""
 
-    def paint(self, job: Job, stopped: Callable[[], bool], alive: Callable[[], None]) -> Painted:
+    def paint(self, job: Job, stop: threading.Event, alive: Callable[[], None]) -> Painted:
         """The files of one row; see :meth:`.server.Server.paint`."""
 
     def excuse(self) -> None:
@@ -48,7 +54,8 @@ class Painter(Protocol):
 class Worker:
     """A painter and what it does now.
 
-    taken_up: rows that it was given by a driver that is gone; alone: its row is a suspect, so that it gets no other.
+    taken_up: rows that it was given by a driver that is gone; alone: its row is a suspect, so that it gets no other;
+    misses: rows that it lost since its last picture.
     """
 
     painter: Painter
@@ -61,12 +68,18 @@ class Worker:
     taken_up: list[Claim] = field(default_factory=list)
     leaving: bool = False
     alone: bool = False
+    misses: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
         """The painter's."""
         return self.painter.name
+
+    @property
+    def useful(self) -> bool:
+        """Whether it is there, and does not lose one row after the other."""
+        return self.misses < MOST_MISSES and (self.state == "ready" or bool(self.doing))
 
     def describe(self) -> tuple[str, str, str, float, int]:
         """Name, state, what it paints, since when, and how many pictures it has painted."""
@@ -85,23 +98,26 @@ class NamedPainter:
         self.name = self.server.name
         self.ready = False
 
-    def connect(self, stopped: Callable[[], bool]) -> None:
+    def connect(self, stop: threading.Event) -> None:
         if not self.ready:
             try:
                 self.server.ask("/system_stats")
-            except Failed as refusal:
+            except Refused as refusal:
                 raise Unreachable(str(refusal)) from None
             self.ready = True
 
     def describe_nodes(self) -> dict[str, Any]:
         return self.server.describe_nodes()
 
+    def lacks(self, classes: Iterable[str]) -> list[str]:
+        return self.server.lacks(classes)
+
     def memory(self) -> int | None:
         return self.server.memory()
 
-    def paint(self, job: Job, stopped: Callable[[], bool], alive: Callable[[], None]) -> Painted:
+    def paint(self, job: Job, stop: threading.Event, alive: Callable[[], None]) -> Painted:
         try:
-            return self.server.paint(job, stopped, alive)
+            return self.server.paint(job, stop, alive)
         except Exception:
             self.ready = False
             raise
@@ -123,21 +139,21 @@ class LocalPainter:
         self.server: Server | None = None
         self.starts, self.doubted = 0, False
 
-    def connect(self, stopped: Callable[[], bool]) -> None:
+    def connect(self, stop: threading.Event) -> None:
         if self.local.process is not None and self.local.process.poll() is None and self._answers():
             return
         self.starts += 1
         if self.starts > MOST_STARTS:
             raise Stop(f"its ComfyUI ended {MOST_STARTS} times without a picture.")
         self.local.stop()
-        self.server = self.local.start(stopped)
+        self.server = self.local.start(stop)
 
     def _answers(self) -> bool:
         """Whether it still speaks, where a row was lost to its silence: one that hangs is started anew."""
         if self.doubted:
             try:
                 self.server.ask("/system_stats")
-            except (Unreachable, Failed):
+            except (Unreachable, Refused):
                 return False
             finally:
                 self.doubted = False
@@ -146,12 +162,15 @@ class LocalPainter:
     def describe_nodes(self) -> dict[str, Any]:
         return self.server.describe_nodes()
 
+    def lacks(self, classes: Iterable[str]) -> list[str]:
+        return self.server.lacks(classes)
+
     def memory(self) -> int | None:
         return self.server.memory()
 
-    def paint(self, job: Job, stopped: Callable[[], bool], alive: Callable[[], None]) -> Painted:
+    def paint(self, job: Job, stop: threading.Event, alive: Callable[[], None]) -> Painted:
         try:
-            painted = self.server.paint(job, stopped, alive)
+            painted = self.server.paint(job, stop, alive)
         except Lost:
             self.doubted = True
             raise
@@ -182,6 +201,7 @@ class NamedPool:
     def __init__(self, servers: str) -> None:
         self.file = Path(servers[1:]).expanduser() if servers.startswith("@") else None
         self._known: dict[str, NamedPainter] = {}
+        self._wrong: set[str] = set()
         self._text, self._read = "" if self.file else servers.replace(",", "\n"), 0.0
 
     def refresh(self) -> Iterable[Painter]:
@@ -196,8 +216,20 @@ class NamedPool:
         addresses = [line for line in lines if line and not line.startswith("#")]
         if not addresses and not self.file:
             raise Stop("--servers names no server. Write --servers http://HOST:PORT,http://HOST:PORT.")
-        self._known = {address: self._known.get(address) or NamedPainter(address) for address in addresses}
+        known = {address: self._known.get(address) or self._make(address) for address in addresses}
+        self._known = {address: painter for address, painter in known.items() if painter}
         return list({painter.name: painter for painter in self._known.values()}.values())
+
+    def _make(self, address: str) -> NamedPainter | None:
+        """The painter at ``address``; of a list that is edited while the batch runs, one that is none is left out."""
+        try:
+            return NamedPainter(address)
+        except Stop as wrong:
+            if self.file is None or not self._known:
+                raise
+            say(f"{self.file.name}: {wrong}") if address not in self._wrong else None
+            self._wrong.add(address)
+            return None
 
     def close(self) -> None:
         """They go on."""

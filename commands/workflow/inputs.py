@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -110,6 +111,8 @@ def is_link(value: Any) -> bool:
 
 def convert_value(column: str, value: Any, present: Any) -> Any:
     """``value`` as the type that the workflow holds there now. Raises ``ValueError`` in a sentence."""
+    if isinstance(value, (dict, list)):
+        raise ValueError(f"{column} is {json.dumps(value)[:60]}. It has to be one value.")
     text = str(value).strip()
     if isinstance(present, bool):
         if text.lower() in (*YES, *NO):

@@ -175,3 +175,11 @@ def test_inpainting_follows_the_prompt_inside_and_touches_nothing_outside(mini, 
 def index(name: str) -> int:
     """The place of a subject among those that the eyes know."""
     return eyes.outlines().names.index(name)
+
+
+def test_prompts_of_one_batch_are_near_their_single_pictures_but_not_equal(mini):
+    """Why `studio.py batch` sends different prompts one by one: sums of another size come out otherwise."""
+    prompts, given = [scene.prompt for scene in SHEET[:2]], {"negative": mini.negative, "steps": 4}
+    together = mini.sample_prior(mini.canvas(batch=2)[0], positive=mini.texts(prompts), seed=5, **given)["samples"]
+    alone = [mini.prior(prompt, seed=5 + number, steps=4)["samples"] for number, prompt in enumerate(prompts)]
+    assert 0 < (together - torch.cat(alone)).abs().max() < 1e-4

@@ -7,15 +7,19 @@ import errno
 import json
 import random
 import signal
+import socket
 import sqlite3
 import threading
 import time
+import unicodedata
 
 import pytest
 from batches import await_that, check, count_states, free_port, start_driver, start_fake
 
 from cascade_studio.commands.batch import command, results
-from cascade_studio.commands.batch.lock import lock_driver
+from cascade_studio.commands.batch import driver as batch_driver
+from cascade_studio.commands.batch import manifest as batch_manifest
+from cascade_studio.commands.batch.lock import driving, find_driver
 from cascade_studio.commands.batch.manifest import ASKED, DONE, Manifest
 from cascade_studio.commands.messages import Stop
 
@@ -103,11 +107,12 @@ def test_names_come_from_the_row_and_take_no_file_of_others(desk):
     out.mkdir()
     (out / "mine.png").write_bytes(b"a picture of yours")
     lines = ["name,prompt", "cat,a", "../../cat,b", "set/dog,c", "mine,d", "CAT,e"]
+    lines += ["\u00e4,f", "\u00c4,g", "a\u0308,h", "set.png/dog,i", "set,j"]  # one name on some disks, a folder's name
     assert desk.run(desk.rows("\n".join(lines), "r.csv"), servers=desk.serve()).complete
     assert (out / "mine.png").read_bytes() == b"a picture of yours"
     names = set(desk.pictures())
-    assert {"cat.png", "set/dog.png", "mine.png"} < names and len(names) == 6
-    assert len({name.lower() for name in names}) == 6
+    assert {"cat.png", "set/dog.png", "set.png", "\u00e4.png"} < names and "mine.png" in names and len(names) == 11
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 11
     assert {path.name for path in desk.folder.iterdir()} == {"out", "r.csv", "workflow.json"}
 
 
@@ -188,7 +193,8 @@ def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(desk, monkeypatch, 
 
 
 def test_a_row_that_takes_its_server_along_is_set_aside_in_the_end(desk, tmp_path, monkeypatch):
-    monkeypatch.setattr("cascade_studio.commands.batch.manifest.MOST_LOSSES", 2)
+    monkeypatch.setattr(batch_manifest, "MOST_LOSSES", 2)
+    monkeypatch.setattr(batch_driver, "AWAY_SECONDS", 0.2)
     port = free_port()
     fake = start_fake(port, tmp_path / "fake", 0.0)
     stop = threading.Event()
@@ -276,18 +282,50 @@ def test_check_tells_of_every_kind_of_wrong(desk, capsys):
     assert desk.painted == before + 2
 
 
+def test_a_damaged_manifest_ends_every_command_with_a_sentence(desk, capsys):
+    rows, servers = desk.rows("apple"), desk.serve()
+    assert desk.run(rows, servers=servers).complete
+    path = desk.folder / "out" / "manifest.sqlite"
+    whole = path.read_bytes()
+    out = ["--out", str(desk.folder / "out"), "--workflow", str(desk.workflow), "--servers", servers]
+    for damaged in (b"", b"no database", whole[:5000], whole[:4096] + bytes(len(whole) - 4096)):
+        path.write_bytes(damaged)
+        for arguments in (["status", out[1]], ["-", *out, "--check"]):
+            capsys.readouterr()
+            assert command.main(arguments) == 1, damaged[:20]
+            assert "manifest" in capsys.readouterr().err
+        if damaged:
+            assert command.main([str(rows), *out]) == 1
+            assert "manifest.sqlite" in capsys.readouterr().err
+    path.write_bytes(whole)
+    assert check(desk) == 0
+
+
 def test_one_driver_at_a_time(desk):
+    """On this machine whatever the clock says; elsewhere while it beats."""
     desk.run(desk.rows("apple"), servers=desk.serve())
-    manifest = Manifest(desk.folder / "out")
-    other = {"host": __import__("socket").gethostname(), "pid": 1, "beat": time.time(), "since": time.time()}
-    manifest.set("driver", other)
-    with pytest.raises(Stop, match="works on .* already"):
-        lock_driver(manifest)
-    manifest.set("driver", {**other, "pid": 2**22 + 12345})
-    lock_driver(manifest)
-    manifest.set("driver", {**other, "host": "elsewhere", "beat": time.time() - 60})
-    lock_driver(manifest)
+    manifest, second = Manifest(desk.folder / "out"), Manifest(desk.folder / "out")
+
+    def may_start() -> bool:
+        try:
+            with driving(second):
+                return True
+        except Stop as busy:
+            assert "already" in str(busy)
+            return False
+
+    assert may_start()
+    for jump in (0.0, 3600.0, -3600.0):
+        with driving(manifest):
+            manifest.set("driver", {**manifest.get("driver"), "beat": time.time() + jump})
+            assert not may_start() and find_driver(second)
+    for beat, free in ((0.0, False), (-60.0, True), (3600.0, True)):
+        manifest.set("driver", {"host": "elsewhere", "pid": 1, "beat": time.time() + beat, "since": 0.0})
+        assert may_start() == free
+    manifest.set("driver", {"host": socket.gethostname(), "pid": 2**22 + 12345, "beat": time.time(), "since": 0.0})
+    assert find_driver(second) is None and may_start()
     manifest.close()
+    second.close()
 
 
 def test_status_table_and_sheets_tell_the_results(desk, capsys):

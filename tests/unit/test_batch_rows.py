@@ -42,6 +42,11 @@ def test_every_format_gives_the_same_rows(tmp_path):
         ("a.txt", b"ok\n\xe4 cat\n", 2, 1, "UTF-8"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": \n', 2, 1, "no JSON"),
         ("a.jsonl", '["a"]\n', 1, 0, "no JSON object"),
+        ("a.jsonl", "[" * 100_000 + "\n" + '{"prompt": "a"}\n', 1, 1, "no JSON"),
+        ("a.jsonl", '{"prompt": "\\ud800"}\n{"prompt": "a"}\n', 1, 1, "half a letter"),
+        ("a.jsonl", '{"#\\udfff": 1}\n{"prompt": "a"}\n', 1, 1, "half a letter"),
+        ("a.csv", 'prompt,seed\n"a,1\nb,2\n', 2, 0, "on to line 3: a closing quote"),
+        ("a.csv", "prompt\n" + "x" * 200_000 + "\nok\n", 2, 1, "no CSV"),
     ],
 )
 def test_a_bad_line_is_told_and_the_others_stay(tmp_path, name, text, line, good, words):
@@ -51,7 +56,17 @@ def test_a_bad_line_is_told_and_the_others_stay(tmp_path, name, text, line, good
     assert len(rows) - 1 == good
 
 
-@pytest.mark.parametrize("name, text", [("a.doc", "x"), ("a.csv", ""), ("a.csv", "a,a\n1,2\n"), ("a.csv", "a,,b\n")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.doc", "x"),
+        ("a.csv", ""),
+        ("a.csv", "a,a\n1,2\n"),
+        ("a.csv", "a,,b\n"),
+        ("a.csv", "prompt;seed\na;1\n"),
+        ("a.csv", ",".join(["a"] * 200_000) + "\n"),
+    ],
+)
 def test_a_list_that_is_none_ends_with_a_sentence(tmp_path, name, text):
     with pytest.raises(Stop):
         read(tmp_path, name, text)
@@ -96,7 +111,7 @@ def test_options_are_read_or_refused():
     assert parse_seeds("1,2, 10-12,2") == [1, 2, 10, 11, 12]
     assert parse_grid("cfg=2,4") == ("cfg", ["2", "4"])
     assert parse_grid("prompt=a, b|c") == ("prompt", ["a, b", "c"])
-    for wrong in ("x", "5-1", "1,-2", str(2**64)):
+    for wrong in ("x", "5-1", "1,-2", str(2**64), "0-18446744073709551615"):
         with pytest.raises(Stop):
             parse_seeds(wrong)
     for wrong in ("cfg", "=1", "cfg=1,,2"):
@@ -168,6 +183,12 @@ def test_values_that_do_not_fit_are_refused(value, present):
         ".hidden",
         "a/ ./b",
         "\\\\s\\d",
+        "a/" * 3000 + "b",
+        "a.png/b",
+        "results.csv/x",
+        "\u202egnp.x",
+        "manifest.sqlite",
+        "e\u0301",
     ],
 )
 def test_names_stay_below_the_folder(given, tmp_path):

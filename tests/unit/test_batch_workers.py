@@ -10,10 +10,11 @@ import time
 import pytest
 from batches import PROMPT, await_that, check, count_states, free_port, make_fake_host, start_driver
 
-from cascade_studio.commands.batch import command, driver, manifest, run, run_batch
+from cascade_studio.commands.batch import command, driver, manifest, run, run_batch, server, workers
+from cascade_studio.commands.batch.address import Refused
 from cascade_studio.commands.batch.manifest import ASKED, DONE
 from cascade_studio.commands.batch.results import Picture
-from cascade_studio.commands.batch.server import Failed, Lost, Painted, Server
+from cascade_studio.commands.batch.server import Lost, Painted, Server
 from cascade_studio.commands.messages import Stop
 
 SIX = "apple\nrobot\nfrog\nsnail\nlemon\nboat\n"
@@ -51,13 +52,16 @@ class Fragile:
     def refresh(self):
         return [self]
 
-    def connect(self, stopped):
+    def connect(self, stop):
         pass
+
+    def lacks(self, classes):
+        return []
 
     def memory(self):
         return None
 
-    def paint(self, job, stopped, alive):
+    def paint(self, job, stop, alive):
         life, self.queued = self.lives, self.queued + 1
         end = time.monotonic() + 0.3
         while self.queued < 2 and time.monotonic() < end:
@@ -104,14 +108,14 @@ def test_a_small_card_gets_what_fits_it(desk, monkeypatch):
 
 
 def test_servers_join_while_the_batch_runs_and_silent_ones_are_waited_for(desk, monkeypatch):
-    monkeypatch.setattr("cascade_studio.commands.batch.workers.REREAD_SECONDS", 0.2)
-    monkeypatch.setattr("cascade_studio.commands.batch.driver.KEEP_SECONDS", 0.2)
+    monkeypatch.setattr(workers, "REREAD_SECONDS", 0.2)
+    monkeypatch.setattr(driver, "KEEP_SECONDS", 0.2)
     listed = desk.folder / "servers.txt"
     listed.write_text(f"# mine\nhttp://127.0.0.1:{free_port()}\n", encoding="utf-8")
     timer = threading.Timer(1.0, lambda: listed.write_text(desk.serve() + "\n", encoding="utf-8"))
     timer.start()
     assert desk.run(desk.rows(SIX), servers=f"@{listed}", patience=20.0).complete
-    with pytest.raises(Stop, match="No worker was there for 1 s"):
+    with pytest.raises(Stop, match="No worker was there and painted for 1 s"):
         desk.run(desk.rows("moon"), servers=f"http://127.0.0.1:{free_port()}", patience=1.0)
 
 
@@ -158,6 +162,72 @@ def test_a_comfyui_that_does_not_start_ends_the_batch_with_its_last_lines(desk, 
         desk.run(desk.rows("apple"), comfyui=str(host), comfyui_flags=("--cpu",), patience=30.0)
     with pytest.raises(Stop, match="it has no main.py"):
         desk.run(desk.rows("apple"), comfyui=str(tmp_path))
+
+
+ODD_SERVERS = {
+    "no JSON": {"/history": (200, b"<html>"), "/queue": (200, b"<html>")},
+    "other JSON": {"/history": (200, [1]), "/prompt": (200, 7)},
+    "odd entries": {"/history/": (200, {"status": 1})},
+    "an error for each prompt": {"/prompt": (500, b"a fault of its own")},
+    "no files": {"/view": (500, b"")},
+    "nodes it lacks": {"/object_info/": (200, {})},
+    "values it lacks": {"/prompt": (400, {"error": {"message": "Value not in list"}})},
+    "who are you": {"/system_stats": (401, {})},
+    "somebody else": {"/system_stats": (200, ["hello"])},
+}
+"""Servers that answer wrongly, by what they do: (status, answer) by the start of a path."""
+
+
+@pytest.mark.parametrize("kind", ODD_SERVERS)
+def test_a_server_that_answers_wrongly_takes_no_row_along(desk, monkeypatch, kind):
+    """Beside a good one; it is asked again later, and later, or left out."""
+    monkeypatch.setattr(server, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(server, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(driver, "LOST_SECONDS", 0.05)
+    servers = f"{desk.serve(changed=ODD_SERVERS[kind])},{desk.serve(seconds=0.05)}"
+    outcome = desk.run(desk.rows(SIX), servers=servers)
+    assert outcome.complete, outcome.counts
+    assert check(desk) == 0 and {len(fake.painted) for fake in desk.fakes[1:]} == {6}
+
+
+def test_a_batch_with_wrong_servers_alone_ends_with_their_words(desk, monkeypatch):
+    monkeypatch.setattr(server, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(driver, "LOST_SECONDS", 0.05)
+    for kind, words in (("nodes it lacks", "has no CLIPTextEncode"), ("an error for each prompt", "HTTP 500: a fault")):
+        with pytest.raises(Stop, match=words):
+            desk.run(desk.rows(SIX), servers=desk.serve(changed=ODD_SERVERS[kind]), patience=0.5)
+
+
+def test_a_server_that_left_and_came_back_paints_again(desk, monkeypatch):
+    monkeypatch.setattr(workers, "REREAD_SECONDS", 0.05)
+    monkeypatch.setattr(driver, "KEEP_SECONDS", 0.1)
+    one, other = desk.serve(seconds=0.1), desk.serve(seconds=0.1)
+    listed = desk.folder / "servers.txt"
+    listed.write_text(f"{one}\n{other}\n", encoding="utf-8")
+
+    def leave_and_return() -> None:
+        await_that(lambda: desk.fakes[1].painted)
+        for _ in range(3):
+            listed.write_text(f"{one}\nftp://what\n", encoding="utf-8")
+            time.sleep(0.4)
+            listed.write_text(f"{one}\n{other}\n", encoding="utf-8")
+            time.sleep(0.4)
+        painted.append(len(desk.fakes[1].painted))
+
+    painted: list[int] = []
+    coming = threading.Thread(target=leave_and_return)
+    coming.start()
+    assert desk.run(desk.rows(SIX), servers=f"@{listed}", count=12).complete
+    coming.join()
+    assert len(desk.fakes[1].painted) > painted[0], "it painted after it had come back for the third time"
+
+
+def test_addresses_with_a_path_are_servers_of_their_own():
+    names = [Server(url).name for url in ("http://u:p@h:1/a", "http://h:1/b/", "h:1", "https://[::1]:2")]
+    assert names == ["http://h:1/a", "http://h:1/b", "http://h:1", "https://[::1]:2"]
+    for wrong in ("http://h:x", "http://[::1", "http://", "file:///etc", "http://h:99999"):
+        with pytest.raises(Stop, match="is no address"):
+            Server(wrong)
 
 
 # Stage by stage
@@ -220,7 +290,7 @@ def test_a_redirect_to_another_address_is_not_followed(desk):
     server = http.server.HTTPServer(("127.0.0.1", 0), Elsewhere)
     desk.servers.append(server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.raises(Failed, match="302"):
+    with pytest.raises(Refused, match="302"):
         Server(f"http://127.0.0.1:{server.server_port}").ask("/system_stats")
     assert asked == ["/system_stats"]
 
@@ -238,20 +308,48 @@ def test_an_object_store_holds_the_files(desk):
     assert desk.run(desk.rows(SIX), servers=desk.serve(), store=address).complete and desk.painted == before
 
 
-def test_a_ray_cluster_paints_the_same(desk, tmp_path):
+@pytest.mark.slow
+def test_the_machines_of_a_ray_cluster_paint_the_same_while_they_join_and_leave(desk, tmp_path):
+    """Machines of Ray's own stand-in, on this one: each is a raylet with one processor."""
     pytest.importorskip("ray", reason="Ray is not in this environment: python -m pip install ray")
-    host = make_fake_host(tmp_path / "host")
-    rows = desk.rows(SIX)
-    desk.run(rows, "one", servers=desk.serve())
-    arguments = (rows, "--out", tmp_path / "out", "--workflow", desk.workflow, "--workers", "2", "--ray", "local")
-    driver = start_driver(tmp_path / "log", *arguments, "--comfyui", host, "--comfyui-flags=--cpu", "--sheet", 0)
-    assert driver.wait(600.0) == 0, driver.text
-    assert desk.pictures() == desk.pictures("one") and check(desk) == 0
+    from ray.cluster_utils import Cluster
+
+    host, rows = make_fake_host(tmp_path / "host"), desk.rows(SIX)
+    desk.run(rows, "one", servers=desk.serve(), count=20)
+    machine = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**machine, "include_dashboard": False})
+    driver = None
+
+    def painters() -> set[str]:
+        """The machines that have painted, by Ray's ids for them."""
+        manifest = desk.manifest()
+        try:
+            return {name.split()[1] for (name,) in manifest.read("SELECT worker FROM rows WHERE state=?", DONE)}
+        finally:
+            manifest.close()
+
+    try:
+        leaving = cluster.add_node(**machine)
+        arguments = (rows, "--out", tmp_path / "out", "--workflow", desk.workflow, "--count", 20, "--sheet", 0)
+        arguments = (*arguments, "--ray", cluster.address, "--comfyui", host, "--comfyui-flags=--cpu")
+        driver = start_driver(tmp_path / "log", *arguments, FAKE_SECONDS="0.3")
+        await_that(desk.pictures, 200.0)
+        await_that(lambda: len(painters()) == 2, 200.0)
+        cluster.remove_node(leaving, allow_graceful=False)
+        cluster.add_node(**machine)
+        await_that(lambda: len(painters()) == 3, 200.0)
+        assert driver.wait(300.0) == 0, driver.text
+    finally:
+        if driver:
+            driver.kill()
+        cluster.shutdown()
+    assert desk.pictures() == desk.pictures("one") and len(desk.pictures()) == 120 and check(desk) == 0
 
 
 def test_the_command_says_what_it_needs(desk, capsys):
     rows, out, servers = str(desk.rows("a\n")), ["--out", str(desk.folder / "x")], ["--servers", desk.serve()]
     for wrong, words in (
+        ([str(desk.rows("# nothing\n", "no.txt")), *out, *servers], "asks for no picture"),
         (["nowhere.txt", *out, *servers], "There is no list of rows nowhere.txt"),
         ([rows, *out, *servers, "--workflow", "no.json"], "The workflow no.json cannot be read"),
         ([rows, "--out", str(desk.workflow), *servers], "cannot be made"),
