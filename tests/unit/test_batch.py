@@ -16,9 +16,7 @@ import unicodedata
 import pytest
 from batches import await_that, check, count_states, free_port, start_driver, start_fake
 
-from cascade_studio.commands.batch import command, results
-from cascade_studio.commands.batch import driver as batch_driver
-from cascade_studio.commands.batch import manifest as batch_manifest
+from cascade_studio.commands.batch import command, driver as batch_driver, manifest as batch_manifest, results
 from cascade_studio.commands.batch.lock import driving, find_driver
 from cascade_studio.commands.batch.manifest import ASKED, DONE, Manifest
 from cascade_studio.commands.messages import Stop
