@@ -18,6 +18,8 @@ from harness import REPOSITORY
 from cascade_studio.commands.batch import Batch, Outcome, command, run_batch
 from cascade_studio.commands.batch.manifest import Manifest
 
+SIX = "apple\nrobot\nfrog\nsnail\nlemon\nboat\n"
+"""A list of six rows."""
 PROMPT: dict[str, Any] = {
     "1": {
         "class_type": "CascadeStudio_Load",
