@@ -14,28 +14,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ...nodes.checkpoints import disk
+from ...nodes.checkpoints.lock import locked
 from ..messages import Stop
 from .manifest import Manifest
 
 BEAT_SECONDS = 20.0
 """Age of the last beat at which a driver on another machine counts as gone."""
-FILE = ".driver.lock"
 
 
 @contextmanager
 def driving(manifest: Manifest) -> Iterator[None]:
     """Be the one driver; raises ``Stop`` while another one works there."""
-    import filelock
 
-    lock = filelock.FileLock(disk.system_path(manifest.folder / FILE))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise _busy(manifest, find_driver(manifest)) from None
-    except NotImplementedError:
-        pass  # a disk without locks: the beat has to do
-    try:
+    def refuse() -> None:
+        raise _busy(manifest, find_driver(manifest))
+
+    with locked(manifest.path, refuse):
         with manifest.writing() as db:
             other = manifest.get("driver")
             if other and other["host"] != socket.gethostname() and _beats(other):
@@ -49,8 +43,6 @@ def driving(manifest: Manifest) -> Iterator[None]:
             with manifest.writing() as db:
                 db.execute("DELETE FROM meta WHERE name='driver'")
                 db.execute("DELETE FROM workers")
-    finally:
-        lock.release(force=True)
 
 
 def _busy(manifest: Manifest, other: dict[str, Any] | None) -> Stop:

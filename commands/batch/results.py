@@ -23,7 +23,6 @@ from typing import Any
 from ...nodes.checkpoints import disk
 from ..messages import Stop
 from .database import FILE
-from .lock import FILE as LOCK
 from .manifest import ASKED, DONE, RUNNING, Manifest
 from .records import Claim, FileRecord
 
@@ -32,7 +31,7 @@ PARTIAL = ".partial"
 CARD = "cascade_studio"
 MEASURED = ("seconds", "peak_memory")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-OURS = (FILE, f"{FILE}-wal", f"{FILE}-shm", "results.csv", LOCK)
+OURS = (FILE, f"{FILE}-wal", f"{FILE}-shm", "results.csv", f".{FILE}.lock")
 SHEET = "sheet_"
 MOST_FOLDERS = 4096
 """Sub-folders that are remembered as lying inside; more are looked at again."""
