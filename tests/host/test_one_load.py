@@ -42,7 +42,6 @@ def test_one_load_opens_each_file_once_and_lists_each_folder_once_a_look(host, c
     need()
     studio = Studio(host, host.models, **files(), preset=PRESET, missing_files="never")
     assert studio.parts.prior is not None
-    print(dict(counted))
     loaded = {Path(name).name for name in files().values() if name.endswith(".safetensors")}
     assert {name: count for (what, name), count in counted.items() if what == "read_header"} == dict.fromkeys(loaded, 1)
     assert counted["identify", ""] == len(loaded) and counted["_read", ""] == 0
