@@ -100,7 +100,7 @@ def test_defaults_are_the_official_ones(host):
     assert {**official, "steps": 10, "cfg": 1.1, "shift": 1.0}.items() <= found["SampleDecoder"].items()
     assert {"cfg": 4.0, "rescale": 0.7}.items() <= found["Guider"].items()
     assert {"steps": 20, "denoise": 1.0}.items() <= found["Schedule"].items()
-    assert {"width": 1024, "height": 1024, "batch_size": 1}.items() <= found["Canvas"].items()
+    assert found["Canvas"]["batch_size"] == 1, "its size is that of the model that a fresh loader takes: test_defaults"
 
 
 def test_schemas_are_cheap(host, family):
