@@ -10,8 +10,7 @@ import argparse
 import json
 import logging
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..stages.files.durable import hash_file
 from ..stages.files.header import load_file
 from ..stages.training import export
 from ..stages.training.cache import encode_caption, encode_set, fingerprint
-from ..stages.training.dataset import PictureFiles, TrainingSet, join_sets
+from ..stages.training.dataset import PictureFiles, TrainingSet, join_sets, show_ways
 from ..stages.training.distributed import DEVICES, Crew, find_device, from_environment
 from ..stages.training.folders import FileMemory, FolderOptions, from_folder
 from ..stages.training.pictures_io import draw_losses, read_picture, read_size
@@ -31,13 +30,12 @@ from ..stages.training.rates import choose_rate, try_rates
 from ..stages.training.run import Lesson, Run, Sample, add_words, parse_prompts
 from ..stages.training.settings import PRESETS, Settings, from_dict
 from ..stages.training.tasks import Ingredients
-from ..stages.training.trainer import Trainer
 from ..stages.training.words import count_tokens
 from .encoders import Coders, load_tokenizer, read_network
+from .train_watch import LOG_SECONDS, Progress, Samples, follow, log_every
 
 log = logging.getLogger(__name__)
 
-LOG_SECONDS = 10
 FILES = PictureFiles(read_size, read_picture)
 PATHS = ("stage_c", "stage_b", "stage_a", "text_encoder", "image_encoder", "output")
 
@@ -46,10 +44,11 @@ PATHS = ("stage_c", "stage_b", "stage_a", "text_encoder", "image_encoder", "outp
 class Config:
     """The file. Paths are relative to it.
 
-    stage_c or stage_b: the model that learns or guides, in any layout. text_encoder, image_encoder: model files;
-    stage_a too for Stage B. pictures: a folder with captions, or a list of folders, each with what
-    :class:`.FolderOptions` knows. output: a folder for the result, the state and what was encoded. caption: for
-    pictures without one. mirrored, crops: see :class:`.TrainingSet`. preset: settings to start from, by task.
+    stage_c or stage_b: the model that learns or guides, in any layout; with both, Stage C learns, and Stage B and
+    stage_a paint its live samples. text_encoder, image_encoder: model files; stage_a too for Stage B. pictures: a
+    folder with captions, or a list of folders, each with what :class:`.FolderOptions` knows. output: a folder for the
+    result, the state and what was encoded. caption: for pictures without one. mirrored, crops, sizes: see
+    :class:`.TrainingSet`. preset: settings to start from, by task.
     """
 
     text_encoder: str
@@ -62,7 +61,13 @@ class Config:
     caption: str = ""
     mirrored: bool = False
     crops: int = 1
+    sizes: Sequence[int] = ()
     settings: Settings = Settings()
+
+    @property
+    def kind(self) -> str:
+        """The stage that learns or guides: "stage_c", or "stage_b" where that is to learn or is the only one."""
+        return "stage_b" if self.stage_b and (not self.stage_c or self.settings.what == "stage_b") else "stage_c"
 
     @property
     def folders(self) -> list[tuple[str, FolderOptions]]:
@@ -147,8 +152,11 @@ def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
         from_folder(folder, FILES, options, settings.resolution, memory, log_every(LOG_SECONDS, "looking at pictures"))
         for folder, options in config.folders
     ]
-    pictures = replace(join_sets(sets) if len(sets) > 1 else sets[0], mirrored=config.mirrored, crops=config.crops)
-    coders = Coders(config.image_encoder, config.text_encoder, config.stage_a if config.stage_b else "", device)
+    pictures = join_sets(sets) if len(sets) > 1 else sets[0]
+    pictures = show_ways(pictures, config.mirrored, config.crops, config.sizes)
+    coders = Coders(
+        config.image_encoder, config.text_encoder, config.stage_a if config.kind == "stage_b" else "", device
+    )
     ways = coders.encoders(settings.hint if settings.what == "controlnet" else "")
     prompts = parse_prompts(settings.sample_prompt, settings.resolution, pictures.pictures[0].caption)
     if crew.rank == 0:
@@ -167,10 +175,11 @@ def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
         empty,
         samples,
         given,
-        [picture.repeats for picture in pictures.pictures],
+        [picture.repeats for picture, _ in pictures.shown],
+        len(pictures.pictures),
     )
     if given.text is not None:
-        captions = [picture.captions for picture in pictures.pictures]
+        captions = [picture.captions for picture, _ in pictures.shown]
         add_words(lesson, captions, [prompt for prompt, _ in prompts], load_tokenizer())
     coders.close()
     return lesson
@@ -178,7 +187,7 @@ def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
 
 def read_ingredients(config: Config, coders: Coders) -> Ingredients:
     """The models that the run needs beside its encoders."""
-    settings, kind = config.settings, "stage_b" if config.stage_b else "stage_c"
+    settings, kind = config.settings, config.kind
     network, weights = read_network(getattr(config, kind), kind)
     given = Ingredients(kind, network, weights)
     if settings.tokens or settings.what == "text_lora":
@@ -200,44 +209,6 @@ def describe(pictures: TrainingSet) -> str:
     return "\n".join(filter(None, [pictures.report(), count_tokens(pictures.pictures, load_tokenizer())]))
 
 
-def log_every(seconds: float, what: str) -> Callable[[int, int], None]:
-    """A callback that logs now and then."""
-    last = [time.monotonic()]
-
-    def tell(done: int, total: int) -> None:
-        if time.monotonic() - last[0] > seconds or done == total:
-            last[0] = time.monotonic()
-            log.info("%s: %d of %d", what, done, total)
-
-    return tell
-
-
-class Progress:
-    """Logs the loss and the time left, which is counted from the second step on: the first one warms up."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.first, self.started, self.told = steps, -1, 0.0, time.monotonic()
-
-    def __call__(self, trainer: Trainer) -> None:
-        now = time.monotonic()
-        if self.first < 0:
-            self.first, self.started = trainer.step, now
-        if now - self.told > LOG_SECONDS or trainer.step == self.steps:
-            self.told = now
-            left = (now - self.started) / max(1, trainer.step - self.first) * (self.steps - trainer.step)
-            recent = trainer.losses[-100:]
-            log.info(
-                "step %d of %d, loss %.4f%s, rate %.3g, %d:%02d left",
-                trainer.step,
-                self.steps,
-                sum(recent) / len(recent),
-                f" ({trainer.judged[-1][1]:.4f} on fixed noise)" if trainer.judged else "",
-                trainer.optimiser.rate,
-                left // 60,
-                left % 60,
-            )
-
-
 def run(config: Config, device: str | None = None) -> Path:
     """Train as ``config`` says; returns the result's file."""
     crew, here = from_environment(device or find_device())
@@ -247,11 +218,15 @@ def run(config: Config, device: str | None = None) -> Path:
             log.info("%s %d process%s.", lesson.plan(crew.size).describe(), crew.size, "es" if crew.size > 1 else "")
         output, name = Path(config.output), config.settings.name
         training = Run(lesson, crew)
-        path = training.train(
-            output / "state" / training.identity,
-            lambda: export.find_free_path(output, name, training.identity),
-            Progress(config.settings.steps) if crew.rank == 0 else None,
-        )
+        state, watch = output / "state" / training.identity, {}
+        if crew.rank == 0:
+            samples = Samples(training, state / "samples", config.image_encoder, config.stage_b, config.stage_a)
+            watch = {
+                "on_step": follow(Progress(config.settings.steps), samples.step),
+                "on_start": samples.start,
+                "on_prepare": log_every(LOG_SECONDS, "teaching the trunk"),
+            }
+        path = training.train(state, lambda: export.find_free_path(output, name, training.identity), **watch)
         if crew.rank == 0:
             for word, stem in training.save_words(output, path.stem):
                 log.info("Learned word %s: %s.safetensors", word, stem)

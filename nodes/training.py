@@ -68,11 +68,13 @@ class CascadeStudioTrainingSettings(io.ComfyNode):
                     optional=True,
                     tooltip=settings.SPECS["start_from"].says,
                 ),
+                *(make_input(name, advanced=True, optional=True) for name in cls.WATCHED),
             ],
             outputs=[TrainingSettings.Output("settings", display_name="settings", tooltip="For Train Cascade LoRA.")],
         )
 
     NEW = ("method", "optimiser", "schedule", "restarts", "weights", "hint", "validate_every")
+    WATCHED = ("held_out", "list_steps", "trunk_steps")
 
     @classmethod
     def execute(
@@ -117,6 +119,14 @@ class CascadeStudioTrainLora(io.ComfyNode):
                 make_input("sample_every"),
                 make_input("sample_prompt"),
                 TrainingSettings.Input("settings", optional=True, tooltip="From Cascade Training Settings."),
+                io.Model.Input(
+                    "decoder",
+                    optional=True,
+                    tooltip="Stage B of Load Stable Cascade: live samples are then painted by it and Stage A, slowly.",
+                ),
+                io.Vae.Input(
+                    "stage_a", optional=True, tooltip="Stage A's VAE of Load Stable Cascade, for such samples."
+                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with the LoRA on it, for a sampler."),
@@ -132,11 +142,19 @@ class CascadeStudioTrainLora(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, training_set: dataset.TrainingSet, settings: Any = None, **values: Any
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        training_set: dataset.TrainingSet,
+        settings: Any = None,
+        decoder: Any = None,
+        stage_a: Any = None,
+        **values: Any,
     ) -> io.NodeOutput:
         latents.check_model(model, "Stage C", "Train Cascade LoRA")
         vaes.expect_stage_c(vae, "Train Cascade LoRA")
-        wired = train.Wired(model, clip, vae, node=str(cls.hidden.unique_id))
+        wired = train.Wired(model, clip, vae, check_stage_a(decoder, stage_a), str(cls.hidden.unique_id), decoder)
         done = train.train_model(wired, training_set, merge_settings(settings, {**values, "what": "lora"}))
         return io.NodeOutput(done.model, done.name, done.plot, done.report, ui=ui.PreviewImage(done.plot, cls=cls))
 
@@ -174,6 +192,11 @@ class CascadeStudioTrain(io.ComfyNode):
                 make_input("seed"),
                 TrainingSettings.Input("settings", optional=True, tooltip="From Cascade Training Settings."),
                 io.Vae.Input("stage_a", optional=True, tooltip="Stage A's VAE of Load Stable Cascade, for Stage B."),
+                io.Model.Input(
+                    "decoder",
+                    optional=True,
+                    tooltip="Stage B of Load Stable Cascade: live samples are then painted by it and Stage A, slowly.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with what was learned on it."),
@@ -199,19 +222,89 @@ class CascadeStudioTrain(io.ComfyNode):
         training_set: dataset.TrainingSet,
         settings: Any = None,
         stage_a: Any = None,
+        decoder: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
-        vaes.expect_stage_c(vae, "Train Cascade")
-        if what in ("stage_c", "controlnet", "text_lora", "words"):
-            latents.check_model(model, "Stage C", "Train Cascade")
-        elif what == "stage_b":
-            latents.check_model(model, "Stage B", "Train Cascade")
+        check_models(what, model, vae, "Train Cascade")
         own = {name: value for name, value in values.items() if value or name not in ("steps", "learning_rate")}
         chosen = merge_settings(settings, {**own, "what": what}, preset)
-        wired = train.Wired(model, clip, vae, stage_a, str(cls.hidden.unique_id))
+        wired = train.Wired(model, clip, vae, check_stage_a(decoder, stage_a), str(cls.hidden.unique_id), decoder)
         done = train.train_model(wired, training_set, chosen)
         shown = ui.PreviewImage(done.plot, cls=cls)
         return io.NodeOutput(done.model, done.clip, done.name, done.plot, done.report, ui=shown)
+
+
+class CascadeStudioFindLearningRate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CascadeStudio_FindLearningRate",
+            display_name="Find Learning Rate",
+            category=CATEGORY,
+            description=(
+                "Tries nine learning rates for a few steps each, from one start and judged on the same noise, and says "
+                "which to begin with. Nothing is saved."
+            ),
+            search_aliases=["stable cascade", "learning rate", "range test", "lr finder", "train lora"],
+            inputs=[
+                make_input("what"),
+                io.Model.Input("model", tooltip="The prior (Stage C), or the decoder (Stage B) to train that one."),
+                io.Clip.Input("clip", tooltip="Text encoder of Load Stable Cascade, for the captions."),
+                io.Vae.Input("vae", tooltip="The Stage C VAE of Load Stable Cascade, with the image encoder."),
+                TrainingSet.Input("training_set", tooltip="The pictures, from Cascade Training Set."),
+                io.Int.Input("steps", default=20, min=2, max=1000, tooltip="Updates at each rate."),
+                make_input("batch_size"),
+                make_input("rank"),
+                make_input("alpha", max=1024.0),
+                make_input("seed"),
+                TrainingSettings.Input("settings", optional=True, tooltip="From Cascade Training Settings."),
+                io.Vae.Input("stage_a", optional=True, tooltip="Stage A's VAE of Load Stable Cascade, for Stage B."),
+            ],
+            outputs=[
+                io.Float.Output(
+                    "learning_rate", display_name="learning rate", tooltip="For the learning_rate of a training node."
+                ),
+                io.Image.Output("plot", display_name="plot", tooltip="The loss on fixed noise by learning rate."),
+                io.String.Output("report", display_name="report", tooltip="What each rate reached."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        what: str,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        training_set: dataset.TrainingSet,
+        steps: int,
+        settings: Any = None,
+        stage_a: Any = None,
+        **values: Any,
+    ) -> io.NodeOutput:
+        check_models(what, model, vae, "Find Learning Rate")
+        chosen = merge_settings(settings, {**values, "what": what})
+        rate, plot, report = train.find_rate(train.Wired(model, clip, vae, stage_a), training_set, chosen, steps)
+        return io.NodeOutput(rate, plot, report, ui=ui.PreviewImage(plot, cls=cls))
+
+
+def check_models(what: str, model: Any, vae: Any, where: str) -> None:
+    """:class:`WrongInput` for a model or a VAE that ``what`` cannot learn on."""
+    vaes.expect_stage_c(vae, where)
+    if what in ("stage_c", "controlnet", "text_lora", "words"):
+        latents.check_model(model, "Stage C", where)
+    elif what == "stage_b":
+        latents.check_model(model, "Stage B", where)
+
+
+def check_stage_a(decoder: Any, stage_a: Any) -> Any:
+    """``stage_a``; :class:`WrongInput` where a decoder is to paint samples without it, or is none."""
+    if decoder is not None:
+        latents.check_model(decoder, "Stage B", "Live samples")
+        if stage_a is None:
+            raise WrongInput("A decoder is wired in to paint the live samples. Wire Stage A's VAE into 'stage_a', too.")
+    return stage_a
 
 
 def merge_settings(
@@ -227,4 +320,4 @@ def merge_settings(
     )
 
 
-NODES = [CascadeStudioTrainingSettings, CascadeStudioTrainLora, CascadeStudioTrain]
+NODES = [CascadeStudioTrainingSettings, CascadeStudioTrainLora, CascadeStudioTrain, CascadeStudioFindLearningRate]

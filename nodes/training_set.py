@@ -140,6 +140,15 @@ class CascadeStudioTrainingSet(io.ComfyNode):
                     tooltip="For a ControlNet: a folder with the hint of each picture, under the same name.",
                 ),
                 TrainingSet.Input("more", optional=True, tooltip="Another training set, to be added to this one."),
+                io.String.Input(
+                    "sizes",
+                    default="",
+                    advanced=True,
+                    optional=True,
+                    tooltip=(
+                        "More resolutions at which every picture is learned, such as 512 1024; a batch is of one size."
+                    ),
+                ),
             ],
             outputs=[
                 TrainingSet.Output("training_set", display_name="training set", tooltip="For Train Cascade LoRA."),
@@ -172,6 +181,7 @@ class CascadeStudioTrainingSet(io.ComfyNode):
         crops: int = 1,
         hints: str = "",
         more: dataset.TrainingSet | None = None,
+        sizes: str = "",
     ) -> io.NodeOutput:
         if images is not None and not folder.strip():
             check_pictures(images, "Cascade Training Set", "images")
@@ -181,7 +191,8 @@ class CascadeStudioTrainingSet(io.ComfyNode):
                 " ".join(split_lines(captions)), caption_kind, trigger, kept_tags, weight, repeats
             )
             found = train.read_folder(folder, options, hints, resolution)
-        found = dataset.show_ways(found, mirrored, crops)
+        others = [int(side) if side.isdecimal() else side for side in sizes.replace(",", " ").split()]
+        found = dataset.show_ways(found, mirrored, crops, others)
         found = found if more is None else dataset.join_sets([found, more])
         return io.NodeOutput(found, found.report())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -36,7 +37,6 @@ TEST_PACKAGES = (
     "comfy-cli==1.23.0",
     "setuptools>=70.1,<82",
 )
-WITH_TEST_PACKAGES = "\n".join((*TORCH, *TEST_PACKAGES)) + "\n"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,19 @@ def _build(folder: Path, requirements: Path) -> None:
 def _add_test_packages(folder: Path) -> None:
     """What tests need, beside torch: small, so another list of it does not cost another environment."""
     pip(python_in(folder), ["install", *TEST_PACKAGES], "install the test packages", folder / "pip-tests.log")
-    mark_complete(folder, WITH_TEST_PACKAGES)
+    own = [*TORCH, *TEST_PACKAGES]
+    names = {_name(line) for line in own}
+    others = [line for line in read_mark(folder).splitlines() if _name(line) not in names]
+    mark_complete(folder, "\n".join([*own, *others]) + "\n")
+
+
+def _has_test_packages(folder: Path) -> bool:
+    """Whether all that this clone's tests need is there; what other clones need beside it does no harm."""
+    return {*TORCH, *TEST_PACKAGES} <= set(read_mark(folder).splitlines())
+
+
+def _name(pin: str) -> str:
+    return re.split(r"[^\w.-]", pin, maxsplit=1)[0].lower()
 
 
 def environment_python(requirements: Path) -> Path:
@@ -125,11 +137,11 @@ def environment_python(requirements: Path) -> Path:
     machine = (sys.version.split()[0], platform.machine(), sys.platform)
     folder = cache_root() / f"env-py{version}-{_key(*machine, *TORCH, requirements.read_text(encoding='utf-8'))}"
     python = python_in(folder)
-    if not (read_mark(folder) == WITH_TEST_PACKAGES and python.exists()):
+    if not (_has_test_packages(folder) and python.exists()):
         with locked(folder):
             if not (is_complete(folder) and python.exists()):
                 _build(folder, requirements)
-            elif read_mark(folder) != WITH_TEST_PACKAGES:
+            elif not _has_test_packages(folder):
                 _add_test_packages(folder)
     return python
 

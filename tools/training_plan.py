@@ -1,6 +1,7 @@
 """The memory plans of all kinds of training for the published sizes: python3 dev.py run -m tools.training_plan
 
-Predicted from shapes (stages/training/memory.py), for a card, at the defaults but for what the rows say.
+Predicted from shapes (stages/training/memory.py), for a card, at the defaults but for what the rows say; in brackets
+what the computer's own memory holds beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ ROWS = (
     ("ControlNet, canny", "controlnet", {}),
     ("whole stage, adafactor", "stage", {"optimiser": "adafactor"}),
     ("whole stage, adamw_8bit", "stage", {"optimiser": "adamw_8bit"}),
+    ("whole stage, adamw_cpu", "stage", {"optimiser": "adamw_cpu"}),
     ("whole stage, adamw, fp32", "stage", {"weights": "fp32"}),
 )
 TEXT = 695_000_000
@@ -39,7 +41,9 @@ def make_table() -> list[str]:
                 continue
             settings = Settings(what=kind if what == "stage" else what, **changes)
             text = TEXT if what == "text_lora" else 0
-            cells.append(f"{plan(kind, KINDS[kind].published[size], settings, text_parameters=text).total / GB:.1f} GB")
+            made = plan(kind, KINDS[kind].published[size], settings, text_parameters=text)
+            beside = f" (+ {made.host / GB:.1f})" if made.host else ""
+            cells.append(f"{made.total / GB:.1f} GB{beside}")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines
 

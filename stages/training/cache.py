@@ -56,17 +56,18 @@ def encode_set(
     on_item: Callable[[int, int], None] | None = None,
     crew: Crew = ALONE,
 ) -> tuple[list[Row], Row]:
-    """Rows for the objectives, and the empty prompt; read from the folder ``cache`` if there.
+    """Rows for the objectives, one for each of ``pictures.shown``, and the empty prompt; read from the folder ``cache``
+    if there.
 
     Every process of ``crew`` encodes its share, then all read everything. ``on_item(done, total)`` follows every
     picture; what it raises stops the work, and nothing done is lost. Raises :class:`WrongInput` with the names of all
     pictures that turn out not to be whole.
     """
-    broken, everything = [], pictures.pictures
-    for done, picture in enumerate(everything, 1):
-        if done % crew.size == crew.rank:
+    broken, everything = [], pictures.shown
+    for done, (picture, resolution) in enumerate(everything, 1):
+        if done % crew.size == crew.rank and picture.name not in broken:
             try:
-                encode_picture(picture, pictures, encoders, cache)
+                encode_picture(picture, pictures, encoders, cache, resolution)
             except OSError as error:
                 if isinstance(error, (PermissionError, FileNotFoundError)) or error.errno:
                     raise
@@ -78,17 +79,18 @@ def encode_set(
         raise WrongInput(
             f"Pictures that cannot be read to their end ({len(broken)}): {list_names(broken)}. Replace or remove them."
         )
-    rows = [encode_picture(picture, pictures, encoders, cache) for picture in everything]
+    rows = [encode_picture(picture, pictures, encoders, cache, resolution) for picture, resolution in everything]
     if any("weight" in row for row in rows):
         rows = [{"weight": torch.tensor(1.0), **row} for row in rows]
     return rows, encode_caption("", encoders, cache)
 
 
-def encode_picture(picture: Picture, pictures: TrainingSet, encoders: Encoders, cache: Path) -> Row:
-    """The row of one picture: "latent" or, where it is shown in several ways, "all_latent" (V, 16, h, w), with
-    "effnet", "hint" and "mask" of the same ways where they are wanted; "text" and "pooled", or those of "all_".
+def encode_picture(picture: Picture, pictures: TrainingSet, encoders: Encoders, cache: Path, resolution: int) -> Row:
+    """The row of one picture at one resolution: "latent" or, where it is shown in several ways, "all_latent"
+    (V, 16, h, w), with "effnet", "hint" and "mask" of the same ways where they are wanted; "text" and "pooled", or
+    those of "all_".
     """
-    size = choose_bucket(picture.width, picture.height, pictures.resolution)
+    size = choose_bucket(picture.width, picture.height, resolution)
     ways = list_ways(picture, pictures, size)
     shown = [encode_way(picture, size, way, encoders, cache) for way in ways]
     row: dict[str, Tensor] = {}

@@ -125,9 +125,10 @@ def train(
     on_step: Callable[[Trainer], None] | None = None,
     on_save: Callable[[Trainer], None] | None = None,
     on_start: Callable[[Trainer], None] | None = None,
+    prepare: Callable[[Trainer], None] | None = None,
 ) -> None:
     """Train to ``settings.steps``, from where ``store`` is. ``on_step`` follows every update and may raise to stop;
-    ``on_start`` is called before the first.
+    ``on_start`` is called before the first, and where there is no state yet ``prepare`` before all else.
 
     Whatever stops it, the last whole state is kept first. When the loss diverges, the trainer goes back to its last
     good state, ``on_save`` is called, and :class:`BadValues` is raised.
@@ -146,6 +147,8 @@ def train(
         took = saved[0] - started
 
     if fresh:
+        if prepare is not None:
+            prepare(trainer)
         save()
     if on_start is not None and trainer.step < settings.steps:
         on_start(trainer)
@@ -182,7 +185,13 @@ def start(trainer: Trainer, store: Store) -> bool:
     """Bring ``trainer`` to where ``store`` is; returns whether there is nothing, so that the run is a new one."""
     state, settings = trainer.crew.share(store.states() if trainer.crew.rank == 0 else None), trainer.settings
     if state is not None:
-        trainer.load_state_dict(state)
+        try:
+            trainer.load_state_dict(state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise WrongInput(
+                f"The state of the run '{settings.name}' in {store.folder} was written by a version of this pack that "
+                "keeps other numbers. Delete that folder to begin anew, or finish the run with that version."
+            ) from error
     if trainer.step > settings.steps:
         raise WrongInput(
             f"The run '{settings.name}' has made {trainer.step} steps already, and {settings.steps} are asked for. Ask "

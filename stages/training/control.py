@@ -19,6 +19,8 @@ from .settings import Settings
 
 CONTROL_CHANNELS = {"canny": 1, "pictures": 3, "inpaint": 4, "super_resolution": 16}
 """Channels of each hint, as published."""
+LATENT = 16
+"""Channels of a Stage C latent."""
 
 
 def plan_control(config: Any, settings: Settings, trunk: EncoderConfig) -> ControlNetConfig:
@@ -77,6 +79,31 @@ def start_control(
             )
         net.load_state_dict({key: start[key].float() for key in net.state_dict()})
     return net.requires_grad_(True)
+
+
+def start_head(config: ControlNetConfig, seed: int) -> nn.Conv2d:
+    """The layer that tells a latent's 16 channels from what the trunk sees; it is thrown away later."""
+    width = config.trunk.c_features if config.bottleneck_mode == "effnet" else config.c_embed
+    head = nn.Conv2d(width, LATENT, 1)
+    chance = torch.Generator().manual_seed(seed)
+    nn.init.normal_(head.weight, std=width**-0.5, generator=chance)
+    nn.init.zeros_(cast(Tensor, head.bias))
+    return head
+
+
+def plan_trunk(settings: Settings) -> Settings:
+    """How the trunk learns before the ControlNet does: twice its rate, falling to nothing."""
+    return replace(
+        settings,
+        steps=max(1, settings.trunk_steps),
+        learning_rate=min(1.0, 2 * settings.learning_rate),
+        warm_up=min(20, settings.trunk_steps),
+        schedule="linear",
+        optimiser="adamw",
+        loss_weight="constant",
+        ema=0.0,
+        validate_every=0,
+    )
 
 
 def make_hint_maker(hint: str, encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

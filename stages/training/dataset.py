@@ -21,6 +21,10 @@ LISTED = 20
 """How many faulty files an error names before it only counts them."""
 
 
+SIDES = (32, 4096)
+"""The least and the most that a resolution may be."""
+
+
 @dataclass(frozen=True)
 class PictureFiles:
     """How to look at picture files. size: (width, height) from the header. read: RGB (3, H, W) uint8, at least as large
@@ -66,6 +70,7 @@ class TrainingSet:
 
     ``resolution`` is the side in pixels of the square whose area the image encoder sees of each. ``mirrored``: also
     show them from the other side. ``crops``: how many places of the window are tried where something is cut.
+    ``sizes``: more resolutions at which every picture is shown.
     """
 
     title: str
@@ -74,6 +79,7 @@ class TrainingSet:
     mirrored: bool = False
     crops: int = 1
     notes: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -82,16 +88,22 @@ class TrainingSet:
             f"{picture.digest} {' | '.join(picture.captions)} {picture.repeats} {picture.weight}"
             for picture in self.pictures
         ]
-        return hashlib.sha256("\n".join([f"{self.mirrored} {self.crops}", *parts]).encode()).hexdigest()[:16]
+        ways = " ".join(map(str, (self.mirrored, self.crops, *self.sizes)))
+        return hashlib.sha256("\n".join([ways, *parts]).encode()).hexdigest()[:16]
+
+    @property
+    def shown(self) -> list[tuple[Picture, int]]:
+        """Every picture at every resolution, in the order of the rows that are made of them."""
+        return [(picture, side) for side in (self.resolution, *self.sizes) for picture in self.pictures]
 
     def report(self) -> str:
         """How many pictures there are, in which buckets, what is cut, and what was passed over."""
         sizes: dict[tuple[int, int], int] = {}
         cuts: dict[str, float] = {}
-        for picture in self.pictures:
-            size = choose_bucket(picture.width, picture.height, self.resolution)
+        for picture, resolution in self.shown:
+            size = choose_bucket(picture.width, picture.height, resolution)
             sizes[size] = sizes.get(size, 0) + 1
-            cuts[picture.name] = cut_share(picture.width, picture.height, size)
+            cuts[picture.name] = max(cuts.get(picture.name, 0), cut_share(picture.width, picture.height, size))
         worst = max(cuts, key=lambda name: cuts[name])
         lines = [
             f"{self.title}: {len(self.pictures)} pictures with captions.",
@@ -100,7 +112,8 @@ class TrainingSet:
         if cuts[worst] >= 0.01:
             mean = sum(cuts.values()) / len(cuts)
             lines.append(f"Cut off at the edges: {mean:.0%} on average, at most {cuts[worst]:.0%} ({worst}).")
-        small = [picture.name for picture in self.pictures if picture.width * picture.height < self.resolution**2 / 2]
+        largest = max(self.resolution, *self.sizes, 0)
+        small = [picture.name for picture in self.pictures if picture.width * picture.height < largest**2 / 2]
         if small:
             lines.append(f"Enlarged, because they are small ({len(small)}): {list_names(small)}.")
         return "\n".join([*lines, *self.notes])
@@ -147,6 +160,13 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def show_ways(pictures: TrainingSet, mirrored: bool, crops: int) -> TrainingSet:
-    """``pictures`` shown mirrored too, and at several places of their window."""
-    return replace(pictures, mirrored=mirrored, crops=crops)
+def show_ways(pictures: TrainingSet, mirrored: bool, crops: int, sizes: Sequence[int] = ()) -> TrainingSet:
+    """``pictures`` shown mirrored too, at several places of their window, and at more resolutions."""
+    wrong = [side for side in sizes if not isinstance(side, int) or not SIDES[0] <= side <= SIDES[1]]
+    if wrong:
+        raise WrongInput(
+            f"{wrong[0]!r} is given as another resolution of the training set. Each has to be a whole number from "
+            f"{SIDES[0]} to {SIDES[1]}."
+        )
+    others = tuple(dict.fromkeys(side for side in sizes if side != pictures.resolution))
+    return replace(pictures, mirrored=mirrored, crops=crops, sizes=others)

@@ -45,8 +45,12 @@ class Processes(Crew):
         self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device(device)
 
+    def carry(self, tensor: Tensor) -> Tensor:
+        """``tensor`` where the group takes it."""
+        return tensor.to(self.device)
+
     def sum(self, tensor: Tensor) -> Tensor:
-        there = tensor.to(self.device)
+        there = self.carry(tensor)
         torch.distributed.all_reduce(there)
         return there.to(tensor.device)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,7 +44,9 @@ def official_names(lora: Lora, weights: dict[str, Tensor], net: nn.Module) -> di
 
 
 def metadata(settings: Settings, identity: str, steps: int, **more: str) -> dict[str, str]:
-    """What a file says about its training; the ``ss_`` names are those that other tools read of LoRAs."""
+    """What a file says about its training, no folder of its maker among it; the ``ss_`` names are those that other
+    tools read of LoRAs."""
+    told = replace(settings, start_from=PurePath(settings.start_from).name)
     named = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.rank),
@@ -56,7 +59,7 @@ def metadata(settings: Settings, identity: str, steps: int, **more: str) -> dict
         "format": "pt",
         **(named if settings.is_lora else {}),
         RUN: identity,
-        SETTINGS: json.dumps(settings.as_dict(), sort_keys=True),
+        SETTINGS: json.dumps(told.as_dict(), sort_keys=True),
         **more,
     }
 

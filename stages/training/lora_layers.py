@@ -61,20 +61,23 @@ class Adapter(nn.Module):
 
 class Dora(Adapter):
     """As LoRA, with a magnitude of its own for each row: m / |W| · (W + change) · x. |W| is that of the frozen rows, as
-    the host has it."""
+    the host has it.
 
-    PARTS = {**Adapter.PARTS, "magnitude": "dora_scale"}
-    magnitude: Tensor
+    What is learned is m / |W| - 1: a step of m itself would be a thousandfold change of a row that is nearly empty.
+    """
+
+    PARTS = {**Adapter.PARTS, "stretch": "dora_scale"}
+    stretch: Tensor
 
     @classmethod
     def start(cls, base: nn.Module, rank: int, key: tuple[int, str], down_key: str) -> dict[str, Tensor]:
-        return {**super().start(base, rank, key, down_key), "magnitude": row_norms(base)[:, None]}
+        return {**super().start(base, rank, key, down_key), "stretch": torch.zeros(len(weight_of(base)), 1)}
 
     def forward(self, x: Tensor) -> Tensor:
-        ratio = (self.magnitude / row_norms(self.base)[:, None].to(self.magnitude.device)).to(x.dtype)
         shape = (1, -1, 1, 1) if isinstance(self.base, nn.Conv2d) else (-1,)
+        ratio = (1 + self.stretch).to(x.dtype).view(shape)
         bias = 0 if self.base.bias is None else self.base.bias.to(x.dtype).view(shape)
-        return (self.base(x) - bias + self.change(x)) * ratio.view(shape) + bias
+        return (self.base(x) - bias + self.change(x)) * ratio + bias
 
 
 class Loha(Adapter):
@@ -148,6 +151,7 @@ class Lora(nn.Module):
         for part in kind.PARTS:
             self.add_module(part, nn.ParameterDict())
         self.layers: dict[str, str] = {}
+        self.norms: dict[str, Tensor] = {}
         found = list(find_layers(net, blocks))
         if not found:
             raise WrongInput(
@@ -164,6 +168,8 @@ class Lora(nn.Module):
                     table[place] = nn.Parameter(value.to(torch.float32).to(weight_of(layer).device))
                 parts[part] = table[place]
             self.layers[key] = down_key
+            if method == "dora":
+                self.norms[key] = row_norms(layer)[:, None]
             parent, _, last = name.rpartition(".")
             net.get_submodule(parent)._modules[last] = kind(layer, parts, alpha / rank)
 
@@ -184,6 +190,9 @@ class Lora(nn.Module):
                 name: weights[f"{part}.{down_key if part == 'down' else key}"]
                 for part, name in ADAPTERS[self.method].PARTS.items()
             }
+            if "dora_scale" in parts:
+                norms = self.norms[key]
+                parts["dora_scale"] = norms * (1 + parts["dora_scale"].to(norms))
             yield key, {**parts, "alpha": torch.tensor(float(self.alpha))}
 
     @torch.no_grad()
@@ -208,6 +217,8 @@ class Lora(nn.Module):
                     )
                 if number == len(kind.PARTS) - (2 if self.method == "dora" else 1) and alpha is not None:
                     given = given * (float(alpha) / self.alpha)
+                if part == "stretch":
+                    given = given / self.norms[key].flatten().to(given) - 1
                 own.copy_(given.view_as(own))
                 used.add(full)
         left = [key for key in tensors if key not in used and not key.endswith(".alpha") and key.startswith(prefix)]

@@ -32,12 +32,16 @@ BACKWARD = 1.9
 """What one group keeps, with the gradients that live beside it."""
 FIXED = 800_000_000
 """Libraries, kernels and what an allocator leaves unused."""
-MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.04, "adafactor": 0.02, "prodigy": 16.0, "schedule_free": 8.0}
+MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.04, "adafactor": 0.02, "prodigy": 16.0, "schedule_free": 8.0, "adamw_cpu": 0.0}
 """Bytes that an optimiser keeps of a learned number, float32; of a bfloat16 one AdamW keeps half of it."""
+ON_HOST = 12.0
+"""Bytes that adamw_cpu keeps of a learned number in the computer's memory."""
 TOKENS = 77 + 8
 """Tokens of a prompt beside the cells: its words, its pooled text and its picture, four each."""
 HINT = 40
 """Bytes that a ControlNet's trunk keeps of a hint's pixel."""
+TRUNK = EncoderConfig()
+"""The published image encoder."""
 NAMES = {
     "lora": "LoRA",
     "words": "words",
@@ -50,9 +54,10 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by what they are for."""
+    """Bytes of the device by what they are for; ``host`` are those of the computer's memory beside it."""
 
     parts: dict[str, int]
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -62,7 +67,8 @@ class Plan:
     def describe(self) -> str:
         """One sentence for a log."""
         parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in self.parts.items())
-        return f"Memory plan: {self.total / GB:.1f} GB ({parts})."
+        beside = f" and {self.host / GB:.1f} GB of the computer's memory" if self.host else ""
+        return f"Memory plan: {self.total / GB:.1f} GB ({parts}){beside}."
 
 
 def plan(
@@ -74,22 +80,26 @@ def plan(
     processes: int = 1,
     cells: int | None = None,
     text_parameters: int = 0,
+    trunk: EncoderConfig = TRUNK,
 ) -> Plan:
     """The plan for training what the settings say, with a network "stage_c" or "stage_b" of ``config``.
 
     cells: of the largest latent, by default those of the settings' resolution. text_parameters: of a text encoder that
-    has to stay, because words or a LoRA on it are learned.
+    has to stay, because words or a LoRA on it are learned. trunk: of the image encoder that a ControlNet starts from.
     """
     net = CLASSES[kind, False](config, device="meta")
     if cells is None:
         cells = (settings.resolution // 32) ** 2 if kind == "stage_c" else (settings.resolution // 6) ** 2 // 4
     at_once = -(-settings.batch_size // (processes * settings.accumulation))
-    learned, stored = count_learned(net, config, settings), 4
+    learned, stored = count_learned(net, config, settings, trunk), 4
     parts = {"frozen weights": count_weight_bytes(net, settings.base_on(device))}
     if settings.what in ("stage_c", "stage_b"):
         parts, stored = {}, 2 if settings.stored == "bf16" else 4
     fused = stored == 2 and settings.optimiser in SLIM and processes * settings.accumulation == 1
     moments = MOMENTS[settings.optimiser] / (2 if stored == 2 and settings.optimiser not in SLIM else 1)
+    beside = int(learned * ON_HOST) if settings.optimiser == "adamw_cpu" else 0
+    if device == "cpu" and beside:
+        moments, beside = ON_HOST, 0
     size = stored + (0 if fused else stored) + moments
     parts[f"{NAMES[settings.what]} with its optimiser"] = int(learned * (size + (4 if settings.ema else 0)))
     parts["activations"] = count_activations(config, at_once, cells, settings.checkpointing, device)
@@ -97,16 +107,16 @@ def plan(
         parts["hints"] = int(at_once * cells * 1024 * HINT)
     if text_parameters:
         parts["text encoder"] = 2 * text_parameters + GROUP[False] * 77 * 1280 * 32 * at_once
-    return Plan({**parts, "overhead": FIXED})
+    return Plan({**parts, "overhead": FIXED}, beside)
 
 
-def count_learned(net: nn.Module, config: UNetConfig, settings: Settings) -> int:
+def count_learned(net: nn.Module, config: UNetConfig, settings: Settings, trunk: EncoderConfig) -> int:
     """Numbers that learn."""
     if settings.what in ("stage_c", "stage_b"):
         return sum(parameter.numel() for parameter in net.parameters())
     if settings.what == "controlnet":
         with torch.device("meta"):
-            control = ControlNet(plan_control(config, settings, EncoderConfig()))
+            control = ControlNet(plan_control(config, settings, trunk))
         return sum(parameter.numel() for parameter in control.parameters())
     if settings.what in ("words", "text_lora"):
         return len(settings.tokens) * 1280 + (settings.what == "text_lora") * 32 * settings.rank * 4 * 2 * 1280

@@ -168,16 +168,47 @@ class ControlObjective(StageCObjective):
     masked: bool = False
 
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        told, hint = super().conditions(rows, generators), stack_rows(rows, "hint")
-        hint = hint if hint.is_floating_point() else hint / 255
-        if self.masked:
-            hint = pack_inpaint(hint, torch.stack([draw_mask(hint.shape[2:], g) for g in generators]))
-        return {**told, "hint": hint}
+        return {**super().conditions(rows, generators), "hint": stack_hints(rows, generators, self.masked)}
 
     def predict(self, x: Tensor, r: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         told = dict(conditions)
         maps = self.controlnet(told.pop("hint"))
         return self.net(x, r, **told, control=[maps.get(index) for index in range(max(maps) + 1)])
+
+
+def stack_hints(rows: Sequence[Row], generators: Sequence[torch.Generator], masked: bool) -> Tensor:
+    """The hints of ``rows`` (B, c, H, W) in [0, 1], or latents; each with another part hidden where ``masked``."""
+    hint = stack_rows(rows, "hint")
+    hint = hint if hint.is_floating_point() else hint / 255
+    if masked:
+        hint = pack_inpaint(hint, torch.stack([draw_mask(hint.shape[2:], g) for g in generators]))
+    return hint
+
+
+@dataclass(eq=False)
+class TrunkObjective:
+    """Tell the latent of a picture from its hint, by a linear layer behind a ControlNet's trunk.
+
+    Rows: "latent" (16, h, w) and "hint" (c, H, W). The loss is the mean squared error.
+    """
+
+    trunk: nn.Module
+    head: nn.Module
+    device: torch.device | str = "cpu"
+    bfloat16: bool = False
+    masked: bool = False
+    nothing: float | None = field(default=None, init=False)
+
+    def losses(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> Losses:
+        """Losses of ``rows``, which have one signature."""
+        rows = [choose_way(row, g) for row, g in zip(rows, generators)]
+        device, latent = torch.device(self.device), stack_rows(rows, "latent")
+        hint = stack_hints(rows, generators, self.masked).to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            told = self.head(self.trunk(hint)).float()
+        if told.shape[2:] != latent.shape[2:]:
+            told = nn.functional.interpolate(told, size=latent.shape[2:], mode="bilinear")
+        return Losses((told - latent.to(device)).square().flatten(1).mean(1), None)
 
 
 def draw_mask(size: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WrongInput
-from .slim import Adafactor, AdamW8bit, Slim
+from .slim import Adafactor, AdamW8bit, HostAdamW, Slim
 
 PACKAGES = {"prodigy": ("prodigyopt", "Prodigy"), "schedule_free": ("schedulefree", "AdamWScheduleFree")}
 """Optimisers that come from a package of their own: its name, and that of the class."""
@@ -93,8 +93,9 @@ def build(kind: str, parameters: list[nn.Parameter], lr: float, seed: int = 0, *
                 "into ComfyUI's Python (pip install {package}), or choose adamw.".replace("{package}", package)
             ) from error
         return made(parameters, lr=lr, **options)
-    if kind == "adamw_8bit":
-        return AdamW8bit(parameters, lr=lr, seed=seed, **options)
+    if kind in ("adamw_8bit", "adamw_cpu"):
+        made = AdamW8bit if kind == "adamw_8bit" else HostAdamW
+        return made(parameters, lr=lr, seed=seed, **options)
     if kind == "adafactor":
         return Adafactor(parameters, lr=lr, seed=seed, weight_decay=options.get("weight_decay", 0.0))
     return torch.optim.AdamW(parameters, lr=lr, fused=True, **options)
@@ -166,8 +167,8 @@ class Optimiser:
         """From now on :meth:`arm` makes the next backward update each weight as soon as its gradient is there, and drop
         that (Lv et al. 2023, LOMO, arXiv 2306.09782). Each gradient is then clipped on its own: their common norm is
         not known before the last one."""
-        if not isinstance(self.inner, (AdamW8bit, Adafactor)):
-            raise WrongInput("Only adamw_8bit and adafactor can update during the backward pass. Choose one of them.")
+        if not isinstance(self.inner, Slim):
+            raise WrongInput("Only adamw_8bit, adafactor and adamw_cpu update during the backward pass. Choose one.")
         update = partial(self._update_one, self.inner)
         self.fused = [p.register_post_accumulate_grad_hook(update) for p in self.parameters]
 

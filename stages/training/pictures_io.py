@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,4 +112,29 @@ def draw_losses(losses: Sequence[float], title: str) -> Tensor:
         draw.line(points if len(points) > 1 else points * 2, fill=colour, width=width)
     draw.text((MARGIN, 12), f"{title}: loss, {smooth[-1]:.4g} after {len(losses)} steps", fill=(30, 30, 30))
     draw.text((WIDE - MARGIN - 70, HIGH - MARGIN + 8), f"step {len(losses)}", fill=(90, 90, 90))
+    return torch.from_numpy(np.array(image)).float()[None] / 255
+
+
+def draw_rates(found: Mapping[float, float], chosen: float) -> Tensor:
+    """What each learning rate reached on fixed noise, as a picture (1, H, W, 3) in [0, 1]; the chosen one is marked."""
+    image = Image.new("RGB", (WIDE, HIGH), WHITE)
+    draw = ImageDraw.Draw(image)
+    rates = sorted(found)
+    finite = [loss for loss in found.values() if math.isfinite(loss)] or [0.0, 1.0]
+    low = min(finite)
+    top = max(sorted(finite)[len(finite) // 2] * 2 - low, low * 1.1, low + 1e-6)
+
+    def place(rate: float, loss: float) -> tuple[float, float]:
+        along = (math.log(rate) - math.log(rates[0])) / max(1e-9, math.log(rates[-1]) - math.log(rates[0]))
+        up = (min(loss, top) - low) / (top - low)
+        return MARGIN + (WIDE - 2 * MARGIN) * along, HIGH - MARGIN - (HIGH - 2 * MARGIN) * up
+
+    points = [place(rate, found[rate]) for rate in rates]
+    draw.line(points if len(points) > 1 else points * 2, fill=(20, 80, 180), width=3)
+    for rate, (x, y) in zip(rates, points):
+        draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=(20, 80, 180))
+        draw.text((x - 16, HIGH - MARGIN + 8), f"{rate:.1g}", fill=(90, 90, 90))
+    at = place(min(max(chosen, rates[0]), rates[-1]), top)[0]
+    draw.line([(at, MARGIN), (at, HIGH - MARGIN)], fill=(200, 60, 40), width=2)
+    draw.text((MARGIN, 12), f"loss on fixed noise by learning rate; {chosen:.2g} to begin with", fill=(30, 30, 30))
     return torch.from_numpy(np.array(image)).float()[None] / 255

@@ -19,10 +19,12 @@ def try_rates(
     steps: int = 20,
     rates: Sequence[float] = RATES,
     on_rate: Callable[[float, float], None] | None = None,
+    on_step: Callable[[Trainer], None] | None = None,
 ) -> dict[float, float]:
     """The loss on fixed noise after ``steps`` at each rate, infinite where the run diverged.
 
     ``trainer`` is a fresh one, and is left as it was. The pictures and their noise are those of the run itself.
+    ``on_step`` follows every update and may raise to stop.
     """
     start, settings, optimiser = copy.deepcopy(trainer.state_dict()), trainer.settings, trainer.optimiser
     found: dict[float, float] = {}
@@ -34,6 +36,8 @@ def try_rates(
         try:
             for _ in range(steps):
                 trainer.update()
+                if on_step is not None:
+                    on_step(trainer)
             trainer.judge()
             found[rate] = trainer.judged[-1][1]
         except Diverged:
@@ -47,5 +51,5 @@ def try_rates(
 
 
 def choose_rate(found: dict[float, float]) -> float:
-    """Half of the rate that learned most: longer runs get further with less than what is best for a short one."""
-    return min(found, key=lambda rate: found[rate]) / 2
+    """Half of the rate that learned most, to two digits: longer runs get further with less than a short one."""
+    return float(f"{min(found, key=lambda rate: found[rate]) / 2:.2g}")

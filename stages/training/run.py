@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -13,18 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.noise import NoiseStreams
-from ..diffusion.official import OFFICIAL
-from ..diffusion.sampling import Guidance, pair_conditions, sample, timesteps
 from ..errors import BadValues
+from ..nets.encoder import EncoderConfig
 from . import export
-from .checkpoint import Store, check_target, train, write_whole
+from .checkpoint import Store, check_target, train
 from .distributed import ALONE, Crew
 from .memory import Plan, plan
-from .objectives import ALL, Row, repeat_tokens
+from .objectives import ALL, Row
+from .paint import sample_latent
+from .seeding import generator
 from .settings import Settings
 from .tasks import TASKS, Ingredients, LoraTask
 from .trainer import Trainer
+from .watch import Board, save_losses
 from .words import Tokenizer, Word, find_words, token_ids
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ class Sample:
 class Lesson:
     """Everything that a run needs. ``rows``, ``empty`` and ``samples`` are encoded, ``given`` are the models.
 
-    repeats: how often an epoch shows each row.
+    repeats: how often an epoch shows each row. pictures: how many there are, where rows show them at several sizes.
     """
 
     settings: Settings
@@ -59,6 +58,7 @@ class Lesson:
     samples: list[Sample]
     given: Ingredients
     repeats: list[int] = field(default_factory=list)
+    pictures: int = 0
 
     def plan(self, processes: int = 1) -> Plan:
         """The memory that a process of the run will take."""
@@ -72,6 +72,7 @@ class Lesson:
             processes=processes,
             cells=cells,
             text_parameters=text,
+            trunk=self.given.encoder[0] if self.given.encoder else EncoderConfig(),
         )
 
 
@@ -88,7 +89,10 @@ class Run:
         task = self.task = TASKS[settings.what](lesson.given, settings, lesson.empty, lesson.device, lesson.bfloat16)
         wanted = {*task.rows, "mask", "weight", *(ALL + name for name in task.rows), f"{ALL}mask"}
         rows = [{name: value for name, value in row.items() if name in wanted} for row in lesson.rows]
-        self.trainer = Trainer(task.objective, task.learned, rows, settings, crew, lesson.repeats or None)
+        count = lesson.pictures or len(rows)
+        apart = choose_held(count, settings.held_out, settings.seed)
+        held = {number for number in range(len(rows)) if number % count in apart}
+        self.trainer = Trainer(task.objective, task.learned, rows, settings, crew, lesson.repeats or None, held)
 
     @property
     def net(self) -> nn.Module:
@@ -101,29 +105,51 @@ class Run:
         target: Callable[[], Path],
         on_step: Callable[[Trainer], None] | None = None,
         on_start: Callable[[Trainer], None] | None = None,
+        on_prepare: Callable[[int, int], None] | None = None,
     ) -> Path:
-        """Train with the state in ``folder``, and files of the way in ``folder``/checkpoints; write ``target()``.
+        """Train with the state in ``folder``; write ``target()``.
 
-        Both places are tried before the first step. A run that diverges writes its last good state before the error
-        goes on, if that has learned anything.
+        Files of the way go into ``folder``/checkpoints, or with list_steps into a folder of the run's name beside the
+        target. Both places are tried before the first step. A run that diverges writes its last good state before the
+        error goes on, if that has learned anything. ``on_prepare(done, of)`` follows what comes before the first step
+        (:meth:`.Task.prepare`).
         """
-        every, first = self.settings.save_every, self.trainer.crew.rank == 0
+        settings, first = self.settings, self.trainer.crew.rank == 0
+        way = target().parent / settings.name if settings.list_steps else folder / "checkpoints"
         if first:
             size = sum(value.nbytes for value in self.trainer.learned.state_dict().values())
             check_target(target().parent, 2 * size)
             check_target(folder, STATE_COPIES * 3 * size)
+        board: list[Board] = []
 
         def on_save(trainer: Trainer) -> None:
-            if trainer.step and every and trainer.step % every == 0:
-                self.save(folder / "checkpoints" / f"{self.settings.name}-step{trainer.step:06d}.safetensors")
+            if trainer.step and settings.save_every and trainer.step % settings.save_every == 0:
+                self.save(export.find_free_path(way, f"{settings.name}-step{trainer.step:06d}", self.identity))
             save_losses(trainer, folder / "losses.csv")
 
+        def prepare(trainer: Trainer) -> None:
+            self.task.prepare(trainer, on_prepare or (lambda done, of: None))
+            trainer.start_average()
+
+        def begin(trainer: Trainer) -> None:
+            board.append(Board(folder / "tensorboard" if first else None, trainer))
+            if on_start is not None:
+                on_start(trainer)
+
+        def follow(trainer: Trainer) -> None:
+            board[0].write(trainer)
+            if on_step is not None:
+                on_step(trainer)
+
         try:
-            train(self.trainer, Store(folder, self.identity), on_step, on_save, on_start)
+            train(self.trainer, Store(folder, self.identity), follow, on_save, begin, prepare)
         except BadValues:
             if first and self.trainer.step:
                 self.save(target())
             raise
+        finally:
+            for opened in board:
+                opened.close(self.trainer)
         path = target()
         if first:
             self.save(path)
@@ -171,15 +197,9 @@ class Run:
         ]
 
 
-def save_losses(trainer: Trainer, path: Path) -> None:
-    """The loss of every step, and that on fixed noise where it was taken, as CSV."""
-    judged, text = dict(trainer.judged), io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["step", "loss", "loss on fixed noise"])
-    rows.writerow([0, "", f"{judged[0]:.6g}" if 0 in judged else ""])
-    for step, loss in enumerate(trainer.losses, 1):
-        rows.writerow([step, f"{loss:.6g}", f"{judged[step]:.6g}" if step in judged else ""])
-    write_whole(path, lambda draft: draft.write_text(text.getvalue(), encoding="utf-8"))
+def choose_held(count: int, held: int, seed: int) -> set[int]:
+    """Which of ``count`` pictures are judged only."""
+    return set(torch.randperm(count, generator=generator(seed, "held"))[:held].tolist())
 
 
 def parse_prompts(text: str, resolution: int, first: str) -> list[tuple[str, tuple[int, int]]]:
@@ -220,37 +240,3 @@ def make_words(lesson: Lesson, tokenizer: Tokenizer) -> list[Word]:
 def copy_row(row: Row) -> dict[str, Tensor]:
     """A row of ordinary tensors, where it was made under inference mode."""
     return {name: value.clone() for name, value in row.items()}
-
-
-@torch.no_grad()
-def sample_latent(
-    net: nn.Module,
-    row: Row,
-    empty: Row,
-    shape: Sequence[int],
-    *,
-    seed: int = 0,
-    steps: int = OFFICIAL["stage_c"].steps,
-    cfg: float = OFFICIAL["stage_c"].cfg,
-    shift: float = OFFICIAL["stage_c"].shift,
-    device: torch.device | str = "cpu",
-    bfloat16: bool = False,
-) -> Tensor:
-    """The Stage C latent (1, 16, h, w) of one prompt ("text", "pooled") at ``shape`` (16, h, w), sampled officially."""
-    device = torch.device(device)
-    text = row["text"].float()
-    told = {"clip_text": text, "clip_text_pooled": row["pooled"].float()}
-    untold = {"clip_text": repeat_tokens(empty["text"], len(text)), "clip_text_pooled": empty["pooled"].float()}
-    cond, uncond = ({name: value[None].to(device) for name, value in part.items()} for part in (told, untold))
-    start = NoiseStreams([seed]).next((1, *shape)).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        steps_made = sample(
-            pair_conditions(net, cond, uncond),
-            start,
-            timesteps=timesteps(steps),
-            shift=shift,
-            guidance=Guidance(cfg),
-            noise=NoiseStreams([seed], 1).next,
-        )
-        *_, last = steps_made
-    return last.denoised.float()

@@ -20,9 +20,10 @@ BASES = ("auto", "bf16", "fp8", "fp32")
 LOSS_WEIGHTS = ("p2", "adaptive", "constant", "velocity", "min_snr")
 LAYOUTS = ("comfyui", "official", "diffusers")
 METHODS = ("lora", "loha", "lokr", "dora")
-OPTIMISERS = ("adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free")
-SLIM = ("adamw_8bit", "adafactor")
-"""Optimisers that can update during the backward pass and round by chance."""
+OPTIMISERS = ("adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free", "adamw_cpu")
+SLIM = ("adamw_8bit", "adafactor", "adamw_cpu")
+"""Optimisers that can update during the backward pass, and lose nothing of bf16 weights: by rounding by chance, or by
+float32 weights in the computer's memory."""
 SCHEDULES = ("constant", "linear", "cosine", "restarts")
 HINTS = ("canny", "inpaint", "super_resolution", "pictures")
 ATTENTION = ".attn"
@@ -187,16 +188,17 @@ class Settings:
     optimiser: str = _choice(
         "adamw",
         OPTIMISERS,
-        "adamw keeps two numbers to a weight, adamw_8bit a quarter of that, adafactor almost nothing; prodigy and "
-        "schedule_free need their own Python packages.",
+        "adamw keeps two numbers to a weight, adamw_8bit a quarter of that, adafactor almost nothing; adamw_cpu keeps "
+        "them, and the weights in fp32, in the computer's memory; prodigy and schedule_free need their own Python "
+        "packages.",
     )
     schedule: str = _choice("constant", SCHEDULES, "How the learning rate goes after the warm-up.")
     restarts: int = _number(3, "How often the schedule 'restarts' begins anew.", 1, 1000)
     weights: str = _choice(
         "auto",
         ("auto", "bf16", "fp32"),
-        "How a stage that learns is stored: bf16 is rounded by chance, which adamw_8bit and adafactor do; auto is bf16 "
-        "with these, else fp32.",
+        "How a stage that learns is stored: bf16, of which adamw_8bit, adafactor and adamw_cpu lose nothing; auto is "
+        "bf16 with these, else fp32.",
     )
     hint: str = _choice("canny", HINTS, "What a ControlNet sees; pictures takes them from a second folder.")
     control_blocks: tuple[str, ...] = _value(
@@ -204,6 +206,26 @@ class Settings:
     )
     validate_every: int = _number(
         50, "Steps between losses on fixed noise, which decide whether training has gone wrong; 0 never.", 0, 1_000_000
+    )
+    held_out: int = _number(
+        0,
+        "Pictures that are not learned from: the loss on fixed noise is then theirs, and says what is learned beyond "
+        "the pictures. 0 judges on those that are learned.",
+        0,
+        100_000,
+    )
+    list_steps: bool = _value(
+        "bool",
+        False,
+        "Put the files of save_every among the loaders' lists, in a folder of the run's name, instead of into output.",
+        free=True,
+    )
+    trunk_steps: int = _number(
+        0,
+        "Steps in which a new ControlNet's trunk first learns to tell the picture from its hint alone; 500 make it "
+        "heed the hint far sooner.",
+        0,
+        100_000,
     )
 
     def __post_init__(self) -> None:
@@ -229,8 +251,8 @@ class Settings:
             raise WrongInput("A LoRA is written in the comfyui or the official layout. Choose one of them.")
         if self.weights == "bf16" and self.optimiser not in SLIM and self.what in ("stage_c", "stage_b"):
             raise WrongInput(
-                f"A stage in bf16 loses most of what {self.optimiser} changes. Choose adamw_8bit or adafactor, which "
-                "round by chance, or fp32 weights."
+                f"A stage in bf16 loses most of what {self.optimiser} changes. Choose adamw_8bit, adafactor or "
+                "adamw_cpu, which do not, or fp32 weights."
             )
         if self.what == "words" and not self.tokens:
             raise WrongInput("Words are to be learned, but none is named. Write for example [name] = dog.")
@@ -259,8 +281,12 @@ class Settings:
         return json.loads(json.dumps(asdict(self)))
 
     def identity(self, *facts: str) -> str:
-        """16 hexadecimal digits, equal for a run and its continuation; ``facts`` name the model and the data."""
-        kept = {key: value for key, value in self.as_dict().items() if not SPECS[key].free}
+        """16 hexadecimal digits, equal for a run and its continuation; ``facts`` name the model and the data.
+
+        Settings at their default do not count, so that runs go on where a later version has new ones.
+        """
+        plain = Settings().as_dict()
+        kept = {key: value for key, value in self.as_dict().items() if not SPECS[key].free and value != plain[key]}
         if self.schedule != "constant":
             kept["steps"] = self.steps  # the rate of every step depends on them
         return sha256(json.dumps([kept, *facts], sort_keys=True).encode()).hexdigest()[:16]

@@ -48,6 +48,9 @@ def unpack(codes: Tensor, scale: Tensor, power: int, shape: torch.Size) -> Tenso
 class Slim(torch.optim.Optimizer):
     """Common parts. A subclass says in ``find_update`` how far a weight goes, in units of the learning rate."""
 
+    PLACE: str | None = None
+    """The device of its state where that is not the weight's own."""
+
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, seed: int, **more: Any
     ) -> None:
@@ -89,7 +92,7 @@ class Slim(torch.optim.Optimizer):
         ordered = [p for group in self.param_groups for p in group["params"]]
         for number, state in state_dict["state"].items():
             self.state[ordered[number]] = {
-                key: value.to(ordered[number].device, copy=True) if isinstance(value, Tensor) else value
+                key: value.to(self.PLACE or ordered[number].device, copy=True) if isinstance(value, Tensor) else value
                 for key, value in state.items()
             }
 
@@ -147,3 +150,38 @@ class Adafactor(Slim):
             root = (rows / rows.mean()).rsqrt()[:, None] * columns.rsqrt()
             update = (grad.flatten(1) * root).view_as(grad)
         return update / (update.norm() / math.sqrt(update.numel())).clamp(min=1.0)
+
+
+class HostAdamW(Slim):
+    """AdamW whose moments and float32 weights stay in the computer's memory (ZeRO-Offload, Ren et al. 2021, arXiv
+    2101.06840): the device holds the weights alone, rounded to their dtype."""
+
+    PLACE = "cpu"
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+        eps: float = 1e-8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(parameters, lr, weight_decay, seed, betas=betas, eps=eps)
+
+    @torch.no_grad()
+    def step_one(self, parameter: nn.Parameter) -> None:
+        group = next(group for group in self.param_groups if any(parameter is p for p in group["params"]))
+        state, (first, second) = self.state[parameter], group["betas"]
+        given = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        grad = given.to("cpu", torch.float32)
+        if not state:
+            whole = parameter.detach().to("cpu", torch.float32, copy=True)
+            state.update(step=0, whole=whole, mean=torch.zeros_like(whole), square=torch.zeros_like(whole))
+        state["step"] += 1
+        state["mean"].lerp_(grad, 1 - first)
+        state["square"].mul_(second).addcmul_(grad, grad, value=1 - second)
+        root = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+        state["whole"].mul_(1 - group["lr"] * group["weight_decay"])
+        state["whole"].addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first ** state["step"]))
+        parameter.copy_(state["whole"])

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import WrongInput
+from ..errors import BadValues, WrongInput
 from ..files import convert
 from ..files.clip import TextConfig
 from ..files.header import MARKER, marker_text
 from ..nets.encoder import EncoderConfig
 from . import export
-from .control import plan_control, start_control
+from .control import plan_control, plan_trunk, start_control, start_head
 from .frozen_net import frozen_net, learning_net
 from .lora_layers import Lora
-from .objectives import ControlObjective, DiffusionObjective, Row, StageBObjective, StageCObjective
+from .objectives import ControlObjective, DiffusionObjective, Row, StageBObjective, StageCObjective, TrunkObjective
 from .settings import Settings
+from .trainer import Diverged, Trainer
 from .words import TABLE, TextTower, Word, Words, WordsObjective, text_tower
 
 Text = tuple[TextConfig, Mapping[str, Tensor]]
@@ -111,6 +112,9 @@ class Task:
     def encode_sample(self, row: Row) -> Row:
         """The text of a sample's prompt as it is now."""
         return row
+
+    def prepare(self, trainer: Trainer, on_step: Callable[[int, int], None]) -> None:
+        """What comes before the first step of a new run, seeded as that is; ``on_step(done, of)`` may raise to stop."""
 
 
 class LoraTask(Task):
@@ -233,10 +237,35 @@ class ControlTask(Task):
             raise WrongInput("A ControlNet guides Stage C. Give a Stage C model.")
         self.net = self.build_frozen()
         self.config = plan_control(given.config, settings, given.encoder[0] if given.encoder else EncoderConfig())
-        control = start_control(self.config, given.encoder, given.start, given.start_name, settings.seed)
-        self.learned = control.to(self.device)
-        masked = settings.hint == "inpaint"
-        self.objective = ControlObjective(self.net, self.empty, **self.told, controlnet=control, masked=masked)
+        self.control = start_control(self.config, given.encoder, given.start, given.start_name, settings.seed)
+        self.learned = self.control.to(self.device)
+        self.fresh, self.masked = given.start is None, settings.hint == "inpaint"
+        self.objective = ControlObjective(
+            self.net, self.empty, **self.told, controlnet=self.control, masked=self.masked
+        )
+
+    def prepare(self, trainer: Trainer, on_step: Callable[[int, int], None]) -> None:
+        steps = self.settings.trunk_steps if self.fresh else 0
+        trunk = self.control.backbone
+        head = start_head(self.config, self.settings.seed).to(self.device)
+        objective = TrunkObjective(trunk, head, self.device, bool(self.told["bfloat16"]), self.masked)
+        lesson = Trainer(
+            objective,
+            nn.ModuleDict({"trunk": trunk, "head": head}),
+            trainer.rows,
+            plan_trunk(self.settings),
+            trainer.crew,
+            held=trainer.held,
+        )
+        try:
+            while lesson.step < steps:
+                lesson.update()
+                on_step(lesson.step, steps)
+        except Diverged as reason:
+            raise BadValues(
+                f"The ControlNet's trunk did not learn, because {reason}. Lower the learning rate, or set trunk_steps "
+                "to 0."
+            ) from reason
 
     def write(self, result: Mapping[str, Tensor]) -> File:
         return File(dict(result), {MARKER: marker_text("controlnet", self.config)})

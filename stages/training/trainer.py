@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,8 @@ GROWTH = 1.5
 JUDGED, JUDGED_GROWTH = 16, 1.5
 """Samples with the same noise each time, and how much above the best of their losses means that training went wrong.
 They have little chance in them: a good run does not give back a half of what it started from."""
+MOST_JUDGED = 64
+"""Held-out pictures that are looked at."""
 TOGETHER = 25_000_000
 """Numbers of gradients that are summed over the processes at once."""
 
@@ -66,7 +68,8 @@ class Trainer:
     """Trains ``learned`` (a module whose parameters the objective's network uses) on ``rows``.
 
     With a ``crew`` every process takes its share of each batch; all end a step with the same weights. The result of
-    a step depends on the settings, the rows and the step's number, not on how the batch is split.
+    a step depends on the settings, the rows and the step's number, not on how the batch is split. Rows whose numbers
+    are ``held`` are judged only.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Trainer:
         settings: Settings,
         crew: Crew = ALONE,
         repeats: Sequence[int] | None = None,
+        held: Collection[int] = (),
     ) -> None:
         if not rows:
             raise WrongInput("There are no pictures to train on. Give at least one picture with a caption.")
@@ -86,7 +90,17 @@ class Trainer:
                 "batch_size, or start fewer processes."
             )
         self.objective, self.learned, self.rows, self.settings, self.crew = objective, learned, rows, settings, crew
-        self.order = BatchOrder(settings.seed, settings.batch_size, [row_signature(row) for row in rows], repeats)
+        self.held, self.taught = sorted(held), [index for index in range(len(rows)) if index not in held]
+        if not self.taught:
+            raise WrongInput(
+                f"All {len(rows)} pictures are held out, so there is none to learn from. Lower held_out, or add some."
+            )
+        self.order = BatchOrder(
+            settings.seed,
+            settings.batch_size,
+            [row_signature(rows[index]) for index in self.taught],
+            None if repeats is None else [repeats[index] for index in self.taught],
+        )
         self.optimiser = Optimiser(
             learned.parameters(),
             settings.learning_rate,
@@ -104,13 +118,17 @@ class Trainer:
             and any(p.dtype == torch.bfloat16 for p in learned.parameters())
         ):
             self.optimiser.fuse()
-        self.ema = EMA(learned, settings.ema) if settings.ema else None
+        self.start_average()
         self.adaptive = AdaptiveLossWeight() if settings.loss_weight == "adaptive" else None
         self.losses: list[float] = []
         self.judged: list[tuple[int, float]] = []
         """Losses on the same noise each time, with their steps."""
         self.whole = True
         """False while an update is half done, which must not be saved."""
+
+    def start_average(self) -> None:
+        """Begin the average, where one is kept, at the weights of now."""
+        self.ema = EMA(self.learned, self.settings.ema) if self.settings.ema else None
 
     @property
     def step(self) -> int:
@@ -121,7 +139,7 @@ class Trainer:
         """One update; returns the mean loss of its pictures. Raises :class:`Diverged` and leaves the weights alone."""
         batch = self.settings.batch_size
         self.judge()
-        pictures = self.order.choose(self.step)
+        pictures = [self.taught[place] for place in self.order.choose(self.step)]
         self.optimiser.clear()
         taken = torch.zeros(batch, 2)  # raw loss and logsnr of every place
         parts = self.parts(pictures)
@@ -168,15 +186,16 @@ class Trainer:
 
     @torch.no_grad()
     def judge(self) -> None:
-        """When it is due, the loss on fixed samples with fixed noise, weighted where weights are steady. Raises
-        :class:`Diverged` where it says so."""
+        """When it is due, the loss on fixed noise, of held-out pictures where there are any, weighted where weights are
+        steady. Raises :class:`Diverged` where it says so."""
         every = self.settings.validate_every
         if not every or self.step % every or any(step == self.step for step, _ in self.judged):
             return
-        places = range(max(JUDGED, self.crew.size))
+        seen = self.held or self.taught
+        places = range(max(JUDGED, self.crew.size, min(len(self.held), MOST_JUDGED)))
         found = torch.zeros(len(places))
         for place in places[self.crew.rank :: self.crew.size]:
-            row, chance = self.rows[place % len(self.rows)], generator(self.settings.seed, "judged", place)
+            row, chance = self.rows[seen[place % len(seen)]], generator(self.settings.seed, "judged", place)
             raw, level = self.objective.losses([row], [chance])
             # Adaptive weights change on the way, and those of velocity make one noisy sample outweigh all others.
             steady = self.settings.loss_weight in ("p2", "min_snr", "constant")

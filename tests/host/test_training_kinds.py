@@ -18,6 +18,7 @@ from cascade_studio.stages.nets.stage_c import StageC
 from cascade_studio.stages.training import export
 from cascade_studio.stages.training.frozen_net import frozen_net
 from cascade_studio.stages.training.lora_layers import ADAPTERS, Lora
+from cascade_studio.stages.training.rates import RATES
 from cascade_studio.stages.training.settings import SPECS
 
 FOLDER = "kinds"
@@ -177,3 +178,50 @@ def test_wrong_models_are_told(host, parts, folder):
     for what, model, words in (("stage_b", parts.prior, "Stage B"), ("controlnet", parts.decoder, "Stage C")):
         graph, node = training(host, parts, folder, what, model)
         check_sentence(graph.error(node[2]), words)
+
+
+def shown(host: Any, parts: Parts, folder: str, name: str, decoder: dict[str, Any]) -> tuple[Graph, Any]:
+    """A graph with Train Cascade LoRA that shows and keeps every step, and that node."""
+    graph = Graph(host)
+    data = graph.add("CascadeStudio_TrainingSet", folder=folder, resolution=64, sizes="96, 64")
+    given = graph.add("CascadeStudio_TrainingSettings", list_steps=bool(decoder), held_out=1)
+    inputs = {"model": parts.prior, "clip": parts.clip, "vae": parts.stage_c_vae, "training_set": data[0], **decoder}
+    often = {"steps": 1, "save_every": 1, "sample_every": 1, "batch_size": 2, "learning_rate": 1e-3}
+    return graph, graph.add("CascadeStudio_TrainLora", settings=given[0], name=f"shown_{name}", **inputs, **often)
+
+
+def test_what_is_shown_on_the_way(host, parts, folder):
+    """Samples in full by Stage B where it is wired in, small ones by the Previewer; steps among the loaders' lists."""
+    sides = {}
+    for name, decoder in (("full", {"decoder": parts.decoder, "stage_a": parts.stage_a}), ("small", {})):
+        graph, node = shown(host, parts, folder, name, decoder)
+        assert "64x64: 3, 96x96: 3" in graph.run(node[3])
+        home = Path(host.folder_paths.get_output_directory(), "cascade_studio_training", f"shown_{name}")
+        found = sorted(home.glob("*/samples/*.png"))
+        assert [path.name for path in found] == ["step000000.png", "step000001.png"]
+        sides[name] = Image.open(found[0]).size[0]
+    assert sides["full"] > 3 * sides["small"]
+    listed = host.folder_paths.get_filename_list("loras")
+    assert str(Path("shown_full", "shown_full-step000001.safetensors")) in listed
+    assert not any("shown_small-step" in one for one in listed)
+    graph, node = shown(host, parts, folder, "wrong", {"decoder": parts.decoder})
+    check_sentence(graph.error(node[1]), "Stage A's VAE into 'stage_a'")
+
+
+def test_learning_rates_are_tried_and_nothing_is_kept(host, parts, folder):
+    graph = Graph(host)
+    data = graph.add("CascadeStudio_TrainingSet", folder=folder, resolution=64)
+    node = graph.add(
+        "CascadeStudio_FindLearningRate",
+        what="lora",
+        model=parts.prior,
+        clip=parts.clip,
+        vae=parts.stage_c_vae,
+        training_set=data[0],
+        **{"steps": 2, "batch_size": 2, "rank": 2, "alpha": 2.0},
+    )
+    before = set(Path(host.models).rglob("*"))
+    rate, plot, report = graph.run(node[0], node[1], node[2])
+    assert f"{rate:.2g}" in report.splitlines()[-1] and report.count("rate ") == 10
+    assert any(rate == pytest.approx(tried / 2, rel=0.02) for tried in RATES)
+    assert plot.shape == (1, 384, 768, 3) and plot.std() > 0.05 and set(Path(host.models).rglob("*")) == before

@@ -1,11 +1,13 @@
 """A short training run as a process of its own: ``lesson_process.py RESULT [FOLDER]``.
 
-RESULT is a file for the one run, or with ``LESSON_KINDS`` one for a run of each kind that this names.
+RESULT is a file for the one run, or with ``LESSON_KINDS`` one for a run of each kind that this names. With
+``LESSON_KILLED`` a child for each of these kinds is killed in the middle of its third step instead.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -44,9 +46,31 @@ def train_here(stores_in: Path | None, crew: Crew = ALONE) -> dict[str, Any]:
 def train_kind(kind: str, stores_in: Path | None, crew: Crew = ALONE) -> dict[str, Any]:
     """Train one of :data:`lessons.KINDS`, with float32 weights, whose sums do not depend on how they are shared."""
     torch.set_num_threads(1)
-    run = run_of(kind, crew, steps=3, weights="fp32", optimiser="adamw", validate_every=2).trainer
+    # DoRA's m is learned as a share of |W|: what is compared is m itself, and a step is a thousandth of it, as in use.
+    rate = {"learning_rate": 1e-3} if kind == "dora" else {}
+    made = run_of(kind, crew, **{"steps": 3, "weights": "fp32", "optimiser": "adamw", "validate_every": 2, **rate})
+    run = made.trainer
     go_through(run, stores_in)
-    return {"learned": run.learned.state_dict(), "losses": run.losses, "judged": run.judged}
+    return {"learned": made.comfyui() or run.learned.state_dict(), "losses": run.losses, "judged": run.judged}
+
+
+def die_amid(kind: str, stores_in: Path) -> None:
+    """Train one of :data:`lessons.KINDS` in a child, which the system kills while its third step is half done."""
+    child = os.fork()
+    if child:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        return
+    run = run_of(kind, steps=4, ema=0.5, save_every=1).trainer
+    backward = torch.Tensor.backward
+
+    def half(loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        backward(loss, *arguments, **options)
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.Tensor.backward = half
+    train(run, Store(stores_in / kind, "x"))
+    os._exit(0)
 
 
 def go_through(run: Trainer, stores_in: Path | None) -> None:
@@ -62,7 +86,10 @@ def go_through(run: Trainer, stores_in: Path | None) -> None:
 if __name__ == "__main__":
     crew, _ = from_environment()
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    for kind in os.environ.get("LESSON_KILLED", "").split():
+        die_amid(kind, folder)
     kinds = os.environ.get("LESSON_KINDS", "").split()
-    found = {kind: train_kind(kind, folder, crew) for kind in kinds} if kinds else train_here(folder, crew)
-    torch.save(found, sys.argv[1])
+    if "LESSON_KILLED" not in os.environ:
+        found = {kind: train_kind(kind, folder, crew) for kind in kinds} if kinds else train_here(folder, crew)
+        torch.save(found, sys.argv[1])
     crew.close()

@@ -236,13 +236,18 @@ def test_a_half_made_environment_is_made_again(own_cache, tmp_path, monkeypatch)
     whole = ["create", "pip", "tests"]
     assert steps == ["create", "pip", *whole] and python.is_file()
     assert env.environment_python(requirements) == python and len(steps) == 5
-    monkeypatch.setattr(env, "WITH_TEST_PACKAGES", "another list")
+    first = env.TEST_PACKAGES
+    monkeypatch.setattr(env, "TEST_PACKAGES", (*first, "another==1"))
     assert env.environment_python(requirements) == python and steps[5:] == ["tests"], "torch was fetched again"
+    monkeypatch.setattr(env, "TEST_PACKAGES", first)
+    assert env.environment_python(requirements) == python and len(steps) == 6, "another clone's packages are no fault"
+    monkeypatch.setattr(env, "TEST_PACKAGES", ("another==2",))
+    assert env.environment_python(requirements) == python and steps[6:] == ["tests"], "nor is its older one enough"
     python.unlink()
     env.environment_python(requirements)
-    assert steps[6:] == whole, "an environment whose Python is gone was taken"
+    assert steps[7:] == whole, "an environment whose Python is gone was taken"
     requirements.write_text("torch\nnew\n")
-    assert env.environment_python(requirements) != python and steps[9:] == whole
+    assert env.environment_python(requirements) != python and steps[10:] == whole
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +23,7 @@ from cascade_studio.commands import encoders, train
 from cascade_studio.stages.errors import WrongInput
 from cascade_studio.stages.training.distributed import ALONE
 from cascade_studio.stages.training.export import TOKENS
+from cascade_studio.stages.training.run import Run
 from cascade_studio.stages.training.settings import Settings
 
 
@@ -77,6 +79,26 @@ def test_a_run_from_files(config, tmp_path, caplog):
     assert other.name == "small_2.safetensors" and path.exists(), "other settings are another run, beside the first"
 
 
+def test_samples_are_painted_by_stage_b_or_the_previewer(config, models, tmp_path):
+    """From step 0 on, one for each prompt in its own size; a run with both stages learns Stage C."""
+    read = train.read_config(config)
+    settings = replace(read.settings, steps=1, sample_every=1, sample_prompt="a thing\nanother | 128x64")
+    full = {"stage_b": "diffusion_models/stage_b.safetensors", "stage_a": "vae/stage_a.safetensors"}
+    both = replace(read, **{name: str(models / path) for name, path in full.items()})
+    small = replace(read, image_encoder=str(models / "checkpoints" / "stable_cascade_stage_c.safetensors"))
+    sides = {}
+    for name, given in (("both", both), ("small", small), ("neither", read)):
+        train.run(replace(given, settings=settings, output=str(tmp_path / name)), "cpu")
+        found = sorted((tmp_path / name / "state").glob("*/samples/*.png"))
+        sides[name] = [(path.name, *Image.open(path).size) for path in found]
+    names = ["step000000-2.png", "step000000.png", "step000001-2.png", "step000001.png"]
+    assert [name for name, *_ in sides["both"]] == [name for name, *_ in sides["small"]] == names
+    assert not sides["neither"]
+    for (_, wide, high), (_, width, height) in zip(sides["both"], sides["small"]):
+        assert wide > 3 * width and high > 3 * height
+    assert sides["small"][0][1] > sides["small"][0][2] and sides["small"][1][1] == sides["small"][1][2]
+
+
 def test_words_and_an_all_in_one_file(config, models, tmp_path):
     read = train.read_config(config)
     whole = str(models / "checkpoints" / "stable_cascade_stage_c.safetensors")
@@ -90,41 +112,51 @@ def test_words_and_an_all_in_one_file(config, models, tmp_path):
         assert json.loads(file.metadata()[TOKENS]) == {"[thing]": "^(dog</w>)$"}
 
 
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--nproc_per_node", "2", "--master_port"),
+    "accelerate": (
+        "accelerate.commands.launch",
+        *("--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"),
+    ),
+}
+"""The modules behind the commands, with what they need beside the script; a free port follows."""
+
+
 @pytest.mark.slow
-def test_two_processes_by_torchrun(config, tmp_path):
-    """The launcher is the only difference; the result is that of one process."""
+def test_two_processes_by_both_launchers(config, tmp_path):
+    """The launcher is the only difference; the result is that of one process, and no tensor of a processor is handed to
+    the group, which one of graphics cards would refuse."""
     alone = load_file(train.run(train.read_config(config), "cpu"))
-    (tmp_path / "run").rename(tmp_path / "alone")
-    root = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--standalone",
-            "studio.py",
-            "train",
-            "--config",
-            str(config),
-            "--device",
-            "cpu",
-            "--threads",
-            "1",
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
-        cwd=root,
-        timeout=400,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 processes." in done.stderr
-    together = load_file(tmp_path / "run" / "small.safetensors")
-    assert together.keys() == alone.keys()
-    for key, value in together.items():
-        assert (value.float() - alone[key].float()).abs().max() <= 2e-3 * alone[key].float().abs().max() + 1e-7, key
+    script = str(Path(__file__).with_name("launched.py"))
+    for name, launcher in LAUNCHERS.items():
+        (tmp_path / "run").rename(tmp_path / f"before {name}")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        options = ("train", "--config", str(config), "--device", "cpu", "--threads", "1")
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, port, script, *options],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+            cwd=Path(script).parents[2],
+            timeout=400,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "2 processes." in done.stderr, name
+        together = load_file(tmp_path / "run" / "small.safetensors")
+        assert together.keys() == alone.keys()
+        for key, value in together.items():
+            assert (value.float() - alone[key].float()).abs().max() <= 2e-3 * alone[key].float().abs().max() + 1e-7, key
+
+
+def test_a_group_of_cards_refuses_what_was_not_carried(monkeypatch):
+    import launched
+
+    launched.serve_cards_alone(monkeypatch.setattr)
+    with pytest.raises(RuntimeError, match=launched.REFUSED):
+        torch.distributed.all_reduce(torch.zeros(4, 2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -178,13 +210,19 @@ def test_several_folders_with_options(config, tmp_path):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "more" / "a.png")
     values["pictures"] = [{"folder": "pictures", "repeats": 3}, {"folder": "more", "caption": "plain", "weight": 0.5}]
-    config.write_text(json.dumps({**values, "mirrored": True, "preset": "style"}))
+    values["settings"]["held_out"] = 1
+    config.write_text(json.dumps({**values, "mirrored": True, "sizes": [128, 64], "preset": "style"}))
     read = train.read_config(config)
     assert read.settings.rank == 12 and read.settings.steps == 4, "the file's own settings come on top of the preset"
     lesson = train.prepare_run(read, ALONE, torch.device("cpu"))
-    assert lesson.repeats == [3, 3, 3, 1]
-    assert [float(row["weight"]) for row in lesson.rows] == [1, 1, 1, 0.5]
+    assert lesson.repeats == [3, 3, 3, 1] * 2 and lesson.pictures == 4
+    assert [float(row["weight"]) for row in lesson.rows] == [1, 1, 1, 0.5] * 2
     assert all(row["all_latent"].shape[0] == 2 for row in lesson.rows)
+    one, other = ([row["all_latent"][0, 0].numel() for row in part] for part in (lesson.rows[:4], lesson.rows[4:]))
+    assert max(one) == 4 < 12 <= min(other), "64 and 128 pixels"
+    run = Run(lesson)
+    assert {number % 4 for number in run.trainer.held} == {number for number in run.trainer.held if number < 4}
+    assert len(run.trainer.held) == 2, "a picture that is held out is so at every size"
     for wrong, words in (
         ([{"folder": "more", "colour": 1}], "has colour"),
         ([{"repeats": 2}], "no folder"),

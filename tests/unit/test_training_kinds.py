@@ -51,9 +51,21 @@ def test_every_kind_learns(kind):
     assert any(not torch.equal(value, first[key]) for key, value in run.trainer.learned.state_dict().items())
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """A folder for each kind, where a process left its states that was killed in the middle of its third step."""
+    folder = tmp_path_factory.mktemp("killed")
+    paths = os.pathsep.join((str(UNIT.parents[1]), str(UNIT)))
+    told = {"OMP_NUM_THREADS": "1", "LESSON_KILLED": " ".join(KINDS), "PYTHONPATH": paths}
+    subprocess.run(
+        [sys.executable, str(UNIT / "lesson_process.py"), "-", str(folder)], env={**os.environ, **told}, check=True
+    )
+    return folder
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_goes_on_bit_by_bit(kind, tmp_path):
-    """Stopped in the middle and built anew, it ends with the bits of a run without a break."""
+def test_every_kind_goes_on_bit_by_bit(kind, tmp_path, killed):
+    """Stopped in the middle, or killed, and built anew, it ends with the bits of a run without a break."""
     whole = run_of(kind, steps=4, ema=0.5).trainer
     train(whole, Store(tmp_path / "whole", "x"))
 
@@ -63,11 +75,14 @@ def test_every_kind_goes_on_bit_by_bit(kind, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(run_of(kind, steps=4, ema=0.5).trainer, Store(tmp_path / "cut", "x"), stop)
+    assert len(Store(killed / kind, "x").states()["losses"]) == 2
     torch.rand(5)
-    again = run_of(kind, steps=4, ema=0.5).trainer
-    train(again, Store(tmp_path / "cut", "x"))
-    assert again.losses == whole.losses and distance(again.learned.state_dict(), whole.learned.state_dict()) == 0
-    assert distance(again.result(), whole.result()) == 0
+    for folder in (tmp_path / "cut", killed / kind):
+        again = run_of(kind, steps=4, ema=0.5).trainer
+        train(again, Store(folder, "x"))
+        assert again.losses == whole.losses
+        assert distance(again.learned.state_dict(), whole.learned.state_dict()) == 0
+        assert distance(again.result(), whole.result()) == 0
 
 
 def test_two_processes_equal_one_for_every_kind(tmp_path):
@@ -217,7 +232,7 @@ def test_words_have_files_of_their_own_and_leave_others_alone(tmp_path):
 
 
 @pytest.mark.parametrize("size, most", [("1B", 12e9), ("3.6B", 24e9)])
-@pytest.mark.parametrize("optimiser", ["adamw_8bit", "adafactor"])
+@pytest.mark.parametrize("optimiser", ["adamw_8bit", "adafactor", "adamw_cpu"])
 def test_a_whole_stage_c_fits_by_plan(size, most, optimiser):
     settings = Settings(what="stage_c", optimiser=optimiser, batch_size=4)
     found = memory.plan("stage_c", FILE_KINDS["stage_c"].published[size], settings)
@@ -252,7 +267,7 @@ def test_rates_are_tried_on_the_same_noise():
     assert run.step == 0 and not run.judged and distance(run.learned.state_dict(), before) == 0
 
 
-@pytest.mark.parametrize("kind", ["adamw_8bit", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw_8bit", "adafactor", "adamw_cpu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_slim_optimisers_go_where_adamw_goes(kind, dtype):
     """A quadratic bowl: they reach its middle, as AdamW does, and bfloat16 loses nothing on the way."""
@@ -262,6 +277,22 @@ def test_slim_optimisers_go_where_adamw_goes(kind, dtype):
     for _ in range(400):
         optimiser.step((weight.float() - target).square().sum())
     assert (weight.float() - target).abs().mean() <= 0.05
+
+
+def test_moments_in_the_computers_memory_are_those_of_adamw():
+    """Weights in bfloat16 follow the float32 ones, whose steps are AdamW's; a stage goes on from them bit by bit."""
+    start, grads = randn(20, 30).bfloat16(), [0.1 * randn(20, 30, seed=i) for i in range(30)]
+    theirs, ours = torch.nn.Parameter(start.float()), torch.nn.Parameter(start.clone())
+    pair = (
+        (theirs, torch.optim.AdamW([theirs], 1e-3, weight_decay=0.1)),
+        (ours, slim.HostAdamW([ours], 1e-3, weight_decay=0.1)),
+    )
+    for grad in grads:
+        for weight, optimiser in pair:
+            weight.grad = grad.bfloat16().to(weight.dtype)
+            optimiser.step()
+    (whole,) = (state["whole"] for state in pair[1][1].state.values())
+    assert torch.allclose(whole, theirs, atol=1e-6) and torch.equal(ours, whole.bfloat16())
 
 
 def test_small_updates_of_bfloat16_are_kept_in_the_mean():
@@ -292,6 +323,32 @@ def test_schedules():
     assert rates_of("cosine")[54] == pytest.approx(0.505) and rates_of("cosine")[-1] == pytest.approx(0.01)
     tops = [i for i, rate in enumerate(rates_of("restarts")[10:]) if rate > 0.99]
     assert len(tops) >= 3 and rates_of("restarts")[-1] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("kind", [*optimisers.PACKAGES, "adamw_cpu"])
+def test_other_optimisers_learn_and_go_on_bit_by_bit(kind, tmp_path):
+    """Prodigy finds its own rate (1 stands for that); the result of schedule-free is its average."""
+    rate = {"prodigy": 1.0, "schedule_free": 1e-2, "adamw_cpu": 1e-2}[kind]
+
+    def fresh():
+        return run_of("lora", optimiser=kind, learning_rate=rate, steps=12, drop_text=0.0, weight_decay=0.0)
+
+    whole, before = fresh(), judged(fresh())
+    train(whole.trainer, Store(tmp_path / "whole", "x"))
+    cut = fresh()
+
+    def stop(trainer) -> None:
+        if trainer.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cut.trainer, Store(tmp_path / "cut", "x"), stop)
+    again = fresh()
+    train(again.trainer, Store(tmp_path / "cut", "x"))
+    assert again.trainer.losses == whole.trainer.losses
+    assert distance(again.trainer.result(), whole.trainer.result()) == 0
+    whole.trainer.learned.load_state_dict(whole.trainer.result())
+    assert judged(whole) < before
 
 
 @pytest.mark.parametrize("kind", optimisers.PACKAGES)

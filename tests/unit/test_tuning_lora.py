@@ -206,3 +206,21 @@ def test_files_of_others_are_never_replaced(tmp_path):
     (tmp_path / "note.safetensors").write_bytes(b"something else")
     assert export.find_free_path(tmp_path, "note", "run1").name == "note_2.safetensors"
     assert {p.name for p in tmp_path.iterdir()} == {"mine.safetensors", "mine_2.safetensors", "note.safetensors"}
+
+
+def test_rows_that_are_nearly_empty_do_not_explode():
+    """Weights of fresh or pruned layers have such rows: their magnitude times a thousand is one step of a rate."""
+    layer = torch.nn.Linear(8, 6, bias=False)
+    layer.requires_grad_(False)
+    layer.weight[:3] = 0
+    net, x = torch.nn.ModuleDict({"attn": layer}), randn(32, 8)
+    plain = net["attn"](x)
+    adapters = Lora(net, 2, 2.0, ("attn",), method="dora")
+    optimiser = torch.optim.Adam(adapters.parameters(), 1e-3)
+    for _ in range(5):
+        optimiser.zero_grad()
+        (net["attn"](x) - x[:, :6]).square().mean().backward()
+        optimiser.step()
+    assert 0 < (net["attn"](x) - plain).abs().max() <= 0.1
+    (_, parts), *_ = adapters.name_parts(adapters.state_dict())
+    assert torch.isfinite(parts["dora_scale"]).all() and parts["dora_scale"][:3].abs().max() < 1e-6

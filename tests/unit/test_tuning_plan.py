@@ -9,6 +9,7 @@ import torch
 from lessons import randn
 
 from cascade_studio.stages.files.kinds import KINDS
+from cascade_studio.stages.nets.encoder import EncoderConfig
 from cascade_studio.stages.nets.stage_c import StageCConfig
 from cascade_studio.stages.training import memory as plans
 from cascade_studio.stages.training.frozen_net import CLASSES, FROZEN, frozen_net
@@ -46,6 +47,23 @@ def test_the_plan_counts_its_parts():
     assert averaged["LoRA with its optimiser"] == 1.25 * plan.parts["LoRA with its optimiser"]
     words = plans.plan("stage_c", FULL, Settings(), text_parameters=695_000_000)
     assert words.parts["text encoder"] >= 1.39e9 and words.total <= 13.5e9
+
+
+def test_what_the_computers_memory_holds_is_told():
+    settings = Settings(what="stage_c", optimiser="adamw_cpu")
+    card, processor = (plans.plan("stage_c", LITE, settings, device=device) for device in ("cuda", "cpu"))
+    assert "and 12.4 GB of the computer's memory" in card.describe() and "computer" not in processor.describe()
+    name = "Stage C with its optimiser"
+    assert processor.parts[name] == card.parts[name] + card.host == 7 * card.parts[name]
+
+
+def test_a_controlnets_trunk_is_that_of_its_image_encoder():
+    small = EncoderConfig(
+        c_stem=8, widths=(8, 8), repeats=(1, 1), expansions=(1, 2), strides=(2, 8), fused=(True, True)
+    )
+    settings, name = Settings(what="controlnet"), "ControlNet with its optimiser"
+    own, other = (plans.plan("stage_c", LITE, settings, trunk=trunk).parts[name] for trunk in (EncoderConfig(), small))
+    assert other < 0.7 * own
 
 
 def test_the_weights_are_what_is_stored():

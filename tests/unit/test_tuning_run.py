@@ -301,6 +301,19 @@ def test_the_state_of_another_run_is_refused(tmp_path):
         run_to(tmp_path / "mine", replace(SHORT, seed=6))
 
 
+def test_the_state_of_another_version_is_a_sentence(tmp_path):
+    run_to(tmp_path, SHORT, None)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    learned = state["learned"]
+    for other in ({**learned, "more": learned[next(iter(learned))]}, None):
+        torch.save(
+            {key: value for key, value in {**state, "learned": other}.items() if value is not None},
+            tmp_path / "state.pt",
+        )
+        with pytest.raises(WrongInput, match="a version of this pack that keeps other numbers"):
+            run_to(tmp_path, SHORT)
+
+
 def test_half_an_update_is_not_saved(tmp_path, monkeypatch):
     run, store = trainer(), Store(tmp_path, SHORT.identity())
     real = run.optimiser.inner.step

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
-from PIL import Image
-from server import PromptServer
 from torch import Tensor
 
 from ....stages.errors import OutOfMemory, WrongInput
@@ -33,22 +31,22 @@ from ....stages.training.checkpoint import check_target
 from ....stages.training.dataset import PictureFiles, TrainingSet
 from ....stages.training.folders import SUFFIXES, FileMemory, FolderOptions, from_folder
 from ....stages.training.memory import GB
-from ....stages.training.pictures_io import draw_losses, read_picture, read_size
+from ....stages.training.pictures_io import draw_losses, draw_rates, read_picture, read_size
+from ....stages.training.rates import RATES, choose_rate, try_rates
 from ....stages.training.run import Lesson, Run, Sample, add_words, parse_prompts
 from ....stages.training.settings import Settings
 from ....stages.training.tasks import Ingredients
 from ....stages.training.trainer import Trainer
 from ....stages.training.words import count_tokens
 from ..files import names
-from ..models.use_vae import preview
 from ..out_of_memory import explain_out_of_memory, make_room
+from .show import Show, Wired
 from .weights import encoder_weights, encoders, prior_weights, text_weights
 
 log = logging.getLogger(__name__)
 
 WHERE = "Train Cascade"
 FOLDER = "cascade_studio_training"
-SAMPLE_SIDE = 512
 PLACES = {
     "lora": "loras",
     "words": "loras",
@@ -66,17 +64,6 @@ ADVICE = (
 
 OWN_SETS = {path.name: path for path in (Path(__file__).parents[3] / "mini" / "pictures").glob("*/")}
 """Sets of pictures that come with the pack, by name."""
-
-
-@dataclass(frozen=True)
-class Wired:
-    """What is wired into a training node: the model that learns or guides, the encoders, and Stage A for Stage B."""
-
-    model: Any
-    clip: Any
-    vae: Any
-    stage_a: Any = None
-    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,12 +100,13 @@ def train_model(wired: Wired, pictures: TrainingSet, settings: Settings) -> Trai
         run = Run(lesson)
         name, identity = settings.name, run.identity
         folder = home() / name / identity
-        show = Show(run, wired.vae, folder / "samples", wired.node)
+        show = Show(run, wired, folder / "samples")
         path = run.train(
             folder,
             lambda: export.find_free_path(model_folder(PLACES[settings.what]), name, identity),
             show.step,
             show.start,
+            show.prepare,
         )
         for word, stem in run.save_words(model_folder("embeddings"), path.stem):
             report += f"\nLearned word {word}: write embedding:{stem} in prompts."
@@ -131,6 +119,28 @@ def train_model(wired: Wired, pictures: TrainingSet, settings: Settings) -> Trai
         report += f"\nLoss on fixed noise: {judged[0][1]:.4f} before, {judged[-1][1]:.4f} after {len(losses)} steps."
     log.info("%s", report)
     return Trained(model, clip, path.name, draw_losses(losses, name), report)
+
+
+def find_rate(wired: Wired, pictures: TrainingSet, settings: Settings, steps: int) -> tuple[float, Tensor, str]:
+    """A learning rate to begin with, the plot of those that were tried for ``steps`` steps each, and what they did."""
+    settings = replace(settings, resolution=pictures.resolution)
+    lesson, _ = prepare_run(wired, pictures, settings)
+    check_memory(lesson)
+    make_room()
+    bar, lines = comfy.utils.ProgressBar(len(RATES)), []
+
+    def on_rate(rate: float, loss: float) -> None:
+        lines.append(f"rate {rate:.2g}: " + (f"loss {loss:.4f}" if math.isfinite(loss) else "went wrong"))
+        bar.update(1)
+
+    def on_step(_: Trainer) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    with explain_out_of_memory(WHERE, ADVICE), torch.inference_mode(False), torch.enable_grad():
+        found = try_rates(Run(lesson).trainer, steps, on_rate=on_rate, on_step=on_step)
+    comfy.model_management.soft_empty_cache()
+    chosen = choose_rate(found)
+    return chosen, draw_rates(found, chosen), "\n".join([*lines, f"A learning rate to begin with: {chosen:.2g}"])
 
 
 def put_on(wired: Wired, settings: Settings, result: dict[str, Tensor]) -> tuple[Any, Any]:
@@ -160,7 +170,7 @@ def prepare_run(wired: Wired, pictures: TrainingSet, settings: Settings) -> tupl
         wired.stage_a if kind == "stage_b" else None,
         settings.hint if settings.what == "controlnet" else "",
     )
-    bar, cache = comfy.utils.ProgressBar(len(pictures.pictures)), home() / "cache"
+    bar, cache = comfy.utils.ProgressBar(len(pictures.shown)), home() / "cache"
 
     def on_item(done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -182,11 +192,14 @@ def prepare_run(wired: Wired, pictures: TrainingSet, settings: Settings) -> tupl
     facts = (fingerprint(given.weights), pictures.digest, ways.picture_mark, ways.text_mark, start)
     device = comfy.model_management.get_torch_device()
     bfloat16 = device.type != "cpu" and comfy.model_management.should_use_bf16(device)
-    repeats = [picture.repeats for picture in pictures.pictures]
+    repeats = [picture.repeats for picture, _ in pictures.shown]
     lesson = Lesson(settings, settings.identity(*facts), device, bfloat16, rows, empty, samples, given, repeats)
+    lesson.pictures = len(pictures.pictures)
     tokenizer = clip.tokenizer.clip_g.tokenizer
     if given.text is not None:
-        add_words(lesson, [p.captions for p in pictures.pictures], [prompt for prompt, _ in prompts], tokenizer)
+        add_words(
+            lesson, [picture.captions for picture, _ in pictures.shown], [prompt for prompt, _ in prompts], tokenizer
+        )
     return lesson, "\n".join(filter(None, [pictures.report(), count_tokens(pictures.pictures, tokenizer)]))
 
 
@@ -206,53 +219,6 @@ def model_folder(kind: str) -> Path:
     """Where new files of a kind ("loras", "embeddings") go."""
     places = [Path(place) for place in folder_paths.get_folder_paths(kind)]
     return next((place for place in places if place.name == kind), places[0])  # older hosts name "unet" first
-
-
-class Show:
-    """Progress: the bar, the loss with the time left, and pictures that the network paints on the way."""
-
-    def __init__(self, run: Run, vae: Any, folder: Path, node: str) -> None:
-        self.run, self.vae, self.folder, self.node = run, vae, folder, node
-        self.bar = comfy.utils.ProgressBar(run.settings.steps)
-        self.started, self.first = 0.0, -1
-        self.mean: float | None = None
-
-    def start(self, trainer: Trainer) -> None:
-        """Before the first step of a new run: what the network paints without it."""
-        if self.run.settings.sample_every and trainer.step == 0:
-            self.bar.update_absolute(0, self.run.settings.steps, self.sample(0))
-
-    def step(self, trainer: Trainer) -> None:
-        """After every update; raises where the user has asked to stop."""
-        settings, done, loss, now = self.run.settings, trainer.step, trainer.losses[-1], time.monotonic()
-        if self.mean is None:  # the first step warms up, and says nothing of the others
-            self.first, self.started, self.mean = done, now, loss
-        self.mean += 0.05 * (loss - self.mean)
-        left = ""
-        if done > self.first:
-            seconds = int((now - self.started) / (done - self.first) * (settings.steps - done))
-            left = f", {seconds // 60}:{seconds % 60:02d} left"
-        fixed = f" ({trainer.judged[-1][1]:.4f} on fixed noise)" if trainer.judged else ""
-        PromptServer.instance.send_progress_text(
-            f"step {done} of {settings.steps}, loss {self.mean:.4f}{fixed}{left}", self.node
-        )
-        due = settings.sample_every and done % settings.sample_every == 0
-        self.bar.update_absolute(done, settings.steps, self.sample(done) if due else None)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    def sample(self, step: int) -> tuple[str, Image.Image, int] | None:
-        """What the network makes of the watched prompts now, kept in the run's folder; the first one is shown. None
-        without Previewer."""
-        if not hasattr(self.vae.first_stage_model, "previewer"):
-            return None
-        shown = []
-        for number, latent in enumerate(self.run.paint_latents()):
-            with torch.inference_mode():
-                pixels = preview(self.vae, latent)[0]
-            shown.append(Image.fromarray((pixels.float().cpu() * 255).round().byte().numpy()))
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shown[-1].save(self.folder / f"step{step:06d}{f'-{number + 1}' if number else ''}.png")
-        return ("PNG", shown[0], SAMPLE_SIDE) if shown else None
 
 
 def read_folder(name: str, options: FolderOptions, hints: str, resolution: int) -> TrainingSet:

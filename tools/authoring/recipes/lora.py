@@ -150,6 +150,23 @@ def _before_and_after(flow: Flow, load: Node, taught: Output) -> tuple[Node, Nod
     return positive, compared
 
 
+def _other_training(flow: Flow, load: Node, pictures: Output, settings: Output) -> None:
+    """What is switched off: trying rates, and training a ControlNet."""
+    given = {"model": load["prior"], "clip": load["clip"], "vae": load["stage_c_vae"], "training_set": pictures}
+    flow.step("Off: find a learning rate")
+    flow.add("CascadeStudio_FindLearningRate", muted=True, what="lora", **given, settings=settings, rank=8, alpha=8.0)
+    flow.step("Off: train another part")
+    flow.add(
+        "CascadeStudio_Train",
+        muted=True,
+        what="controlnet",
+        **given,
+        name="chalk_edges",
+        steps=500,
+        learning_rate=0.001,
+    )
+
+
 def train_lora() -> Flow:
     """Twelve drawings that come with the pack become a LoRA, and the picture is painted without it and with it."""
     flow = Flow("train_lora")
@@ -174,19 +191,7 @@ def train_lora() -> Flow:
     )
     prompt, compared = _before_and_after(flow, load, trained["model"])
     flow.show_in_app([(pictures, "folder"), (trained, "name"), (trained, "steps"), (prompt, "text")], trained, compared)
-    flow.step("Off: train another part")
-    flow.add(
-        "CascadeStudio_Train",
-        muted=True,
-        what="controlnet",
-        model=load["prior"],
-        clip=load["clip"],
-        vae=load["stage_c_vae"],
-        training_set=pictures["training set"],
-        name="chalk_edges",
-        steps=500,
-        learning_rate=0.001,
-    )
+    _other_training(flow, load, pictures["training set"], settings["settings"])
     if ON_MINI:
         parts.mini_note(flow)
     else:
@@ -205,7 +210,8 @@ picture is painted without the LoRA and with it.
 
 A LoRA fits the Stage C that it was trained on. For the published models choose another preset in the loader, a
 resolution of 768, a learning rate of 0.0004 and 1024 x 1024 on the canvas; bf16 or fp8 in **Cascade Training Settings**
-says how the frozen weights are kept in memory. **Train Cascade** trains whole stages and ControlNets as well.""",
+says how the frozen weights are kept in memory. **Train Cascade** trains whole stages and ControlNets as well, **Find
+Learning Rate** tries rates before a long run; both are switched off (Ctrl+M).""",
     )
     return flow
 
