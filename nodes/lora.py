@@ -13,6 +13,7 @@ from ..stages.lora.extract import MATRICES, SCOPES
 from .file_inputs import FileInputs
 from .host.files import names
 from .host.files.fetch import show_text
+from .host.files.prefix import fill_prefix
 from .host.files.write import next_path, write_model
 from .host.lora import merge
 from .host.lora.apply import Choice, Targets, apply_all, make_hook, read_and_match
@@ -219,7 +220,7 @@ class CascadeStudioConvertLora(FileInputs, io.ComfyNode):
                 ),
             ],
             outputs=[name_output(), report_output()],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
 
@@ -227,7 +228,7 @@ class CascadeStudioConvertLora(FileInputs, io.ComfyNode):
     def execute(
         cls, lora: str, model: io.Model.Type, layout: str, filename_prefix: str, clip: io.Clip.Type | None = None
     ) -> io.NodeOutput:
-        path, wired = next_path(filename_prefix), Targets.of_model(model, clip, CONVERT)
+        path, wired = next_path(fill_prefix(filename_prefix, cls.hidden.prompt)), Targets.of_model(model, clip, CONVERT)
         found = read_and_match(lora, wired)
         tensors, metadata = to_layout(found, layout, wired.shapes().get(found.stage, {}))
         return save_lora(path, tensors, metadata, found.report.text(), cls.hidden.unique_id)
@@ -269,7 +270,7 @@ class CascadeStudioExtractLora(io.ComfyNode):
                 prefix_input("loras/extracted"),
             ],
             outputs=[name_output(), report_output()],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
 
@@ -284,7 +285,7 @@ class CascadeStudioExtractLora(io.ComfyNode):
         dtype: str,
         filename_prefix: str,
     ) -> io.NodeOutput:
-        path = next_path(filename_prefix)
+        path = next_path(fill_prefix(filename_prefix, cls.hidden.prompt))
         tensors, found = merge.extract_lora(tuned, base, rank, energy, layers, DTYPES[dtype], EXTRACT)
         return save_lora(path, tensors, {"format": "pt"}, found.text(), cls.hidden.unique_id)
 

@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..stages.lora.merge import GROUPS
 from .host.files.fetch import show_text
+from .host.files.prefix import fill_prefix
 from .host.lora import merge
 
 CATEGORY = "Cascade Studio/merging"
@@ -155,7 +156,8 @@ class CascadeStudioSaveModel(io.ComfyNode):
     ) -> io.NodeOutput:
         told = {"modelspec.title": title, "modelspec.description": notes}
         hidden = merge.hidden_texts(cls.hidden)
-        name, report = merge.save_model(model, layout, dtype, filename_prefix, hidden, told, SAVE)
+        prefix = fill_prefix(filename_prefix, cls.hidden.prompt)
+        name, report = merge.save_model(model, layout, dtype, prefix, hidden, told, SAVE)
         show_text(report, cls.hidden.unique_id)
         return io.NodeOutput(name, report, ui=ui.PreviewText(report))
 

@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from ..stages.errors import WrongInput
 from ..stages.inputs.pictures import check_pictures
 from .host import latents
+from .host.files.prefix import fill_prefix, has_open_values
 from .host.report import card, png
 from .host.report.facts import gather_facts
 from .types import Report
@@ -125,8 +126,9 @@ class CascadeStudioSaveImage(io.ComfyNode):
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         """True, or why nothing can be saved under this prefix, before anything runs."""
         try:
-            if filename_prefix is not None:
-                png.check_place(filename_prefix, SAVE)
+            place = fill_prefix(filename_prefix or "", None)
+            if filename_prefix is not None and not has_open_values(place):  # else it is known when the node runs
+                png.check_place(place, SAVE)
         except WrongInput as error:
             return str(error)
         return True
@@ -137,9 +139,12 @@ class CascadeStudioSaveImage(io.ComfyNode):
     ) -> io.NodeOutput:
         check_pictures(images, SAVE, "images")
         prompt = cls.hidden.prompt
+        place = fill_prefix(filename_prefix, prompt)
+        if place != filename_prefix:
+            png.check_place(place, SAVE)
         story = png.Story(report, gather_facts(prompt, cls.hidden.unique_id), hashes) if report else None
-        saved = png.save_png(images, filename_prefix, prompt, cls.hidden.extra_pnginfo, story)
-        return io.NodeOutput(images, ui=ui.SavedImages([ui.SavedResult(*place) for place in saved]))
+        saved = png.save_png(images, place, prompt, cls.hidden.extra_pnginfo, story)
+        return io.NodeOutput(images, ui=ui.SavedImages([ui.SavedResult(*file) for file in saved]))
 
 
 NODES = [CascadeStudioReportCard, CascadeStudioSaveImage]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -282,12 +283,12 @@ def test_saved_as_core_saves(studio, made):
 
 
 def test_names_are_good_on_every_system(studio, made):
-    """Prompts without the page may hold what it would have filled in."""
+    """Prompts without the page may hold what it would have filled in, and what no system has in names."""
     from cascade_studio.nodes.host.files import write as model_files
 
-    _, result, _ = saved(studio, made["image"][:1], filename_prefix='names/%date:yyyy%_<"a|b?*>')
+    _, result, _ = saved(studio, made["image"][:1], filename_prefix='names/%date:yyyy%_%1:2%_<"a|b?*>')
     ((image,),) = (told["images"] for told in result.ui.values() if "images" in told)
-    assert (image["subfolder"], image["filename"]) == ("names", "%date-yyyy%_--a-b---_00001_.png")
+    assert (image["subfolder"], image["filename"]) == ("names", f"{datetime.now():%Y}_%1-2%_--a-b---_00001_.png")
     assert model_files.next_path("names/a:b").name == "a-b_00001_.safetensors"
 
 
