@@ -21,7 +21,7 @@ def file_input(
 ) -> io.Combo.Input:
     """A file name: the files here, then published ones; ``extra`` are choices that are no files.
 
-    Which of the names would be fetched goes to the web extension as ``published``, and what is known of them as
+    That it is one goes to the web extension as ``file``, which of the names would be fetched as ``published``, and what is known of them as
     ``facts``: name → bytes, whether only about, folder, licence. A node with several inputs gives them one
     ``library``, which lists every folder once.
     """
@@ -30,7 +30,7 @@ def file_input(
     return io.Combo.Input(
         role,
         options=library.list_names(role, extra),
-        extra_dict={"published": published, "facts": fetch.list_facts(role, published)},
+        extra_dict={"file": role, "published": published, "facts": fetch.list_facts(role, published)},
         tooltip=f"{tooltip} After the files here follow published ones, fetched when needed.",
     )
 

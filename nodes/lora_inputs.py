@@ -12,6 +12,7 @@ def lora_input() -> io.Combo.Input:
     return io.Combo.Input(
         "lora",
         options=names.Library().list_names("lora"),
+        extra_dict={"file": "lora"},
         tooltip=("A LoRA for Stable Cascade in any layout: official, kohya, OneTrainer, diffusers, PEFT or ComfyUI."),
     )
 

@@ -424,3 +424,34 @@ def test_a_lora_tells_in_its_node_what_matched(page, object_info, pictures):
     assert len(keys) == 2, report
     page.browser.wait("arguments[0].every((words) => document.body.innerText.includes(words))", keys)
     (pictures / "lora.png").write_bytes(page.browser.picture())
+
+
+CONNECT = """
+    const node = LiteGraph.createNode(arguments[0]); app.rootGraph.add(node);
+    const found = {};
+    for (const name of arguments[1]) {
+      const slot = node.inputs.findIndex((input) => (input.widget?.name ?? input.name) === name);
+      found[name] = ["PrimitiveInt", "PrimitiveString"].map((kind) => {
+        const source = LiteGraph.createNode(kind); app.rootGraph.add(source);
+        return Boolean(source.connect(0, node, slot));
+      });
+    }
+    return found;"""
+
+
+def test_a_name_from_another_node_fits_every_input_of_files(page, object_info):
+    """Text is taken and numbers are not, as the server has it; and the wires are there after loading."""
+    inputs = {}
+    for kind, definition in object_info.items():
+        every = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}
+        names = [name for name, spec in every.items() if len(spec) > 1 and "file" in spec[1]]
+        if names and kind.startswith("CascadeStudio_"):
+            inputs[kind] = names
+    assert len(inputs) >= 12 and ["lora"] in inputs.values() and ["controlnet"] in inputs.values()
+    for kind, names in inputs.items():
+        found = page.browser.run(CONNECT, kind, names)
+        assert found == dict.fromkeys(names, [False, True]), kind
+    links = "return app.rootGraph.links.size ?? Object.keys(app.rootGraph.links).length"
+    before = page.browser.run(links)
+    page.browser.run("await app.loadGraphData(app.rootGraph.serialize())")
+    assert page.browser.run(links) == before == sum(map(len, inputs.values()))

@@ -53,6 +53,15 @@ function fillNames(node) {
   if (prefix && filled) prefix.serializeValue = () => filled(app, prefix.value);
 }
 
+/** A file's name may also come from a node that gives text, as the server takes it: such inputs say `file`. */
+function takeNames(node) {
+  const { required, optional } = node.constructor.nodeData?.input ?? {};
+  for (const slot of node.inputs ?? []) {
+    const [, options] = { ...required, ...optional }[slot.widget?.name ?? slot.name] ?? [];
+    if (options?.file) slot.type = "COMBO,STRING";
+  }
+}
+
 app.registerExtension({
   name: "CascadeStudio",
 
@@ -78,8 +87,13 @@ app.registerExtension({
     addFiles(node);
     addReport(node, kind);
     fillNames(node);
+    takeNames(node);
     if (kind in PICTURES) shown.set(node, PICTURES[kind](node));
     after(node, "onExecuted", (output) => show(node, output));
+  },
+
+  loadedGraphNode(node) {
+    if (isOurs(node)) takeNames(node);
   },
 
   afterConfigureGraph: recall,
