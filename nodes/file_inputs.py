@@ -21,9 +21,9 @@ def file_input(
 ) -> io.Combo.Input:
     """A file name: the files here, then published ones; ``extra`` are choices that are no files.
 
-    That it is one goes to the web extension as ``file``, which of the names would be fetched as ``published``, and what is known of them as
-    ``facts``: name → bytes, whether only about, folder, licence. A node with several inputs gives them one
-    ``library``, which lists every folder once.
+    That it is one goes to the web extension as ``file``, which of the names would be fetched as ``published``, and
+    what is known of them as ``facts``: name → bytes, whether only about, folder, licence. A node with several inputs
+    gives them one ``library``, which lists every folder once.
     """
     library = library or names.Library()
     published = library.list_published(role)

@@ -91,6 +91,7 @@ class CascadeStudioSamplePrior(io.ComfyNode):
         canvas = latents.find_prior_canvas(latent, PRIOR)
         sizes = notes.advise_on_size(model, canvas)
         told = [*sizes, *notes.advise_on_resizing(latent, canvas)]
+        told += notes.advise_on_placing(latent, canvas, "Stage C")
         run = sample.Run(
             "Stage C",
             max(1, int(steps * denoise)) if fewer_steps else steps,
@@ -172,9 +173,10 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
         latents.check_model(model, "Stage B", DECODER)
         canvas = latents.find_prior_canvas(prior, DECODER)
         codes = latents.expect_finished_prior(prior, DECODER)
-        told = notes.advise_on_resizing(prior, canvas)
+        told = [*notes.advise_on_resizing(prior, canvas), *notes.advise_on_placing(prior, canvas, "Stage C")]
         if latent is None:
             latent = latents.make_empty_decoder(canvas, codes.shape[0])
+        told += notes.advise_on_placing(latent, canvas, "Stage B")
         latent = latents.fit_batch(latents.fit_empty_decoder(latent, canvas), prior, DECODER)
         run = sample.Run(
             "Stage B",

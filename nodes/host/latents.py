@@ -24,6 +24,9 @@ from ...stages.inputs.canvas import (
 CANVAS = "cascade_studio_canvas"
 """Key in a latent under which its canvas travels from node to node."""
 
+MADE = "cascade_studio_samples"
+"""Key in a latent under which its samples travel a second time: another node that changes them leaves these."""
+
 RATIO = "downscale_ratio_spacial"
 PRIOR_RATIO, DECODER_RATIO = 42, 4
 """The host's own numbers for the two latents, by which its samplers recognise and resize empty ones."""
@@ -52,18 +55,18 @@ def device() -> torch.device:
 
 def make_prior_latent(samples: Tensor, canvas: Canvas) -> Latent:
     """``samples`` (B, 16, h, w) with what later nodes need to know."""
-    return {"samples": samples, RATIO: PRIOR_RATIO, CANVAS: canvas}
+    return {"samples": samples, MADE: samples, RATIO: PRIOR_RATIO, CANVAS: canvas}
 
 
 def make_decoder_latent(samples: Tensor, canvas: Canvas) -> Latent:
     """``samples`` (B, 4, h, w) with what later nodes need to know."""
-    return {"samples": samples, RATIO: DECODER_RATIO, CANVAS: canvas}
+    return {"samples": samples, MADE: samples, RATIO: DECODER_RATIO, CANVAS: canvas}
 
 
 def replace_samples(latent: Latent, samples: Tensor) -> Latent:
     """A copy of ``latent`` that holds ``samples`` and is no longer an empty one to be resized."""
     out = {key: value for key, value in latent.items() if key not in (RATIO, "noise_mask")}
-    return {**out, "samples": samples}
+    return {**out, "samples": samples, MADE: samples}
 
 
 def expect_prior(latent: Latent, where: str) -> Tensor:

@@ -163,6 +163,38 @@ def test_a_canvas_far_from_the_models_own_size_is_said(studio, caplog):
     assert "trained on pictures of about 1024 x 1024 px; the canvas has 256 x 256" in caplog.text
 
 
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+def test_what_is_placed_into_a_latent_by_pixels_is_said(studio, caplog, stage):
+    """Core counts 8 px a cell; the place is told in pixels of the picture. What changes all cells, or none, is fine."""
+    prior = studio.prior_latent
+    latent = prior if stage == "prior" else studio.sample_decoder(prior, **STEPS)
+    small = {"samples": torch.ones(1, *latent["samples"].shape[1:2], 2, 2)}
+
+    def told(given: dict[str, Any]) -> str:
+        caplog.clear()
+        if stage == "prior":
+            studio.sample_decoder(given, **STEPS)
+        else:
+            studio.sample_decoder(prior, latent=given, denoise=0.5, **STEPS)
+        return caplog.text
+
+    composite = studio.call("LatentComposite", samples_to=latent, samples_from=small, x=8, y=16, feather=0)
+    masked = studio.call("LatentCompositeMasked", destination=latent, source=small, x=8, y=16, resize_source=False)
+    cell = 256 / latent["samples"].shape[-1]
+    place = "from {:.0f}, {:.0f} px to {:.0f}, {:.0f} px of the picture".format(*(cell * n for n in (1, 2, 3, 4)))
+    for given in (composite, masked):
+        assert place in told(given) and f"{8 / cell:.3g} times the pixels" in caplog.text
+    for given in (
+        latent,
+        studio.call("LatentBlend", samples1=latent, samples2=latent, blend_factor=0.5),
+        studio.call("LatentMultiply", samples=latent, multiplier=0.9),
+        studio.call("SetLatentNoiseMask", samples=latent, mask=torch.ones(1, 64, 64)),
+        studio.call("LatentFromBatch", samples=latent, batch_index=0, length=1),
+        studio.call("RepeatLatentBatch", samples=latent, amount=1),
+    ):
+        assert "A node before" not in told(given)
+
+
 # Areas in pixels
 
 

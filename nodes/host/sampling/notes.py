@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from ....stages.inputs.canvas import Canvas
-from ..latents import CANVAS
+from ..latents import CANVAS, MADE
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,30 @@ def advise_on_resizing(latent: dict[str, Any], canvas: Canvas) -> list[str]:
 def show_native(model: Any, sizes: list[str]) -> dict[str, Any]:
     """For the web extension, which offers a canvas of it: the trained side in pixels, where ``sizes`` says it."""
     return {"cascade_studio_native": [model.model.diffusion_model.config.native_side]} if sizes else {}
+
+
+def advise_on_placing(latent: dict[str, Any], canvas: Canvas, stage: str) -> list[str]:
+    """A sentence where another node placed something into ``latent`` by pixels, as core's Latent Composite does.
+
+    It is told by the cells that changed since the latent was made: not all of them. What is placed beyond the edge
+    changes none, as do nodes that only copy, and nothing is said.
+    """
+    made, samples = latent.get(MADE), latent["samples"]
+    if made is None or made is samples or made.shape != samples.shape:
+        return []
+    changed = (made != samples.to(made)).any(1).any(0)
+    height, width = changed.shape
+    across, down = (changed.any(axis).nonzero().flatten().tolist() for axis in (0, 1))
+    if not across or (len(across), len(down)) == (width, height):
+        return []
+    cell = canvas.padded_width / width
+    left, top, right, bottom = (cell * edge for edge in (across[0], down[0], across[-1] + 1, down[-1] + 1))
+    return [
+        f"A node before {stage} changed its latent from {left:.0f}, {top:.0f} px to {right:.0f}, {bottom:.0f} px of "
+        f"the picture. Core's nodes that take x and y, as Latent Composite, count 8 px a cell; {stage} has one for "
+        f"{cell:.4g} px: give them {8 / cell:.3g} times the pixels that you mean, or put the pictures together before "
+        "they are encoded."
+    ]
 
 
 def show_notes(notes: list[str]) -> dict[str, Any]:
