@@ -40,6 +40,7 @@ class Ingredients:
     config: Any
     weights: Mapping[str, Tensor]
     text: Text | None = None
+    text_layer: int = -1
     words: list[Word] = field(default_factory=list)
     encoder: tuple[EncoderConfig, Mapping[str, Tensor]] | None = None
     start: Mapping[str, Tensor] | None = None
@@ -287,7 +288,7 @@ TASKS: dict[str, type[Task]] = {
 def build_tower(task: Task, text: Text, words: Words) -> TextTower:
     """The text encoder of a run, frozen, with ``words`` in its table."""
     base = task.settings.base_on(task.device.type)
-    return text_tower(text[0], text[1], words, base=base, device=task.device)
+    return text_tower(text[0], text[1], words, layer=task.given.text_layer, base=base, device=task.device)
 
 
 @torch.no_grad()

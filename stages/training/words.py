@@ -145,13 +145,16 @@ class Norm(nn.LayerNorm):
 class TextTower(nn.Module):
     """The text encoder as Stable Cascade uses it: the last layer before the final norm, the projected end token.
 
-    Under the key names of transformers; frozen, and checkpointed a layer at a time.
+    Under the key names of transformers; frozen, and checkpointed a layer at a time. ``layer`` counts from the end, as
+    CLIP skip does: -2 gives what the last layer but one makes; more than there are gives the end behind the final norm.
+    The pooled text is always that of the end.
     """
 
     text_model: Tree
 
-    def __init__(self, config: TextConfig, words: Words) -> None:
+    def __init__(self, config: TextConfig, words: Words, layer: int = -1) -> None:
         super().__init__()
+        self.layer = layer
         tables = {
             "token_embedding": nn.Embedding(config.vocab_size, config.hidden_size, device="meta"),
             "position_embedding": nn.Embedding(config.max_position_embeddings, config.hidden_size, device="meta"),
@@ -176,10 +179,13 @@ class TextTower(nn.Module):
         rows = len(tables["token_embedding"].weight)
         x = self.words[0].place_rows(ids, tables["token_embedding"](ids.clamp(max=rows - 1)).float())
         x = x + tables["position_embedding"](places).float()
-        for layer in self.text_model["encoder"]["layers"]:
+        layers, hidden = self.text_model["encoder"]["layers"], None
+        for number, layer in enumerate(layers, -len(layers)):
             x = checkpoint(layer, x, mask, use_reentrant=False)
-        pooled = self.text_model["final_layer_norm"](x[torch.arange(len(ids), device=ids.device), end])
-        return x, self.text_projection(pooled)[:, None]
+            hidden = x if number == self.layer else hidden
+        final = self.text_model["final_layer_norm"](x)
+        pooled = final[torch.arange(len(ids), device=ids.device), end]
+        return final if hidden is None else hidden, self.text_projection(pooled)[:, None]
 
 
 def text_tower(
@@ -187,11 +193,12 @@ def text_tower(
     tensors: Mapping[str, Tensor],
     words: Words,
     *,
+    layer: int = -1,
     base: str = "bf16",
     device: torch.device | str = "cpu",
 ) -> TextTower:
-    """A private, frozen copy of a text encoder, with ``words`` in its table."""
-    net, plain = TextTower(config, words), torch.float32 if base == "fp32" else torch.bfloat16
+    """A private, frozen copy of a text encoder, with ``words`` in its table; ``layer`` as in :class:`TextTower`."""
+    net, plain = TextTower(config, words, layer), torch.float32 if base == "fp32" else torch.bfloat16
     own = net.state_dict()
     with torch.no_grad():
         copies = {

@@ -200,22 +200,27 @@ def test_advanced_settings_and_a_learned_word(host, parts, folder, studio):
     )
 
 
-def test_the_frozen_text_tower_is_the_hosts(host, parts):
+@pytest.mark.parametrize("layer", [None, -2])
+def test_the_frozen_text_tower_is_the_hosts(host, parts, studio, layer):
+    """Also with CLIP skip."""
     from cascade_studio.nodes.host.training import weights
     from cascade_studio.stages.training import words as text
 
-    tokenizer = parts.clip.tokenizer.clip_g.tokenizer
-    config, tensors = weights.text_weights(parts.clip)
+    clip = parts.clip
+    if layer is not None:
+        clip = studio.call("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=layer)
+    tokenizer = clip.tokenizer.clip_g.tokenizer
+    config, tensors = weights.text_weights(clip)
     words = text.find_words([("[x]", "a dog")], tokenizer, config.vocab_size)
     vocabulary = tokenizer.get_vocab()
     assert words[0].start == tuple(
         sorted(index for name, index in vocabulary.items() if re.search(words[0].pattern, name))
     )
     with torch.inference_mode(False):
-        tower = text.text_tower(config, tensors, text.Words(words, tensors[text.TABLE]), base="fp32")
+        tower = text.text_tower(config, tensors, text.Words(words, tensors[text.TABLE]), layer=layer or -1, base="fp32")
     caption = "two small dogs, (running)"
     hidden, pooled = tower(text.token_ids(caption, words, tokenizer)[None])
-    wanted, wanted_pooled = weights.encoders(parts.clip, parts.stage_c_vae).text(caption)
+    wanted, wanted_pooled = weights.encoders(clip, parts.stage_c_vae).text(caption)
     assert (hidden[0] - wanted).abs().max() <= 2e-3 * wanted.std() and (pooled[0] - wanted_pooled).abs().max() <= 2e-3
 
 

@@ -70,6 +70,22 @@ def test_the_encoder_is_the_hosts(twin):
     assert (rough - wanted).std() <= 0.05 * wanted.std()
 
 
+@pytest.mark.parametrize("layer", [-1, -2, -3])
+def test_the_layer_counts_from_the_end_as_clip_skip_does(twin, layer):
+    """Two layers: the last, the first, and more than there are, which the host takes as the end behind the norm."""
+    ids = text.token_ids("a red apple", [], WORDS)[None]
+    hidden, pooled = tower(twin, layer=layer)[0](ids)
+    seen = []
+    hooks = [
+        block.register_forward_hook(lambda *given: seen.append(given[2])) for block in twin.text_model.encoder.layers
+    ]
+    last, wanted_pooled = twin(ids)
+    for hook in hooks:
+        hook.remove()
+    wanted = {-1: last, -2: seen[0], -3: twin.text_model.final_layer_norm(last)}[layer]
+    assert torch.allclose(hidden, wanted, atol=1e-4) and torch.allclose(pooled[:, 0], wanted_pooled, atol=1e-4)
+
+
 def test_a_new_word_starts_as_the_mean_of_others(twin):
     net, learned, words = tower(twin)
     table = twin.text_model.embeddings.token_embedding.weight

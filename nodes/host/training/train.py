@@ -182,7 +182,7 @@ def prepare_run(wired: Wired, pictures: TrainingSet, settings: Settings) -> tupl
         samples = [Sample(prompt, dict(encode_caption(prompt, ways, cache)), cells) for prompt, cells in prompts]
     given = Ingredients(kind, *prior_weights(wired.model, kind))
     if settings.tokens or settings.what == "text_lora":
-        given.text = text_weights(clip)
+        given.text, given.text_layer = text_weights(clip), -1 if clip.layer_idx is None else clip.layer_idx
     if settings.what == "controlnet":
         given.encoder = encoder_weights(wired.vae)
     start = ""
