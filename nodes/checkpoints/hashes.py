@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -27,12 +28,14 @@ class HashCache:
     """Hashes by file, kept in a small JSON file at ``place`` (None keeps them for this run only).
 
     An entry counts as long as size and time of change are those of the file. A cache that cannot be read or written
-    only costs time.
+    only costs time. What lies at ``older``, where an earlier version kept it, is taken over and removed.
     """
 
-    def __init__(self, place: str | Path | None = None) -> None:
+    def __init__(self, place: str | Path | None = None, older: Path | None = None) -> None:
         self.place = Path(place) if place else None
-        self._known = self._read()
+        self._known = self._read(self.place)
+        if older is not None and older.is_file():
+            self._take_over(older)
 
     def sha256(self, path: str | Path, tick: Callable[[], None] = no_tick) -> str:
         """The hash of the file at ``path``; raises OSError if it cannot be read."""
@@ -56,28 +59,42 @@ class HashCache:
         status = os.stat(disk.system_path(path))
         return [status.st_size, status.st_mtime_ns]
 
-    def _read(self) -> dict[str, list]:
+    @staticmethod
+    def _read(place: Path | None) -> dict[str, list]:
         try:
-            known = parse_object(self.place.read_bytes()) if self.place else {}
+            known = parse_object(place.read_bytes()) if place else {}
         except FileNotFoundError:
             return {}
         except (OSError, BadJson):
-            log.info("The list of known hashes %s could not be read; files are hashed again.", self.place)
+            log.info("The list of known hashes %s could not be read; files are hashed again.", place)
             return {}
         return {key: value for key, value in known.items() if _is_entry(value)}
 
+    def _take_over(self, older: Path) -> None:
+        self._known = {**self._read(older), **self._known}
+        if self._write():
+            disk.remove(older)
+            with contextlib.suppress(OSError):  # the folder holds more than that
+                older.parent.rmdir()
+
     def _remember(self, key: str, value: list) -> None:
-        self._known = {**self._read(), **self._known}
+        self._known = {**self._read(self.place), **self._known}
         self._known.pop(key, None)
         self._known[key] = value
+        self._write()
+
+    def _write(self) -> bool:
+        """Whether it could be written; what is too much is forgotten first."""
         while len(self._known) > LIMIT:
             del self._known[next(iter(self._known))]
         if self.place is None:
-            return
+            return False
         try:
             disk.write(self.place, json.dumps(self._known, indent=0))
         except OSError as error:
             log.info("The list of known hashes %s could not be written (%s).", self.place, error.strerror)
+            return False
+        return True
 
 
 def _is_entry(value: object) -> bool:

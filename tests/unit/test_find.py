@@ -219,6 +219,18 @@ def test_a_list_that_cannot_be_written_only_costs_time(tmp_path):
     assert cache.sha256(put(tmp_path / "x", b"abc")) == hashlib.sha256(b"abc").hexdigest()
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_hashes_of_an_earlier_version_are_taken_over(tmp_path, beside):
+    """Its file goes, and its folder with it unless something else is there."""
+    path, older = put(tmp_path / "x", b"abc"), tmp_path / "cascade_studio" / "hashes.json"
+    HashCache(older).remember(path, "0" * 64)
+    if beside:
+        put(older.parent / "mine", b"")
+    place = tmp_path / "cascade-studio" / "hashes.json"
+    assert HashCache(place, older).sha256(path) == "0" * 64 and HashCache(place).sha256(path) == "0" * 64
+    assert not older.exists() and older.parent.exists() is beside
+
+
 def test_a_growing_file_is_hashed_in_order(tmp_path):
     path, data = tmp_path / "x", os.urandom(100_000)
     path.write_bytes(data)

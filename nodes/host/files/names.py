@@ -295,7 +295,7 @@ def find_roots() -> dict[str, list[str]]:
 
 def hashes() -> HashCache:
     """What is known of the hashes of files here."""
-    return HashCache(own_folder() / "hashes.json")
+    return HashCache(own_folder() / "hashes.json", own_folder().with_name("cascade_studio") / "hashes.json")
 
 
 def finder(tick: Callable[[], None] = lambda: None, models: OpenedModels | None = None) -> finding.Finder:
