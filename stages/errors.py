@@ -4,7 +4,17 @@ from __future__ import annotations
 
 
 class CascadeError(ValueError):
-    """Base of every error that the pack words for its user."""
+    """Base of every error that the pack words for its user.
+
+    ComfyUI shows where a class comes from, and gives a pack's modules the path of its folder: a user reads the plain
+    name of the package instead.
+    """
+
+    __module__ = "cascade_studio"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__module__ = CascadeError.__module__
 
 
 class WrongFile(CascadeError):

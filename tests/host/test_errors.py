@@ -323,3 +323,18 @@ def test_size_that_does_not_fit_into_memory(host, parts, monkeypatch, kind, stag
 
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *args, **kwargs: 1024)
     check_sentence(error_of(host, kind, **needed(parts, kind)), stage, "GiB", "this device has", "smaller picture")
+
+
+def test_types_of_errors_are_shown_without_a_path(host):
+    """The host shows where a class comes from, and for a pack that is the path of its folder."""
+    from cascade_studio.stages import errors
+
+    def walk(kind: type) -> Iterator[type]:
+        yield kind
+        for below in kind.__subclasses__():
+            yield from walk(below)
+
+    kinds = {kind.__name__: host.execution.full_type_name(kind) for kind in walk(errors.CascadeError)}
+    assert kinds == {name: f"cascade_studio.{name}" for name in kinds} and {"UnreadableFile", "NotFetched"} <= set(
+        kinds
+    )
