@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from functools import lru_cache
 from typing import Any
 
 from requests.adapters import HTTPAdapter
@@ -67,7 +66,6 @@ class Adapter(HTTPAdapter):
             self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
 
-@lru_cache(maxsize=64)
 def leads_inside(host: str | None) -> bool:
     """Whether ``host`` is this computer or inside its network: by its number, or by all that its name stands for."""
     if is_private(host):
