@@ -112,10 +112,14 @@ def test_samplers_show_previews(server):
     seen: list[tuple[int, int]] = []
     with server.client.connect() as socket:
         prompt_id = server.client.queue(converted.prompt, preview_method="latent2rgb")
-        while not server.client.history(prompt_id):
+        done = False
+        while True:
             try:
                 message = socket.receive(timeout=1.0)
             except TimeoutError:
+                if done:
+                    break
+                done = bool(server.client.history(prompt_id))  # and once more for what is still on its way
                 continue
             start = max(message.find(b"\xff\xd8\xff"), message.find(b"\x89PNG")) if isinstance(message, bytes) else -1
             if start >= 0:
