@@ -20,7 +20,10 @@ from world import Parts
 
 CHUNKS, CHUNK = 20, 100
 NAN, INFINITY = float("nan"), float("inf")
-SENTENCES = {"WrongInput", "WrongFile", "BadValues", "OutOfMemory", "CascadeError", "BadCatalogue", "CheckpointError"}
+SENTENCES = {
+    *("CascadeError", "WrongInput", "NotInCascade", "WrongFile", "UnreadableFile", "NotFetched", "BadValues"),
+    *("OutOfMemory", "BadCatalogue", "CheckpointError"),
+}
 TEXTS = (
     "",
     " ",
