@@ -192,6 +192,16 @@ def test_nothing_is_fetched_unasked(shop, mode, state, words):
     assert shop.server.requests == [] and not list(shop.models.rglob("*.safetensors*"))
 
 
+def test_more_than_a_gigabyte_is_asked_for_and_less_is_fetched(shop, monkeypatch):
+    """What a new loader does; one that was saved with "download" goes on fetching."""
+    monkeypatch.setattr(fetch, "LARGE", shop.wanted() - 1)
+    text = shop.graph(missing_files="ask if large").error(["1", 0])
+    check_sentence(text, "'missing_files' is set to 'ask if large'", "set it to 'download'", "By hand: download")
+    assert shop.told(fetch.PLAN)[0]["state"] == "asks" and shop.server.requests == []
+    monkeypatch.setattr(fetch, "LARGE", shop.wanted())
+    assert shop.graph(missing_files="ask if large").execute(["1", 0]).success
+
+
 def test_networking_can_be_switched_off(shop, monkeypatch):
     monkeypatch.setenv("CASCADE_STUDIO_OFFLINE", "1")
     text = shop.graph("LoadStageA").error(["1", 0])
