@@ -25,24 +25,22 @@ function show(node, output) {
   tell(node, output);
 }
 
-/** Workflows whose state was asked for since this page was loaded. */
-const asked = new Set();
-
 /** Show what is known of the workflow in sight: kept by this page, or by the server from before it was loaded. */
 async function recall() {
   restoreDownloads();
   drawAll();
   const place = workflowId();
-  if (!place || asked.has(place)) return;
-  asked.add(place);
+  if (!place) return;
   const state = await askState();
   if (place !== workflowId()) return;
   recallDownloads(state);
   recallStages(state);
-  const known = app.nodeOutputs ?? {};
+  // What the host keeps of a tab may come before the tab's nodes do. Files and sizes may be others since that run.
   for (const [id, output] of Object.entries(state.last?.outputs ?? {})) {
     const node = nodeOf(id);
-    if (node && isOurs(node) && !known[outputId(node)]) show(node, output);
+    if (!node || !isOurs(node)) continue;
+    shown.get(node)?.pin(output);
+    if (!widgetOf(node, "missing_files")) tell(node, output);
   }
 }
 
