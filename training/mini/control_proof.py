@@ -34,14 +34,15 @@ from cascade_studio.stages.training.trainer import Trainer
 from tools.scenes import SCENES, Scene
 from tools.small import MINI_FILES
 
-from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
+from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, join_caption
 from .compose import LARGE
-from .data import PLAIN, SEED
-from .export import FILES, FOLDER, PRIOR_CODER, shipped_nets
+from .data import SEED
+from .export import FILES, FOLDER, PRIOR_CODER, read_shipped
 from .loop import frozen
-from .nets import build, decode, paint, told
+from .nets import build, decode, encode_prompts, paint
 from .scenes import Scenes
 from .sizes import SHIPPED
+from .subjects import PLAIN
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def write_pairs(folder: Path, count: int = PAIRS) -> None:
             template = chance.choice(PLAIN_TEMPLATES if colour == PLAIN else COLOUR_TEMPLATES)
             pixels = (rgb * 255).round().byte().movedim(0, -1).numpy()
             Image.fromarray(pixels).save(folder / f"{number:04d}.png", compress_level=1)
-            words = spoken(template, scenes.subjects[subject].labels["en"], colour)
+            words = join_caption(template, scenes.subjects[subject].labels["en"], colour)
             (folder / f"{number:04d}.txt").write_text(words, encoding="utf-8")
 
 
@@ -175,10 +176,10 @@ def measure(nets: Mapping[str, nn.Module], controls: Mapping[str, Path], count: 
     scenes = list_scenes(count)
     size = SHIPPED.canvas.encoder_size[::-1]
     shape = SHIPPED.canvas.prior_height, SHIPPED.canvas.prior_width
-    said, empty = [scene.prompt for scene in scenes], told(nets["text"], [""])[1]
+    said, empty = [scene.prompt for scene in scenes], encode_prompts(nets["text"], [""])[1]
 
     def show(latent: Tensor, prompts: list[str], seed: int) -> Tensor:
-        made = decode(nets["stage_b"], latent, told(nets["text"], prompts)[1], empty, [seed] * count)
+        made = decode(nets["stage_b"], latent, encode_prompts(nets["text"], prompts)[1], empty, [seed] * count)
         return nets["stage_a"].decode(made).float().clamp(0, 1)
 
     first = paint(nets["stage_c"], nets["text"], said, [11] * count, grid_size=shape)
@@ -197,7 +198,7 @@ def measure(nets: Mapping[str, nn.Module], controls: Mapping[str, Path], count: 
 def load_shipped() -> dict[str, nn.Module]:
     """The nets that ship."""
     nets = {}
-    for name, tensors in shipped_nets().items():
+    for name, tensors in read_shipped().items():
         if name in ("stage_a", "text", "stage_b", "stage_c"):
             nets[name] = build(SHIPPED, name)
             nets[name].load_state_dict(tensors)

@@ -29,14 +29,15 @@ from cascade_studio.stages.training.paint import sample_latent
 from cascade_studio.stages.training.run import Run
 from cascade_studio.stages.training.settings import PRESETS, from_dict
 
-from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, spoken
+from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, join_caption
 from .compose import LARGE, PAINTED, compose, random_colour
-from .data import COLOURS, PLAIN, SEED, is_there, pictures, read_split
-from .export import FILES, FOLDER, PRIOR_CODER, shipped_nets
+from .data import SEED, is_there, pictures, read_split
+from .export import FILES, FOLDER, PRIOR_CODER, read_shipped
 from .loop import frozen
 from .nets import build
 from .scenes import for_encoder
 from .sizes import SHIPPED
+from .subjects import COLOURS, PLAIN
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def choose(proof: Proof) -> tuple[list[Shown], list[Shown]]:
 
     def say(subject: int, colour: str) -> Shown:
         template = rng.choice(PLAIN_TEMPLATES if colour == PLAIN else COLOUR_TEMPLATES)
-        words = spoken(template, subjects[subject].labels["en"], colour)
+        words = join_caption(template, subjects[subject].labels["en"], colour)
         return Shown(subject, colour, f"{proof.word}, {words}" if proof.word else words)
 
     if proof.one_subject:
@@ -126,7 +127,7 @@ def prove(name: str, work: Path) -> dict[str, Any]:
     folder = work / name.replace(" ", "_")
     write_set(proof, learned, folder)
     encoder = build(SHIPPED, "encoder")
-    encoder.load_state_dict(shipped_nets()["encoder"])
+    encoder.load_state_dict(read_shipped()["encoder"])
     with torch.no_grad():
         wanted = frozen(encoder)(for_encoder(render(proof, asked, PAINTED), SHIPPED.canvas))
     settings = {
