@@ -116,7 +116,8 @@ def write_record(found: dict[str, dict[str, Any]]) -> None:
     lines = [
         "# Runs of every kind on Cascade Mini",
         "",
-        "Written by `python3 dev.py run -m tools.training_runs` in a clone: nine of the twelve chalk drawings, batches of 4, on a",
+        "Written by `python3 dev.py run -m tools.training_runs` in a clone: nine of the twelve chalk drawings, batches "
+        "of 4, on a",
         "processor that did other things too, so that the seconds are upper bounds. The loss is that of the other",
         "three drawings, on 16 samples with the same noise: it says that what a kind learns holds for pictures that it",
         "was not shown, not how they look.",
