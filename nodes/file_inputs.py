@@ -64,6 +64,20 @@ def dtype_input(name: str, what: str, fast: bool = True) -> io.Combo.Input:
     )
 
 
+def compile_input() -> io.Boolean.Input:
+    """Whether both stages run compiled, as with Compile Cascade."""
+    return io.Boolean.Input(
+        "compile",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "As Compile Cascade on both stages: the same picture, faster from the second step on. The first one waits "
+            "for the compiler."
+        ),
+    )
+
+
 class FileInputs:
     """A node some of whose inputs are names of model files, which it checks itself.
 

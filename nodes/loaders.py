@@ -7,10 +7,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .file_inputs import CHECKPOINT, NONE, FileLoader, dtype_input, file_input, missing_input
+from .file_inputs import CHECKPOINT, NONE, FileLoader, compile_input, dtype_input, file_input, missing_input
 from .host.files import fetch, names
 from .host.models import load_vae, preview
 from .host.models.clip import load_clip_vision, load_text_encoder
+from .host.models.compile import compile_blocks
 from .host.models.load import AUTO, DEVICES, ModelPart, load_diffusion
 
 CATEGORY = "Cascade Studio/loaders"
@@ -113,6 +114,7 @@ class CascadeStudioLoad(FileLoader, io.ComfyNode):
                 vae_device_input(),
                 preset_input(),
                 missing_input(),
+                compile_input(),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -136,10 +138,19 @@ class CascadeStudioLoad(FileLoader, io.ComfyNode):
 
     @classmethod
     def load(
-        cls, parts: FileParts, prior_dtype: str, decoder_dtype: str, text_dtype: str, vae_dtype: str, vae_device: str
+        cls,
+        parts: FileParts,
+        prior_dtype: str,
+        decoder_dtype: str,
+        text_dtype: str,
+        vae_dtype: str,
+        vae_device: str,
+        compile: bool = False,
     ) -> tuple[Any, ...]:
         prior = load_diffusion(parts["prior"], "stage_c", prior_dtype)
         decoder = load_diffusion(parts["decoder"], "stage_b", decoder_dtype)
+        if compile:
+            prior, decoder = compile_blocks(prior), compile_blocks(decoder)
         clip = load_text_encoder(parts["text_encoder"], text_dtype)
         vision = None if parts["clip_vision"] is None else load_clip_vision(parts["clip_vision"])
         stage_a = load_vae.load_stage_a(parts["stage_a"], vae_dtype, vae_device)

@@ -17,7 +17,7 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-GUIDANCE = ("PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention")
+GUIDANCE = ("PerturbedAttention", "SelfAttentionGuidance", "CFGZero", "TiledAttention", "Compile", "Cache")
 
 
 def make_inputs(parts: Parts, control_net: Any = None) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,8 @@ def prepared(server: Any, workflow: dict[str, Any]) -> Converted:
     converted = convert(workflow, info)
     small.with_our_loaders(converted, info)
     small.use(converted, small.FAMILY)
-    small.shrink(converted)
+    leaves_out_steps = any(entry["class_type"] == "CascadeStudio_Cache" for entry in converted.prompt.values())
+    small.shrink(converted, steps=None if leaves_out_steps else 2)
     small.choose(converted)
     return converted
 

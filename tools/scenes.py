@@ -50,6 +50,7 @@ _SCENES = {
     "merge": Scene("frog", "purple"),
     "lora_control_regional": Scene("red apple", "yellow"),
     "guidance": Scene("soccer ball", "green"),
+    "fast": Scene("rocket", "blue"),
     "train_lora": Scene("mushroom", "green"),
 }
 """By recipe."""

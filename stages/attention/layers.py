@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..nets.backend import Attention
-from ..nets.hooks import NO_HOOKS, BlockHooks, Place, Residual
+from ..nets.hooks import NO_HOOKS, BlockHooks, Place, Residual, RunBlock
 
 Attend = Callable[[Tensor, Tensor, Tensor, int, "Tensor | None"], Tensor]
 """``attend(q, k, v, n_self, mask)``: q (B, N, C), k and v (B, M, C), of which the first ``n_self`` are the picture's
@@ -52,8 +52,8 @@ NO_CHANGES = Changes()
 class LayeredHooks(BlockHooks):
     """Block hooks that make ``changes``: they ask every layer, and the network's own ``attention`` at the end."""
 
-    def __init__(self, changes: Changes, attention: Attention, options: Any = None):
-        super().__init__(options)
+    def __init__(self, changes: Changes, attention: Attention, options: Any = None, compiler: RunBlock | None = None):
+        super().__init__(options, compiler)
         self.layers = sorted(changes.layers, key=lambda layer: layer.order)
         self.blocks = changes.blocks
         if "attention_block" in changes.blocks.silent:
@@ -61,7 +61,7 @@ class LayeredHooks(BlockHooks):
         self.attend_plainly = attention
 
     def run_block(self, block: Residual, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
-        return self.blocks.run_block(block, x, skip, scale)
+        return (super() if self.blocks is NO_HOOKS else self.blocks).run_block(block, x, skip, scale)
 
     def attention_block(self, place: Place, x: Tensor, time: Tensor) -> Tensor:
         return self.blocks.attention_block(place, x, time)

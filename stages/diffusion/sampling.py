@@ -36,7 +36,7 @@ def _float32(value: float | Tensor) -> Tensor:
 
 def _cosine_start(like: Tensor) -> tuple[Tensor, Tensor]:
     """The offset s and the variance at t = 0, in float32 on the device of ``like``."""
-    offset = torch.tensor(COSINE_OFFSET, dtype=torch.float32, device=like.device)
+    offset = like.new_full((), COSINE_OFFSET, dtype=torch.float32)  # filled in there: nothing is copied to a card
     return offset, torch.cos(offset / (1 + offset) * (math.pi / 2)) ** 2
 
 
@@ -128,7 +128,9 @@ def schedule_sigmas(steps: int, shift: float = 1.0, start: float = 1.0) -> Tenso
 
 def _per_image(value: float | Tensor, like: Tensor) -> Tensor:
     """A scalar or (B,) value shaped to multiply ``like`` (B, ...), in its dtype and on its device."""
-    value = torch.as_tensor(value).to(device=like.device, dtype=like.dtype)
+    if not isinstance(value, Tensor) or (value.ndim == 0 and value.device.type == "cpu"):
+        return like.new_full((), float(value))  # filled in there: nothing is copied to a card
+    value = value.to(device=like.device, dtype=like.dtype)
     return value.reshape(-1, *[1] * (like.ndim - 1)) if value.ndim else value
 
 

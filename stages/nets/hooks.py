@@ -39,6 +39,9 @@ class Residual(Protocol):
         """Rows ``first`` to ``last`` (exclusive) of what the mixer reads."""
 
 
+RunBlock = Callable[[Residual, Tensor, "Tensor | None", float], "Tensor | None"]
+
+
 class BlockHooks:
     """Called by a forward pass; this default changes nothing.
 
@@ -48,6 +51,8 @@ class BlockHooks:
     """
 
     options: Any = None
+    compiler: RunBlock | None = None
+    """Runs a residual block compiled (compiled.py), or says by None that it has to run as it is."""
     silent: frozenset[str] = frozenset()
     """The hooks that change nothing, which need not be called."""
     passive: frozenset[str] = frozenset()
@@ -56,8 +61,9 @@ class BlockHooks:
     def __init_subclass__(cls) -> None:
         cls.silent = frozenset(name for name in HOOKS if getattr(cls, name) is getattr(BlockHooks, name))
 
-    def __init__(self, options: Any = None):
+    def __init__(self, options: Any = None, compiler: RunBlock | None = None):
         self.options = options
+        self.compiler = compiler
 
     def input_block(self, place: Place, x: Tensor) -> Tensor:
         """``x`` after an input group, before it is kept as a skip."""
@@ -106,7 +112,8 @@ class BlockHooks:
 
     def run_block(self, block: Residual, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         """A residual ``block`` on x (B, H, W, C): its place to get other lengths for its norm, or to run in pieces."""
-        return block(x, skip, scale)
+        compiled = self.compiler and self.compiler(block, x, skip, scale)
+        return block(x, skip, scale) if compiled is None else compiled
 
     def resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """``x`` (B, H, W, C) in the size of the skip that it meets."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .backend import TORCH, Backend
+from .encoder import SLACK
 
 CELL = 8
 
@@ -51,9 +52,9 @@ class Previewer(nn.Module):
     def memory(self, shape: Sequence[int], dtype_size: int) -> int:
         """Bytes that previewing a latent (B, 16, H, W) needs without gradients.
 
-        A layer's input and output at full size are held at once, and 0.4 of another map by the allocator (measured).
+        A layer's input and output at full size are held at once.
         """
-        return int(2.4 * shape[0] * shape[2] * shape[3] * CELL**2 * (self.config.c_hidden // 4) * dtype_size)
+        return int(SLACK * 2 * shape[0] * shape[2] * shape[3] * CELL**2 * (self.config.c_hidden // 4) * dtype_size)
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, 16, H, W) → (B, 3, 8H, 8W), about [0, 1] and unclamped."""

@@ -59,16 +59,22 @@ class GlobalResponseNorm(nn.Module):
         return beta if scale == 1 else beta * scale
 
     def factors(self, x: Tensor, scale: float = 1.0, lengths: Callable[[Tensor], Tensor] = channel_lengths) -> Tensor:
-        """What every channel of ``x`` is multiplied by: 1 + gamma N = (m + gamma G) / m with m = (mean of G) + 1e-6."""
-        norm = lengths(x)  # (B, H, W, C) -> (B, 1, 1, C), in float32
-        mean = norm.mean(dim=-1, keepdim=True) + EPS * scale
-        gamma = self.cast(self.gamma, x)
-        if x.dtype == norm.dtype:
-            return 1 + gamma * (norm / mean)
-        above = torch.addcmul(mean, gamma, norm)  # in one formula with the cast that a narrower format needs
-        if torch.is_grad_enabled():
-            return (above / mean).to(x.dtype)
-        return torch.div(above, mean, out=x.new_empty(above.shape))  # cast as it is written
+        """What every channel of ``x`` is multiplied by, (B, 1, 1, C)."""
+        return response_factors(x, self.cast(self.gamma, x), scale, lengths)
+
+
+def response_factors(
+    x: Tensor, gamma: Tensor, scale: float = 1.0, lengths: Callable[[Tensor], Tensor] = channel_lengths
+) -> Tensor:
+    """1 + gamma N = (m + gamma G) / m with m = (mean of G) + 1e-6, for x (B, H, W, C): (B, 1, 1, C) in its dtype."""
+    norm = lengths(x)  # (B, H, W, C) -> (B, 1, 1, C), in float32
+    mean = norm.mean(dim=-1, keepdim=True) + EPS * scale
+    if x.dtype == norm.dtype:
+        return 1 + gamma * (norm / mean)
+    above = torch.addcmul(mean, gamma, norm)  # in one formula with the cast that a narrower format needs
+    if torch.is_grad_enabled():
+        return (above / mean).to(x.dtype)
+    return torch.div(above, mean, out=x.new_empty(above.shape))  # cast as it is written
 
 
 class SampleBySample(torch.autograd.Function):

@@ -45,14 +45,20 @@ def run_scaled(layer: nn.Module, x: Tensor, scale: float, backend: Backend, run:
     lent = None if torch.is_grad_enabled() else backend.lend_weights(layer, x)
     if lent is None:
         return run_in_range(layer, x, scale, run)
-    bias = None if lent.bias is None else lent.bias * scale
     if run is run_linear:
-        out = F.linear(x.flatten(1, 2), lent.weight, bias).unflatten(1, x.shape[1:3])
+        out = multiply(x, lent.weight, lent.bias, scale)
     else:
+        bias = None if lent.bias is None else lent.bias * scale
         shape: Any = layer.stride, layer.padding, layer.dilation, layer.groups
         out = convolve(lambda h: F.conv2d(h, lent.weight, bias, *shape), x)
     lent.release()
     return out
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """A linear layer on a value of which x (B, H, W, C) holds ``scale`` times, and so does the result."""
+    bias = bias if bias is None or scale == 1 else bias * scale
+    return F.linear(x.flatten(1, 2), weight, bias).unflatten(1, x.shape[1:3])
 
 
 def run_in_range(layer: nn.Module, x: Tensor, scale: float, run: Run) -> Tensor:
@@ -71,7 +77,7 @@ def run_in_range(layer: nn.Module, x: Tensor, scale: float, run: Run) -> Tensor:
 
 def activate(h: Tensor, scale: float = 1.0) -> Tensor:
     """GELU of what ``h`` holds ``scale`` times, scaled alike; without gradients written over ``h``."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.gelu(h) if scale == 1 else (F.gelu(h.float() / scale) * scale).to(h.dtype)
     if scale == 1:
         return torch.ops.aten.gelu_(h)

@@ -17,15 +17,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from bench_card_host import dynamic, partial
 from bench_counts import DTYPES, Case, plan_memory, shapes_of
 from reference_nets import host_net, reference
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cascade_studio.stages.diffusion.reuse import OFF, PRESETS, RULES
+from cascade_studio.stages.diffusion.sampling import OFFICIAL, logsnr, noise_condition, timesteps
 from cascade_studio.stages.files.kinds import KINDS
 
 MINUTES = 9
 KEYS = {"Stage C": "stage_c", "Stage B": "stage_b", "Stage A": "stage_a"}
+NETWORKS = (("Stage C", "3.6B"), ("Stage B", "1.5B"), ("Stage C", "1B"), ("Stage B", "700M"))
 TINY = {
     "Stage C": {"c_hidden": (64, 64), "nhead": (2, 2), "c_cond": 64, "blocks": ((1, 2), (2, 1))},
     "Stage B": {"c_hidden": (32, 32, 64, 64), "nhead": (-1, -1, 2, 2), "c_cond": 64, "blocks": ((1,) * 4, (1,) * 4)},
@@ -115,7 +119,7 @@ def matrix_rate(tour: Tour) -> None:
 
 def steps(tour: Tour) -> None:
     """A guided step of every network: ours, compiled, the host's; the rate of the products; peak against the plan."""
-    for network, size in (("Stage C", "3.6B"), ("Stage B", "1.5B"), ("Stage C", "1B"), ("Stage B", "700M")):
+    for network, size in NETWORKS:
         case = Case(network, size, "bf16")
         ours = tour.build(case)
         theirs = reference(host_net, ours)
@@ -135,19 +139,25 @@ def steps(tour: Tour) -> None:
 
 
 def compiled(tour: Tour) -> None:
-    """The same, compiled by PyTorch."""
-    for network, size in (("Stage B", "700M"), ("Stage C", "1B")):
+    """The same with the blocks compiled, as Compile Cascade has them; the first network pays for both graphs."""
+    from cascade_studio.stages.nets.compiled import BlockCompiler
+    from cascade_studio.stages.nets.hooks import BlockHooks
+
+    hooks = BlockHooks(compiler=BlockCompiler("aot_eager" if tour.tiny else "inductor"))
+    for network, size in NETWORKS:
         case = Case(network, size, "bf16")
         net, given = tour.build(case), tour.inputs(case)
-        eager = tour.time(lambda: net(*given))
+        expected, eager = net(*given).float(), tour.time(lambda: net(*given))
         started = time.monotonic()
-        fast = torch.compile(net, dynamic=True)
-        fast(*given)
+        made = net(*given, hooks=hooks).float()
+        tour.wait()
         waited = time.monotonic() - started
         tour.tell(
-            f"{network} {size}: {tour.time(lambda: fast(*given)):.1f} ms, eager {eager:.1f} ms, after {waited:.0f} s"
+            f"{network} {size}: {tour.time(lambda: net(*given, hooks=hooks)):.1f} ms, eager {eager:.1f} ms, first pass "
+            f"{waited:.0f} s, differs {float((made - expected).std() / expected.std()):.1e}, "
+            f"{'compiled' if hooks.compiler.ready else 'NOT compiled'}"
         )
-        net = fast = None
+        net = None
 
 
 def formats(tour: Tour) -> None:
@@ -195,51 +205,47 @@ def decoding(tour: Tour) -> None:
 
 
 def pictures(tour: Tour) -> None:
-    """The networks of one 1024 px picture with the official settings: 20 guided steps, 10 guided steps, decoding."""
-    parts = (("Stage C", "3.6B", 20), ("Stage B", "1.5B", 10), ("Stage A", "", 1))
-    total = 0.0
-    for network, size, count in parts:
-        case = Case(network, size, "bf16", 1024, 1 if network == "Stage A" else 2)
-        net, given = tour.build(case), tour.inputs(case)
-        call = net.decode if network == "Stage A" else net
-        call(*given)
-        tour.wait()
-        started = time.perf_counter()
-        for _ in range(count):
+    """The networks of one 1024 px picture by the official settings, and with the steps that Cascade Cache leaves."""
+    for preset in PRESETS:
+        total, told = 0.0, []
+        for network, size, key in (("Stage C", "3.6B", "stage_c"), ("Stage B", "1.5B", "stage_b"), ("Stage A", "", "")):
+            count, unguided = count_steps(key, preset)
+            case = Case(network, size, "bf16", 1024, 1 if unguided or not key else 2)
+            net, given = tour.build(case), tour.inputs(case)
+            call = net if key else net.decode
             call(*given)
-        tour.wait()
-        total += time.perf_counter() - started
-        net = call = None
-    tour.tell(f"3.6B, 1.5B and Stage A: {total:.2f} s")
+            tour.wait()
+            started = time.perf_counter()
+            for _ in range(count):
+                call(*given)
+            tour.wait()
+            total += time.perf_counter() - started
+            told.append(f"{count} x {network}{' at cfg 1' if unguided else ''}")
+            net = call = None
+        tour.tell(f"cache {preset}: {total:.2f} s for {', '.join(told)}")
 
 
-def partial(tour: Tour) -> None:
-    """A step with half of the weights on the card, streamed by the host's own patcher."""
-    import comfy.model_patcher
-    import comfy.ops
-
-    from cascade_studio.nodes.host.models.backend import backend_for
-
-    case = Case("Stage B", "1.5B", "bf16")
-    net = tour.build(case, backend=backend_for(comfy.ops.disable_weight_init)).to("cpu")
-    size = sum(parameter.nbytes for parameter in net.parameters())
-    for share in (1.0, 0.5):
-        patcher = comfy.model_patcher.ModelPatcher(net, load_device=tour.device, offload_device=torch.device("cpu"))
-        patcher.load(tour.device, lowvram_model_memory=int(size * share) if share < 1 else 0, force_patch_weights=False)
-        given = tour.inputs(case)
-        tour.tell(f"{share:.0%} of the weights on the card: {tour.time(lambda: net(*given)):.1f} ms")
-        patcher.detach()
+def count_steps(key: str, preset: str) -> tuple[int, bool]:
+    """Steps that are computed, and whether they are unguided (Stage B with the cache)."""
+    if not key:
+        return 1, False
+    official = OFFICIAL[key]
+    if preset == OFF:
+        return official.steps, False
+    levels = noise_condition(logsnr(timesteps(official.steps)[:-1], official.shift)).tolist()
+    return len(RULES[key][preset].choose_steps(levels)), key == "stage_b"
 
 
 SECTIONS: tuple[tuple[str, Callable[[Tour], None], float], ...] = (
     ("Matrix products", matrix_rate, 5),
     ("Guided steps, eager", steps, 60),
     ("Stage A", decoding, 20),
-    ("A whole picture", pictures, 30),
+    ("Whole pictures", pictures, 60),
     ("Number formats", formats, 40),
     ("Weights in 8 bits", eight_bits, 40),
     ("Partly loaded", partial, 30),
-    ("Compiled", compiled, 150),
+    ("Blocks compiled", compiled, 120),
+    ("Dynamic VRAM", dynamic, 40),
 )
 
 

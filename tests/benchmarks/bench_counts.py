@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,6 +122,24 @@ def count_case(case: Case, host: bool = True) -> dict[str, Counts]:
     del ours, calls
     gc.collect()
     return found
+
+
+def count_small(kind: str, name: str, dtype: str, pixels: int, batch: int) -> tuple[int, int]:
+    """Bytes that one pass of an encoder, Previewer or ControlNet holds, and those that it plans for."""
+    with FakeTensorMode():
+        config = KINDS[kind].published[name]
+        with torch.device("cuda"):
+            net = KINDS[kind].module(config, dtype=DTYPES[dtype]).eval().requires_grad_(False)
+        grid = pixels * 24 // 1024
+        side = {"encoder": 32 * grid, "previewer": grid}.get(kind) or config.cell * grid
+        channels = 3 if kind == "encoder" else config.c_in
+        given = torch.empty(batch, channels, side, side, device="cuda", dtype=DTYPES[dtype])
+        counts = count_call(partial(net, given), [*net.parameters(), *net.buffers(), given])
+        size = DTYPES[dtype].itemsize
+        planned = net.memory(batch, side**2, size) if kind == "controlnet" else net.memory(given.shape, size)
+    del net
+    gc.collect()
+    return counts.peak, planned
 
 
 def check_rise(name: str, counts: Counts, recorded: dict[str, dict[str, int]]) -> list[str]:

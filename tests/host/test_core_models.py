@@ -6,6 +6,7 @@ import family as tiny_family
 import pytest
 import torch
 from graphs import check_sentence
+from node_inputs import GUIDANCE
 from reference_nets import host_config
 from world import Studio, changed, relative
 
@@ -131,6 +132,14 @@ def test_prompts_that_a_core_model_cannot_hear(studio, pairs):
         )
         graph = studio.graph()
         check_sentence(graph.error(graph.add("CascadeStudio_Guider", **given)[0]), words)
+
+
+@pytest.mark.parametrize("kind", GUIDANCE)
+def test_nodes_that_work_inside_our_networks_refuse_others(studio, pairs, kind):
+    """There they would do nothing and say nothing."""
+    graph = studio.graph()
+    node = graph.add(f"CascadeStudio_{kind}", model=pairs["prior"].core)
+    check_sentence(graph.error(node[0]), "another loader", "Load Stable Cascade")
 
 
 def test_core_model_in_our_guider_and_schedule(studio, pairs):

@@ -14,7 +14,8 @@ A patch in the table "dit", as skip-layer guidance uses it, replaces a whole gro
 Patches before output groups are called where a skip arrives, as in core's UNet, where every group has one.
 
 What the pack's own features change comes under two keys of the options: ``LAYERS_KEY``, a list of attention layers that
-a node put on the model, and ``CHANGES_KEY``, the :class:`~.stages.attention.layers.Changes` of one pass.
+a node put on the model, and ``CHANGES_KEY``, the :class:`~.stages.attention.layers.Changes` of one pass. Under
+``COMPILER_KEY`` lies the :class:`~.stages.nets.compiled.BlockCompiler` that a node put there.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SHAPE_KEY = "original_shape"
 PATCH_KEYS = ("patches", "patches_replace")
 LAYERS_KEY = "cascade_studio_layers"
 CHANGES_KEY = "cascade_studio_changes"
+COMPILER_KEY = "cascade_studio_compiler"
 BLOCK_PATCHES = {
     "input_block": "input_block_patch",
     "input_block_after_skip": "input_block_patch_after_skip",
@@ -53,7 +55,7 @@ def choose_hooks(
     options = options or {}
     asked = layers or any(options.get(key) for key in (*PATCH_KEYS, LAYERS_KEY)) or CHANGES_KEY in options
     if not asked:
-        return CancellableHooks(options)
+        return CancellableHooks(options, options.get(COMPILER_KEY))
     return TransformerHooks({**options, SHAPE_KEY: list(x.shape)}, layers, net.config)
 
 
@@ -89,7 +91,7 @@ class TransformerHooks(LayeredHooks):
     def __init__(self, options: dict[str, Any], layers: tuple[AttentionLayer, ...], config: UNetConfig):
         changes = options.get(CHANGES_KEY, NO_CHANGES)
         every = (*layers, *changes.layers, *options.get(LAYERS_KEY, ()))
-        super().__init__(Changes(every, changes.blocks), attention, options)
+        super().__init__(Changes(every, changes.blocks), attention, options, options.get(COMPILER_KEY))
         self.patches = options.get("patches", {})
         self.passive = frozenset(hook for hook, name in BLOCK_PATCHES.items() if not self.patches.get(name))
         self.replace = options.get("patches_replace", {})

@@ -17,6 +17,7 @@ from ..conditioning.control_chain import align_controls
 from ..latents import guess_canvas
 from ..models import regions
 from ..models.model import CascadePrior
+from .levels import read_level
 
 
 class CascadeGuider(comfy.samplers.CFGGuider):
@@ -56,7 +57,7 @@ class CascadeGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         """As the host's, with the scale of the moment; without a negative, or at 1, one pass is enough."""
         negative = self.conds.get("negative")
-        scale = self.scale_at(timestep) if negative is not None else 1.0
+        scale = self.scale_at(timestep, model_options) if negative is not None else 1.0
         if not math.isclose(scale, 1.0) and "sampler_cfg_function" not in model_options:
             model_options = {**model_options, "sampler_cfg_function": self.combine}
         return comfy.samplers.sampling_function(
@@ -70,13 +71,12 @@ class CascadeGuider(comfy.samplers.CFGGuider):
             seed=seed,
         )
 
-    def scale_at(self, sigma: Tensor) -> float:
+    def scale_at(self, sigma: Tensor, model_options: dict[str, Any]) -> float:
         """The guidance scale at the time that ``sigma`` stands for."""
         if self.guidance.scale_end is None and self.guidance.interval == (1.0, 0.0):
             return self.guidance.scale
         shift = getattr(self.inner_model.model_sampling, "shift", 1.0)
-        t = sampling.time_from_logsnr(sampling.logsnr_from_sigma(sigma.float().max()), shift)
-        return self.guidance.scale_at(t)
+        return self.guidance.scale_at(sampling.time_from_logsnr(read_level(sigma, model_options), shift))
 
     def combine(self, args: dict[str, Any]) -> Tensor:
         """Guided sigma·epsilon from the host's conditional and unconditional sigma·epsilon."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ....stages.diffusion import sampling
 from ....stages.diffusion.noise import SEED_SPACE, list_image_seeds
+from ....stages.diffusion.reuse import OFF
 from ....stages.diffusion.sampling import Guidance
 from ....stages.diffusion.seeds import PER_PICTURE, STEP_STREAM, BatchSeed, Noise, Seeds
 from ....stages.errors import BadValues, OutOfMemory, WrongInput
@@ -28,7 +29,9 @@ from ..models.model import OWN_SAMPLER, make_sampling
 from ..out_of_memory import is_out_of_memory, make_room
 from ..report.card import StageReport, find_weights_path
 from ..report.measure import measure_work
+from .cache import find_preset
 from .guider import CascadeGuider
+from .levels import LeveledModel, Sigmas, bring_noise
 from .live import show_steps
 from .tiles import estimate_memory
 
@@ -82,11 +85,14 @@ def sample_officially(
         noise = Seeds(tuple(list_image_seeds(seed, x.shape[0]))).open_stream(STEP_STREAM)
 
     def draw(sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        return noise.next(x.shape).to(x)
+        return bring_noise(noise.next(x.shape), x)
 
     run, options = STEPS[step]
     given = options if step == "ddim" else {**options, "noise_sampler": draw}
-    return run(model, x if start is None else start.to(x), sigmas, extra_args, callback, disable, **given)
+    sigmas = sigmas.cpu()
+    model, args = LeveledModel(model, sigmas), {"model_options": {}, **(extra_args or {})}
+    x = x if start is None else start.to(x)
+    return run(model, x, sigmas.as_subclass(Sigmas), args, callback, disable, **given)
 
 
 @dataclass(frozen=True)
@@ -165,13 +171,14 @@ def run_with_report(
         samples = run_stage(model, positive, negative, latent, run)
     run = replace(run, shift=find_shift(model, run.shift))
     count, _, height, width = samples.shape
+    cache = find_preset(model)
     report = StageReport(
         run.stage,
         width,
         height,
         count,
         "cells" if run.stage == "Stage C" else "latents",
-        run.settings(),
+        (*run.settings(), *((("cache", cache),) if cache != OFF else ())),
         find_weights_path(model),
         len(model.patches),
     )

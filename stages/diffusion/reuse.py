@@ -1,0 +1,52 @@
+"""Steps that are not computed: the picture that an earlier step predicted stands in for theirs.
+
+From step to step the predicted picture (x0) changes little, while the noise around it changes as the sampler says. So
+a step may take x0 of the last computed one, and the sampler goes on with the noise of its own level. What that costs
+was measured on Cascade Mini (``tests/benchmarks/measure_cache.py``): it is least where the computed steps lie about
+evenly in r, the noise level in [0, 1] that the networks are told. The official schedule is denser than that at the
+picture's end, and for Stage C sparser in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+OFF, CAREFUL, FAST = "off", "careful", "fast"
+PRESETS = (OFF, CAREFUL, FAST)
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Computed steps are at least ``gap`` apart in r; ``slope`` of the last change of x0 over logsnr is carried on.
+
+    The noise that Stage C's sampler adds makes its changes wild, so that carrying them on makes things worse.
+    """
+
+    gap: float
+    slope: float = 0.0
+
+    def may_reuse(self, r: float, computed: Sequence[float], last: float) -> bool:
+        """Whether the step at noise level ``r`` may do without the network; ``computed`` are the levels before it.
+
+        The run's ``last`` level is always computed, since its x0 is the picture.
+        """
+        if len(computed) < (2 if self.slope else 1) or r <= last + ROUNDING:
+            return False
+        return computed[-1] - r < self.gap - ROUNDING
+
+    def choose_steps(self, levels: Sequence[float]) -> list[int]:
+        """The steps of a run over ``levels`` (r, falling) that are computed."""
+        chosen: list[int] = []
+        for index, level in enumerate(levels):
+            if not self.may_reuse(level, [levels[each] for each in chosen], levels[-1]):
+                chosen.append(index)
+        return chosen
+
+
+RULES = {
+    "stage_c": {CAREFUL: Rule(0.06), FAST: Rule(0.08)},
+    "stage_b": {CAREFUL: Rule(0.09, 0.5), FAST: Rule(0.19, 0.5)},
+}
+"""By stage and preset. Of the official 20 + 10 steps *careful* leaves 12 + 10 and *fast* 10 + 6."""
