@@ -61,7 +61,9 @@ class LayeredHooks(BlockHooks):
         self.attend_plainly = attention
 
     def run_block(self, block: Residual, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
-        return (super() if self.blocks is NO_HOOKS else self.blocks).run_block(block, x, skip, scale)
+        if self.blocks is NO_HOOKS:
+            return super().run_block(block, x, skip, scale)
+        return self.blocks.run_block(block, x, skip, scale)
 
     def attention_block(self, place: Place, x: Tensor, time: Tensor) -> Tensor:
         return self.blocks.attention_block(place, x, time)
