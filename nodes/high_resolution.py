@@ -13,6 +13,7 @@ from .host.sampling import guidance, notes, tiles
 CATEGORY = "Cascade Studio/high resolution"
 TILES, SECOND = "Tile Stage B", "Enlarge Stage C latent"
 PIXELS = canvas.LATENT_PIXELS
+GUIDED = "guided"
 
 
 class CascadeStudioTileDecoder(io.ComfyNode):
@@ -126,10 +127,13 @@ class CascadeStudioHighResolutionPrior(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=list(resize.MODES),
+                    options=[*resize.MODES, GUIDED],
                     default=resize.MODES[0],
                     advanced=True,
-                    tooltip=("How the cells between are made. What it blurs, the second pass sharpens again."),
+                    tooltip=(
+                        "How the cells between are made. What it blurs, the second pass sharpens again. guided leaves "
+                        "them empty, for a second pass with Guide Stage C and denoise 1."
+                    ),
                 ),
             ],
             outputs=[
@@ -147,6 +151,9 @@ class CascadeStudioHighResolutionPrior(io.ComfyNode):
         samples = latents.expect_finished_prior(prior, SECOND)
         same = scale == 1 and compression == 0
         target = source if same else resize.enlarge_canvas(source, scale, compression or None)
+        if method == GUIDED:
+            empty = latents.make_empty_prior(target, samples.shape[0])
+            return io.NodeOutput({**latents.replace_samples(prior, empty["samples"]), **empty})
         moved = resize.resample_prior(samples, source, target, method)
         return io.NodeOutput({**latents.replace_samples(prior, moved), latents.CANVAS: target})
 

@@ -34,6 +34,7 @@ from . import (
     speed,
     training,
     training_set,
+    ultrapixel,
     upscale,
 )
 from .host.files.examples import place_pictures
@@ -125,6 +126,7 @@ class CascadeStudioExtension(ComfyExtension):
             guidance,
             speed,
             high_resolution,
+            ultrapixel,
             detail,
             upscale,
             one_model,

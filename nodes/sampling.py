@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..stages.diffusion.seeds import PER_PICTURE
 from .host import latents
 from .host.report import card
-from .host.sampling import notes, sample
+from .host.sampling import features, notes, sample
 from .sampling_inputs import (
     denoise_input,
     guidance_inputs,
@@ -56,6 +56,15 @@ class CascadeStudioSamplePrior(io.ComfyNode):
                 *start_inputs(),
                 *variation_inputs(),
                 noise_input(),
+                io.Boolean.Input(
+                    "keep_features",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Keep what the model saw in the last step in the latent, for Guide Stage C with 'last step'."
+                    ),
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -84,6 +93,7 @@ class CascadeStudioSamplePrior(io.ComfyNode):
         variation_seed: int = 0,
         variation_strength: float = 0.0,
         noise: str = PER_PICTURE,
+        keep_features: bool = False,
         **guided: Any,
     ) -> io.NodeOutput:
         latents.check_model(model, "Stage C", PRIOR)
@@ -106,8 +116,11 @@ class CascadeStudioSamplePrior(io.ComfyNode):
             noise,
             canvas,
         )
-        samples, done = sample.run_with_report(model, positive, negative, latent, run)
+        recording = features.start_recording(model, PRIOR) if keep_features else None
+        recorded = recording.put_on(model) if recording else model
+        samples, done = sample.run_with_report(recorded, positive, negative, latent, run)
         result = {**latents.replace_samples(latent, samples), latents.CANVAS: canvas}
+        result = features.keep_features(result, recording)
         return io.NodeOutput(
             card.attach_reports(result, *card.find_reports(latent), done),
             ui={**card.show_report(done), **notes.show_notes(told), **notes.show_native(model, sizes)},

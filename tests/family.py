@@ -3,9 +3,9 @@
     python tests/family.py DIRECTORY
 
 writes the folders of a ComfyUI ``models`` directory, less than 40 MB in all: ``diffusion_models``, ``text_encoders``,
-``vae``, ``clip_vision``, ``checkpoints``, ``controlnet`` and ``loras``. The weights are noise seeded by their own
-keys, with just enough structure that sampling stays in range and the prompt, the seed and the size matter: pictures
-are coloured noise, not flat and never NaN. Needs torch and safetensors only.
+``vae``, ``clip_vision``, ``checkpoints``, ``controlnet``, ``model_patches`` and ``loras``. The weights are noise seeded
+by their own keys, with just enough structure that sampling stays in range and the prompt, the seed and the size matter:
+pictures are coloured noise, not flat and never NaN. Needs torch and safetensors only.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from family_shapes import (
     Shapes,
     controlnet_shapes,
     encoder_shapes,
+    guide_shapes,
     previewer_shapes,
     stage_a_shapes,
     stage_b_shapes,
@@ -160,6 +161,16 @@ def controlnet_weights() -> Weights:
     return {key: 0.5 * value if key.startswith("projections.") else value for key, value in weights.items()}
 
 
+def guide_weights() -> Weights:
+    """Corrections of about a tenth of what the picture takes in the residual stream."""
+    weights = weights_for(guide_shapes())
+    for key, value in weights.items():
+        if ".hr_norm.mapping.mapper." in key:
+            value *= 0.01
+            value[: len(value) // 2] -= 1.97 if key.endswith("bias") else 0.0  # of 2 + this
+    return weights
+
+
 def split(weights: Weights) -> Weights:
     """ComfyUI's layout: query, key and value apart."""
     result: Weights = {}
@@ -280,6 +291,10 @@ def write_family(directory: str | Path, variants: bool = True) -> dict[str, Path
     save("vae/effnet_encoder", encoder)
     save("vae/previewer", previewer)
     save("controlnet/canny", controlnet_weights(), **{MARKER: controlnet_marker()})
+    guide = Path(directory, "model_patches", "ultrapixel_t2i.safetensors")
+    guide.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(cast(guide_weights(), brain), guide)  # published as a pickle under the other format's name
+    written["model_patches/ultrapixel_t2i"] = guide
     save("loras/official", official_lora(stage_c_shapes()))
     save("loras/kohya", kohya_lora(stage_c), half)
     clip_g = {

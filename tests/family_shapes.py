@@ -283,3 +283,29 @@ def vision_shapes(config: dict = VISION) -> Shapes:
         **layer_norm(f"{start}.post_layernorm", c),
         **linear("visual_projection", config["projection_dim"], c, bias=False),
     }
+
+
+def guide_shapes(c: int = STAGE_C["c_hidden"][0], inner: int = 32, groups: int = 16) -> Shapes:
+    """UltraPixel's four guide nets under the published names, those of distributed training before them."""
+    shapes: Shapes = {}
+    for number in ("64.0", "64.1", "65.0", "65.1"):
+        start = f"module.{number}."
+        block = f"{start}transformer_encoder.layers.0."
+        shapes.update(linear(f"{start}input_layer", inner, c, 1, 1))
+        shapes.update(linear(f"{start}tokenizer.prefc", inner, inner))
+        shapes.update({f"{start}tokenizer.posemb": (1024, inner), f"{start}wtokens": (2 * groups, inner)})
+        for name, rows in (("0.fn.to_q.1", 1), ("0.fn.to_kv.1", 2), ("1.fn.net.0", 1), ("1.fn.net.3", 1)):
+            shapes.update(linear(f"{block}{name}", rows * inner, inner))
+        for name in (f"{block}0.norm", f"{block}1.norm", f"{start}wtoken_postfc.wb0.0", f"{start}wtoken_postfc.wb1.0"):
+            shapes.update({f"{name}.weight": (inner,), f"{name}.bias": (inner,)})
+        for layer, rows in (("wb0", 256), ("wb1", inner)):
+            shapes[f"{start}base_params.{layer}"] = (rows + 1, inner)
+            shapes.update(linear(f"{start}wtoken_postfc.{layer}.1", rows, inner))
+        shapes.update(linear(f"{start}output_layer", c, inner, 1, 1))
+        shapes.update(linear(f"{start}toout.0", c // 4, 2 * c))
+        shapes.update(linear(f"{start}toout.2", c, c // 4))
+        for name in ("mapp_t.mapper", "hr_norm.mapping.mapper"):
+            shapes.update(linear(f"{start}{name}", 2 * c, 64))
+        for name in ("alpha", "gamma"):  # in the published file, and used nowhere
+            shapes.update(linear(f"{start}hr_norm.{name}", c, c, 1, 1))
+    return shapes

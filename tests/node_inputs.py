@@ -90,6 +90,12 @@ def make_inputs(parts: Parts, control_net: Any = None) -> dict[str, dict[str, An
         "CascadeStudio_Compare": {"before": image[..., :3], "after": image[..., :3]},
         "CascadeStudio_TileDecoder": {"model": parts.decoder},
         "CascadeStudio_HighResolutionPrior": {"prior": prior},
+        "CascadeStudio_GuideStageC": {
+            "model": parts.prior,
+            "guide": load_guide(),
+            "prior": {key: value for key, value in prior.items() if key != "noise_mask"},
+            "positive": parts.positive,
+        },
         "CascadeStudio_EncodePrompt": {"clip": parts.clip, "text": "a (red:1.4) apple BREAK leaves AVG a (house:0.5)"},
         "CascadeStudio_RegionalPrompt": {
             "conditioning": prompts["positive"],
@@ -165,6 +171,13 @@ def make_control_inputs(
             **prompts,
         },
     }
+
+
+def load_guide() -> Any:
+    from cascade_studio.nodes.host.files import names
+    from cascade_studio.nodes.host.models import load, load_guide
+
+    return load_guide.load_guide(load.find_part(names.find("ultrapixel", "ultrapixel_t2i.safetensors"), "ultrapixel"))
 
 
 def load_control_net(name: str = "canny") -> Any:

@@ -56,6 +56,7 @@ FAMILY = Kit(
         "controlnet_canny": "canny.safetensors",
         "controlnet_inpainting": "inpainting.safetensors",
         "controlnet_super_resolution": "super_resolution.safetensors",
+        "ultrapixel": "ultrapixel_t2i.safetensors",
     },
 )
 

@@ -26,6 +26,8 @@ WORDS = {
     "super_resolution": "upscale with super resolution",
     "high_resolution_2k": "large picture, 2K",
     "high_resolution_4k": "large picture, 4K",
+    "ultrapixel_2k": "large picture guided by UltraPixel, 2K",
+    "ultrapixel_4k": "large picture guided by UltraPixel, 4K",
     "detailer": "paint details anew, detailer",
     "upscale": "upscale in tiles, close to the picture",
     "other_tools": "one MODEL for other tools",

@@ -1,8 +1,8 @@
 """``python3 dev.py run -m tools.workflow_thumbnails [NAME ...]``: a picture of 512 pixels beside each workflow.
 
 Every workflow runs on a real server with Cascade Mini, at the size that Mini paints and with a prompt that it knows;
-what it saves becomes the template browser's picture. ControlNets that Mini lacks are bypassed; workflows that need
-another part which Mini lacks are left alone.
+what it saves becomes the template browser's picture. ControlNets that Mini lacks are bypassed; a workflow that needs
+another part which Mini lacks gets a drawn diagram where there is one (:mod:`tools.diagrams`), else it is left alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cascade_studio.commands.workflow.api_prompt import convert
 
 from . import small
 from .authoring.__main__ import WORKFLOWS, current_setup
+from .diagrams import DIAGRAMS
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .scenes import FIRST, SCENES, SILENT
@@ -76,6 +77,13 @@ def give_example(server: Server, definitions: dict[str, Any]) -> None:
     Path(server.base.path, "input", EXAMPLE).write_bytes(with_hole(data))
 
 
+def write_thumbnail(name: str, data: bytes) -> None:
+    """The picture in ``data`` beside the workflow ``name``."""
+    path = WORKFLOWS / f"{name}.jpg"
+    path.write_bytes(thumbnail(data))
+    say(f"Written: {path.relative_to(REPOSITORY)}")
+
+
 def run(server: Server, names: list[str]) -> int:
     """Write the picture of each beside its workflow; returns how many were left out."""
     definitions = server.client.get("/object_info")
@@ -85,9 +93,9 @@ def run(server: Server, names: list[str]) -> int:
         prompt = prepare_prompt(name, definitions)
         images = server.client.run(prompt).images() if prompt else []
         if images:
-            path = WORKFLOWS / f"{name}.jpg"
-            path.write_bytes(thumbnail(server.client.view(images[0])))
-            say(f"Written: {path.relative_to(REPOSITORY)}")
+            write_thumbnail(name, server.client.view(images[0]))
+        elif name in DIAGRAMS:
+            write_thumbnail(name, DIAGRAMS[name]())
         else:
             say(f"{name}: left out, {'it saves no picture' if prompt else 'Cascade Mini has not all of its parts'}.")
             left_out += 1

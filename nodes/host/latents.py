@@ -27,6 +27,9 @@ CANVAS = "cascade_studio_canvas"
 MADE = "cascade_studio_samples"
 """Key in a latent under which its samples travel a second time: another node that changes them leaves these."""
 
+FEATURES = "cascade_studio_features"
+"""Key in a latent for what Stage C saw in the step that made it (see :mod:`.sampling.features`)."""
+
 RATIO = "downscale_ratio_spacial"
 PRIOR_RATIO, DECODER_RATIO = 42, 4
 """The host's own numbers for the two latents, by which its samplers recognise and resize empty ones."""
@@ -64,8 +67,8 @@ def make_decoder_latent(samples: Tensor, canvas: Canvas) -> Latent:
 
 
 def replace_samples(latent: Latent, samples: Tensor) -> Latent:
-    """A copy of ``latent`` that holds ``samples`` and is no longer an empty one to be resized."""
-    out = {key: value for key, value in latent.items() if key not in (RATIO, "noise_mask")}
+    """A copy of ``latent`` that holds ``samples``, is no longer an empty one to be resized, and keeps no features."""
+    out = {key: value for key, value in latent.items() if key not in (RATIO, "noise_mask", FEATURES)}
     return {**out, "samples": samples, MADE: samples}
 
 

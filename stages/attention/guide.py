@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import WrongInput
 from ..nets.guide import GuideNet
-from ..nets.hooks import BlockHooks, Place
+from ..nets.hooks import NO_HOOKS, BlockHooks, Place
 from ..nets.stage_c import StageCConfig
 
 Features = tuple[Tensor, ...]
@@ -18,6 +18,9 @@ Features = tuple[Tensor, ...]
 
 FEATURE_NOISE = 0.05
 """The noise level t of a small latent whose features are taken: that of the training, and of the last of 20 steps."""
+
+DOWN = 2
+"""How many of the four act on the way down."""
 
 UP_GAINS = ((96**2, 0.7), (72**2, 0.5), (0, 0.3))
 """From so many cells of the large latent, the factor of corrections on the way up; on the way down it is 1."""
@@ -48,14 +51,18 @@ def find_guided_groups(config: StageCConfig) -> dict[tuple[str, int], int]:
 
 
 class FeatureRecorder(BlockHooks):
-    """Keeps the four maps of one pass for the ``rows`` of its batch; ``features`` has them once it is over."""
+    """Keeps the four maps of one pass for the ``rows`` of its batch; ``features`` has them once it is over.
 
-    def __init__(self, config: StageCConfig, rows: slice | Tensor = slice(None), options=None):
-        super().__init__(options)
-        self.groups, self.rows = find_guided_groups(config), rows
+    ``others`` are the hooks of another party, which are asked first.
+    """
+
+    def __init__(self, config: StageCConfig, rows: slice | Tensor = slice(None), others: BlockHooks = NO_HOOKS):
+        super().__init__(others.options)
+        self.groups, self.rows, self.others = find_guided_groups(config), rows, others
         self.kept: dict[int, Tensor] = {}
 
     def attention_block(self, place: Place, x: Tensor, time: Tensor) -> Tensor:
+        x = self.others.attention_block(place, x, time)
         index = self.groups.get((place.kind, place.number)) if place.layer == 0 else None
         if index is not None:
             self.kept[index] = x[self.rows].clone()
@@ -68,27 +75,28 @@ class FeatureRecorder(BlockHooks):
 
 
 class GuideHooks(BlockHooks):
-    """Adds the corrections of the guide nets.
+    """Adds the corrections of the guide ``nets``, after what the hooks of another party did (``others``).
 
-    ``upsampled(index, size)`` gives the map of net ``index`` for a latent of ``size``, (1 or B, C, H, W): whoever owns
-    the run computes it once. ``strength`` scales all corrections; 0 is the unguided network, 1 the published one.
+    ``read`` is by net what :meth:`~..nets.guide.GuideNet.read_features` made of its map for this size: whoever owns the
+    run makes it once. ``strength`` scales all corrections; 0 is the unguided network, 1 the published one.
     """
 
     def __init__(
         self,
         config: StageCConfig,
-        nets: tuple[GuideNet, ...],
-        upsampled: Callable[[int, tuple[int, int]], Tensor],
+        nets: Sequence[GuideNet],
+        read: Sequence[Tensor],
         strength: float = 1.0,
-        options=None,
+        others: BlockHooks = NO_HOOKS,
     ):
-        super().__init__(options)
-        self.groups, self.nets, self.upsampled, self.strength = find_guided_groups(config), nets, upsampled, strength
+        super().__init__(others.options)
+        self.groups, self.nets, self.read = find_guided_groups(config), nets, read
+        self.strength, self.others = strength, others
 
     def attention_block(self, place: Place, x: Tensor, time: Tensor) -> Tensor:
+        x = self.others.attention_block(place, x, time)
         index = self.groups.get((place.kind, place.number)) if place.layer == 0 else None
         if index is None or self.strength == 0:
             return x
-        size = x.shape[2], x.shape[3]
-        gain = self.strength * (1.0 if index < 2 else choose_up_gain(size[0] * size[1]))
-        return torch.add(x, self.nets[index](x, self.upsampled(index, size), time), alpha=gain)
+        gain = self.strength * (1.0 if index < DOWN else choose_up_gain(x.shape[2] * x.shape[3]))
+        return torch.add(x, self.nets[index](x, self.read[index], time), alpha=gain)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..errors import WrongFile
 from .clip import OPEN_CLIP, to_transformers
+from .guide import KEY as GUIDE_KEY, name_guide_tensors
 from .header import MARKER, tensor_bytes
-from .identify import GUIDE_NETS, FileKind, unwrap
+from .identify import FileKind, unwrap
 from .json_text import parse_object
 from .quantised import FLOAT8 as FLOAT8_DTYPES, restore_weights
 
@@ -50,6 +51,8 @@ def normalise(tensors: Mapping[str, Any], kind: FileKind) -> dict[str, Tensor]:
     given = {key[len(start) :]: t for key, t in tensors.items() if isinstance(t, Tensor) and key.startswith(start)}
     if kind.restored:
         given = restore_weights(given)
+    if kind.kind == "ultrapixel":
+        return name_guide_tensors(given)
     if kind.kind in ("text_encoder", "clip_vision"):
         given = _keep_tower(given, kind)
     found: dict[str, Tensor] = {}
@@ -132,7 +135,7 @@ def _canonical(key: str, kind: FileKind) -> str | None:
         key = "vquantizer.codebook.weight"
     elif kind.kind == "stage_c_vae" and key in ("encoder.mean", "encoder.std"):
         return None
-    return None if key == "scaled_fp8" or GUIDE_NETS.match(key) else key
+    return None if key == "scaled_fp8" or GUIDE_KEY.fullmatch(key) else key
 
 
 def _keep_tower(tensors: Mapping[str, Tensor], kind: FileKind) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import UnreadableFile, WrongFile
 from .json_text import BadJson, parse_object
+from .torch_zip import is_torch_zip, load_torch_zip
 
 DTYPES = {
     "F64": torch.float64,
@@ -139,13 +140,15 @@ def read_header(path: str | Path) -> Header:
     """The header of the safetensors file at ``path``, read without its data but for entries that are text.
 
     Raises :class:`UnreadableFile` for a file that is missing, empty, truncated or not in this format: whatever passes,
-    the safetensors library reads.
+    the safetensors library reads. An archive of PyTorch's that holds tensors alone is described likewise.
     """
     path = Path(path)
     if path.is_dir():
         raise UnreadableFile(f"{path.name} is a folder, not a checkpoint file. Choose the .safetensors file inside it.")
     try:
         size = path.stat().st_size
+        if is_torch_zip(path):
+            return Header(path, describe_tensors(load_torch_zip(path)), {}, size)
         with path.open("rb") as file:
             header = _parse(path.name, size, file.read(8), file)
             tensors, metadata = _entries(path.name, header, size - file.tell(), file)
@@ -161,7 +164,8 @@ def read_header(path: str | Path) -> Header:
 
 
 def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """``(state dict, metadata)`` of a safetensors file; its tensors are mapped into memory, not copied.
+    """``(state dict, metadata)`` of a safetensors file, or of an archive of PyTorch's that holds tensors alone; its
+    tensors are mapped into memory, not copied.
 
     Raises :class:`UnreadableFile` as :func:`read_header` does.
     """
@@ -169,6 +173,8 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors.torch import load_file as load_safetensors
 
     header = read_header(path)
+    if is_torch_zip(path):
+        return load_torch_zip(path), {}
     try:
         return load_safetensors(str(path), device="cpu"), header.metadata
     except SafetensorError as error:
@@ -267,9 +273,10 @@ def _foreign_sentence(name: str, size: int, start: bytes, plausible: bool) -> st
             f"{name} is a web page saved under a model's name. Download the file itself; it may need "
             "a login or an accepted licence on the model's page."
         )
-    if start.startswith(b"PK\x03\x04") or start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return (
-            f"{name} is a PyTorch pickle (.ckpt, .pt, .bin). Pickles can run code, so they are not opened here. "
+            f"{name} is a PyTorch pickle (.ckpt, .pt, .bin) of the old kind. Pickles can run code, so they are not "
+            "opened here. "
             "Convert it to safetensors, or download the safetensors version."
         )
     if start.startswith(b"GGUF"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import WrongFile
+from .guide import KEY as GUIDE_KEY
 from .header import MARKER, TensorInfo, describe_tensors, read_marker
 from .json_text import BadJson, parse_object
 from .kinds import COMFYUI, KINDS, NETWORKS, config_from, find_published_name, settle_config
@@ -37,11 +37,6 @@ PREFIXES = (
 CHECKPOINT_PREFIXES = ("model.diffusion_model.", "text_encoder.", "vae.", "clip_l_vision.")
 """Where ComfyUI's all-in-one files keep the diffusion model, the text encoder, the VAE and the CLIP vision tower."""
 PACKED_FORMATS = {"nvfp4", "convrot_w4a4"}
-GUIDE_NETS = re.compile(
-    r"(?:module\.)?(?:\d+|agg_net|agg_net_up)\.\d+\."
-    r"(input_layer|tokenizer|wtokens|transformer_encoder|base_params|wtoken_postfc|output_layer|toout|mapp_t|hr_norm)\b"
-)
-"""Keys of UltraPixel's four guide nets, as in its published file and its copies."""
 SCALES = (
     ".scale_weight",
     ".scale_input",
@@ -174,15 +169,16 @@ def _identify(infos: dict[str, TensorInfo], prefix: str, formats: Mapping[str, A
     """What the tensors of one network are; ``prefix`` is what was already cut off the keys."""
     infos, prefix = _cut(infos, prefix)
     formats = {k[len(prefix) :]: v for k, v in formats.items() if k.startswith(prefix)}
-    guides = {key for key in infos if GUIDE_NETS.match(key)}
+    guides = {key: info for key, info in infos.items() if GUIDE_KEY.fullmatch(key)}
     if guides and len(guides) < len(infos):
         rest = _identify({key: info for key, info in infos.items() if key not in guides}, prefix, formats, marker)
-        title = f"a whole UltraPixel generator ({rest.title} with guide nets)"
-        return FileKind("checkpoint", title, rest.layout, prefix, dtypes=rest.dtypes, parts=(rest,))
+        guide = _identify(guides, prefix, formats, marker)
+        if rest.kind not in NETWORKS:
+            return guide
+        title = "a whole UltraPixel generator"
+        return FileKind("checkpoint", title, rest.layout, prefix, dtypes=rest.dtypes, parts=(rest, guide))
     shapes = Shapes(_official_names(infos), _find_packed(infos, formats), infos)
     contents = _contents(infos, shapes, formats)
-    if guides:
-        return FileKind("ultrapixel", KINDS["ultrapixel"].title, prefix=prefix, **contents)
     if found := find_adapter(list(infos)):
         return FileKind(found[0], found[2], layout=found[1], prefix=prefix, **contents)
     towers = [

@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import WrongFile
 from ..nets.controlnet import ControlNet, ControlNetConfig
 from ..nets.encoder import EncoderConfig, ImageEncoder
+from ..nets.guide import GuideConfig, GuideNets
 from ..nets.previewer import Previewer, PreviewerConfig
 from ..nets.prior_coder import PriorCoder, PriorCoderConfig
 from ..nets.stage_a import StageA, StageAConfig
@@ -18,6 +19,7 @@ from ..nets.stage_b import StageB, StageBConfig
 from ..nets.stage_c import StageC, StageCConfig
 from . import shapes as derive
 from .clip import OPEN_CLIP, TRANSFORMERS, TextConfig, VisionConfig, text_config, vision_config
+from .guide import KEY as GUIDE_KEY, derive_guide_config
 from .header import as_tuples
 from .shapes import Shapes
 
@@ -246,8 +248,13 @@ KINDS: dict[str, Kind] = {
             "UltraPixel's guide nets",
             "UltraPixel",
             "UltraPixel's guide nets",
-            "where UltraPixel's guide nets are asked for",
+            "in Load UltraPixel Guide",
             roles=("ultrapixel",),
+            layout_of=lambda s: OFFICIAL if any(map(GUIDE_KEY.fullmatch, s.given)) else "",
+            config=GuideConfig,
+            module=GuideNets,
+            derive=lambda s, layout: derive_guide_config({key: s.tensors[key].shape for key in s.given}),
+            published={"": GuideConfig()},
         ),
         Kind("lora", "a Stable Cascade LoRA", "LoRA", "a Stable Cascade LoRA", "in a LoRA loader", roles=("lora",)),
         Kind(

@@ -15,6 +15,7 @@ from .gguf import is_gguf, load_gguf, read_gguf_header
 from .header import Header, load_file, read_header
 from .identify import FileKind, identify
 from .json_text import BadJson, parse_object
+from .torch_zip import is_torch_zip
 
 INDEX = ".index.json"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
@@ -40,6 +41,8 @@ class OpenedModel:
         """The tensors of all its files; ``read`` reads a safetensors file."""
         if is_gguf(self.path):
             return load_gguf(self.path)
+        if is_torch_zip(self.path):
+            return load_file(self.path)[0]
         found: dict[str, Any] = {}
         for path in self.paths:
             found.update(read(path))
@@ -49,7 +52,8 @@ class OpenedModel:
 def open_model(path: str | Path) -> OpenedModel:
     """Read the header of the model at ``path`` and recognise it.
 
-    ``path`` is a safetensors file, one of the shards of a model or their index, or a GGUF file. Raises
+    ``path`` is a safetensors file, one of the shards of a model or their index, a GGUF file, or an archive of PyTorch's
+    that holds tensors alone. Raises
     :class:`UnreadableFile` for what cannot be opened, :class:`WrongFile` where the file contradicts itself.
     """
     path = Path(path)

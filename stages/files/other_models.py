@@ -131,6 +131,8 @@ def find_adapter(keys: list[str]) -> tuple[str, str, str] | None:
     """``(kind, layout, title)`` of a LoRA or textual-inversion file; None for anything else."""
     if any(re.match(r"weights\.\d+\.lora_(up|down)", key) for key in keys):
         return "lora", "official", "a Stable Cascade LoRA in the official layout"
+    if any(re.fullmatch(r"(module\.)?\d+\.lora_(up|down)", key) for key in keys):
+        return "lora", "official", "a Stable Cascade LoRA of UltraPixel's training (official layout)"
     if "embeddings.embeddings" in keys or "emb_params" in keys or any(k.startswith("string_to_param") for k in keys):
         return "embeddings", "", "a textual-inversion embedding"
     if keys and all(key.startswith(("clip_g", "clip_l")) and "." not in key for key in keys):

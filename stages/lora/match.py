@@ -1,9 +1,9 @@
 """LoRA files: from any key layout to ComfyUI's names, for the networks that are there, with a report of every key.
 
-``weights.N`` (the official trainer), ``lora_prior_unet_*`` and ``lora_prior_te_*`` (kohya, OneTrainer), the names of
-diffusers and PEFT, and ``diffusion_model.*`` (ComfyUI) all become ``diffusion_model.<module>.<part>`` and
-``text_encoders.clip_g.transformer.<module>.<part>``; what is fused there (q, k and v in one) is cut in three. The
-mathematics of the adapters stay the host's.
+``weights.N`` (the official trainer; UltraPixel's has bare numbers), ``lora_prior_unet_*`` and ``lora_prior_te_*``
+(kohya, OneTrainer), the names of diffusers and PEFT, and ``diffusion_model.*`` (ComfyUI) all become
+``diffusion_model.<module>.<part>`` and ``text_encoders.clip_g.transformer.<module>.<part>``; what is fused there (q, k
+and v in one) is cut in three. The mathematics of the adapters stay the host's.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def match_lora(
     A file for one stage is given to the one that it fits. Raises :class:`WrongFile` where nothing fits at all; keys
     that fit nothing, or have the wrong shape, are in the report.
     """
-    metadata = metadata or {}
+    metadata, tensors = metadata or {}, names.name_officially(tensors)
     groups, strangers = group_keys(tensors, metadata)
     tokens = Tokens.read(tensors, nets, metadata)
     strangers = [key for key in strangers if key not in tokens.keys]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from torch import Tensor
+
 from ..files.convert import QKV
 
 Shape = tuple[int, ...]
@@ -70,6 +72,23 @@ _PREFIX = re.compile(
     r"clip_g\.|lora_prior_unet_|lora_prior_te_|lora_prior_|lora_unet_|lora_te[12]?_|lycoris_|unet_)*"
 )
 POSITIONAL = re.compile(r"(?:.*\.)?(weights\.\d+)\.(lora_up|lora_down)$")
+
+
+_OF_ULTRAPIXEL = re.compile(r"(?:module\.)?(\d+)\.(lora_up|lora_down|embeddings|indices)")
+
+
+def name_officially(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A file of UltraPixel's personalisation, whose keys are bare numbers, under the official trainer's names.
+
+    Its numbers follow the official order, and the last one is the token; other files are given back as they are.
+    """
+    found = {key: match for key in tensors if (match := _OF_ULTRAPIXEL.fullmatch(key))}
+    if not found or len(found) < len(tensors):
+        return tensors
+    return {
+        (f"weights.{match[1]}" if match[2].startswith("lora") else "embeddings") + f".{match[2]}": tensors[key]
+        for key, match in found.items()
+    }
 
 
 def split_key(key: str) -> tuple[str, str] | None:

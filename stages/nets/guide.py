@@ -2,12 +2,15 @@
 
 A guide net makes of a small feature map the weights of a coordinate network and evaluates that at any size (an
 implicit neural representation); the result is fused with the large run's own features. Names of modules are those of
-the published file. Its ``hr_norm.alpha`` and ``hr_norm.gamma`` act nowhere and have no place here.
+the published file, its ``toout.0`` split in the halves that read the upsampled map and the large run: the first half
+does not depend on the step, and is a quarter as wide as the map. The file's ``hr_norm.alpha`` and ``hr_norm.gamma`` act
+nowhere and have no place here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,7 +21,7 @@ from torch.nn import functional as F
 from ..errors import WrongInput
 from .backend import TORCH, Backend, Tree
 from .blocks import timestep_embedding
-from .channels_last import channel_norm, nchw, nhwc
+from .channels_last import channel_norm, nchw, nhwc, run_linear
 
 POSITION_ROWS = 1024  # learned rows of the tokenizer: the most cells of a small map
 FREQUENCIES, HIGHEST_FREQUENCY = 64, 1024.0
@@ -59,6 +62,15 @@ def encode_grid(height: int, width: int, device=None, *, rounded: bool = False) 
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def check_small_grid(height: int, width: int) -> None:
+    """Raises :class:`~.errors.WrongInput` for a small map with more cells than the tokenizer has rows."""
+    if height * width > POSITION_ROWS:
+        raise WrongInput(
+            f"The small picture has {width} x {height} cells (width x height), but the guide of UltraPixel reads at "
+            f"most {POSITION_ROWS}. Paint the small picture at about 1024 x 1024 pixels."
+        )
+
+
 class Tokenizer(nn.Module):
     """A feature map as tokens: (B, h w, c) -> (B, h w, c), with a learned row for every cell in raster order."""
 
@@ -73,7 +85,7 @@ class Tokenizer(nn.Module):
 
 
 class GuideNet(nn.Module):
-    """One guide net. :meth:`upsample` needs the small map alone, ``forward`` runs at every step of the large run."""
+    """One guide net. :meth:`read_features` needs the small map alone, ``forward`` runs at every step."""
 
     def __init__(self, config: GuideConfig, *, dtype=None, device=None, backend: Backend = TORCH):
         super().__init__()
@@ -81,8 +93,8 @@ class GuideNet(nn.Module):
         args = {"dtype": dtype, "device": device}
         c, inner, hidden = config.c, config.c_inner, config.c // 4
 
-        def linear(c_in: int, c_out: int) -> nn.Module:
-            return backend.Linear(c_in, c_out, **args)
+        def linear(c_in: int, c_out: int, **more) -> nn.Module:
+            return backend.Linear(c_in, c_out, **more, **args)
 
         def norm() -> nn.Module:
             return backend.LayerNorm(inner, **args)
@@ -107,21 +119,16 @@ class GuideNet(nn.Module):
             {f"wb{i}": nn.Sequential(norm(), linear(inner, rows)) for i, rows in enumerate((C_ENCODING, inner))}
         )
         self.output_layer = backend.Conv2d(inner, c, kernel_size=1, **args)
-        self.toout = nn.Sequential(linear(2 * c, hidden), nn.GELU(), linear(hidden, c))
+        halves = nn.ModuleDict({"features": linear(c, hidden), "target": linear(c, hidden, bias=False)})
+        self.toout = nn.ModuleList([halves, nn.GELU(), linear(hidden, c)])
         self.mapp_t = nn.ModuleDict({"mapper": linear(config.c_r, 2 * c)})
         self.hr_norm = nn.ModuleDict({"mapping": nn.ModuleDict({"mapper": linear(config.c_r, 2 * c)})})
 
     def encode_tokens(self, features: Tensor) -> Tensor:
         """A small map (B, c, h, w) -> the weight tokens that have read it, (B, 2 groups, c_inner)."""
-        batch, cells = features.shape[0], features.shape[2] * features.shape[3]
-        if cells > POSITION_ROWS:
-            raise WrongInput(
-                f"The small picture has {features.shape[3]} x {features.shape[2]} cells (width x height), but the "
-                f"guide of UltraPixel reads at most {POSITION_ROWS}. Paint the small picture at about 1024 x 1024 "
-                "pixels."
-            )
+        check_small_grid(*features.shape[2:])
         tokens = self.tokenizer(self.input_layer(features).flatten(2).transpose(1, 2))  # (B, h w, c_inner)
-        own = self.backend.cast(self.wtokens, tokens).expand(batch, -1, -1)
+        own = self.backend.cast(self.wtokens, tokens).expand(len(features), -1, -1)
         x = torch.cat([tokens, own], dim=1)
         attention, mlp = cast(Tree, self.transformer_encoder["layers"])[0]
         normed = attention["norm"](x)
@@ -141,29 +148,40 @@ class GuideNet(nn.Module):
             layers.append((F.normalize(weight.float(), dim=1, eps=1e-12).to(weight.dtype), base[-1]))
         return layers
 
-    def upsample(self, features: Tensor, size: tuple[int, int], *, rounded: bool = False) -> Tensor:
-        """A small map (B, c, h, w) at another ``size``, (B, c, H, W): constant over the large run.
-
-        ``rounded`` is that of :func:`encode_grid`. Raises :class:`~.errors.WrongInput` above 1024 cells.
-        """
+    def upsample_pieces(self, features: Tensor, size: tuple[int, int], rounded: bool) -> Iterator[Tensor]:
+        """The small map at another ``size``, (B, cells, c) by pieces of its cells in raster order."""
         (first, bias), (second, last_bias) = self.generate_layers(self.encode_tokens(features))
-        out = F.interpolate(features, size=size, mode="nearest")
-        rows = max(1, PIECE // size[1])
-        for grid, piece in zip(
-            encode_grid(*size, features.device, rounded=rounded).to(features.dtype).split(rows * size[1]),
-            out.split(rows, dim=2),
-            strict=True,
-        ):
-            hidden = F.relu(grid @ first + bias) @ second + last_bias  # (B, cells, c_inner)
-            piece += self.output_layer(hidden.transpose(1, 2).unflatten(2, (-1, size[1])))
-        return out
+        height, width = features.shape[2:]
+        cells = torch.arange(height * width, dtype=torch.float32, device=features.device).view(1, 1, height, width)
+        nearest = F.interpolate(cells, size=size, mode="nearest").flatten().long()  # which small cell each one shows
+        grid, small = encode_grid(*size, features.device, rounded=rounded), features.flatten(2).transpose(1, 2)
+        for piece, shown in zip(grid.to(features.dtype).split(PIECE), nearest.split(PIECE), strict=True):
+            hidden = F.relu(piece @ first + bias) @ second + last_bias  # (B, cells, c_inner)
+            yield small[:, shown] + self.output_layer(hidden.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
 
-    def forward(self, target: Tensor, upsampled: Tensor, time: Tensor) -> Tensor:
-        """What is added to ``target`` (B, c, H, W), given ``upsampled`` (1 or B, c, H, W) and the embedded noise level
-        ``time`` (1 or B, c_r)."""
-        own = nhwc(target)
-        seen = nhwc(upsampled).to(own.dtype).expand_as(own)
-        x = self.toout(torch.cat([seen, own], dim=-1))
+    def upsample(self, features: Tensor, size: tuple[int, int], *, rounded: bool = False) -> Tensor:
+        """A small map (B, c, h, w) at another ``size``, (B, c, H, W); ``rounded`` is that of :func:`encode_grid`.
+
+        Raises :class:`~.errors.WrongInput` above 1024 cells.
+        """
+        return torch.cat(list(self.upsample_pieces(features, size, rounded)), dim=1).transpose(1, 2).unflatten(2, size)
+
+    def read_features(self, features: Tensor, size: tuple[int, int], *, rounded: bool = False) -> Tensor:
+        """What :meth:`upsample` gives, as the fusion reads it: (B, H, W, c / 4), constant over the large run."""
+        fuse = cast(Tree, self.toout[0])["features"]
+        pieces = [fuse(piece) for piece in self.upsample_pieces(features, size, rounded)]
+        return torch.cat(pieces, dim=1).unflatten(1, size)
+
+    def forward(self, target: Tensor, read: Tensor, time: Tensor) -> Tensor:
+        """What is added to ``target`` (B, c, H, W), given ``read`` (b, H, W, c / 4) of :meth:`read_features` and the
+        embedded noise level ``time`` (1 or B, c_r).
+
+        Rows of ``target`` are b pictures, as often as there are conditions.
+        """
+        own, time = nhwc(target), time.to(target.dtype)
+        x = run_linear(cast(Tree, self.toout[0])["target"], own)
+        x = (x.unflatten(0, (-1, read.shape[0])) + read.to(x.dtype)).flatten(0, 1)
+        x = run_linear(self.toout[2], self.toout[1](x))
         scale, shift = self.mapp_t["mapper"](time)[:, None, None].chunk(2, dim=-1)
         x = channel_norm(torch.addcmul(shift, x, 1 + scale))
         map_size = cast(Tree, self.hr_norm["mapping"])["mapper"]
@@ -181,7 +199,7 @@ class GuideNets(nn.Module):
 
     def __init__(self, config: GuideConfig, *, dtype=None, device=None, backend: Backend = TORCH):
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, dtype
         args = {"dtype": dtype, "device": device, "backend": backend}
         self.agg_net = nn.ModuleList(GuideNet(config, **args) for _ in range(2))
         self.agg_net_up = nn.ModuleList(GuideNet(config, **args) for _ in range(2))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from .guide import GuideConfig
 from .unet import UNetConfig
 
 SKIPPED_BLOCK = 9
@@ -18,6 +19,9 @@ PLAIN_BLOCK = 7
 
 NARROW_BLOCK = 4
 """The same in pieces: the stream before and after the block, the skip, and what a change of levels holds as well."""
+
+GUIDES = 4
+"""Guide nets of a Stage C."""
 
 SLACK = 1.05
 """The modulations of all blocks, and what an allocator rounds up."""
@@ -32,6 +36,14 @@ def activation_memory(
     downscaled).
     """
     return _peak(config, batch, height, width, dtype_size, level_strides, math.inf)
+
+
+def guide_memory(config: GuideConfig, batch: int, height: int, width: int, dtype_size: int) -> int:
+    """Bytes that the four guide nets keep over a run of ``batch`` pictures on a latent of ``height`` x ``width``.
+
+    What they hold while a block of Stage C waits for them is less than the block itself holds at its peak.
+    """
+    return GUIDES * batch * height * width * (config.c // 4) * dtype_size
 
 
 def pieces_memory(

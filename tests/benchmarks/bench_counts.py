@@ -22,12 +22,17 @@ from reference_nets import host_net, reference
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cascade_studio.stages.attention.guide import GuideHooks
 from cascade_studio.stages.files.kinds import KINDS
-from cascade_studio.stages.nets.memory import activation_memory
+from cascade_studio.stages.nets.guide import GuideConfig, GuideNets
+from cascade_studio.stages.nets.memory import activation_memory, guide_memory
 from cascade_studio.stages.nets.stage_a import StageA
 from cascade_studio.stages.nets.stage_a_blocks import CARD
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
+
+GUIDED = "Stage C guided"
+"""Stage C with UltraPixel's guide, which reads a small picture first; the host has nothing beside it."""
 
 RECORD = Path(__file__).with_name("counts.json")
 RISE = 1.03
@@ -58,6 +63,8 @@ CASES = [
     Case("Stage B", "1.5B", "bf16", 2048),
     *(Case("Stage A", "", "bf16", pixels, batch) for pixels, batch in ((1024, 1), (1024, 4), (2048, 1))),
 ]
+ALONE = [Case(GUIDED, "3.6B", "bf16", pixels) for pixels in (2048, 4096, 6144)]
+"""Passes that are counted without the host's."""
 
 
 def plan_memory(case: Case) -> int:
@@ -67,7 +74,9 @@ def plan_memory(case: Case) -> int:
         return StageA(device="meta").decode_memory(shapes_of(case)[0], size, CARD)
     key, strides = ("stage_b", (1, 2, 4, 8)) if case.network == "Stage B" else ("stage_c", (1, 1))
     batch, _, height, width = shapes_of(case)[0]
-    return activation_memory(KINDS[key].published[case.size], batch, height, width, size, strides)
+    needed = activation_memory(KINDS[key].published[case.size], batch, height, width, size, strides)
+    pictures = batch // 2  # the two halves of guidance read the same maps
+    return needed + (guide_memory(GuideConfig(), pictures, height, width, size) if case.network == GUIDED else 0)
 
 
 def shapes_of(case: Case) -> list[tuple[int, ...]]:
@@ -83,11 +92,24 @@ def shapes_of(case: Case) -> list[tuple[int, ...]]:
 
 def build_net(case: Case) -> nn.Module:
     """Our network, on the pretended card."""
-    kind, key = {"Stage A": (StageA, "stage_a"), "Stage B": (StageB, "stage_b"), "Stage C": (StageC, "stage_c")}[
-        case.network
-    ]
+    kind, key = {"Stage A": (StageA, "stage_a"), "Stage B": (StageB, "stage_b")}.get(case.network, (StageC, "stage_c"))
     with torch.device("cuda"):
         return kind(KINDS[key].published[case.size], dtype=DTYPES[case.dtype]).eval().requires_grad_(False)
+
+
+def build_guided(case: Case, net: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """What a guided run does first and in its first pass, and the tensors that are there before."""
+    dtype, side, batch = DTYPES[case.dtype], case.pixels * 24 // 1024, case.batch // 2
+    with torch.device("cuda"):
+        guides = GuideNets(GuideConfig(), dtype=dtype).eval().requires_grad_(False)
+    maps = [torch.empty(batch, 2048, 24, 24, device="cuda", dtype=dtype) for _ in guides.nets()]
+
+    def run(*given: Tensor) -> Tensor:
+        nets = guides.nets()
+        read = [each.read_features(seen, (side, side)) for each, seen in zip(nets, maps, strict=True)]
+        return net(*given, hooks=GuideHooks(net.config, nets, read))
+
+    return run, [*net.parameters(), *guides.parameters(), *maps]
 
 
 def build_host_net(case: Case, ours: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]:
@@ -110,7 +132,11 @@ def count_case(case: Case, host: bool = True) -> dict[str, Counts]:
     """Counts of "ours" and of the "host"'s."""
     with FakeTensorMode():
         ours = build_net(case)
-        calls = {"ours": (ours.decode if case.network == "Stage A" else ours, [*ours.parameters(), *ours.buffers()])}
+        if case.network == GUIDED:
+            calls = {"ours": build_guided(case, ours)}
+        else:
+            call = ours.decode if case.network == "Stage A" else ours
+            calls = {"ours": (call, [*ours.parameters(), *ours.buffers()])}
         if host:
             calls["host"] = build_host_net(case, ours)
         found = {}
@@ -180,6 +206,12 @@ def run_counts(record: bool = False) -> int:
         sys.stdout.flush()
         wrong += check_rise(case.name, found["ours"], recorded)
         rows[case.name] = {key: value for key, value in asdict(found["ours"]).items() if key in WATCHED}
+    for case in ALONE:
+        alone = count_case(case, host=False)["ours"]
+        sys.stdout.write(
+            f"{case.name:36}{alone.kernels:9} kernels {alone.bytes_outside / 1e9:9.2f} GB outside products "
+            f"{alone.peak / 2**20:9.0f} MiB peak {plan_memory(case) / 2**20:9.0f} plan\n"
+        )
     if record:
         RECORD.write_text(json.dumps(rows, indent=1) + "\n")
         return 0

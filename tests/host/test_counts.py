@@ -12,7 +12,7 @@ import pytest
 sys.path.append(str(harness.REPOSITORY / "tests" / "benchmarks"))
 
 import bench_cards  # noqa: E402
-from bench_counts import CASES, RECORD, Case, check_rise, count_case, count_small, plan_memory  # noqa: E402
+from bench_counts import ALONE, CASES, RECORD, Case, check_rise, count_case, count_small, plan_memory  # noqa: E402
 
 from cascade_studio.stages.files.kinds import KINDS  # noqa: E402
 
@@ -67,6 +67,7 @@ PLANNED = [
     ),
     *(Case("Stage A", "", dtype, 1024, batch) for dtype in ("fp32", "bf16") for batch in (1, 4)),
     *(Case("Stage A", "", "bf16", pixels, 1) for pixels in (2048, 4096)),
+    *ALONE,
 ]
 
 

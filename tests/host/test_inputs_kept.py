@@ -60,6 +60,7 @@ NEW_EACH_TIME = {
         "ImagePrompts",
         "TileDecoder",
         "OneModel",
+        "GuideStageC",
         "RegionalPrompt",
         "TrainingSet",
         "Train",

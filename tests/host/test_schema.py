@@ -134,6 +134,7 @@ FILE_INPUTS = {
     "lora",
     "control_net",
     "controlnet",
+    "ultrapixel",
 }
 
 

@@ -19,8 +19,8 @@ PARTS = {
 }
 """What a workflow needs of Mini beside the stages."""
 
-NOT_MINI = {title_of(name) for name in ("inpaint", "outpaint", "super_resolution")}
-"""Their ControlNets were not trained for Mini; test_workflows runs them with the tiny family."""
+NOT_MINI = {title_of(name) for name in ("inpaint", "outpaint", "super_resolution", "ultrapixel_2k", "ultrapixel_4k")}
+"""Mini has no such ControlNet and no guide; test_workflows runs them with the tiny family."""
 
 LARGE = {title_of(name) for name in ("high_resolution_2k", "high_resolution_4k")}
 """More than the 256 pixels that Mini learned: the background stays, the subject may appear twice."""

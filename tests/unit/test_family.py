@@ -28,6 +28,7 @@ KINDS = {
     "vae/previewer": "previewer",
     "vae/stage_c_vae": "stage_c_vae",
     "controlnet/canny": "controlnet",
+    "model_patches/ultrapixel_t2i": "ultrapixel",
     "text_encoders/clip_g": "text_encoder",
     "clip_vision/clip_l_vision": "clip_vision",
     "loras/official": "lora",

@@ -12,7 +12,9 @@ from tiny import TOLERANCE, golden, index, relative, split_qkv
 from cascade_studio.stages.attention.guide import FeatureRecorder, GuideHooks, choose_up_gain, find_guided_groups
 from cascade_studio.stages.diffusion import sampling as d
 from cascade_studio.stages.errors import WrongFile, WrongInput
-from cascade_studio.stages.files.guide import build_guide, derive_guide_config, is_guide, map_guide_keys
+from cascade_studio.stages.files.guide import derive_guide_config, map_guide_keys, name_guide_tensors
+from cascade_studio.stages.files.identify import identify
+from cascade_studio.stages.files.load import from_file, from_state_dict
 from cascade_studio.stages.nets.blocks import timestep_embedding
 from cascade_studio.stages.nets.guide import GuideConfig, GuideNet, encode_grid
 from cascade_studio.stages.nets.hooks import NO_HOOKS
@@ -24,10 +26,9 @@ CONDITIONS = ("clip_text", "clip_text_pooled", "clip_img")
 def one_net(name: str) -> GuideNet:
     """The single guide net of a record, which names it as the first of four."""
     weights = weights_for(index()[name]["keys"])
-    shapes = {key.replace("module.64.0", "agg_net.0"): tuple(value.shape) for key, value in weights.items()}
-    net = GuideNet(derive_guide_config(shapes))
-    unused = net.load_state_dict({key.split(".", 3)[3]: value for key, value in weights.items()}, strict=False)
-    assert not unused.missing_keys and all(key.startswith("hr_norm.") for key in unused.unexpected_keys)
+    weights = {key.replace("module.64.0", "agg_net.0"): value for key, value in weights.items()}
+    net = GuideNet(derive_guide_config({key: tuple(value.shape) for key, value in weights.items()}))
+    net.load_state_dict({key.removeprefix("agg_net.0."): value for key, value in name_guide_tensors(weights).items()})
     return net.eval().requires_grad_(False)
 
 
@@ -36,10 +37,10 @@ def test_a_guide_net_is_the_published_one(name):
     net, record = one_net(name), golden(name)
     for kind in ("", "_wide", "_tiny") if name.endswith("tiny") else ("",):
         target, time = record[f"target{kind}"], timestep_embedding(record[f"r{kind}"], 64)
-        upsampled = net.upsample(record[f"features{kind}"], target.shape[2:])
+        features, size = record[f"features{kind}"], target.shape[2:]
         if f"out{kind}_upsampled" in record:
-            assert relative(upsampled, record[f"out{kind}_upsampled"]) <= TOLERANCE
-        assert relative(net(target, upsampled, time), record[f"out{kind}"]) <= TOLERANCE
+            assert relative(net.upsample(features, size), record[f"out{kind}_upsampled"]) <= TOLERANCE
+        assert relative(net(target, net.read_features(features, size), time), record[f"out{kind}"]) <= TOLERANCE
 
 
 def test_the_encoding_of_a_grid():
@@ -59,26 +60,20 @@ def model():
     config = StageCConfig(**{key: value for key, value in entry["config"].items() if key != "guide"})
     net = StageC(config)
     net.load_state_dict(split_qkv(weights_for(entry["stage_c_keys"])))
-    return net.eval().requires_grad_(False), build_guide(weights_for(entry["keys"]))
+    return net.eval().requires_grad_(False), from_state_dict(weights_for(entry["keys"]), expect="ultrapixel")
 
 
-def guide_from(features, strength: float = 1.0) -> GuideHooks:
+def guide_from(features, size, strength: float = 1.0) -> GuideHooks:
     net, nets = model()
-    maps: dict = {}
-
-    def upsample(i, size):
-        if (i, size) not in maps:
-            maps[i, size] = nets.nets()[i].upsample(features[i], size)
-        return maps[i, size]
-
-    return GuideHooks(net.config, nets.nets(), upsample, strength)
+    read = [each.read_features(maps, size) for each, maps in zip(nets.nets(), features, strict=True)]
+    return GuideHooks(net.config, nets.nets(), read, strength)
 
 
 def kept(record):
-    """Conditional rows of the recorded maps, used for both halves."""
+    """Conditional rows of the recorded maps, which serve both halves."""
     maps = [record[f"out_{way}_{i}"] for way in ("enc", "dec") for i in range(2)]
     rows = maps[0].shape[0] // 2 if maps[0].shape[0] == 4 else maps[0].shape[0]
-    return tuple(torch.cat([each[:rows]] * 2) for each in maps)
+    return tuple(each[:rows] for each in maps)
 
 
 def test_features_and_the_guided_network():
@@ -89,22 +84,23 @@ def test_features_and_the_guided_network():
     names = [f"out_{way}_{i}" for way in ("enc", "dec") for i in range(2)]
     for name, ours in zip(names, recorder.features, strict=True):
         assert relative(ours, record[name]) <= TOLERANCE
-    hooks = guide_from(kept(record))
+    hooks = guide_from(kept(record), record["x"].shape[2:])
     assert relative(net(record["x"], record["r"], *given, hooks=hooks), record["out"]) <= TOLERANCE
     plain = net(record["x"], record["r"], *given)
-    assert torch.equal(net(record["x"], record["r"], *given, hooks=guide_from(kept(record), 0.0)), plain)
+    silent = guide_from(kept(record), record["x"].shape[2:], 0.0)
+    assert torch.equal(net(record["x"], record["r"], *given, hooks=silent), plain)
     assert relative(plain, record["out"]) > 1e-2
 
 
 def test_the_strength_on_the_way_up_follows_the_size():
     record, (net, _) = golden("ultrapixel_stage_c"), model()
     given = [record[name][:1] for name in CONDITIONS]
-    hooks = guide_from(tuple(each[:1] for each in kept(record)))
     sizes = [name[4:] for name in record if name.startswith("out_") and "x" in name[4:] and name[4].isdigit()]
     assert len(sizes) >= 3
     for name in sizes:
         height, width = map(int, name.split("x"))
         x = record["x_big"][:1, :, :height, :width].float()
+        hooks = guide_from(tuple(each[:1] for each in kept(record)), (height, width))
         out = net(x, record["r_big"][:1], *given, hooks=hooks)
         assert relative(out[..., ::8, ::8], record[f"out_{name}"]) <= TOLERANCE
     assert [choose_up_gain(side**2) for side in (24, 71, 72, 95, 96)] == [0.3, 0.3, 0.5, 0.5, 0.7]
@@ -159,7 +155,7 @@ def test_both_runs_free_and_step_by_step(name):
     features = run.walk("_lr", None, run.maps).features
     for ours, kind in zip(features, ("enc_0", "enc_1", "dec_0", "dec_1"), strict=True):
         assert relative(ours, run.record[f"out_{kind}"]) <= TOLERANCE
-    run.walk("", guide_from(kept(run.record)), None)
+    run.walk("", guide_from(kept(run.record), run.record["x_init"].shape[2:]), None)
 
 
 @pytest.mark.parametrize("prefix", ["module.{}.", "{}.", "model.diffusion_model.{}.", "diffusion_model.module.{}."])
@@ -170,12 +166,23 @@ def test_every_form_of_the_file(prefix, numbers):
         prefix.format(numbers[int(key.split(".")[1]) - 64]) + key.split(".", 2)[2]: value
         for key, value in weights.items()
     }
-    assert is_guide(renamed)
-    first, again = build_guide(weights).state_dict(), build_guide(renamed).state_dict()
+    found = identify(renamed)
+    assert found.kind == "ultrapixel" and found.config == model()[1].config
+    first, again = (from_state_dict(each, expect="ultrapixel").state_dict() for each in (weights, renamed))
     assert all(torch.equal(again[name], value) for name, value in first.items())
     del renamed[next(name for name in renamed if name.endswith("wtokens"))]
-    with pytest.raises(WrongFile, match="tensors|does not hold"):
-        build_guide(renamed)
+    with pytest.raises(WrongFile, match="incomplete|missing"):
+        from_state_dict(renamed, expect="ultrapixel")
+
+
+def test_the_published_pickle_and_its_lora(tmp_path):
+    """The files are archives of PyTorch's under the name of the other format; they are read without running code."""
+    weights = weights_for(index()["ultrapixel_stage_c"]["keys"])
+    torch.save(weights, tmp_path / "ultrapixel_t2i.safetensors")
+    nets = from_file(tmp_path / "ultrapixel_t2i.safetensors", expect="ultrapixel").state_dict()
+    assert all(torch.equal(nets[name], value) for name, value in model()[1].state_dict().items())
+    merged = {**model()[0].state_dict(), **weights}
+    assert [part.kind for part in identify(merged).parts] == ["stage_c", "ultrapixel"]
 
 
 def test_what_cannot_be_guided_is_a_sentence():

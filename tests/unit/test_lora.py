@@ -9,6 +9,7 @@ from tiny import TOLERANCE, golden, index, relative, split_qkv, tiny_net, tiny_w
 from torch import Tensor
 
 from cascade_studio.stages.errors import WrongFile
+from cascade_studio.stages.files.identify import identify
 from cascade_studio.stages.lora import names as lora_names
 from cascade_studio.stages.lora.convert import COMFYUI, KOHYA, OFFICIAL, to_layout
 from cascade_studio.stages.lora.match import TOKENS_KEY, match_lora
@@ -142,6 +143,23 @@ def test_golden():
     out = net(*(tensors[name] for name in INPUTS))
     expected = golden("stage_c_tiny_lora")["out"]
     assert relative(out, expected) <= TOLERANCE and relative(tensors["out"], expected) > 0.01
+
+
+@pytest.mark.parametrize("start", ["module.", ""])
+def test_ultrapixels_numbers_are_the_official_positions(start):
+    """Its training writes bare numbers for the layers and the next one for the token."""
+    layers = [key for key in official() if key.startswith("weights.")]
+    last = len(layers) // 2
+    file = {f"{start}{key.removeprefix('weights.')}": official()[key] for key in layers}
+    token = {"embeddings": noise(1, 96), "indices": torch.tensor([49408])}
+    file.update({f"{start}{last}.{name}": value for name, value in token.items()})
+    found, nets = identify(file), {"stage_c": shapes(), "text_encoder": TEXT}
+    assert found.kind == "lora" and "UltraPixel" in found.title
+    ours, expected = match_lora(file, nets), match_lora({key: official()[key] for key in layers}, nets)
+    assert ours.unet.keys() == expected.unet.keys() and not ours.report.unmatched
+    for module, parts in expected.unet.items():
+        assert all(torch.equal(ours.unet[module][part], value) for part, value in parts.items())
+    assert torch.equal(ours.offsets[49408], token["embeddings"][0]) and ours.report.layout == "official"
 
 
 def test_positions_are_those_of_the_official_code():

@@ -13,7 +13,6 @@ from typing import Any
 import comfy.controlnet
 import comfy.model_base
 import comfy.model_management
-import comfy.model_patcher
 import comfy.ops
 import comfy.utils
 import torch
@@ -21,13 +20,13 @@ from comfy.ldm.cascade.common import ResBlock
 from torch import Tensor
 
 from ....stages.errors import WrongInput
-from ....stages.files import convert, load
+from ....stages.files import convert
 from ....stages.inputs import control_rules as rules
 from ....stages.inputs.control_rules import BlockWeights
 from ....stages.nets.controlnet import ControlNet, ControlNetConfig
 from ....stages.nets.unet import UNetConfig
 from ..models.backend import backend_for
-from ..models.load import AUTO, ModelPart, read
+from ..models.load import AUTO, ModelPart, patch_small_net, read
 from ..models.load_vae import vae_dtype
 from ..models.model import check_finite
 
@@ -193,11 +192,7 @@ def load_control(source: str | ModelPart, dtype: str = AUTO, disable_dynamic: bo
     device = comfy.model_management.get_torch_device()
     backend = backend_for(comfy.ops.disable_weight_init)
     net = ControlNet(loaded.kind.config, dtype=vae_dtype(dtype, device), backend=backend)
-    net.requires_grad_(False)
-    comfy.model_management.archive_model_dtypes(net)
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = kind(net, load_device=device, offload_device=comfy.model_management.unet_offload_device())
-    load.fill(net, tensors, loaded.kind, loaded.name, assign=patcher.is_dynamic(), strict=False)
+    patcher = patch_small_net(net, loaded, disable_dynamic, tensors)
     patcher.cached_patcher_init = (load_control_patcher, (loaded.path, dtype))
     log.info("%s: %s, computing in %s", loaded.name, loaded.kind.describe(), net.dtype)
     return CascadeControl(patcher)

@@ -39,6 +39,7 @@ FOLDERS = {
     "previewer": ("vae", "vae_approx", "checkpoints"),
     "clip_vision": ("clip_vision", "checkpoints"),
     "controlnet": ("controlnet",),
+    "ultrapixel": ("model_patches",),
     "lora": ("loras",),
 }
 """Folder keys of the host that each loader input offers, the usual one first."""
@@ -46,11 +47,10 @@ FOLDERS = {
 SHARED = ("loras",)
 """Folder keys whose bundled files core's own loaders can use: its ControlNet loader knows the published widths only."""
 
-LABELS = {"lora": "LoRA", "controlnet": "ControlNet"}
+LABELS = {"lora": "LoRA", "controlnet": "ControlNet", "ultrapixel": "UltraPixel"}
 """What a role is called in a sentence, where that is not its name with spaces."""
 
-MOST_BYTES = 255
-"""Of a file's name, on all usual disks."""
+MOST_BYTES = 255  # of a file's name, on all usual disks
 
 WITH_GGUF = ("prior", "decoder", "text_encoder")
 

@@ -15,8 +15,9 @@ import comfy.utils
 from torch import Tensor
 
 from ....stages.errors import WrongInput
-from ....stages.files.header import read_header
+from ....stages.files.header import load_file, read_header
 from ....stages.files.kinds import KINDS
+from ....stages.files.torch_zip import is_torch_zip
 from ....stages.lora.match import TOKEN_TABLE, TOKENS, UNET_PREFIX, Lora, match_lora
 from ..files import names
 from . import words
@@ -30,6 +31,8 @@ BASES = {"stage_c": comfy.model_base.StableCascade_C, "stage_b": comfy.model_bas
 def read_lora(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """``(tensors, metadata)`` of the LoRA file ``name``."""
     path = names.find("lora", name)
+    if is_torch_zip(path):
+        return load_file(path)
     metadata = read_header(path).metadata
     return comfy.utils.load_torch_file(path, safe_load=True), metadata
 

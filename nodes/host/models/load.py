@@ -139,6 +139,23 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic:
     return patcher
 
 
+def patch_small_net(
+    net: torch.nn.Module, loaded: Loaded, disable_dynamic: bool = False, tensors: dict[str, Tensor] | None = None
+) -> Any:
+    """The patcher of a network that goes along with a diffusion model, filled with what was loaded.
+
+    ``tensors`` take the place of those of the file.
+    """
+    net.eval().requires_grad_(False)
+    comfy.model_management.archive_model_dtypes(net)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    patcher = kind(net, load_device=devices[0], offload_device=devices[1])
+    given = loaded.tensors if tensors is None else tensors
+    load.fill(net, given, loaded.kind, loaded.name, assign=patcher.is_dynamic(), strict=False)
+    return patcher
+
+
 def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) -> Choice:
     """Formats of storage and computing: the node's choice, else the host's flags, else the advice for this machine."""
     parameters = comfy.utils.calculate_parameters(loaded.tensors)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ....stages.inputs.canvas import Canvas
 from ..latents import CANVAS, MADE
+from .guide import find_guide
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,10 @@ def read_native_side(model: Any) -> int | None:
 
 
 def advise_on_size(model: Any, canvas: Canvas) -> list[str]:
-    """A sentence where the picture is far from the size that ``model`` was trained on."""
+    """A sentence where the picture is far from the size that ``model`` was trained on, and nothing guides it there."""
     native = read_native_side(model)
     side = math.sqrt(canvas.width * canvas.height)
-    if not native or 1 / FAR <= side / native <= FAR:
+    if not native or find_guide(model) or 1 / FAR <= side / native <= FAR:
         return []
     expect = "motifs that repeat" if side > native else "a picture without detail"
     return [

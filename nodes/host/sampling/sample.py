@@ -30,6 +30,7 @@ from ..out_of_memory import is_out_of_memory, make_room
 from ..report.card import StageReport, find_weights_path
 from ..report.measure import measure_work
 from .cache import find_preset
+from .guide import measure_guide, name_picture
 from .guider import CascadeGuider
 from .levels import LeveledModel, Sigmas, bring_noise
 from .live import show_steps
@@ -238,7 +239,7 @@ def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], 
 
 def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
     """Refuse a latent of which not even one picture fits into the device, with the estimate."""
-    needed = estimate_memory(model, [1, *shape[1:]])
+    needed = estimate_memory(model, [1, *shape[1:]]) + measure_guide(model, [1, *shape[1:]])
     total = measure_room(model.load_device)
     if total is not None and needed > total:
         raise OutOfMemory(
@@ -317,7 +318,7 @@ def sample_singly(
                 part["noise_mask"] = mask[index % mask.shape[0]][None]
             pictures.append(
                 sample_batch(
-                    model,
+                    name_picture(model, index),
                     pick_conditioning(positive, index),
                     pick_conditioning(negative, index),
                     part,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..flow import Flow
+from ..flow import TOUCH, Flow
 from . import parts
 
 PRESET = "full-bf16"
@@ -87,6 +87,79 @@ tiles of 1024 pixels, which give exactly the same picture.""",
     return flow
 
 
+def _paint_twice(
+    name: str, size: tuple[int, int], scale: float, prompt: str, preset: str, note: tuple[str, str], **decode: int
+) -> Flow:
+    """A small picture, and a large one that UltraPixel's guide leads through the same structure."""
+    flow = Flow(name)
+    load = parts.load(flow, preset, parts.PICTURES_IN)
+    guide = flow.add("CascadeStudio_LoadUltraPixel", ultrapixel=parts.files.name("ultrapixel"))
+    flow.step("Size of the small picture", below=True)
+    canvas = parts.canvas(flow, *size)
+    flow.step("Prompt")
+    positive, negative = parts.prompts(flow, load["clip"], prompt)
+    flow.step("The small picture")
+    # UltraPixel samples both pictures at shift 1, as it was trained.
+    first = parts.sample_prior(flow, load["prior"], positive[0], negative[0], canvas["Stage C latent"], shift=1.0)
+    flow.step("How much larger")
+    larger = flow.add(
+        "CascadeStudio_HighResolutionPrior", colours=TOUCH, prior=first["prior"], scale=scale, method="guided"
+    )
+    guided = flow.add(
+        "CascadeStudio_GuideStageC", model=load["prior"], guide=guide[0], prior=first["prior"], positive=positive[0]
+    )
+    flow.step("The large picture, guided by the small one")
+    second = parts.sample_prior(flow, guided["prior"], positive[0], negative[0], larger["Stage C latent"], shift=1.0)
+    flow.step("Stage B in pieces")
+    pieces = flow.add("CascadeStudio_TileDecoder", model=load["decoder"])
+    b = parts.sample_decoder(flow, pieces["decoder"], positive[0], negative[0], second["prior"])
+    keys = [*parts.keys_of(preset, parts.PICTURES_IN), "ultrapixel"]
+    parts.finish(flow, b["latent"], load["stage_a"], keys, title="Stage A paints the picture in tiles", **decode)
+    flow.feature(guided, strength=0.0)
+    flow.note(*note)
+    return flow
+
+
+GUIDED = """Stage C knows compositions of about 24 x 24 cells. UltraPixel's guide nets read the structure out of a small
+picture and correct Stage C with it in every step of the large one, which starts from noise alone. So the large picture
+has the small one's structure and a detail of its own, and nothing appears twice.
+
+The full Stage C (3.6B) is needed. Long prompts help; *rich detail, 4k, high quality* at the end is the authors' habit.
+**strength** in Guide Stage C: less leaves the large picture more freedom."""
+
+
+def ultrapixel_2k() -> Flow:
+    """UltraPixel at 2048 pixels: the small picture leads, the large one adds detail."""
+    return _paint_twice(
+        "ultrapixel_2k",
+        (1024, 1024),
+        2.0,
+        "portrait of an old sailor with a weathered face, a knitted cap, the harbour behind him, soft morning light, "
+        "rich detail, 4k, high quality",
+        "full-bf16",
+        ("2048 x 2048, guided", f"## 2048 x 2048, guided\n\n{GUIDED}"),
+        tile_size=1024,
+    )
+
+
+def ultrapixel_4k() -> Flow:
+    """UltraPixel at 3840 x 2160 pixels, and 6K by one number."""
+    return _paint_twice(
+        "ultrapixel_4k",
+        (1280, 720),
+        3.0,
+        "a mountain village above a lake in autumn, wooden houses with flower boxes, snow on the peaks, clear air, "
+        "rich detail, 4k, high quality",
+        "mixed-bf16",
+        (
+            "3840 x 2160, guided, and 6K",
+            f"## 3840 x 2160, guided\n\n{GUIDED}\n\n"
+            "**6K**: set **scale** to 4.8 (6144 x 3456). The lite Stage B does the large part of the work.",
+        ),
+        tile_size=1024,
+    )
+
+
 def draft_board() -> Flow:
     """Eight drafts from Stage C; only the chosen ones are finished."""
     flow = Flow("draft_board")
@@ -138,4 +211,4 @@ the memory and the model files into the PNG, beside ComfyUI's own prompt and wor
     return flow
 
 
-RECIPES = (high_resolution_2k, high_resolution_4k, draft_board)
+RECIPES = (high_resolution_2k, high_resolution_4k, ultrapixel_2k, ultrapixel_4k, draft_board)
