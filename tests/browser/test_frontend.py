@@ -12,6 +12,7 @@ from harness import REPOSITORY
 from PIL import Image
 
 from cascade_studio.commands.workflow.api_prompt import convert
+from tools.blocks import cut
 from tools.server import PACK
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
@@ -210,3 +211,22 @@ def test_the_language_switches(page, small):
         reopened(page, small)
     for what, words in english.items():
         page.browser.wait(f"{shown[what]} === arguments[0]", words)
+
+
+def test_notes_of_bundled_workflows_are_in_the_users_language(page, small):
+    """What stands in web/notes is said."""
+    words = json.loads((REPOSITORY / "web" / "notes" / "fr.json").read_text(encoding="utf-8"))
+    content = json.loads((REPOSITORY / "workflows" / "Stable Cascade - first picture.json").read_text(encoding="utf-8"))
+    notes = [node["widgets_values"][0] for node in content["nodes"] if node["type"] == "MarkdownNote"]
+    blocks = [block for note in notes for block in cut(note) if block in words]
+    assert blocks, "the first picture has no note in French"
+    shown = "app.rootGraph.nodes.filter((node) => node.type === 'MarkdownNote').map((node) => node.widgets[0].value)"
+    page.load(small.workflow)
+    try:
+        language(page, "fr")
+        page.load(content)
+        page.browser.wait(f"{shown}.join().includes(arguments[0])", words[blocks[0]])
+        told = "\n".join(page.browser.run(f"return {shown}"))
+        assert all(words[block] in told for block in blocks)
+    finally:
+        language(page, "en")
