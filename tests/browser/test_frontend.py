@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 from browser.page import NOT_THERE, QUEUE, Page, Small
@@ -35,7 +36,7 @@ def test_the_templates_are_listed(page, server):
     page.browse_templates()
     cards = {path.stem: page.find_template(path.stem) for path in WORKFLOWS}  # the list goes on as it is scrolled
     for name in (path.stem for path in WORKFLOWS if path.with_suffix(".jpg").is_file()):
-        assert server.client.fetch(f"/api/workflow_templates/{PACK}/{name}.jpg")[:2] == b"\xff\xd8"
+        assert server.client.fetch(f"/api/workflow_templates/{PACK}/{quote(name)}.jpg")[:2] == b"\xff\xd8"
         page.find_template(name)
         page.browser.wait(  # its address may be the page's own, for a copy; only the stand-in's is known
             "[...document.querySelector(arguments[0])?.querySelectorAll('img') ?? []].some((image) =>"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import eyes
 import pytest
 from mini_server import EXAMPLE, WORKFLOWS, check_shows, give_example, on_mini, pictures
@@ -53,4 +55,4 @@ def test_the_template_browser_gets_its_list_and_pictures(server):
     if not pictures_there:
         pytest.skip("no pictures were made yet; test_thumbnails says when they have to be there")
     for path in pictures_there:
-        assert server.client.fetch(f"/api/workflow_templates/cascade-studio/{path.name}") == path.read_bytes()
+        assert server.client.fetch(f"/api/workflow_templates/cascade-studio/{quote(path.name)}") == path.read_bytes()
