@@ -39,6 +39,7 @@ PANELS = {
     "LoadImageEncoder": 160,
     "LoadClipVision": 142,
     "LoadControlNet": 142,
+    "LoadUltraPixel": 142,
     "LoadLora": 118,
     "ApplyLoraStack": 118,
     "LoadHookLora": 118,
