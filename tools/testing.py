@@ -11,7 +11,7 @@ from .env import REPOSITORY, Setup, other_versions, set_up
 from .hosts import fetch_pinned, supported
 
 NO_TESTS = 5
-WITH_SERVERS = ("browser", "download", "server")  # folders of tests that mostly wait for other processes
+IN_PROCESS = ("host",)  # the folder of tests in ComfyUI's own process: as long as all others together
 
 
 def _need_packages(setup: Setup) -> None:
@@ -65,14 +65,14 @@ def run_tests(setup: Setup, arguments: list[str], all_hosts: bool, soak: bool = 
 
 
 def _run_halves(setup: Setup, arguments: list[str], extra: dict[str, str]) -> int:
-    """All tests on two cores: those of servers and browsers in one process, the others in this one's place.
+    """All tests on two cores: those in ComfyUI's own process here, all others in a process beside it.
 
     What the first says is told when it has ended. A test that depends on its neighbours' order meets the same order as
     without halves, since each folder is whole.
     """
     folders = sorted({str(path.relative_to(REPOSITORY).parts[1]) for path in REPOSITORY.glob("tests/*/**/test_*.py")})
-    beside = [f"tests/{name}" for name in folders if name in WITH_SERVERS]
-    here = [f"tests/{name}" for name in folders if name not in WITH_SERVERS]
+    beside = [f"tests/{name}" for name in folders if name not in IN_PROCESS]
+    here = [f"tests/{name}" for name in folders if name in IN_PROCESS]
     extra = {"OMP_NUM_THREADS": "1", **extra}
     say(f"{' and '.join(beside)} run beside {' and '.join(here)}; what they say follows.")
     with tempfile.TemporaryFile() as output:
