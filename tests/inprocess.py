@@ -257,10 +257,14 @@ class Host:
         result = self._running = Result(False)
         self._stub.messages.clear()
         _Capture.kept.clear()
+        extra = {"client_id": "tests", **(extra_data or {})}
+        queue = self.server.prompt_queue.currently_running  # where nodes look for what the user of the prompt chose
+        queue[name] = (0, name, prompt, extra, valid[2])
         try:
-            executor.execute(prompt, name, {"client_id": "tests", **(extra_data or {})}, valid[2])
+            executor.execute(prompt, name, extra, valid[2])
         finally:
             self._running = None
+            del queue[name]
         self._fill(result, executor, wanted)
         return result
 
