@@ -20,6 +20,7 @@ from tools import small
 from tools.client import Run
 from tools.edit import set_seed
 from tools.scenes import FIRST, SCENES, SILENT, Scene
+from tools.workflow_thumbnails import with_hole
 
 WORKFLOWS = REPOSITORY / "workflows"
 EXAMPLE = "cascade_mini_example.png"
@@ -80,7 +81,7 @@ def processor_seconds(server: Any) -> float:
 
 
 def give_example(server: Any) -> None:
-    """Put Mini's own picture of the first scene, painted by the server, among its input pictures."""
+    """Put Mini's own picture of the first scene, painted by the server, among its input pictures, with a mask."""
     target = server.base.path / "input" / EXAMPLE
     if not target.is_file():
         converted = on_mini(server, "Stable Cascade - text to image")
@@ -88,4 +89,4 @@ def give_example(server: Any) -> None:
             if entry["class_type"] == "CLIPTextEncode" and entry["inputs"]["text"]:
                 converted.set(node, "text", FIRST.prompt)
         run = server.run(converted.prompt)
-        target.write_bytes(server.client.view(run.images()[0]))
+        target.write_bytes(with_hole(server.client.view(run.images()[0])))
