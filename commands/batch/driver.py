@@ -51,7 +51,6 @@ class Driver:
         self.threads: list[threading.Thread] = []
         self.problem: Stop | None = None
         self._stop = threading.Event()
-        self._idle = threading.Condition()
 
     def run(self, show: Callable[[Driver], None] = lambda driver: None) -> None:
         """Paint until nothing is asked; ``show`` is called several times a second.
