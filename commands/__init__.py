@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "train a LoRA from a configuration file",
     "batch": "paint many pictures from a list, on one machine or many",
 }
-COMES_WITH_COMFYUI = ("torch", "numpy", "safetensors", "einops", "transformers", "PIL")
+COMES_WITH_COMFYUI = ("torch", "numpy", "safetensors", "transformers", "PIL")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -22,7 +22,6 @@ from . import locales
 from .blocks import ASIDE, join_lines
 
 PLACES = re.compile(r"\{\w+\}")
-NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 
 Table = dict[str, dict[str, str]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sqlite3
 import sys
@@ -28,7 +29,8 @@ EXAMPLES = """for example:
   studio.py batch drafts --out finals --stages ba                         finish the drafts whose .latent you kept
 
 The same command goes on after any stop. docs/batch.md tells the rest.
-Exit codes: 0 all is painted, 1 it failed (the text says why), 2 wrong usage, 3 rows are bad, set aside or missing."""
+Exit codes: 0 all is painted, 1 it failed (the text says why), 2 wrong usage, 3 rows are bad, set aside or missing,
+130 it was stopped."""
 INCOMPLETE = 3
 DAMAGED = (
     "Put a copy of manifest.sqlite in its place. Without one, move it away: then the pictures are painted again, into "
@@ -61,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster: its address, or auto")
     where.add_argument("--workers", type=int, metavar="N", help="how many ComfyUI to start (default: one a card)")
     where.add_argument("--comfyui", metavar="DIR", help="the ComfyUI to start (default: the one that holds this pack)")
-    where.add_argument("--comfyui-flags", default="", metavar="FLAGS", help="more flags for it, in one text")
+    where.add_argument(
+        "--comfyui-flags", default="", metavar="FLAGS", help="more for it; write --comfyui-flags=--lowvram"
+    )
     where.add_argument("--any-card", action="store_true", help="use cards too small for a row's largest network, too")
     where.add_argument("--patience", type=float, default=600.0, metavar="S", help="seconds to wait for a first worker")
     more = made.add_argument_group("more")
@@ -81,6 +85,18 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
         raise Stop(f"--shard {text} is no part. Write --shard 2/8 for the second of eight parts.")
     return int(first), int(last)
+
+
+def split_flags(text: str, windows: bool = os.name == "nt") -> tuple[str, ...]:
+    """The flags in one text; quotes hold a path with spaces together, and Windows keeps its backslashes."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    if windows:
+        lexer.escape = ""
+    try:
+        return tuple(lexer)
+    except ValueError:
+        raise Stop(f"--comfyui-flags {text} has a quote without its second one. Write it, or leave it out.") from None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -113,7 +129,7 @@ def show_status(arguments: Sequence[str]) -> int:
     """Tell how far the batch in the one folder that is named is."""
     if len(arguments) != 1:
         raise Stop("status needs the folder that --out named: studio.py batch status DIR.")
-    manifest = Manifest(Path(arguments[0]), read_only=True)
+    manifest = Manifest(Path(arguments[0]).expanduser(), read_only=True)
     try:
         tell(describe_status(manifest))
     finally:
@@ -123,7 +139,7 @@ def show_status(arguments: Sequence[str]) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Prove that the batch is whole."""
-    manifest = Manifest(Path(options.out), read_only=True)
+    manifest = Manifest(Path(options.out).expanduser(), read_only=True)
     try:
         wrong = 0
         for sentence in Results(manifest, open_store(manifest, options.store)).check():
@@ -146,7 +162,7 @@ def paint(options: argparse.Namespace) -> int:
         ray=options.ray,
         workers=options.workers,
         comfyui=options.comfyui,
-        comfyui_flags=tuple(shlex.split(options.comfyui_flags)),
+        comfyui_flags=split_flags(options.comfyui_flags),
         count=options.count,
         batched=options.batched,
         seeds=tuple(options.seeds),

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..messages import Stop
@@ -32,6 +32,12 @@ CREATE TABLE IF NOT EXISTS workers(name TEXT PRIMARY KEY, state TEXT, doing TEXT
 """
 
 
+def address_of(path: PurePath) -> str:
+    """The address of a file for SQLite, which takes no server in it: a Windows share is a path of two slashes."""
+    address = (path.resolve() if isinstance(path, Path) else path).as_uri()
+    return address if address.startswith("file:///") else address.replace("file://", "file:////", 1)
+
+
 class Database:
     """The manifest's file in ``folder``; with ``read_only`` nothing is changed and nothing has to be free."""
 
@@ -40,7 +46,7 @@ class Database:
         self._lock = threading.RLock()
         if read_only and not self.path.is_file():
             raise Stop(f"There is no batch in {folder}: it has no {FILE}. Give the folder that --out named.")
-        address = f"{self.path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
+        address = f"{address_of(self.path)}{'?mode=ro' if read_only else ''}"
         try:
             self._db = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None, timeout=30.0)
             if not read_only:
@@ -85,7 +91,7 @@ class Database:
 
     def iterate(self, query: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """The rows of a query one by one, over a connection of its own: for lists of any length."""
-        db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
+        db = sqlite3.connect(f"{address_of(self.path)}?mode=ro", uri=True, timeout=30.0)
         try:
             yield from db.execute(query, values)
         finally:

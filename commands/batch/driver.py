@@ -51,7 +51,6 @@ class Driver:
         self.threads: list[threading.Thread] = []
         self.problem: Stop | None = None
         self._stop = threading.Event()
-        self._idle = threading.Condition()
 
     def run(self, show: Callable[[Driver], None] = lambda driver: None) -> None:
         """Paint until nothing is asked; ``show`` is called several times a second.
@@ -127,8 +126,9 @@ class Driver:
                 f"No worker was there and painted for {self.patience:.0f} s: {names}. Start one and give the same "
                 "command again."
             )
-        ready = [worker for worker in workers if worker.state == "ready"]
-        if len(ready) == len(workers) > 0 and not any(worker.doing for worker in workers):
+        able = [worker for worker in workers if worker.state != "broken"]
+        ready = [worker for worker in able if worker.state == "ready"]
+        if len(ready) == len(able) > 0 and not any(worker.doing for worker in workers):
             sizes = [self._room(worker) for worker in ready]
             if None not in sizes:
                 least = self.manifest.read("SELECT MIN(need) FROM rows WHERE state=?", ASKED)[0][0]

@@ -83,7 +83,9 @@ class Manifest(Database):
                 taken = not db.execute("INSERT OR IGNORE INTO folded VALUES(?)", (row.name.casefold(),)).rowcount
             if not taken:
                 return row.name
-        return f"{row.name}_{row.key[:10]}"
+        name = f"{row.name}_{row.key[:10]}"
+        taken = db.execute("SELECT 1 FROM rows WHERE name=?", (name,)).fetchone()
+        return f"{row.name}_{row.key}" if taken else name
 
     def report_bad(self, rows: Iterable[tuple[int, str]]) -> None:
         """Note lines that cannot be painted, and why."""

@@ -31,7 +31,9 @@ PARTIAL = ".partial"
 CARD = "cascade_studio"
 MEASURED = ("seconds", "peak_memory")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-OURS = (FILE, f"{FILE}-wal", f"{FILE}-shm", "results.csv", f".{FILE}.lock")
+TABLE = "results.csv"
+OURS = (FILE, f"{FILE}-wal", f"{FILE}-shm", TABLE)
+SYSTEMS = ("Thumbs.db", "desktop.ini")
 SHEET = "sheet_"
 MOST_FOLDERS = 4096
 """Sub-folders that are remembered as lying inside; more are looked at again."""
@@ -173,8 +175,14 @@ class Results:
         for line, reason in self.manifest.read("SELECT line, reason FROM bad ORDER BY line"):
             yield f"line {line} is bad: {reason}"
         for name in self.store.names():
-            if name not in known and name not in OURS and not name.startswith(SHEET):
+            if name not in known and not name.startswith(SHEET) and not _is_ours_or_systems(name):
                 yield f"{name} is not of this batch."
+
+
+def _is_ours_or_systems(name: str) -> bool:
+    """Whether a file is the batch's own or one that a file manager leaves; no row has a hidden one."""
+    last = name.rpartition("/")[2]
+    return name in OURS or last in SYSTEMS or last.startswith(".")
 
 
 def _in_folder(folder: str | Path, step: Callable[[], Any]) -> Any:

@@ -242,7 +242,7 @@ class Expander:
                     f"the wildcard __{name}__ has no file {name}.txt in {folder or 'any folder'}. "
                     "Name its folder with --wildcards."
                 )
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
             self._files[name] = [line for line in lines if line and not line.startswith("#")]
         if not self._files[name]:
             raise ValueError(f"{name}.txt has no choices. Write one a line.")

@@ -23,7 +23,7 @@ from .lock import driving
 from .manifest import ASIDE, DONE, Manifest
 from .progress import Progress, count_line
 from .records import Asked
-from .results import ObjectStore, Results, Store, as_stop
+from .results import TABLE, ObjectStore, Results, Store, as_stop
 from .rows import BadRow, Expander, Expansion, Row, read_rows
 from .template import NAME, PRIORS, Template
 from .workers import LocalPool, NamedPool, Pool
@@ -88,6 +88,12 @@ def run_batch(batch: Batch, pool: Pool | None = None) -> Outcome:
     """
     if batch.count < 1:
         raise Stop(f"--count {batch.count} is too few. Give 1 or more.")
+    if batch.workers is not None and batch.workers < 1:
+        raise Stop(f"--workers {batch.workers} is too few. Give 1 or more.")
+    if batch.sheet < 0:
+        raise Stop(f"--sheet {batch.sheet} is no number of pictures. Give 0 for none, or more.")
+    if batch.rows.resolve() == (batch.out / TABLE).resolve():
+        raise Stop(f"The list {batch.rows} would be written over by the batch's own {TABLE}. Give it another name.")
     source = _Source(batch)
     try:
         batch.out.mkdir(parents=True, exist_ok=True)
@@ -109,12 +115,15 @@ def _run(batch: Batch, source: _Source, manifest: Manifest, pool: Pool | None) -
     try:
         template = _template(source.workflow(), batch, pool)
         manifest.set("workflow", source.workflow())
+        written, gone = results.recover()  # before the list: what it no longer asks for is not painted anew
         _ask(batch, manifest, template, source)
-        written, gone = results.recover()
         if batch.retry:
             manifest.ask_again([key for (key,) in manifest.read("SELECT key FROM rows WHERE state=?", ASIDE)])
         if written or gone:
-            say(f"{written} pictures were written before the last stop; {gone} are gone and are painted anew.")
+            say(
+                f"{written} pictures were written before the last stop; {gone} are gone and are painted anew where the "
+                "list still asks for them."
+            )
         driver = Driver(
             manifest, results, pool, template, priors=source.priors, any_card=batch.any_card, patience=batch.patience
         )
@@ -157,7 +166,7 @@ class _Source:
             return self._drafts.get("workflow")
         path = path or WORKFLOW
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise Stop(
                 f"The workflow {path} cannot be read ({error.strerror}). Give the path of a workflow file."

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from .manifest import DONE, Manifest
-from .results import SHEET, Store
+from .results import SHEET, TABLE, Store
 
 COLUMNS = ("line", "state", "file", "seconds", "worker", "failures", "sha256", "error")
 SIDE, GAP, STRIP, ACROSS, DOWN = 192, 8, 18, 8, 8
@@ -23,7 +23,7 @@ def write_table(manifest: Manifest) -> Path:
     for (text,) in manifest.iterate('SELECT "values" FROM rows'):
         names.update(dict.fromkeys(json.loads(text)))
     own = [name for name in names if not name.startswith("#")]
-    path, part = manifest.folder / "results.csv", manifest.folder / ".results.csv"
+    path, part = manifest.folder / TABLE, manifest.folder / f".{TABLE}"
     with open(part, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow([*COLUMNS, *own])
@@ -43,7 +43,8 @@ def write_sheets(manifest: Manifest, store: Store, most: int) -> list[Path]:
     from PIL import Image, ImageDraw, ImageFont
 
     for old in manifest.folder.glob(f"{SHEET}*.jpg"):
-        old.unlink()
+        if old.stem[len(SHEET) :].isdigit():
+            old.unlink()
     files = manifest.iterate(
         "SELECT line, files.name FROM rows JOIN files USING(key) WHERE state=? ORDER BY line, position, number", DONE
     )

@@ -199,9 +199,12 @@ def safe_name(text: str) -> str:
     parts = []
     text = unicodedata.normalize("NFC", text.replace("\\", "/"))
     for part in disk.for_all_systems(text).split("/"):
-        part = re.sub(r"[\x00-\x1f@\u200e\u200f\u202a-\u202e\u2066-\u2069]", "-", part).strip().rstrip(". ").lstrip(".")
-        part = re.sub(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(?=$|\.)", r"\1-", part)
-        part = re.sub(r"(?i)(\.(png|jpe?g|webp|latent|csv|sqlite))+$", "", part)
-        if part:
-            parts.append(part.encode("utf-8", "replace")[:120].decode("utf-8", "ignore"))
-    return "/".join(part for part in parts[-MOST_FOLDERS:] if part) or "picture"
+        part = re.sub(r"[\x00-\x1f:@\u200e\u200f\u202a-\u202e\u2066-\u2069]", "-", part)
+        part = _bare(_bare(part).encode("utf-8", "replace")[:120].decode("utf-8", "ignore"))
+        parts.append(re.sub(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(?=\s*(?:\.|$))", r"\1-", part))
+    return "/".join([part for part in parts if part][-MOST_FOLDERS:]) or "picture"
+
+
+def _bare(part: str) -> str:
+    """A part of a name without the endings of files, and without dots and spaces around it."""
+    return re.sub(r"(?i)(\.(png|jpe?g|webp|latent|csv|sqlite)|[\s.])+$", "", part.lstrip().lstrip(". "))

@@ -207,10 +207,11 @@ class NamedPool:
     def refresh(self) -> Iterable[Painter]:
         if self.file is not None and time.monotonic() - self._read > REREAD_SECONDS:
             try:
-                self._text = self.file.read_text(encoding="utf-8")
-            except OSError as error:
+                self._text = self.file.read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
                 if not self._known:
-                    raise Stop(f"The list of servers {self.file} cannot be read ({error.strerror}).") from None
+                    why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+                    raise Stop(f"The list of servers {self.file} cannot be read ({why}).") from None
             self._read = time.monotonic()
         lines = [line.strip() for line in self._text.splitlines()]
         addresses = [line for line in lines if line and not line.startswith("#")]

@@ -1,7 +1,7 @@
 """Regional prompts in one pass: all prompts' tokens at once, and a mask that says which cells hear which of them.
 
 The attention of Stage C is one softmax over the picture's own tokens and the condition tokens. The logarithm of a
-region's weight at a cell is add_masks to the products of that cell with the region's tokens, so a weight of 1 leaves
+region's weight at a cell is added to the products of that cell with the region's tokens, so a weight of 1 leaves
 them as they are, 0.5 counts them half and 0 takes them out. The cells still see each other, which keeps the picture
 one.
 
@@ -105,7 +105,7 @@ class RegionLayer(AttentionLayer):
         return following(q, k, v, n_self, add_masks(mask, bias))
 
     def bias(self, grid: tuple[int, int], tokens: int, dtype: torch.dtype) -> Tensor:
-        """What is add_masks to the products of ``grid``'s cells with the condition tokens: (B, N, ``tokens``)."""
+        """What is added to the products of ``grid``'s cells with the condition tokens: (B, N, ``tokens``)."""
         if grid not in self.masks:
             weights = average_areas(self.weights.float(), grid) if (self.weights.shape[-2:] != grid) else self.weights
             loud = log_weights(weights).flatten(2).transpose(1, 2)

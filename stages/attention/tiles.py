@@ -177,10 +177,6 @@ class Tiling:
         tiles = [Tile(top, left, height, width) for top in tops for left in lefts]
         return tiles, (down[:, None, :, None] * across[None, :, None, :]).flatten(0, 1)
 
-    def needs_tiles(self, size: tuple[int, int], step: int) -> bool:
-        """Whether a latent of ``size`` is larger than a tile."""
-        return any(len(place_tiles(side, self.tile, self.overlap, step)[1]) > 1 for side in size)
-
 
 Call = Callable[[Tensor, Tensor, int, Changes], Tensor]
 """``call(x, prior, count, changes)`` runs the network on ``x`` (count B, 4, h, w): the tiles of a picture follow each

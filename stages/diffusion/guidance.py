@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-QUERIES = 512
+from ..attention.layers import QUERIES
 
 
 def match_contrast(guided: Tensor, like: Tensor, share: float) -> Tensor:

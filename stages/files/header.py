@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnreadableFile, WrongFile
+from ..nets.unet import as_tuples
 from .json_text import BadJson, parse_object
 from .torch_zip import is_torch_zip, load_torch_zip
 
@@ -129,11 +130,6 @@ def read_marker(
             f"The entry '{MARKER}' of this file cannot be read. It was changed after saving; "
             "take the file as it was saved."
         ) from None
-
-
-def as_tuples(value: Any) -> Any:
-    """``value`` with every list inside it turned into a tuple."""
-    return tuple(as_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def read_header(path: str | Path) -> Header:

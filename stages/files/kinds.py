@@ -17,10 +17,10 @@ from ..nets.prior_coder import PriorCoder, PriorCoderConfig
 from ..nets.stage_a import StageA, StageAConfig
 from ..nets.stage_b import StageB, StageBConfig
 from ..nets.stage_c import StageC, StageCConfig
+from ..nets.unet import as_tuples
 from . import shapes as derive
 from .clip import OPEN_CLIP, TRANSFORMERS, TextConfig, VisionConfig, text_config, vision_config
 from .guide import KEY as GUIDE_KEY, derive_guide_config
-from .header import as_tuples
 from .shapes import Shapes
 
 OFFICIAL, COMFYUI, DIFFUSERS = "official", "comfyui", "diffusers"

@@ -68,9 +68,7 @@ class Shapes:
 def stage_c_config(shapes: Shapes) -> dict[str, Any]:
     """Fields of ``StageCConfig``."""
     config = _unet_config(shapes)
-    c_cond = shapes.first(
-        ("clip_txt_mapper.weight", 0), ("clip_txt_mapper.bias", 0), default=_cond_width(shapes, config["c_hidden"])
-    )
+    c_cond = shapes.first(("clip_txt_mapper.weight", 0), ("clip_txt_mapper.bias", 0), default=_cond_width(shapes))
     pooled = shapes.first(
         ("clip_txt_pooled_mapper.weight", 0), ("clip_txt_pooled_mapper.bias", 0), ("clip_img_mapper.weight", 0)
     )
@@ -92,7 +90,7 @@ def stage_b_config(shapes: Shapes) -> dict[str, Any]:
     """Fields of ``StageBConfig``."""
     config = _unet_config(shapes)
     rows = shapes.first(("clip_mapper.weight", 0), ("clip_mapper.bias", 0))
-    c_cond = _cond_width(shapes, config["c_hidden"]) or rows // 4
+    c_cond = _cond_width(shapes) or rows // 4
     config.update(
         c_cond=c_cond,
         c_clip_seq=rows // c_cond if c_cond and rows >= c_cond else None,
@@ -283,7 +281,7 @@ def _level_width(shapes: Shapes, level: int, levels: int) -> int:
     return 0
 
 
-def _cond_width(shapes: Shapes, widths: tuple[int, ...]) -> int:
+def _cond_width(shapes: Shapes) -> int:
     return _usual_size(shapes, r".*_blocks\.\d+\.\d+\.kv_mapper\.1\.weight", 1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 GROUPS = ("input", "deep_down", "deep_up", "output", "conditioning", "time")
 """Parts of the U in the order of a pass, and what acts in all of them: condition tokens and the noise level."""
@@ -31,8 +30,3 @@ def group_of(name: str, levels: int) -> str:
     if depth < levels // 2 or levels == 1:
         return "input" if down else "output"
     return "deep_down" if down else "deep_up"
-
-
-def weight_by_name(names: list[str], levels: int, weights: Mapping[str, float]) -> dict[str, float]:
-    """The share of the second network for each parameter."""
-    return {name: weights[group_of(name, levels)] for name in names}

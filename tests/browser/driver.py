@@ -231,13 +231,6 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
-    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Press at one place, move, release at another."""
-        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=start[0], y=start[1])
-        self.send("Input.dispatchMouseEvent", type="mousePressed", x=start[0], y=start[1], button="left", clickCount=1)
-        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=end[0], y=end[1], button="left", buttons=1)
-        self.send("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], button="left", clickCount=1)
-
     def drop(self, path: Path, x: float, y: float) -> None:
         """Drop a file from the desktop onto the page."""
         data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}

@@ -53,8 +53,8 @@ def test_the_templates_are_listed(page, server):
 
 @every_file
 def test_a_workflow_opens_and_converts_as_the_frontend_does(page, object_info, path):
-    """No missing node, nothing in the console, and tools/api_prompt.py makes the very prompt that the frontend
-    makes.
+    """No missing node, nothing in the console, and our converter (commands/workflow/api_prompt.py) makes the very
+    prompt that the frontend makes.
     """
     workflow = json.loads(path.read_text(encoding="utf-8"))
     page.load(workflow, path.stem)

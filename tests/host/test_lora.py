@@ -10,8 +10,6 @@ from recipe import weights_for
 from tiny import TOLERANCE, golden, index
 from world import Studio, changed, relative
 
-STRENGTH = 3.0
-
 
 @pytest.fixture(scope="module")
 def changes(studio) -> dict:

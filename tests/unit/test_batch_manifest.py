@@ -22,7 +22,8 @@ def test_check_tells_of_every_kind_of_wrong(desk, capsys):
     data = bytearray((out / changed).read_bytes())
     data[-20] ^= 1
     (out / changed).write_bytes(bytes(data))
-    (out / "stranger.png").write_bytes(b"")
+    for name in ("stranger.png", ".DS_Store", "Thumbs.db"):
+        (out / name).write_bytes(b"")
     capsys.readouterr()
     assert check(desk) == command.INCOMPLETE
     told = capsys.readouterr().out
@@ -34,10 +35,21 @@ def test_check_tells_of_every_kind_of_wrong(desk, capsys):
         "stranger.png is not of this batch",
     ):
         assert words in told
+    assert "3 things are wrong" in told
     before = desk.painted
     (out / changed).unlink()
     assert desk.run(desk.rows(SIX), servers=desk.serve()).complete
     assert desk.painted == before + 2
+
+
+def test_pictures_that_are_gone_are_painted_again_only_where_the_list_asks_for_them(desk):
+    assert desk.run(desk.rows("apple\nrobot\n"), servers=desk.serve()).complete
+    for name in desk.pictures():
+        (desk.folder / "out" / name).unlink()
+    before = desk.painted
+    assert desk.run(desk.rows("robot\nfrog\n"), servers=desk.serve()).complete
+    assert desk.painted == before + 2 and len(desk.pictures()) == 2
+    assert check(desk) == 0
 
 
 def test_a_damaged_manifest_ends_every_command_with_a_sentence(desk, capsys):

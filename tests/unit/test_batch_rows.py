@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import PureWindowsPath
+from types import SimpleNamespace
+
 import fake_comfyui
 import pytest
 from batches import PROMPT
 
-from cascade_studio.commands.batch import results
+from cascade_studio.commands.batch import Batch, results, run_batch
+from cascade_studio.commands.batch.command import split_flags
+from cascade_studio.commands.batch.database import address_of
+from cascade_studio.commands.batch.driver import GIB, Driver
+from cascade_studio.commands.batch.manifest import Manifest
+from cascade_studio.commands.batch.records import Asked
 from cascade_studio.commands.batch.results import file_names
 from cascade_studio.commands.batch.rows import BadRow, Expander, Expansion, Row, parse_grid, parse_seeds, read_rows
 from cascade_studio.commands.batch.template import safe_name
+from cascade_studio.commands.batch.workers import Worker
 from cascade_studio.commands.messages import Stop
 from cascade_studio.commands.workflow.inputs import UnknownInput, convert_value, find_places
 
@@ -189,6 +199,10 @@ def test_values_that_do_not_fit_are_refused(value, present):
         "\u202egnp.x",
         "manifest.sqlite",
         "e\u0301",
+        "x" * 119 + " y/z",
+        "foo.png .png",
+        "con .png/nul .x/. .png",
+        "C:/x",
     ],
 )
 def test_names_stay_below_the_folder(given, tmp_path):
@@ -198,6 +212,7 @@ def test_names_stay_below_the_folder(given, tmp_path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     assert not any(part.startswith(".") for part in path.relative_to(tmp_path).parts)
+    assert not any(part != part.strip(" .") or ":" in part for part in name.split("/"))
     assert safe_name(name) == name
 
 
@@ -222,3 +237,43 @@ def test_a_card_of_somebody_else_is_left_alone(card):
     kept, measured = results.split_card(picture)
     assert kept == picture and (measured is None) == (card != b"{}")
     assert results.split_card(b"no picture") == (b"no picture", None)
+
+
+def test_a_share_of_windows_is_a_path_and_no_server_to_sqlite():
+    assert address_of(PureWindowsPath(r"\\nas\my share\m.sqlite")) == "file:////nas/my%20share/m.sqlite"
+    assert address_of(PureWindowsPath(r"C:\a\m.sqlite")) == "file:///C:/a/m.sqlite"
+
+
+def test_flags_keep_the_backslashes_of_windows():
+    text = r'--lowvram --output-directory "C:\my files\out"'
+    assert split_flags(text, windows=True) == ("--lowvram", "--output-directory", r"C:\my files\out")
+    assert split_flags(r"--a b\ c '#d'", windows=False) == ("--a", "b c", "#d")
+    with pytest.raises(Stop, match="quote"):
+        split_flags('--a "b')
+
+
+def test_a_list_called_as_the_table_is_not_written_over(tmp_path):
+    rows = tmp_path / "results.csv"
+    rows.write_text("prompt\napple\n", encoding="utf-8")
+    with pytest.raises(Stop, match="written over"):
+        run_batch(Batch(rows=rows, out=tmp_path))
+    assert rows.read_text(encoding="utf-8") == "prompt\napple\n"
+
+
+def test_names_that_share_a_short_key_are_two(tmp_path):
+    manifest = Manifest(tmp_path)
+    rows = [(number, Asked("0123456789" + end, number, {}, "", "", 0, "apple")) for number, end in enumerate("ab")]
+    assert manifest.ask(manifest.begin_list(), rows) == []
+    assert len({name for (name,) in manifest.read("SELECT name FROM rows")}) == 2
+    manifest.close()
+
+
+def test_a_broken_worker_hides_no_row_that_is_too_large_for_the_others(tmp_path):
+    manifest = Manifest(tmp_path)
+    manifest.ask(manifest.begin_list(), [(1, Asked("a", 1, {}, "", "", 9 * GIB, "apple"))])
+    driver = Driver(manifest, None, None, None)
+    for name, state in (("small", "ready"), ("ended", "broken")):
+        driver.workers[name] = Worker(SimpleNamespace(name=name), state=state, memory=6 * GIB)
+    with pytest.raises(Stop, match="lite models"):
+        driver._check_hope(time.monotonic())
+    manifest.close()

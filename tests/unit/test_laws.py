@@ -22,7 +22,7 @@ from table import each
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MOST_LINES, MOST_FUNCTION_LINES, MOST_COLUMNS = 350, 60, 120
-OF_STAGES = {"torch", "einops", "safetensors", "numpy"}
+OF_STAGES = {"torch", "safetensors", "numpy"}
 WITH_COMFYUI = OF_STAGES | {"PIL", "transformers", "aiohttp", "yaml", "psutil"}
 """What comes with ComfyUI; ray and fsspec are asked for where they are there."""
 OPTIONAL = {"ray", "fsspec"}

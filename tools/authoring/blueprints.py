@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,9 +56,6 @@ class Block:
         """What is inside, for the definitions of a workflow."""
         writer = BlockWriter(self, definitions)
         return writer.subgraph(max(entry["id"] for entry in writer.entries))
-
-
-BlockRecipe = Callable[[], Block]
 
 
 class BlockWriter:
