@@ -72,7 +72,7 @@ def name_outputs(host: Any) -> set[tuple[str, str]]:
 def test_every_output_and_input_is_told_of(host):
     assert name_outputs(host) == {(kind, output) for kind, (output, *_) in WRITERS.items()}
     taken = {role for roles in file_inputs(host).values() for role in roles}
-    assert taken == {*FILES, "lora", "controlnet"} and taken <= set(names.FOLDERS)
+    assert taken == {*FILES, "lora", "controlnet", "ultrapixel"} and taken <= set(names.FOLDERS)
 
 
 @each(WRITERS)
