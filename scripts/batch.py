@@ -13,6 +13,7 @@ import studio  # noqa: E402
 
 studio.load_pack()
 from cascade_studio.commands.batch import Batch, run_batch  # noqa: E402
+from cascade_studio.commands.messages import Stop  # noqa: E402
 
 
 def main(out: Path, servers: str) -> int:
@@ -25,9 +26,13 @@ def main(out: Path, servers: str) -> int:
     listed = out.with_suffix(".jsonl")
     listed.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     workflow = PACK / "workflows" / "api" / "Stable Cascade - first picture.json"
-    outcome = run_batch(Batch(rows=listed, out=out, workflow=workflow, servers=servers))
+    try:
+        outcome = run_batch(Batch(rows=listed, out=out, workflow=workflow, servers=servers))
+    except Stop as stop:
+        sys.stderr.write(f"{stop}\n")
+        return 1
     sys.stdout.write(outcome.describe() + "\n")
-    return 0 if outcome.complete else 1
+    return 0 if outcome.complete else 3
 
 
 if __name__ == "__main__":

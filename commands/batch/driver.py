@@ -194,9 +194,12 @@ class Driver:
         with worker.lock:
             if worker.alone:
                 return None
-            if worker.taken_up:
+            claim = None
+            while worker.taken_up and claim is None:
                 claim = worker.taken_up.pop()
-            else:
+                if not self.manifest.renew(claim.key, worker.name):  # it was away for long, and others have the row
+                    claim = None
+            if claim is None:
                 others = [other.held for other in list(self.workers.values()) if other is not worker and other.held]
                 room, alone = self._room(worker), not worker.doing
                 claim = self.manifest.claim(worker.name, room, worker.held, others, alone)

@@ -158,10 +158,11 @@ class Manifest(Database):
         found = self.read(f"SELECT {CLAIM} FROM rows WHERE state=? AND worker=?", RUNNING, worker)
         return [Claim(row[0], row[1], json.loads(row[2]), *row[3:], taken_up=True) for row in found]
 
-    def renew(self, key: str, worker: str) -> None:
-        """The worker of a row lives: its lease begins anew."""
+    def renew(self, key: str, worker: str) -> bool:
+        """The worker of a row lives: its lease begins anew; False where the row is its own no more."""
         with self.writing() as db:
-            db.execute(f"UPDATE rows SET lease=? WHERE {HELD}", (_lease(), key, worker, RUNNING))
+            changed = db.execute(f"UPDATE rows SET lease=? WHERE {HELD}", (_lease(), key, worker, RUNNING))
+            return changed.rowcount > 0
 
     def give_back(self, key: str, worker: str, loss: str = "") -> None:
         """A row that ``worker`` works on no more; with a ``loss``, the reason, it goes to the end.

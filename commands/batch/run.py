@@ -94,6 +94,8 @@ def run_batch(batch: Batch, pool: Pool | None = None) -> Outcome:
         raise Stop(f"--sheet {batch.sheet} is no number of pictures. Give 0 for none, or more.")
     if batch.rows.resolve() == (batch.out / TABLE).resolve():
         raise Stop(f"The list {batch.rows} would be written over by the batch's own {TABLE}. Give it another name.")
+    if batch.stages == "ba" and batch.rows.resolve() == batch.out.resolve():
+        raise Stop(f"{batch.out} holds the drafts. Give another --out for what --stages ba paints.")
     source = _Source(batch)
     try:
         batch.out.mkdir(parents=True, exist_ok=True)
@@ -183,7 +185,11 @@ class _Source:
         folder = batch.wildcards or batch.rows.parent / "wildcards"
         expander = Expander(Expansion(batch.grid, batch.seeds, batch.count, folder, first_seed, batch.batched))
         for row in read_rows(batch.rows):
-            yield from [row] if isinstance(row, BadRow) else expander.expand(row)
+            if isinstance(row, BadRow):
+                yield row
+            else:
+                row.values.pop(PRIORS, None)  # only a folder of drafts has it
+                yield from expander.expand(row)
 
     def _read_chosen(self) -> Iterator[Row]:
         """The drafts whose latent is still in the folder."""

@@ -62,7 +62,7 @@ def write_sheets(manifest: Manifest, store: Store, most: int) -> list[Path]:
                 with Image.open(io.BytesIO(store.read(name))) as picture:
                     picture.thumbnail((SIDE, SIDE))
                     sheet.paste(picture.convert("RGB"), (left + (SIDE - picture.width) // 2, top))
-            except OSError:
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 name = f"{name} cannot be read"
             caption = f"{line}  {Path(name).stem}"[:32].encode("latin-1", "replace").decode("latin-1")
             drawn.text((left, top + SIDE + 3), caption, fill=INK, font=font)

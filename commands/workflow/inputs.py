@@ -125,7 +125,7 @@ def convert_value(column: str, value: Any, present: Any) -> Any:
 
 def _number(column: str, text: str, whole: bool, value: Any) -> int | float:
     try:
-        number: int | float = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+        number: int | float = int(text) if whole and re.fullmatch(r"[+-]?\d+", text) else float(text)
     except ValueError:
         number = float("nan")
     fits = isinstance(number, int) or (math.isfinite(number) and not (whole and number % 1))

@@ -14,10 +14,11 @@ from cascade_studio.commands.batch import Batch, results, run_batch
 from cascade_studio.commands.batch.command import split_flags
 from cascade_studio.commands.batch.database import address_of
 from cascade_studio.commands.batch.driver import GIB, Driver
-from cascade_studio.commands.batch.manifest import Manifest
+from cascade_studio.commands.batch.manifest import LEASE_SECONDS, Manifest
 from cascade_studio.commands.batch.records import Asked
 from cascade_studio.commands.batch.results import file_names
 from cascade_studio.commands.batch.rows import BadRow, Expander, Expansion, Row, parse_grid, parse_seeds, read_rows
+from cascade_studio.commands.batch.run import _Source
 from cascade_studio.commands.batch.template import safe_name
 from cascade_studio.commands.batch.workers import Worker
 from cascade_studio.commands.messages import Stop
@@ -277,3 +278,34 @@ def test_a_broken_worker_hides_no_row_that_is_too_large_for_the_others(tmp_path)
     with pytest.raises(Stop, match="lite models"):
         driver._check_hope(time.monotonic())
     manifest.close()
+
+
+def test_a_row_that_others_took_over_is_not_painted_again_by_the_worker_that_comes_back(tmp_path, monkeypatch):
+    manifest = Manifest(tmp_path)
+    manifest.ask(manifest.begin_list(), [(1, Asked("a", 1, {}, "", "", 0, "apple"))])
+    assert manifest.claim("slow", None)
+    driver = Driver(manifest, None, None, None)
+    slow = Worker(SimpleNamespace(name="slow"), taken_up=manifest.take_up("slow"))
+    later = time.monotonic() + 2 * LEASE_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    manifest.give_back_expired()
+    assert manifest.claim("other", None)
+    assert driver._claim(slow) is None and not slow.doing
+    manifest.close()
+
+
+def test_drafts_are_not_finished_into_their_own_folder(tmp_path):
+    with pytest.raises(Stop, match="holds the drafts"):
+        run_batch(Batch(rows=tmp_path, out=tmp_path / "." / "", stages="ba"))
+
+
+def test_only_a_folder_of_drafts_names_latents(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "#priors": 5}\n{"prompt": "b", "#priors": [[["../x", "y"]]]}\n', encoding="utf-8")
+    rows = list(_Source(Batch(rows=path, out=tmp_path / "out")).rows(0))
+    assert [row.values for row in rows] == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+def test_a_number_beyond_all_numbers_is_told():
+    with pytest.raises(ValueError, match="has to be a number"):
+        convert_value("cfg", "9" * 400, 4.0)
