@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..messages import Stop, say
 from .address import Refused, Unreachable
-from .lock import beat
+from .lock import beat, drives
 from .manifest import ASKED, MOST_FAILURES, RUNNING, Manifest
 from .records import Claim, Held
 from .results import Results, as_stop
@@ -275,6 +275,7 @@ class Driver:
             thread.join(max(0.0, limit - time.monotonic()))
         self.pool.close()
         try:
-            self.manifest.give_back_others(())
+            if drives(self.manifest):
+                self.manifest.give_back_others(())
         except sqlite3.Error as error:
             self._give_up(error)

@@ -41,8 +41,9 @@ def driving(manifest: Manifest) -> Iterator[None]:
             yield
         finally:
             with manifest.writing() as db:
-                db.execute("DELETE FROM meta WHERE name='driver'")
-                db.execute("DELETE FROM workers")
+                if _is_mine(manifest.get("driver")):
+                    db.execute("DELETE FROM meta WHERE name='driver'")
+                    db.execute("DELETE FROM workers")
 
 
 def _busy(manifest: Manifest, other: dict[str, Any] | None) -> Stop:
@@ -54,8 +55,21 @@ def _busy(manifest: Manifest, other: dict[str, Any] | None) -> Stop:
 
 
 def beat(manifest: Manifest) -> None:
-    """Tell that the driver lives."""
-    manifest.set("driver", {**manifest.get("driver"), "beat": time.time()})
+    """Tell that the driver lives. Raises ``Stop`` where another machine took over while this one slept."""
+    found = manifest.get("driver")
+    if not _is_mine(found):
+        raise _busy(manifest, found)
+    manifest.set("driver", {**found, "beat": time.time()})
+
+
+def drives(manifest: Manifest) -> bool:
+    """Whether no other process has taken over the batch."""
+    found = manifest.get("driver")
+    return found is None or _is_mine(found)
+
+
+def _is_mine(driver: dict[str, Any] | None) -> bool:
+    return driver is not None and (driver["host"], driver["pid"]) == (socket.gethostname(), os.getpid())
 
 
 def find_driver(manifest: Manifest) -> dict[str, Any] | None:

@@ -228,9 +228,19 @@ def _template(data: dict[str, Any], batch: Batch, pool: Pool) -> Template:
     if is_prompt(data):
         return Template(convert(data, {}), None, batch.stages)
     problems = []
-    for painter in pool.refresh():
+    painters = list(pool.refresh())
+    for painter in painters:
         try:
             painter.connect(threading.Event())
+        except Stop as end:
+            if len(painters) == 1:
+                raise
+            problems.append(f"{painter.name}: {end}")
+            continue
+        except Exception as error:
+            problems.append(f"{painter.name}: {error}")
+            continue
+        try:
             converted: Converted = convert(data, painter.describe_nodes())
             return Template(converted, data, batch.stages)
         except Stop:

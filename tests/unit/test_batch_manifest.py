@@ -6,10 +6,11 @@ import csv
 import socket
 import time
 
+import pytest
 from batches import SIX, await_that, check, start_driver
 
 from cascade_studio.commands.batch import command
-from cascade_studio.commands.batch.lock import driving, find_driver
+from cascade_studio.commands.batch.lock import beat, drives, driving, find_driver
 from cascade_studio.commands.batch.manifest import DONE, Manifest
 from cascade_studio.commands.messages import Stop
 
@@ -89,11 +90,19 @@ def test_one_driver_at_a_time(desk):
         with driving(manifest):
             manifest.set("driver", {**manifest.get("driver"), "beat": time.time() + jump})
             assert not may_start() and find_driver(second)
-    for beat, free in ((0.0, False), (-60.0, True), (3600.0, True)):
-        manifest.set("driver", {"host": "elsewhere", "pid": 1, "beat": time.time() + beat, "since": 0.0})
+    for age, free in ((0.0, False), (-60.0, True), (3600.0, True)):
+        manifest.set("driver", {"host": "elsewhere", "pid": 1, "beat": time.time() + age, "since": 0.0})
         assert may_start() == free
     manifest.set("driver", {"host": socket.gethostname(), "pid": 2**22 + 12345, "beat": time.time(), "since": 0.0})
     assert find_driver(second) is None and may_start()
+    with driving(manifest):  # and slept, while another machine took over
+        beat(manifest)
+        other = {"host": "elsewhere", "pid": 1, "beat": time.time(), "since": 0.0}
+        manifest.set("driver", other)
+        with pytest.raises(Stop, match="elsewhere"):
+            beat(manifest)
+        assert not drives(manifest)
+    assert manifest.get("driver") == other
     manifest.close()
     second.close()
 
