@@ -34,6 +34,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TABLE = "results.csv"
 OURS = (FILE, f"{FILE}-wal", f"{FILE}-shm", TABLE)
 SYSTEMS = ("Thumbs.db", "desktop.ini")
+NEVER = (".csv", ".sqlite")
+"""Endings of the batch's own files: a server's file does not get them."""
 SHEET = "sheet_"
 MOST_FOLDERS = 4096
 """Sub-folders that are remembered as lying inside; more are looked at again."""
@@ -65,7 +67,7 @@ def file_names(stem: str, given: Sequence[str]) -> list[str]:
     names: list[str] = []
     for name in given:
         found = re.search(r"\.[a-z0-9]{1,10}$", name.lower())
-        ending = found[0] if found else ".bin"
+        ending = found[0] if found and found[0] not in NEVER else ".bin"
         before = sum(other.endswith(ending) for other in names)
         names.append(f"{stem}@{before + 1}{ending}" if before else stem + ending)
     return names
@@ -281,7 +283,7 @@ class ObjectStore(Store):
             import fsspec
         except ImportError:
             raise Stop("--store needs fsspec: python -m pip install fsspec, and the package of your store.") from None
-        self.name = address.split("?", maxsplit=1)[0]
+        self.name = re.sub(r"(?<=//)[^/]*@", "", address.split("?", maxsplit=1)[0])  # without a password
         self.files, self.root = fsspec.core.url_to_fs(address)
 
     def _key(self, name: str) -> str:

@@ -225,6 +225,7 @@ def test_names_stay_below_the_folder(given, tmp_path):
             ["a.PNG", "x./../../y", "noend", "c.p\x00g", "d.png:stream"],
             ["row.png", "row.bin", "row@2.bin", "row@3.bin", "row@4.bin"],
         ),
+        (["a.sqlite", "b.CSV"], ["row.bin", "row@2.bin"]),
     ],
 )
 def test_of_a_servers_names_only_a_plain_ending_is_taken(given, names):
