@@ -161,6 +161,14 @@ def controlnet_weights() -> Weights:
     return {key: 0.5 * value if key.startswith("projections.") else value for key, value in weights.items()}
 
 
+def write_guide(directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """The guide's file in a models folder: published as a pickle under the other format's name."""
+    target = Path(directory, "model_patches", "ultrapixel_t2i.safetensors")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(cast(guide_weights(), dtype), target)
+    return target
+
+
 def guide_weights() -> Weights:
     """Corrections of about a tenth of what the picture takes in the residual stream."""
     weights = weights_for(guide_shapes())
@@ -291,10 +299,7 @@ def write_family(directory: str | Path, variants: bool = True) -> dict[str, Path
     save("vae/effnet_encoder", encoder)
     save("vae/previewer", previewer)
     save("controlnet/canny", controlnet_weights(), **{MARKER: controlnet_marker()})
-    guide = Path(directory, "model_patches", "ultrapixel_t2i.safetensors")
-    guide.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(cast(guide_weights(), brain), guide)  # published as a pickle under the other format's name
-    written["model_patches/ultrapixel_t2i"] = guide
+    written["model_patches/ultrapixel_t2i"] = write_guide(directory)
     save("loras/official", official_lora(stage_c_shapes()))
     save("loras/kohya", kohya_lora(stage_c), half)
     clip_g = {

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from family import write_guide
 from graphs import Graph, check_sentence
 from node_inputs import make_inputs
 from sources import node_classes
@@ -45,10 +46,11 @@ def is_wire(value: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def empty(host, tmp_path_factory) -> Iterator[Any]:
-    """The host without a file in its folders for models."""
+    """The host without a file in its folders for models, but for a guide, which Cascade Mini has none of."""
     folder, before = tmp_path_factory.mktemp("models"), dict(host.folder_paths.folder_names_and_paths)
     for key, (_, suffixes) in before.items():
         host.folder_paths.folder_names_and_paths[key] = ([str(folder / key)], suffixes)
+    write_guide(folder)
     share_examples()
     host.folder_paths.filename_list_cache.clear()
     yield host

@@ -18,6 +18,7 @@ CATEGORIES = {
         "loaders",
         "latent",
         "sampling",
+        "speed",
         "conditioning",
         "image",
         "lora",

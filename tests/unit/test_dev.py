@@ -292,7 +292,7 @@ class Halves:
         ({"server": 1}, 1),
         ({"unit": 5}, 0),
         ({"server": 5}, 0),
-        ({"unit": 5, "server": 5}, 5),
+        ({"host": 5, "unit": 5}, 5),
         ({"unit": 2, "server": 1}, 2),
     ),
 )
