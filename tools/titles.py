@@ -38,7 +38,7 @@ WORDS = {
     "merge": "merge two models",
     "lora_control_regional": "regional prompts, LoRA, ControlNet",
     "guidance": "guidance side by side",
-    "fast": "faster, some steps left out",
+    "fast": "quicker, some steps left out",
 }
 """By the name of the recipe."""
 
