@@ -97,8 +97,8 @@ class Slim(torch.optim.Optimizer):
             }
 
 
-class AdamW8bit(Slim):
-    """AdamW (Loshchilov & Hutter 2017) whose two moments take a byte each."""
+class TwoMoments(Slim):
+    """What takes the settings of AdamW: rates of two moments, and what keeps their quotient finite."""
 
     def __init__(
         self,
@@ -110,6 +110,10 @@ class AdamW8bit(Slim):
         seed: int = 0,
     ) -> None:
         super().__init__(parameters, lr, weight_decay, seed, betas=betas, eps=eps)
+
+
+class AdamW8bit(TwoMoments):
+    """AdamW (Loshchilov & Hutter 2017) whose two moments take a byte each."""
 
     def find_update(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         (first, second), count, shape = group["betas"], state["step"], grad.shape
@@ -152,22 +156,11 @@ class Adafactor(Slim):
         return update / (update.norm() / math.sqrt(update.numel())).clamp(min=1.0)
 
 
-class HostAdamW(Slim):
+class HostAdamW(TwoMoments):
     """AdamW whose moments and float32 weights stay in the computer's memory (ZeRO-Offload, Ren et al. 2021, arXiv
     2101.06840): the device holds the weights alone, rounded to their dtype."""
 
     PLACE = "cpu"
-
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.01,
-        eps: float = 1e-8,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(parameters, lr, weight_decay, seed, betas=betas, eps=eps)
 
     @torch.no_grad()
     def step_one(self, parameter: nn.Parameter) -> None:
