@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from cascade_studio.commands.messages import say, speak_plainly
@@ -31,6 +32,7 @@ def id_of(kind: str, key: str) -> str:
     return hashlib.sha256(f"{kind}\n{key}".encode()).hexdigest()[:8]
 
 
+@cache
 def find_english() -> Table:
     """By kind, what every language has to say: ``{key: English}``, the key being the English text or an id."""
     definitions = locales.read_english_nodes()
