@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 NONE, FROM_CHECKPOINT = "none", "from the checkpoint"
 PROVENANCES = ("official page", "official commit", "copy")
@@ -89,7 +90,7 @@ class Entry:
         stem, dot, suffix = self.name.rpartition(".")
         return f"{stem}-{(self.sha256 or self.key)[:24]}{dot}{suffix}"
 
-    @property
+    @cached_property
     def known_names(self) -> tuple[str, ...]:
         """Every file name under which this file may lie on a disk, in lower case, the usual one first."""
         return tuple(dict.fromkeys(name.lower() for name in (self.name, self.own_name, *self.other_names)))

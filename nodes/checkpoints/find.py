@@ -60,6 +60,7 @@ class Finder:
         self.hashes = hashes or HashCache()
         self.tick, self.models = tick, models
         self._lists: dict[str, list[tuple[Path, int]]] = {}
+        self._snapshots: dict[Path, list[Path]] = {}
 
     def find(self, entry: Entry, exact: bool = False) -> Found | None:
         """The file of ``entry``, or None. With ``exact`` its hash has to be right, too, where it is known.
@@ -107,13 +108,19 @@ class Finder:
     def _in_hub(self, entry: Entry) -> Iterator[Path]:
         parts = hub_parts(entry.url)
         for folder in self.hub_folders if parts else ():
-            snapshots = folder / ("models--" + parts[0].replace("/", "--")) / "snapshots"
-            try:
-                found = sorted(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-            except OSError:
-                continue
+            found = self._list_snapshots(folder / ("models--" + parts[0].replace("/", "--")) / "snapshots")
             files = (path for path in (snapshot / parts[1] for snapshot in found) if path.is_file())
             yield from (path for path in files if size_fits(entry, path.stat().st_size))
+
+    def _list_snapshots(self, folder: Path) -> list[Path]:
+        """Snapshots of a repository in a hub cache, the newest first."""
+        if folder not in self._snapshots:
+            try:
+                found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            except OSError:
+                found = []
+            self._snapshots[folder] = found
+        return self._snapshots[folder]
 
     def _hash_fits(self, entry: Entry, path: Path) -> bool:
         try:

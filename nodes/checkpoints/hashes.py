@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from ...stages.files.durable import CHUNK, hash_file
@@ -28,14 +29,19 @@ class HashCache:
     """Hashes by file, kept in a small JSON file at ``place`` (None keeps them for this run only).
 
     An entry counts as long as size and time of change are those of the file. A cache that cannot be read or written
-    only costs time. What lies at ``older``, where an earlier version kept it, is taken over and removed.
+    only costs time; it is read when a hash is first asked for. What lies at ``older``, where an earlier version kept
+    it, is taken over and removed.
     """
 
     def __init__(self, place: str | Path | None = None, older: Path | None = None) -> None:
-        self.place = Path(place) if place else None
-        self._known = self._read(self.place)
-        if older is not None and older.is_file():
-            self._take_over(older)
+        self.place, self._older = Path(place) if place else None, older
+
+    @cached_property
+    def _known(self) -> dict[str, list]:
+        known = self._read(self.place)
+        if self._older is None or not self._older.is_file():
+            return known
+        return self._take_over(self._older, known)
 
     def sha256(self, path: str | Path, tick: Callable[[], None] = no_tick) -> str:
         """The hash of the file at ``path``; raises OSError if it cannot be read."""
@@ -70,27 +76,28 @@ class HashCache:
             return {}
         return {key: value for key, value in known.items() if _is_entry(value)}
 
-    def _take_over(self, older: Path) -> None:
-        self._known = {**self._read(older), **self._known}
-        if self._write():
+    def _take_over(self, older: Path, known: dict[str, list]) -> dict[str, list]:
+        both = {**self._read(older), **known}
+        if self._write(both):
             disk.remove(older)
             with contextlib.suppress(OSError):  # the folder holds more than that
                 older.parent.rmdir()
+        return both
 
     def _remember(self, key: str, value: list) -> None:
         self._known = {**self._read(self.place), **self._known}
         self._known.pop(key, None)
         self._known[key] = value
-        self._write()
+        self._write(self._known)
 
-    def _write(self) -> bool:
-        """Whether it could be written; what is too much is forgotten first."""
-        while len(self._known) > LIMIT:
-            del self._known[next(iter(self._known))]
+    def _write(self, known: dict[str, list]) -> bool:
+        """Whether ``known`` could be written; what is too much is forgotten first."""
+        while len(known) > LIMIT:
+            del known[next(iter(known))]
         if self.place is None:
             return False
         try:
-            disk.write(self.place, json.dumps(self._known, indent=0))
+            disk.write(self.place, json.dumps(known, indent=0))
         except OSError as error:
             log.info("The list of known hashes %s could not be written (%s).", self.place, error.strerror)
             return False

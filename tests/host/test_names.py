@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from datetime import datetime
@@ -183,3 +184,19 @@ def test_every_node_that_saves_is_told_of(host):
     ours = {kind: node for kind, node in host.nodes.NODE_CLASS_MAPPINGS.items() if kind.startswith("CascadeStudio_")}
     kinds = {kind for kind, node in ours.items() if "filename_prefix" in node.INPUT_TYPES().get("required", {})}
     assert kinds == {f"CascadeStudio_{kind}" for kind in ("SaveImage", "SaveModel", "ConvertLora", "ExtractLora")}
+
+
+def test_gguf_files_are_listed_one_level_deep(host, family):
+    """The host's lists leave them out; deeper ones are nobody's."""
+    root = host.models / "diffusion_models"
+    places = [root / "x.gguf", root / "below" / "y.gguf", root / "below" / "deeper" / "z.gguf"]
+    try:
+        for place in places:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(b"")
+        listed = [name for name in names.Library().list_local("prior") if name.endswith(".gguf")]
+        assert sorted(listed) == [os.path.join("below", "y.gguf"), "x.gguf"]
+        assert not [name for name in names.Library().list_local("stage_a") if name.endswith(".gguf")]
+    finally:
+        shutil.rmtree(root / "below", ignore_errors=True)
+        places[0].unlink(missing_ok=True)

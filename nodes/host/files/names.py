@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,9 @@ class Library:
         self._bundled: dict[str, dict[str, Path]] = {}
         self._folders: dict[str, Sequence[str]] = {}
         self._lists: dict[str, dict[str, tuple[str, str]]] = {}
+        self._alike: dict[str, dict[str, list[str]]] = {}
+        self._of_pack: dict[Path, list[Path]] = {}
+        self._gguf: dict[str, list[str]] = {}
 
     def list_bundled(self, role: str) -> dict[str, Path]:
         """Files for ``role`` that come with the pack, by name: those of the catalogue and what lies beside them."""
@@ -119,13 +122,15 @@ class Library:
             others = {entry.name for entry in entries if role not in entry.roles}
             for models in dict.fromkeys(entry.bundled for entry in entries):
                 for folder in FOLDERS[role]:
-                    found.update(
-                        (path.name, path)
-                        for path in sorted((finding.PACK / models / folder).glob("*.safetensors"))
-                        if path.name not in others
-                    )
+                    listed = self._list_of_pack(finding.PACK / models / folder)
+                    found.update((path.name, path) for path in listed if path.name not in others)
             self._bundled[role] = found
         return self._bundled[role]
+
+    def _list_of_pack(self, folder: Path) -> list[Path]:
+        if folder not in self._of_pack:
+            self._of_pack[folder] = sorted(folder.glob("*.safetensors"))
+        return self._of_pack[folder]
 
     def list_here(self, role: str) -> dict[str, tuple[str, str]]:
         """What the files in the host's folders are called in lists, with the folder's key and the name in it.
@@ -138,12 +143,24 @@ class Library:
                 if folder in folder_paths.folder_names_and_paths:
                     if folder not in self._folders:
                         self._folders[folder] = folder_paths.get_filename_list(folder)
-                    for name in (*self._folders[folder], *_list_gguf(role, folder)):
+                    for name in (*self._folders[folder], *self._list_gguf(role, folder)):
                         if self._is_bundled(role, folder, name):
                             continue
                         found[name if name not in found else f"{folder}/{name}"] = (folder, name)
             self._lists[role] = found
         return self._lists[role]
+
+    def _list_gguf(self, role: str, folder: str) -> list[str]:
+        """GGUF files, which the host's lists leave out, in ``folder`` and one level below."""
+        if role not in WITH_GGUF:
+            return []
+        if folder not in self._gguf:
+            self._gguf[folder] = [
+                os.path.relpath(path, root)
+                for root in folder_paths.get_folder_paths(folder)
+                for path in _walk_gguf(root, below=True)
+            ]
+        return self._gguf[folder]
 
     def _is_bundled(self, role: str, folder: str, name: str) -> bool:
         """Whether what the host lists under ``name`` is the pack's own file, see :func:`share_examples`."""
@@ -207,8 +224,13 @@ class Library:
         if entry.bundled:
             path = finding.locate_bundled(entry)
             return str(path) if path.is_file() else None
-        for name in self.list_local(role):
-            if _bare(name) in entry.known_names:
+        if role not in self._alike:
+            alike: dict[str, list[str]] = {}
+            for name in self.list_local(role):
+                alike.setdefault(_bare(name), []).append(name)
+            self._alike[role] = alike
+        for known in entry.known_names:
+            for name in self._alike[role].get(known, ()):
                 path = self.find_local(role, name)
                 if path and finding.size_fits(entry, os.path.getsize(path)):
                     return path
@@ -229,12 +251,15 @@ def _bare(name: str) -> str:
     return name.replace("\\", "/").rpartition("/")[2].lower()
 
 
-def _list_gguf(role: str, folder: str) -> list[str]:
-    """GGUF files, which the host's lists leave out, in ``folder`` and one level below."""
-    if role not in WITH_GGUF:
-        return []
-    roots = map(Path, folder_paths.get_folder_paths(folder))
-    return [str(path.relative_to(root)) for root in roots for end in ("*.gguf", "*/*.gguf") for path in root.glob(end)]
+def _walk_gguf(folder: str, below: bool) -> Iterator[str]:
+    try:
+        found = list(os.scandir(folder))
+    except OSError:
+        return
+    yield from (each.path for each in found if each.name.endswith(".gguf"))
+    for each in found if below else ():
+        if each.is_dir():
+            yield from _walk_gguf(each.path, below=False)
 
 
 def check_choice(role: str, value: Any) -> str:

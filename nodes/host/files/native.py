@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from ....stages.errors import WrongFile
 from ....stages.files.open import open_model
 from ....stages.nets.stage_c import StageCConfig
-from ...checkpoints.entries import Entry
-from ...checkpoints.find import Finder
 from ...checkpoints.presets import rank_presets
 from .. import machine
 from .fetch import order_presets
@@ -26,17 +24,19 @@ def find_native_side() -> int:
     """
     library, looks = Library(), finder()
     known = library.catalogue
+
+    @cache
+    def find_quickly(key: str) -> str | None:
+        entry = known.entries[key]
+        path = library.find_known(entry.role, entry) or looks.find_in_hub(entry)
+        return str(path) if path else None
+
     for key in order_presets(rank_presets(machine.describe_machine())[0]):
         preset = known.presets[key]
-        places = {name: _find_quickly(library, looks, known.entries[name]) for name in preset.entries}
-        if all(places.values()) and (path := places.get(preset.inputs.get(PRIOR, ""))):
+        prior = preset.inputs.get(PRIOR)
+        if prior in preset.entries and all(map(find_quickly, preset.entries)) and (path := find_quickly(prior)):
             return _read_native_side(path, os.stat(path).st_mtime_ns)
     return StageCConfig.native_side
-
-
-def _find_quickly(library: Library, looks: Finder, entry: Entry) -> str | None:
-    path = library.find_known(entry.role, entry) or looks.find_in_hub(entry)
-    return str(path) if path else None
 
 
 @lru_cache(maxsize=8)
