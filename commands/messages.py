@@ -10,6 +10,10 @@ class Stop(Exception):
     """Ends the command; its text tells what was found, what is needed and what to do."""
 
 
+class WrongUsage(Stop):
+    """Options that cannot be meant."""
+
+
 def say(text: str) -> None:
     """One line of progress for the person at the terminal; on stderr, so that results alone are on stdout."""
     sys.stderr.write(text + "\n")

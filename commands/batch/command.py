@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sqlite3
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..messages import Stop, say
+from ..messages import Stop, WrongUsage, say
 from .manifest import Manifest
 from .progress import describe_status
 from .results import Results
@@ -31,7 +32,7 @@ EXAMPLES = """for example:
 The same command goes on after any stop. docs/batch.md tells the rest.
 Exit codes: 0 all is painted, 1 it failed (the text says why), 2 wrong usage, 3 rows are bad, set aside or missing,
 130 it was stopped."""
-INCOMPLETE = 3
+WRONG_USAGE, INCOMPLETE = 2, 3
 DAMAGED = (
     "Put a copy of manifest.sqlite in its place. Without one, move it away: then the pictures are painted again, into "
     "another --out if those that are there are to stay."
@@ -67,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
         "--comfyui-flags", default="", metavar="FLAGS", help="more for it; write --comfyui-flags=--lowvram"
     )
     where.add_argument("--any-card", action="store_true", help="use cards too small for a row's largest network, too")
-    where.add_argument("--patience", type=float, default=600.0, metavar="S", help="seconds to wait for a first worker")
+    where.add_argument(
+        "--patience", type=parse_patience, default=600.0, metavar="S", help="seconds to wait for a first worker"
+    )
     more = made.add_argument_group("more")
     more.add_argument("--stages", choices=STAGES, default="", help="c: Stage C alone; ba: finish latents of a folder")
     more.add_argument("--store", metavar="URL", help="put the files into an object store by fsspec, such as s3://b/dir")
@@ -83,8 +86,19 @@ def parse_shard(text: str) -> tuple[int, int]:
     """``2/8`` as (2, 8)."""
     first, _, last = text.partition("/")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise Stop(f"--shard {text} is no part. Write --shard 2/8 for the second of eight parts.")
+        raise WrongUsage(f"--shard {text} is no part. Write --shard 2/8 for the second of eight parts.")
     return int(first), int(last)
+
+
+def parse_patience(text: str) -> float:
+    """Seconds, from 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise WrongUsage(f"--patience {text} is no time. Write seconds, such as --patience 60.")
+    return seconds
 
 
 def split_flags(text: str, windows: bool = os.name == "nt") -> tuple[str, ...]:
@@ -96,7 +110,9 @@ def split_flags(text: str, windows: bool = os.name == "nt") -> tuple[str, ...]:
     try:
         return tuple(lexer)
     except ValueError:
-        raise Stop(f"--comfyui-flags {text} has a quote without its second one. Write it, or leave it out.") from None
+        raise WrongUsage(
+            f"--comfyui-flags {text} has a quote without its second one. Write it, or leave it out."
+        ) from None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -111,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         return check(options) if options.check else paint(options)
     except Stop as stop:
         say(f"studio.py batch: {stop}")
-        return 1
+        return WRONG_USAGE if isinstance(stop, WrongUsage) else 1
     except sqlite3.Error as error:
         say(f"studio.py batch: the manifest cannot be read ({error}). {DAMAGED}")
         return 1
@@ -127,9 +143,12 @@ def tell(text: str) -> None:
 
 def show_status(arguments: Sequence[str]) -> int:
     """Tell how far the batch in the one folder that is named is."""
-    if len(arguments) != 1:
-        raise Stop("status needs the folder that --out named: studio.py batch status DIR.")
-    manifest = Manifest(Path(arguments[0]).expanduser(), read_only=True)
+    made = argparse.ArgumentParser(
+        prog="studio.py batch status",
+        description="How far a batch is and what its workers do, also while it runs; nothing is changed.",
+    )
+    made.add_argument("folder", metavar="DIR", help="the folder that --out named")
+    manifest = Manifest(Path(made.parse_args(arguments).folder).expanduser(), read_only=True)
     try:
         tell(describe_status(manifest))
     finally:

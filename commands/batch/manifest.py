@@ -248,6 +248,25 @@ class Manifest(Database):
                         rows,
                     )
 
+    def find_differing(self, listing: Callable[[], Iterable[tuple[str, int]]]) -> list[tuple[str, str, int]]:
+        """Files of rows that are done (key, name, bytes) which ``listing`` has not, or with another size.
+
+        It is asked once, and kept by SQLite, so that the number of files costs no memory.
+        """
+        if not self.read("SELECT 1 FROM rows WHERE state=? LIMIT 1", DONE):
+            return []
+        with self.writing() as db:
+            db.execute("CREATE TEMP TABLE listed(name TEXT PRIMARY KEY, bytes INTEGER) WITHOUT ROWID")
+            db.executemany("INSERT OR IGNORE INTO listed VALUES(?, ?)", listing())
+        found = self.read(
+            "SELECT rows.key, files.name, files.bytes FROM rows JOIN files USING(key) "
+            "LEFT JOIN listed ON listed.name=files.name WHERE state=? AND listed.bytes IS NOT files.bytes",
+            DONE,
+        )
+        with self.writing() as db:
+            db.execute("DROP TABLE listed")
+        return found
+
     def files(self, key: str) -> list[FileRecord]:
         """The files of a row, as they are or will be."""
         return [

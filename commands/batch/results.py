@@ -6,6 +6,7 @@ so that the same row gives the same bytes wherever it was painted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -149,13 +150,9 @@ class Results:
                 written.append(key)
         for key in written:
             self.manifest.finish(key, "", None, sync=self.store.sync)
-        gone = {
-            key
-            for key, name, size in self.manifest.iterate(
-                "SELECT rows.key, files.name, files.bytes FROM rows JOIN files USING(key) WHERE state=?", DONE
-            )
-            if self.store.size(name) != size
-        }
+        differing = self.manifest.find_differing(self.store.list_files)
+        # A disk may list a name in other words than it is asked for by: what differs is looked at once more.
+        gone = {key for key, name, size in differing if self.store.size(name) != size}
         self.manifest.ask_again(gone)
         return len(written), len(gone)
 
@@ -176,7 +173,7 @@ class Results:
                     yield f"{name} (line {line}) is {'gone' if found is None else 'not what was painted'}."
         for line, reason in self.manifest.read("SELECT line, reason FROM bad ORDER BY line"):
             yield f"line {line} is bad: {reason}"
-        for name in self.store.names():
+        for name, _ in self.store.list_files():
             if name not in known and not name.startswith(SHEET) and not _is_ours_or_systems(name):
                 yield f"{name} is not of this batch."
 
@@ -264,11 +261,21 @@ class Store:
         except OSError:
             return None
 
-    def names(self) -> Iterator[str]:
-        """Every file, as its path below the folder; hidden folders are left out."""
-        for root, folders, files in os.walk(self.folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            yield from (Path(root, name).relative_to(self.folder).as_posix() for name in files)
+    def list_files(self) -> Iterator[tuple[str, int]]:
+        """Every file, as its path below the folder, and its bytes; hidden folders are left out."""
+        waiting = [""]
+        while waiting:
+            below = waiting.pop()
+            try:
+                found = list(os.scandir(disk.system_path(os.path.join(self._root, below))))
+            except OSError:
+                continue  # it went meanwhile
+            for each in found:
+                if not each.is_dir():
+                    with contextlib.suppress(OSError):
+                        yield below + each.name, each.stat().st_size
+                elif not each.name.startswith(".") and not each.is_symlink():
+                    waiting.append(f"{below}{each.name}/")
 
     def tidy(self) -> None:
         """Remove what was being written when a run ended."""
@@ -302,9 +309,10 @@ class ObjectStore(Store):
     def read(self, name: str) -> bytes:
         return self.files.cat_file(self._key(name))
 
-    def names(self) -> Iterator[str]:
+    def list_files(self) -> Iterator[tuple[str, int]]:
         start = len(self.files._strip_protocol(self.root).rstrip("/")) + 1
-        return (path[start:] for path in self.files.find(self.root))
+        for path, facts in self.files.find(self.root, detail=True).items():
+            yield path[start:], int(facts["size"] or 0)
 
     def sync(self) -> None:
         """A put is durable when it has returned."""

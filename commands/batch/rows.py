@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..messages import Stop
+from ..messages import Stop, WrongUsage
 from ..workflow.inputs import LARGEST_SEED
 
 FORMATS = (".csv", ".jsonl", ".txt")
@@ -145,9 +145,9 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= LARGEST_SEED:
-            raise Stop(f"--seeds {text} is no list of seeds: '{part}'. Write numbers from 0, such as 1,2,10-13.")
+            raise WrongUsage(f"--seeds {text} is no list of seeds: '{part}'. Write numbers from 0, such as 1,2,10-13.")
         if last - first >= MOST_SEEDS:
-            raise Stop(f"--seeds {text} are more than {MOST_SEEDS} seeds. Give fewer, or put them into the list.")
+            raise WrongUsage(f"--seeds {text} are more than {MOST_SEEDS} seeds. Give fewer, or put them into the list.")
         found += range(first, last + 1)
     return list(dict.fromkeys(found))
 
@@ -157,7 +157,7 @@ def parse_grid(text: str) -> tuple[str, list[str]]:
     name, sign, choices = text.partition("=")
     found = [choice.strip() for choice in choices.split("|" if "|" in choices else ",")]
     if not (sign and name.strip() and all(found)):
-        raise Stop(f"--grid {text} is no grid. Write a column and its choices, such as --grid cfg=2,4,6.")
+        raise WrongUsage(f"--grid {text} is no grid. Write a column and its choices, such as --grid cfg=2,4,6.")
     return name.strip(), found
 
 

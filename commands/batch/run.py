@@ -6,16 +6,18 @@ import itertools
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..messages import Stop, say
+from ..messages import Stop, WrongUsage, say
 from ..places import PACK
-from ..workflow.api_prompt import Converted, convert, is_prompt
+from ..workflow.api_prompt import convert, is_prompt
 from ..workflow.inputs import UnknownInput
 from . import sheets
+from .address import Refused, Unreachable
 from .database import FILE
 from .driver import Driver
 from .local import Comfy
@@ -32,6 +34,8 @@ WORKFLOW = PACK / "workflows" / "Stable Cascade - text to image.json"
 CHUNK = 1000
 NO_ROWS = "Write a row for each, as docs/batch.md shows."
 NO_DRAFTS = "Keep the .latent files that are to be finished in it."
+ASK_SECONDS = 2.0
+"""Between two times that servers are asked for their nodes."""
 WORK = ".work"
 """Folder, inside the output folder, of the servers that the batch starts."""
 
@@ -87,11 +91,11 @@ def run_batch(batch: Batch, pool: Pool | None = None) -> Outcome:
     ``pool``: workers of another kind than the options name.
     """
     if batch.count < 1:
-        raise Stop(f"--count {batch.count} is too few. Give 1 or more.")
+        raise WrongUsage(f"--count {batch.count} is too few. Give 1 or more.")
     if batch.workers is not None and batch.workers < 1:
-        raise Stop(f"--workers {batch.workers} is too few. Give 1 or more.")
+        raise WrongUsage(f"--workers {batch.workers} is too few. Give 1 or more.")
     if batch.sheet < 0:
-        raise Stop(f"--sheet {batch.sheet} is no number of pictures. Give 0 for none, or more.")
+        raise WrongUsage(f"--sheet {batch.sheet} is no number of pictures. Give 0 for none, or more.")
     if batch.rows.resolve() == (batch.out / TABLE).resolve():
         raise Stop(f"The list {batch.rows} would be written over by the batch's own {TABLE}. Give it another name.")
     if batch.stages == "ba" and batch.rows.resolve() == batch.out.resolve():
@@ -212,7 +216,7 @@ def open_store(manifest: Manifest, address: str | None) -> Store:
 def make_pool(batch: Batch) -> Pool:
     """The workers that the options name."""
     if batch.servers and batch.ray:
-        raise Stop("--servers and --ray name two kinds of workers. Give one of them.")
+        raise WrongUsage("--servers and --ray name two kinds of workers. Give one of them.")
     if batch.servers:
         return NamedPool(batch.servers)
     comfy = Comfy.find(batch.comfyui, batch.comfyui_flags)
@@ -224,33 +228,41 @@ def make_pool(batch: Batch) -> Pool:
 
 
 def _template(data: dict[str, Any], batch: Batch, pool: Pool) -> Template:
-    """The workflow as a template. The API format needs no server; a saved workflow needs one that knows its nodes."""
+    """The workflow as a template. The API format needs no server; a saved workflow waits for one that knows its nodes.
+
+    One that will never answer (``Stop``) is not waited for.
+    """
     if is_prompt(data):
         return Template(convert(data, {}), None, batch.stages)
-    problems = []
-    painters = list(pool.refresh())
-    for painter in painters:
-        try:
-            painter.connect(threading.Event())
-        except Stop as end:
-            if len(painters) == 1:
+    limit, waits = time.monotonic() + batch.patience, False
+    while True:
+        problems: dict[str, Exception] = {}
+        for painter in pool.refresh():
+            try:
+                painter.connect(threading.Event())
+                nodes = painter.describe_nodes()
+            except Exception as error:
+                problems[painter.name] = error
+                continue
+            try:
+                return Template(convert(data, nodes), data, batch.stages)
+            except Stop:
                 raise
-            problems.append(f"{painter.name}: {end}")
-            continue
-        except Exception as error:
-            problems.append(f"{painter.name}: {error}")
-            continue
-        try:
-            converted: Converted = convert(data, painter.describe_nodes())
-            return Template(converted, data, batch.stages)
-        except Stop:
-            raise
-        except Exception as error:
-            problems.append(f"{painter.name}: {error}")
-    raise Stop(
-        f"No server tells its nodes, which a saved workflow needs ({'; '.join(problems) or 'none is named'}). Start "
-        "one, or give the workflow in the API format."
-    )
+            except Exception as error:  # what it tells is of no use; another one may tell it better
+                problems[painter.name] = error
+        if len(problems) == 1 and isinstance(next(iter(problems.values())), Stop):
+            raise next(iter(problems.values()))
+        told = "; ".join(f"{name}: {error}" for name, error in problems.items()) or "none is named"
+        may_come = not problems or any(isinstance(error, (Unreachable, Refused)) for error in problems.values())
+        if not may_come or time.monotonic() >= limit:
+            raise Stop(
+                f"No server tells its nodes, which a saved workflow needs ({told}). Start one, or give the workflow in "
+                "the API format."
+            )
+        if not waits:
+            say(f"No server tells its nodes yet ({told}). Waiting {batch.patience:.0f} s for one.")
+        waits = True
+        time.sleep(min(ASK_SECONDS, max(0.0, limit - time.monotonic())))
 
 
 def _ask(batch: Batch, manifest: Manifest, template: Template, source: _Source) -> None:

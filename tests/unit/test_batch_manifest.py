@@ -9,7 +9,7 @@ import time
 import pytest
 from batches import SIX, await_that, check, start_driver
 
-from cascade_studio.commands.batch import command
+from cascade_studio.commands.batch import command, results
 from cascade_studio.commands.batch.lock import beat, drives, driving, find_driver
 from cascade_studio.commands.batch.manifest import DONE, Manifest
 from cascade_studio.commands.messages import Stop
@@ -41,6 +41,29 @@ def test_check_tells_of_every_kind_of_wrong(desk, capsys):
     (out / changed).unlink()
     assert desk.run(desk.rows(SIX), servers=desk.serve()).complete
     assert desk.painted == before + 2
+
+
+def test_a_new_start_lists_the_folder_once(desk, monkeypatch):
+    """Only files that are not as the manifest says are looked at one by one."""
+    rows, servers = desk.rows("name,prompt\na/b/one,apple\na/two,robot\nthree,frog\n", "r.csv"), desk.serve()
+    assert desk.run(rows, servers=servers).complete
+    (desk.folder / "out" / "a" / "two.png").write_bytes(b"cut short")
+    looked, listed = [], []
+    look, listing = results.Store.size, results.Store.list_files
+
+    def count_looks(self, name):
+        looked.append(name)
+        return look(self, name)
+
+    def count_listings(self):
+        listed.append(self)
+        return listing(self)
+
+    monkeypatch.setattr(results.Store, "size", count_looks)
+    monkeypatch.setattr(results.Store, "list_files", count_listings)
+    assert desk.run(rows, servers=servers).complete
+    assert looked == ["a/two.png"] and len(listed) == 1
+    assert check(desk) == 0
 
 
 def test_pictures_that_are_gone_are_painted_again_only_where_the_list_asks_for_them(desk):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -10,10 +11,12 @@ import pytest
 from batches import PROMPT, SIX, await_that, check, count_states, free_port, make_fake_host, start_driver
 
 from cascade_studio.commands.batch import command, driver, manifest, run, run_batch, workers
+from cascade_studio.commands.batch.address import Unreachable
 from cascade_studio.commands.batch.manifest import ASKED, DONE
 from cascade_studio.commands.batch.results import Picture
 from cascade_studio.commands.batch.server import Lost, Painted
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.workflow.api_prompt import Converted
 
 # Workers
 
@@ -251,11 +254,69 @@ def test_the_command_says_what_it_needs(desk, capsys):
         ([rows, *out, "--servers", ","], "names no server"),
         ([rows, *out, "--servers", "@nowhere"], "cannot be read"),
         ([rows, "--out", str(desk.folder / "nothing"), "--check"], "There is no batch"),
-        (["status"], "studio.py batch status DIR"),
     ):
-        given = [] if "--workflow" in wrong or wrong == ["status"] else ["--workflow", str(desk.workflow)]
-        assert command.main([*wrong, *given]) == 1
+        given = [] if "--workflow" in wrong else ["--workflow", str(desk.workflow)]
+        assert command.main([*wrong, *given]) == (2 if words in ("two kinds of workers", "too few") else 1)
         told = capsys.readouterr().err
         assert told.startswith("studio.py batch: ") and words in told
     assert command.main([]) == 0 and "for example:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ("--shard=9/8", "--shard 9/8 is no part"),
+        ("--seeds=5-1", "--seeds 5-1 is no list"),
+        ("--seeds=0-99999999", "more than"),
+        ("--grid=cfg", "--grid cfg is no grid"),
+        ("--sheet=-1", "no number of pictures"),
+        ("--patience=nan", "--patience nan is no time"),
+        ("--patience=-1", "--patience -1 is no time"),
+        ("--comfyui-flags='", "a quote without its second one"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_wrong_usage(desk, capsys, option, words):
+    """As argparse ends with for others; the text says what is meant."""
+    assert command.main([str(desk.rows("a\n")), "--out", str(desk.folder / "x"), option]) == 2
+    assert words in capsys.readouterr().err and not (desk.folder / "x").exists()
+
+
+def test_status_tells_how_it_is_asked(capsys):
+    for arguments, code in ((["--help"], 0), ([], 2), (["a", "b"], 2)):
+        with pytest.raises(SystemExit) as end:
+            command.main(["status", *arguments])
+        told = capsys.readouterr()
+        assert end.value.code == code and "studio.py batch status" in told.out + told.err
+    assert "the folder that --out named" in "".join(told) or "unrecognized" in told.err
+
+
+def test_a_saved_workflow_waits_for_its_first_server(desk, monkeypatch, capsys):
+    """As one in the API format does; a server that will never do is not waited for."""
+    monkeypatch.setattr(run, "ASK_SECONDS", 0.05)
+    saved = desk.folder / "saved.json"
+    saved.write_text(json.dumps({"nodes": [], "links": [], "version": 0.4}), encoding="utf-8")
+    asked = []
+
+    def convert_later(data, nodes):
+        asked.append(nodes)
+        return Converted(copy.deepcopy(PROMPT))
+
+    class Late(workers.NamedPainter):
+        tries = 0
+
+        def connect(self, stop):
+            self.tries += 1
+            if self.tries < 4:
+                raise Unreachable("nobody is there")
+            super().connect(stop)
+
+        def describe_nodes(self):
+            return {}
+
+    monkeypatch.setattr(run, "convert", convert_later)
+    monkeypatch.setattr(workers, "NamedPainter", Late)
+    assert desk.run(desk.rows("apple\n"), workflow=saved, servers=desk.serve(), patience=60.0).complete
+    assert len(asked) == 1 and "Waiting 60 s for one" in capsys.readouterr().err
+    with pytest.raises(Stop, match="No server tells its nodes.*nobody is there"):
+        desk.run(desk.rows("moon\n"), "other", workflow=saved, servers=desk.serve(), patience=0.0)
     assert json.loads(desk.workflow.read_text()) == PROMPT
