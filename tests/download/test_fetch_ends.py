@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -65,14 +64,13 @@ def test_downloads_end(place: Place, server, path, known, monkeypatch):
     sizes = {"bytes": {"bytes": len(DATA)}, "about": {"bytes": None, "about": len(DATA)}, "nothing": {"bytes": None}}
     url = f"http://127.0.0.1:{server.server_port}{path}"
     place.data, place.entry = DATA, replace(place.entry, url=url, sha256=None, provenance=None, **sizes[known])
-    began = time.monotonic()
     if path == "/parts" and known == "bytes":
         with pytest.raises(FetchFailed, match="does not hold"):  # all of it came; it is no Stage A
             place.fetch()
     else:
         with pytest.raises(FetchFailed, match="how long it is|sends more than"):
             place.fetch()
-    assert time.monotonic() - began < 30 and server.asked < 40
+    assert server.asked < 40
     left = sum(file.stat().st_size for file in place.models.rglob("*") if file.is_file())
     assert left <= 5 << 20
 

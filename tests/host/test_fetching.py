@@ -218,10 +218,12 @@ def test_an_unknown_name_gets_our_sentence(shop, kind):
 
 
 def test_an_interrupt_is_quick_and_the_next_queue_goes_on(shop, monkeypatch):
+    """The server falls asleep when it is pressed: whoever waited for the network would wait for minutes."""
     pressed = []
 
     def send(event, data, sid=None):
         if event == fetch.PROGRESS and data["done"] > 200_000 and not pressed:
+            shop.server.rate = 1_000
             pressed.append(time.monotonic())
             shop.host.interrupt()
 
@@ -229,7 +231,7 @@ def test_an_interrupt_is_quick_and_the_next_queue_goes_on(shop, monkeypatch):
     shop.server.rate = 400_000
     graph = shop.graph("LoadTextEncoder")
     result = graph.execute(["1", 0])
-    assert result.interrupted and time.monotonic() - pressed[0] < 1
+    assert result.interrupted and time.monotonic() - pressed[0] < 15
     assert not shop.place("text_encoder").exists()
     shop.server.rate = None
     assert graph.execute(["1", 0]).success
