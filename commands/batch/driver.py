@@ -120,7 +120,8 @@ class Driver:
             raise Stop(f"No worker is left. {workers[0].name}: {workers[0].error}")
         if time.monotonic() - seen > self.patience:
             names = (
-                ", ".join(f"{worker.name} ({worker.error or worker.state})" for worker in workers) or "none is named"
+                ", ".join(f"{worker.name} ({worker.error or worker.loss or worker.state})" for worker in workers)
+                or "none is named"
             )
             raise Stop(
                 f"No worker was there and painted for {self.patience:.0f} s: {names}. Start one and give the same "
@@ -222,12 +223,12 @@ class Driver:
         try:
             painted = worker.painter.paint(self._job(claim), self._stop, lambda: self.manifest.renew(key, worker.name))
             self.results.save(claim, painted.pictures, worker.name, painted.seconds)
-            worker.pictures, worker.misses = worker.pictures + 1, 0
+            worker.pictures, worker.misses, worker.loss = worker.pictures + 1, 0, ""
         except Failed as failure:
             if self.manifest.fail(key, worker.name, str(failure)):
                 say(f"line {claim.line} failed {MOST_FAILURES} times and is set aside: {failure}")
         except Lost as loss:
-            worker.state, worker.error = "away", str(loss)
+            worker.state, worker.error, worker.loss = "away", str(loss), str(loss)
             self.manifest.give_back(key, worker.name, str(loss))
             if claim.suspect and worker.pictures:  # one that paints others is a witness against this row
                 worker.painter.excuse()

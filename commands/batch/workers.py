@@ -55,7 +55,7 @@ class Worker:
     """A painter and what it does now.
 
     taken_up: rows that it was given by a driver that is gone; alone: its row is a suspect, so that it gets no other;
-    misses: rows that it lost since its last picture.
+    misses: rows that it lost since its last picture; loss: how it lost the last of them.
     """
 
     painter: Painter
@@ -69,6 +69,7 @@ class Worker:
     leaving: bool = False
     alone: bool = False
     misses: int = 0
+    loss: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
