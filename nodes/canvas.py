@@ -33,7 +33,7 @@ class CascadeStudioCanvas(io.ComfyNode):
         side = native.find_native_side()
         return io.Schema(
             node_id="CascadeStudio_Canvas",
-            display_name="Cascade Canvas",
+            display_name="Canvas for Cascade",
             category=CATEGORY,
             description=(
                 "The size of the picture. Any width and height work: the grids of both stages are chosen so "

@@ -49,7 +49,7 @@ class CascadeStudioLoadControlNet(FileLoader, io.ComfyNode):
                 io.ControlNet.Output(
                     "control_net",
                     display_name="control_net",
-                    tooltip=("For Apply Cascade ControlNet, or the core Apply ControlNet node."),
+                    tooltip=("For ControlNet for Cascade, or the core Apply ControlNet node."),
                 )
             ],
         )
@@ -64,7 +64,7 @@ class CascadeStudioApplyControl(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_ApplyControl",
-            display_name="Apply Cascade ControlNet",
+            display_name="ControlNet for Cascade",
             category=CATEGORY,
             description=(
                 "Lets a hint steer Stage C, as strongly, in that part of the run and in those blocks that you "

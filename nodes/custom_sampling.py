@@ -21,7 +21,7 @@ class CascadeStudioSchedule(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_Schedule",
-            display_name="Cascade Schedule",
+            display_name="Schedule for Cascade",
             category=CATEGORY,
             description="The official noise levels as SIGMAS for core's custom sampling nodes.",
             search_aliases=["stable cascade", "scheduler", "sigmas"],
@@ -66,7 +66,7 @@ class CascadeStudioSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_Sampler",
-            display_name="Cascade Sampler",
+            display_name="Sampler for Cascade",
             category=CATEGORY,
             description="The official sampler as a SAMPLER for core's custom sampling nodes.",
             search_aliases=["stable cascade", "ddpm", "lcm", "ddim"],
@@ -84,7 +84,7 @@ class CascadeStudioGuider(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_Guider",
-            display_name="Cascade Guider",
+            display_name="Guider for Cascade",
             category=CATEGORY,
             description="The official guidance (rescale, interval, linear scale) as a GUIDER.",
             search_aliases=["stable cascade", "cfg", "rescale", "guidance interval"],

@@ -16,7 +16,7 @@ from .inputs import fraction_input
 from .sampling_inputs import decoder_inputs, schedule_inputs, seed_input, step_input
 
 CATEGORY = "Cascade Studio/high resolution"
-DETAILER = "Cascade Detailer"
+DETAILER = "Detailer for Cascade"
 BEST = 0
 """The target size that stands for the size that Stage C was trained on."""
 FALLBACK_SIDE = 1024

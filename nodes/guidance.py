@@ -11,10 +11,10 @@ from .inputs import fraction_input
 
 CATEGORY = "Cascade Studio/guidance"
 PERTURBED, SELF, ZERO, WINDOWS = (
-    "Perturbed-attention guidance",
-    "Self-attention guidance",
-    "CFG-Zero star",
-    "Tiled attention",
+    "Perturbed-Attention Guidance",
+    "Self-Attention Guidance",
+    "CFG-Zero Star",
+    "Tiled Attention",
 )
 
 

@@ -11,7 +11,7 @@ from .host import latents
 from .host.sampling import guidance, notes, tiles
 
 CATEGORY = "Cascade Studio/high resolution"
-TILES, SECOND = "Tile Stage B", "Enlarge Stage C latent"
+TILES, SECOND = "Tile Stage B", "Enlarge Stage C Latent"
 PIXELS = canvas.LATENT_PIXELS
 GUIDED = "guided"
 
@@ -37,7 +37,7 @@ class CascadeStudioTileDecoder(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "pieces, which is exact. The others stand in older workflows and are done in pieces as well. "
-                        "To enlarge a picture by tiles use Cascade Upscale."
+                        "To enlarge a picture by tiles use Upscale with Cascade."
                     ),
                 ),
                 io.Int.Input(

@@ -28,7 +28,7 @@ def latent_input() -> io.Latent.Input:
 
 def hint_output(what: str) -> io.Image.Output:
     """The hint of a node; ``what`` is its tooltip's first sentence."""
-    return io.Image.Output("hint", display_name="hint", tooltip=f"{what} For Apply Cascade ControlNet.")
+    return io.Image.Output("hint", display_name="hint", tooltip=f"{what} For ControlNet for Cascade.")
 
 
 def preview_output() -> io.Image.Output:
@@ -157,8 +157,8 @@ class CascadeStudioOutpaintCanvas(io.ComfyNode):
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The picture with white borders."),
                 io.Mask.Output("mask", display_name="mask", tooltip="The borders, for Inpaint Hint."),
-                io.Int.Output("width", display_name="width", tooltip="The new width, for Cascade Canvas."),
-                io.Int.Output("height", display_name="height", tooltip="The new height, for Cascade Canvas."),
+                io.Int.Output("width", display_name="width", tooltip="The new width, for Canvas for Cascade."),
+                io.Int.Output("height", display_name="height", tooltip="The new height, for Canvas for Cascade."),
             ],
         )
 

@@ -104,8 +104,8 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                     tooltip=("The mask on the grid of Stage C, every touched cell whole, for Set Latent Noise Mask."),
                 ),
                 Stitch.Output("stitch", display_name="stitch", tooltip="The way back, for Paste Inpainted Part."),
-                io.Int.Output("width", display_name="width", tooltip="Width of the part, for Cascade Canvas."),
-                io.Int.Output("height", display_name="height", tooltip="Height of the part, for Cascade Canvas."),
+                io.Int.Output("width", display_name="width", tooltip="Width of the part, for Canvas for Cascade."),
+                io.Int.Output("height", display_name="height", tooltip="Height of the part, for Canvas for Cascade."),
             ],
         )
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from .host.conditioning import embeddings, prompt_weights, region_prompts
 
 CATEGORY = "Cascade Studio/conditioning"
-ENCODE, REGION = "Encode prompt", "Regional prompt"
+ENCODE, REGION = "Encode Prompt", "Regional Prompt"
 
 
 class CascadeStudioEncodePrompt(io.ComfyNode):
@@ -69,7 +69,7 @@ class CascadeStudioEncodePrompt(io.ComfyNode):
                 io.Conditioning.Output(
                     "conditioning",
                     display_name="conditioning",
-                    tooltip=("For positive or negative of both samplers, and for Regional prompt."),
+                    tooltip=("For positive or negative of both samplers, and for Regional Prompt."),
                 )
             ],
         )
@@ -105,7 +105,7 @@ class CascadeStudioRegionalPrompt(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip=("The prompt of the whole picture, or the output of another Regional prompt."),
+                    tooltip=("The prompt of the whole picture, or the output of another Regional Prompt."),
                 ),
                 io.Conditioning.Input(
                     "region",

@@ -31,7 +31,7 @@ class CascadeStudioSamplePrior(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_SamplePrior",
-            display_name="Sample Stage C (prior)",
+            display_name="Sample Stage C (KSampler)",
             category=CATEGORY,
             description="Turns the prompt into the small Stage C latent, with the official sampler and guidance.",
             search_aliases=[
@@ -132,7 +132,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_SampleDecoder",
-            display_name="Sample Stage B (decoder)",
+            display_name="Sample Stage B (KSampler)",
             category=CATEGORY,
             description="Turns the Stage C latent into the latent that Stage A paints, with the official sampler.",
             search_aliases=["txt2img", "stable cascade", "decoder sampler", "stage b", "ksampler"],

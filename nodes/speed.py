@@ -13,7 +13,7 @@ from .host.sampling.cache import patch_cache
 from .host.sampling.guidance import check_own
 
 CATEGORY = "Cascade Studio/speed"
-COMPILE, CACHE = "Compile Cascade", "Cascade Cache"
+COMPILE, CACHE = "Compile Cascade", "Cache for Cascade"
 
 
 class CascadeStudioCompile(io.ComfyNode):

@@ -15,7 +15,7 @@ from .host.sampling.sample import Run
 from .sampling_inputs import schedule_inputs, seed_input, step_input
 
 CATEGORY = "Cascade Studio/high resolution"
-UPSCALE = "Cascade Upscale"
+UPSCALE = "Upscale with Cascade"
 C = OFFICIAL["stage_c"]
 
 

@@ -213,7 +213,7 @@ def find_prior_canvas(latent: Latent, where: str) -> Canvas:
             f"{where} got a Stage C latent of {found.prior_width} x {found.prior_height} cells that was made for "
             f"{canvas.width} x {canvas.height} px on {canvas.prior_width} x {canvas.prior_height} cells: a node "
             f"enlarged it that counts 8 px a cell, and the picture would have {found.width} x {found.height} px. Use "
-            "Enlarge Stage C latent, which counts in the picture's size."
+            "Enlarge Stage C Latent, which counts in the picture's size."
         )
     return found
 

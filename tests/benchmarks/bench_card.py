@@ -205,7 +205,7 @@ def decoding(tour: Tour) -> None:
 
 
 def pictures(tour: Tour) -> None:
-    """The networks of one 1024 px picture by the official settings, and with the steps that Cascade Cache leaves."""
+    """The networks of one 1024 px picture by the official settings, and with what Cache for Cascade leaves."""
     for preset in PRESETS:
         total, told = 0.0, []
         for network, size, key in (("Stage C", "3.6B", "stage_c"), ("Stage B", "1.5B", "stage_b"), ("Stage A", "", "")):

@@ -1,4 +1,4 @@
-"""What Cascade Upscale and Cascade Detailer gain over plain enlarging, on Cascade Mini, for docs/large_pictures.md.
+"""What Upscale with Cascade and Detailer for Cascade gain over plain enlarging on Mini, for docs/large_pictures.md.
 
     python3 dev.py run tests/benchmarks/large_pictures.py [--count 48] [--judge FILE] [--pictures DIR]
 
@@ -43,9 +43,9 @@ GRAIN = 0.0, 0.1
 SMALL, SOFT = 64, 2
 """Side of the small subject, and how many of its pixels a blurred one stands for."""
 UPSCALE = 0.3, 0.5
-"""Denoise of Cascade Upscale: the one that is told, and another with ``--sweep``."""
+"""Denoise of Upscale with Cascade: the one that is told, and another with ``--sweep``."""
 DETAIL = (0.0, 0.3), (0.1, 0.5)
-"""Denoise of Stage C and of Stage B in Cascade Detailer, likewise."""
+"""Denoise of Stage C and of Stage B in Detailer for Cascade, likewise."""
 
 
 def psnr(given: Tensor, expected: Tensor) -> float:
@@ -172,7 +172,7 @@ def run(studio: MiniStudio, scoring: Scoring, rgb: Tensor, texts: list[str], giv
             columns = rows[f"{factor}x{told}"] = [plain]
             for denoise in UPSCALE if given.sweep else UPSCALE[:1]:
                 columns.append(upscale(studio, small, texts, scale=float(factor), denoise=denoise))
-                scoring.tell(f"{factor}x{told}, Cascade Upscale {denoise:g}", columns[-1], rgb)
+                scoring.tell(f"{factor}x{told}, Upscale with Cascade {denoise:g}", columns[-1], rgb)
         sharp, soft, mask, place = small_subjects(rgb, grain)
         wanted, plain = sharp[:, place, place], soft[:, place, place]
         scoring.tell(f"subject of {SMALL} px{told}, as it is", plain, wanted)
@@ -180,7 +180,7 @@ def run(studio: MiniStudio, scoring: Scoring, rgb: Tensor, texts: list[str], giv
         for prior, decoder in DETAIL if given.sweep else DETAIL[:1]:
             settings = {"denoise": prior, "decoder_denoise": decoder, "context": 1.0, "grow": 2, "feather": 4}
             columns.append(detail(studio, soft, mask, texts, **settings)[:, place, place])
-            scoring.tell(f"subject{told}, Cascade Detailer {prior:g}, {decoder:g}", columns[-1], wanted)
+            scoring.tell(f"subject{told}, Detailer for Cascade {prior:g}, {decoder:g}", columns[-1], wanted)
     if given.pictures:
         write(rows, rgb, given.pictures)
 

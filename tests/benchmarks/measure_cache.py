@@ -1,4 +1,4 @@
-"""Seconds against distance from the exact picture, for Cascade Cache and for fewer steps, on Cascade Mini.
+"""Seconds against distance from the exact picture, for Cache for Cascade and for fewer steps, on Cascade Mini.
 
     python3 dev.py run tests/benchmarks/measure_cache.py [--pictures N]
 

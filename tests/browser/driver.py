@@ -231,6 +231,10 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
+    def type_text(self, text: str) -> None:
+        """Type into what has the focus."""
+        self.send("Input.insertText", text=text)
+
     def drop(self, path: Path, x: float, y: float) -> None:
         """Drop a file from the desktop onto the page."""
         data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}

@@ -42,10 +42,33 @@ def test_a_search_for_cascade_lists_every_workflow_and_the_first_picture_first(p
     assert found[0] == FIRST and {path.stem for path in WORKFLOWS} <= set(found)
 
 
+def test_the_search_shows_as_many_as_the_tests_count_on(page: Page):
+    """The search as one opens it: what is typed, and the rows that can be read without scrolling."""
+    page.browser.run("await app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.browser.wait("document.activeElement?.tagName === 'INPUT'")
+    page.browser.type_text("cascade")
+    rows = page.browser.wait(
+        "(() => { const rows = [...document.querySelectorAll('[role=option]')];"
+        "if (!rows[0]?.innerText.startsWith(arguments[0])) return null; return rows.map((row) => {"
+        "const box = row.getBoundingClientRect();"
+        "return row.contains(document.elementFromPoint(box.left + 40, box.bottom - 4)); }); })()",
+        "Load Stable Cascade",
+    )
+    page.browser.press("Escape", 27)
+    page.browser.wait("!document.querySelector('[role=option]')")
+    assert sum(rows) >= PAGE, rows
+
+
 def test_usual_words_find_our_nodes_on_the_first_page(page: Page):
-    for words in ("lora", "txt2img", "img2img", "cascade", "inpaint", "train"):
-        found = page.browser.run(SEARCH, words, PAGE)
-        assert any(name.startswith("CascadeStudio_") for name in found), (words, found)
+    """Core's nodes of that very name may stand before ours."""
+    words = ("lora", "txt2img", "img2img", "cascade", "inpaint", "train", "upscale", "controlnet", "ksampler", "canvas")
+    for word in words:
+        found = page.browser.run(SEARCH, word, PAGE)
+        assert any(name.startswith("CascadeStudio_") for name in found), (word, found)
+
+
+def test_cascade_finds_the_loader_first(page: Page):
+    assert page.browser.run(SEARCH, "cascade", 1) == ["CascadeStudio_Load"]
 
 
 def test_a_loose_wire_is_offered_our_nodes(page: Page):

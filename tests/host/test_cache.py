@@ -1,4 +1,4 @@
-"""Cascade Cache leaves out the steps that it says, in our samplers and core's, and nothing stays behind."""
+"""Cache for Cascade leaves out the steps that it says, in our samplers and core's, and nothing stays behind."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_prompts_that_a_core_model_cannot_hear(studio, pairs):
         "CascadeStudio_RegionalPrompt", conditioning=studio.positive, region=studio.negative, mask=mask
     )
     weighted = studio.call("CascadeStudio_EncodePrompt", clip=studio.parts.clip, text="a (b:2)", weighting="attention")
-    for prompt, words in ((regional, "regions (Regional prompt)"), (weighted, "token weights")):
+    for prompt, words in ((regional, "regions (Regional Prompt)"), (weighted, "token weights")):
         graph = studio.graph()
         given = {"model": pair.core, "positive": prompt, "negative": studio.negative}
         check_sentence(

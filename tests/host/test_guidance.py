@@ -100,7 +100,7 @@ def test_self_attention_needs_the_whole_picture(studio):
     node = graph.add(
         "KSampler", model=model, latent_image=latent, steps=1, sampler_name="euler", scheduler="simple", **prompts
     )
-    check_sentence(graph.error(node[0]), "Self-attention guidance", "whole picture", "Cascade Upscale")
+    check_sentence(graph.error(node[0]), "Self-Attention Guidance", "whole picture", "Upscale with Cascade")
 
 
 def test_zero_star_against_the_formula(studio):

@@ -1,4 +1,4 @@
-"""Tile Stage B and Enlarge Stage C latent in the host: exact where they promise it."""
+"""Tile Stage B and Enlarge Stage C Latent in the host: exact where they promise it."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_compression_makes_the_grid_smaller(studio, prior):
 def test_only_stage_c_latents_can_be_enlarged(studio):
     graph = studio.graph()
     node = graph.add("CascadeStudio_HighResolutionPrior", prior=studio.canvas()[1])
-    check_sentence(graph.error(node[0]), "Enlarge Stage C latent", "Stage B", "16")
+    check_sentence(graph.error(node[0]), "Enlarge Stage C Latent", "Stage B", "16")
     graph = studio.graph()
     large = {"samples": torch.ones(1, 16, 48, 48)}
     node = graph.add("CascadeStudio_HighResolutionPrior", prior=large, scale=8.0)

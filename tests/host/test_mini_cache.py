@@ -1,4 +1,4 @@
-"""Cascade Cache on Cascade Mini: as near to the exact picture as its help page says."""
+"""Cache for Cascade on Cascade Mini: as near to the exact picture as its help page says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encode prompt and Regional prompt in the host: neutral ones change nothing, the others change what they should."""
+"""Encode Prompt and Regional Prompt in the host: neutral ones change nothing, the others change what they should."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def same(first: Any, second: Any) -> bool:
     )
 
 
-# Encode prompt
+# Encode Prompt
 
 
 @pytest.mark.parametrize("weighting", ["contrast", "attention", "comfyui"])
@@ -151,7 +151,7 @@ def test_attention_weights_are_carried_and_counted(studio):
     assert weights.shape == (1, 77) and int((weights == 2).sum()) == 1
     graph = studio.graph()
     node = graph.add("CascadeStudio_EncodePrompt", clip=studio.parts.clip, text="(red:-1)", weighting="attention")
-    check_sentence(graph.error(node[0]), "Encode prompt", "negative", "contrast")
+    check_sentence(graph.error(node[0]), "Encode Prompt", "negative", "contrast")
 
 
 def test_parts_and_long_prompts(studio):
@@ -213,7 +213,7 @@ def test_both_stages_hear_the_weight(studio):
     assert moved["comfyui"] <= 1e-5 and moved["contrast"] > 10 * max(moved["comfyui"], 1e-6), moved
 
 
-# Regional prompt
+# Regional Prompt
 
 
 def halves(width: int = 64) -> torch.Tensor:
@@ -307,7 +307,7 @@ def test_what_a_region_cannot_carry(studio, other):
     area = studio.call(
         "ConditioningSetAreaPercentage", conditioning=other, width=0.5, height=1.0, x=0.5, y=0.0, strength=1.0
     )
-    check_sentence(error(region=area), "Regional prompt", "an area", "base prompt")
+    check_sentence(error(region=area), "Regional Prompt", "an area", "base prompt")
     check_sentence(error(region=[*other, *other]), "2 prompts", "exactly one")
     check_sentence(error(region=[[other[0][0], {}]]), "pooled output")
     check_sentence(error(mask=torch.ones(1, 3, 4, 4)), "mask", "MASK")

@@ -303,7 +303,7 @@ def test_errors(studio, net, other):
         image=picture(),
         mask=torch.ones(1, 2, 4, 4),
     )
-    check_sentence(graph.error(apply[0]), "Apply Cascade ControlNet", "MASK")
+    check_sentence(graph.error(apply[0]), "ControlNet for Cascade", "MASK")
     narrow = [
         [
             text,

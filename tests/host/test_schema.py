@@ -35,6 +35,9 @@ CATEGORIES = {
     )
 }
 SECONDS = 0.005
+SMALL = {"and", "as", "by", "for", "with"}
+"""Words of a node's name that take no capital."""
+
 PICTOGRAMS = re.compile("[\u2600-\u27bf\U0001f000-\U0010ffff]")
 
 
@@ -60,6 +63,17 @@ def is_text(text: Any) -> bool:
     return isinstance(text, str) and bool(text) and text == text.strip() and not PICTOGRAMS.search(text)
 
 
+def is_in_title_case(name: str) -> bool:
+    """Every word has a capital, but small ones and those in brackets, as in the host's own names."""
+    words = re.sub(r"\([^)]*\)", "", name).replace("-", " ").split()
+    return all(word[0].isupper() or word in SMALL for word in words)
+
+
+def test_title_case_is_told():
+    assert is_in_title_case("Load Stage C (prior)") and is_in_title_case("Cascade as One Model")
+    assert not is_in_title_case("Encode prompt") and not is_in_title_case("Self-attention Guidance")
+
+
 def test_every_node_describes_itself(host):
     displayed = [kind.define_schema().display_name for kind in classes(host).values()]
     assert len(set(displayed)) == len(displayed)
@@ -67,7 +81,7 @@ def test_every_node_describes_itself(host):
         schema = kind.define_schema()
         assert schema.node_id == name and name.startswith(PREFIX)
         assert schema.category in CATEGORIES, name
-        assert is_text(schema.display_name), name
+        assert is_text(schema.display_name) and is_in_title_case(schema.display_name), name
         assert is_text(schema.description) and schema.description.endswith("."), name
         assert "stable cascade" in schema.search_aliases and len(schema.search_aliases) > 1, name
         assert all(is_text(alias) and alias == alias.lower() for alias in schema.search_aliases), name

@@ -272,7 +272,7 @@ def test_wrong_inputs(studio, nets, small, large):
         ({"prior": {**huge, "samples": huge["samples"] + 1}}, ("at most 1024", "1024 x 1024")),
         ({"prior": changed_since, "features": "last step"}, ("changed by another node", "keep_features")),
         ({"features": "last step", "prior": {"samples": small["samples"]}}, ("holds none", "keep_features")),
-        ({"positive": area}, ("areas", "Regional prompt")),
+        ({"positive": area}, ("areas", "Regional Prompt")),
     )
     for inputs, words in cases:
         graph = studio.graph()
@@ -283,4 +283,4 @@ def test_wrong_inputs(studio, nets, small, large):
     node = graph.add(
         "CascadeStudio_SamplePrior", model=model, latent=large, steps=1, positive=both, negative=studio.negative
     )
-    check_sentence(graph.error(node[0]), "area", "Regional prompt")
+    check_sentence(graph.error(node[0]), "area", "Regional Prompt")

@@ -33,7 +33,7 @@ def enlarge(studio: Studio, image: Tensor, **inputs: Any) -> Tensor:
     return studio.call(UPSCALE, image=image, **studio.prompts, **given(studio, **{**usual, **inputs}))
 
 
-# Cascade Upscale
+# Upscale with Cascade
 
 
 @pytest.fixture(scope="module")

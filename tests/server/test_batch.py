@@ -31,7 +31,7 @@ from tools.server import Base, Server
 
 WORKFLOW = REPOSITORY / "workflows" / "Stable Cascade - first picture.json"
 PROMPTS = ("red apple on a blue background", "a robot on a gray background", "a frog on a purple background")
-STAGE_C = "Sample Stage C (prior)"
+STAGE_C = "Sample Stage C (KSampler)"
 FIRST_SECONDS = 240.0
 """How long a first picture may take on a busy machine."""
 

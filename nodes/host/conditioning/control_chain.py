@@ -126,7 +126,7 @@ def apply_control(
         return positive, negative
     if percents[1] < percents[0]:
         raise WrongInput(
-            f"Apply Cascade ControlNet starts at {percents[0]:g} and ends at {percents[1]:g}, so it would "
+            f"ControlNet for Cascade starts at {percents[0]:g} and ends at {percents[1]:g}, so it would "
             "never act. The end has to come after the start: 0 is the beginning of sampling, 1 its end."
         )
     if not isinstance(net, CascadeControl) and not weights.neutral:
@@ -142,7 +142,7 @@ def apply_control(
             if isinstance(copied, CascadeControl):
                 copied.weights = weights
             if mask is not None:
-                copied = MaskedControl(copied, check_mask(mask, "Apply Cascade ControlNet"))
+                copied = MaskedControl(copied, check_mask(mask, "ControlNet for Cascade"))
             copies[previous] = copied.set_previous_controlnet(previous)
         return copies[previous]
 

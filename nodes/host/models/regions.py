@@ -19,7 +19,7 @@ REGIONS_KEY = "cascade_studio_regions"
 WEIGHTS_KEY = "cascade_studio_token_weights"
 """Keys in a conditioning: its :class:`Regions`, and how much each of its text tokens counts, (1, T)."""
 
-OWN = {REGIONS_KEY: "regions (Regional prompt)", WEIGHTS_KEY: "token weights (Encode prompt, weighting 'attention')"}
+OWN = {REGIONS_KEY: "regions (Regional Prompt)", WEIGHTS_KEY: "token weights (Encode Prompt, weighting 'attention')"}
 """What conditionings may hold that core's own network does not read."""
 
 PICTURES_KEY = "unclip_conditioning"

@@ -1,4 +1,4 @@
-"""Cascade Cache: steps of a run that take the picture of an earlier step instead of asking the networks."""
+"""Cache for Cascade: steps of a run that take the picture of an earlier step instead of asking the networks."""
 
 from __future__ import annotations
 

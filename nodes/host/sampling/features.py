@@ -104,7 +104,7 @@ class Recording:
         if not self.runs:
             raise WrongInput(
                 "Stage C saw no picture as a whole in its last step, so that its features cannot guide a larger one. "
-                "Use Regional prompt instead of prompts with areas."
+                "Use Regional Prompt instead of prompts with areas."
             )
         return tuple(torch.cat(maps) for maps in zip(*self.runs, strict=True))
 

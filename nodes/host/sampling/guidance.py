@@ -112,9 +112,9 @@ class SelfAttentionGuidance:
         mass, grid = seen[kind]
         if mass.shape[0] != x0.shape[0] or grid != args["model"].diffusion_model.deepest_grid(*x0.shape[-2:]):
             raise WrongInput(
-                "Self-attention guidance needs the attention of the whole picture, but an area's prompt or a "
-                "tile shows it a part only. Use Regional prompt instead of areas, and take the guidance off the "
-                "decoder of Cascade Upscale."
+                "Self-Attention Guidance needs the attention of the whole picture, but an area's prompt or a "
+                "tile shows it a part only. Use Regional Prompt instead of areas, and take the guidance off the "
+                "decoder of Upscale with Cascade."
             )
         worse = guidance.blur_where_attended(x0, mass, grid, self.blur, self.threshold)
         self.watching = False

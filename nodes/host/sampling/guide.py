@@ -66,7 +66,7 @@ class GuideRun:
         if x.shape[-2:] != self.shape[-2:]:
             raise WrongInput(
                 f"The guide of UltraPixel was made for the whole picture of {self.shape[-1]} x {self.shape[-2]} cells, "
-                f"but a prompt with an area shows Stage C {x.shape[-1]} x {x.shape[-2]} of them. Use Regional prompt "
+                f"but a prompt with an area shows Stage C {x.shape[-1]} x {x.shape[-2]} of them. Use Regional Prompt "
                 "instead of areas."
             )
         if not self.read:

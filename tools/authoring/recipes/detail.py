@@ -133,7 +133,8 @@ loader into its prompts. Every tile follows the Stage C latent of its own pictur
 
 - The tool's own denoise, steps and cfg are those of Stage B: 10 steps at cfg 1.1 officially.
 - **prior_denoise** lets Stage C change a tile first; 0 leaves it out.
-- Tiles of 1024 pixels are best; Cascade's own nodes for the same are *Cascade Upscale* and *Cascade Detailer*.""",
+- Tiles of 1024 pixels are best; Cascade's own nodes for the same are *Upscale with Cascade* and
+*Detailer for Cascade*.""",
     )
     return flow
 

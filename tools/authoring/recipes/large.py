@@ -37,7 +37,7 @@ def high_resolution_2k() -> Flow:
         """## Why two passes
 
 Stage C was trained on pictures of about 1024 pixels. Much larger grids in one go make things appear twice. So the
-first pass settles the composition, **Enlarge Stage C latent** doubles its grid, and the second pass adds detail:
+first pass settles the composition, **Enlarge Stage C Latent** doubles its grid, and the second pass adds detail:
 **denoise** 0.4 to 0.7.
 
 **Tile Stage B** lets Stage B work in pieces: the same picture in less than half the memory.""",
@@ -78,7 +78,7 @@ def high_resolution_4k() -> Flow:
         "3840 x 2160",
         """## 3840 x 2160
 
-**Compression 64** in Enlarge Stage C latent keeps the grid of Stage C small (60 x 34), so that the second pass stays
+**Compression 64** in Enlarge Stage C Latent keeps the grid of Stage C small (60 x 34), so that the second pass stays
 quick and motifs do not repeat. The lite Stage B does the large part of the work.
 
 **Tile Stage B** works in pieces, which changes nothing but memory: a smaller tile_size needs less. Decode Stage A cuts

@@ -107,11 +107,11 @@ def _how_they_meet(flow: Flow) -> None:
         f"""## How they meet
 
 - **Load Cascade LoRA** changes the model and the text encoder; wire both on from it.
-- **Encode prompt** lets weights act: (word:1.3) is louder, (word:0.7) quieter. BREAK starts a new part, AVG averages
+- **Encode Prompt** lets weights act: (word:1.3) is louder, (word:0.7) quieter. BREAK starts a new part, AVG averages
   two prompts.
-- **Regional prompt** gives a mask its own prompt in the same pass. Chain several for several regions; Load Image and
+- **Regional Prompt** gives a mask its own prompt in the same pass. Chain several for several regions; Load Image and
   its Mask Editor make masks of any shape.
-- **Apply Cascade ControlNet** comes last, on the finished prompts. Stage B hears the plain prompt.
+- **ControlNet for Cascade** comes last, on the finished prompts. Stage B hears the plain prompt.
 
 The published ControlNets fit the full Stage C alone, and a LoRA fits the Stage C it was trained on{fits}""",
     )
@@ -156,9 +156,9 @@ def guidance() -> Flow:
         "The guidance nodes",
         """## The guidance nodes
 
-- **CFG-Zero star** keeps colours from burning at high cfg and costs nothing.
-- **Perturbed-attention guidance** makes structure clearer, for one more pass a step.
-- **Self-attention guidance** adds detail where the model looks at most, for one more pass a step.
+- **CFG-Zero Star** keeps colours from burning at high cfg and costs nothing.
+- **Perturbed-Attention Guidance** makes structure clearer, for one more pass a step.
+- **Self-Attention Guidance** adds detail where the model looks at most, for one more pass a step.
 
 Each can be used alone, on Stage C or Stage B, and with core's samplers. Both branches have the same seed, so that
 the slider shows what the nodes do. Bypass one (Ctrl+B) to see the others alone.""",

@@ -220,9 +220,9 @@ def text_to_image_custom_sampling() -> Flow:
         "Custom sampling",
         """## Custom sampling
 
-**Cascade Guider** is the official guidance with its contrast rescale of 0.7, **Cascade Schedule** the official noise
-levels, **Cascade Sampler** the official step (ddpm; ddim and lcm as well). Each can be exchanged for another node
-that gives SIGMAS, SAMPLER or GUIDER.""",
+**Guider for Cascade** is the official guidance with its contrast rescale of 0.7, **Schedule for Cascade** the official
+noise levels, **Sampler for Cascade** the official step (ddpm; ddim and lcm as well). Each can be exchanged for another
+node that gives SIGMAS, SAMPLER or GUIDER.""",
     )
     return flow
 
@@ -304,14 +304,14 @@ def fast() -> Flow:
         "What makes it faster",
         """## What makes it faster
 
-- **Cascade Cache** computes about half of the steps and guesses the others from them. *careful* is nearer to the exact
-picture, *off* gives it.
+- **Cache for Cascade** computes about half of the steps and guesses the others from them. *careful* is nearer to the
+exact picture, *off* gives it.
 - **cfg 1** in Stage B leaves its negative prompt out. The official 1.1 hardly changes the picture and doubles the cost
 of every step.
 - **Compile Cascade**, at the right, is switched off: the first picture with it waits for the compiler. Switch it on
 (Ctrl+M) and wire one behind each output of the loader; the picture stays the same.
 
-The help page of Cascade Cache has a table of seconds against distance from the exact picture.""",
+The help page of Cache for Cascade has a table of seconds against distance from the exact picture.""",
     )
     return flow
 
