@@ -9,6 +9,9 @@ word list has
 - ``texts``: everything else by its English text: names of nodes, descriptions, tooltips, blocks of the help pages, and
   notes and titles in workflows. A text that changed has no translation any more, so that none is stale.
 
+Beside it, in ``tools/words/messages``, are the templates of ``tools/messages.py``, which become ``web/messages``:
+``<clip>`` and ``<Sample Stage B>`` in a translation are an input and a node, named as they are in that language.
+
 ``python3 dev.py run -m tools.authoring`` writes the files, together with the workflows; ``tools.translate`` says what a
 language lacks.
 """
@@ -31,8 +34,10 @@ LOCALES, WORDS = REPOSITORY / "locales", REPOSITORY / "tools" / "words"
 TEXTS = REPOSITORY / "web" / "js" / "text.js"
 PREFIX = "CascadeStudio_"
 KEY = "cascadeStudio"
-KINDS = ("names", "categories", "extension", "texts")
+KINDS = ("names", "categories", "extension", "texts", "messages")
 PAGES, NOTES = REPOSITORY / "web" / "docs", REPOSITORY / "web" / "notes"
+MESSAGES = REPOSITORY / "web" / "messages"
+NAMED, ASIDE = re.compile(r"<([^<>/]+)>"), re.compile(r" ?[(（][^()（）]*[)）]$")
 SAME = set(
     "base batch cfg clip clip_vision control controlnet decoder denoise format guider image images latent lora mask "
     "model name notes preset previewer prior report sampler seed sigmas text vae".split()
@@ -116,12 +121,20 @@ def collect_names(english: Texts) -> set[str]:
     return {strip_number(name) for name in names}
 
 
+def collect_schema_texts(english: Texts) -> list[str]:
+    """Names of nodes, descriptions and tooltips."""
+    found: list[str] = []
+    for texts in english.values():
+        found += [texts["display_name"], texts["description"]]
+        found += [text["tooltip"] for group in ("inputs", "outputs") for text in texts[group].values()]
+    return found
+
+
 def collect_texts(english: Texts) -> list[str]:
     """All other texts of nodes, help pages and workflows, each once, in the order in which one meets them."""
     found: list[str] = []
     for node, texts in english.items():
-        found += [texts["display_name"], texts["description"]]
-        found += [text["tooltip"] for group in ("inputs", "outputs") for text in texts[group].values()]
+        found += collect_schema_texts({node: texts})
         page = blocks.cut(Path(PAGES, f"{node}.md").read_text(encoding="utf-8"))
         found += [block for block in page if block != f"# {texts['display_name']}"]
     return list(dict.fromkeys([*found, *collect_workflow_texts()]))
@@ -143,8 +156,33 @@ def collect_workflow_texts() -> list[str]:
 
 def words(language: str) -> Texts:
     """The word list of a language; an empty one where there is none yet."""
-    path = Path(WORDS, f"{language}.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {kind: {} for kind in KINDS}
+    found: Texts = {kind: {} for kind in KINDS}
+    for kind, path in (("", WORDS / f"{language}.json"), ("messages", WORDS / "messages" / f"{language}.json")):
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found.update({kind: content} if kind else content)
+    return found
+
+
+def collect_node_names(given: Texts) -> dict[str, str]:
+    """The names of the nodes in a language, by the English one with and without what stands in brackets after it."""
+    found: dict[str, str] = {}
+    for node in read_english_nodes().values():
+        name = node["display_name"]
+        if name in given["texts"]:
+            found[ASIDE.sub("", name)] = ASIDE.sub("", given["texts"][name])
+            found[name] = given["texts"][name]
+    return found
+
+
+def render_messages(given: Texts) -> Texts:
+    """The messages of a language, nodes and inputs in them by their names, and these names for the places."""
+    names = {**given["names"], **collect_node_names(given)}
+
+    def name(found: re.Match[str]) -> str:
+        return names.get(found[1]) or name_in(given["names"], found[1]) or found[0]
+
+    templates = {english: NAMED.sub(name, text) for english, text in sorted(given["messages"].items())}
+    return {"templates": templates, "names": dict(sorted(names.items()))}
 
 
 def name_in(names: dict[str, str], name: str) -> str | None:
@@ -198,6 +236,7 @@ def render_locales(definitions: dict[str, Any]) -> dict[Path, Texts]:
             menu = {key: given["categories"][key] for key in categories if key in given["categories"]}
             notes = {text: given["texts"][text] for text in collect_workflow_texts() if text in given["texts"]}
             found[NOTES / f"{language}.json"] = notes
+            found[MESSAGES / f"{language}.json"] = render_messages(given)
         main = {**({KEY: nest(texts)} if texts else {}), **({"nodeCategories": menu} if menu else {})}
         found[LOCALES / language / "nodeDefs.json"] = nodes
         found[LOCALES / language / "main.json"] = main

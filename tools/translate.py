@@ -2,9 +2,10 @@
 
 ``missing LANGUAGE`` prints the texts that have no translation as JSON, ``{id: English}``, an id being short for kind
 and English text. ``take LANGUAGE FILE`` checks a file ``{id: translation}`` and adds it to
-``tools/words/LANGUAGE.json``; what breaks a rule of :func:`find_fault` is named and left out. Texts that nothing uses
-any more are taken out of the list. ``counts`` says how much each language lacks. Afterwards
-``python3 dev.py run -m tools.authoring`` writes the files.
+``tools/words/LANGUAGE.json``, messages (``tools/messages.py``) to the file of that name in ``tools/words/messages``;
+what breaks a rule of :func:`find_fault` is named and left out. Texts that nothing uses any more are taken out of the
+list. ``counts`` says how much each language lacks. Afterwards ``python3 dev.py run -m tools.authoring`` writes the
+files.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from cascade_studio.commands.messages import say, speak_plainly
 
-from . import locales
+from . import locales, messages
 from .blocks import ASIDE, join_lines
 
 PLACES = re.compile(r"\{\w+\}")
@@ -41,6 +42,7 @@ def find_english() -> Table:
         "categories": {name: name for name in locales.read_english_categories()},
         "extension": locales.english_extension(),
         "texts": {text: text for text in locales.collect_texts(definitions)},
+        "messages": {template: template for template in messages.collect_messages()},
     }
 
 
@@ -75,7 +77,7 @@ def find_fault(english: str, translation: str) -> str | None:
 def take(language: str, found: dict[str, str]) -> list[str]:
     """Add translations by id to the word list of a language; gives the faults of those that were left out."""
     path = locales.WORDS / f"{language}.json"
-    given = locales.words(language) if path.is_file() else {}
+    given = locales.words(language)
     faults, english = [], find_english()
     known = {id_of(kind, key): (kind, key, text) for kind, table in english.items() for key, text in table.items()}
     kept = {kind: {key: text for key, text in given.get(kind, {}).items() if key in english[kind]} for kind in english}
@@ -90,7 +92,10 @@ def take(language: str, found: dict[str, str]) -> list[str]:
         else:
             kept[kind][key] = join_lines(translation)
     ordered = {kind: dict(sorted(kept[kind].items())) for kind in locales.KINDS}
-    path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside = locales.WORDS / "messages" / path.name
+    beside.parent.mkdir(exist_ok=True)
+    for file, content in ((beside, ordered.pop("messages")), (path, ordered)):
+        file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return faults
 
 
@@ -103,7 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "counts":
         for language in locales.LANGUAGES[1:]:
-            print(f"{language:6} {sum(map(len, find_missing(language).values())):5} texts are missing")
+            missing = find_missing(language)
+            number = sum(map(len, missing.values()))
+            print(f"{language:6} {number:5} texts are missing, {len(missing['messages'])} of them messages")
         return 0
     if options.language is None or (options.command == "take" and options.file is None):
         parser.error("a language is needed, and for 'take' a file")

@@ -5,6 +5,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { Panel, button, element, live, onValues, setValue, valueOf, widgetOf } from "./dom.js";
 import { nodeOf, workflowId } from "./graph.js";
+import { say } from "./messages.js";
 import { HOST_TEXT } from "./report.js";
 import { about, duration, size, text } from "./text.js";
 
@@ -60,7 +61,7 @@ class FilesPanel extends Panel {
 
   /** What the host's own place for text would say under this node. */
   write(value) {
-    if (this.message === null) this.report = String(value ?? "");
+    if (this.message === null) this.report = say(String(value ?? ""));
     this.draw();
   }
 
@@ -135,7 +136,7 @@ class FilesPanel extends Panel {
     const bytes = this.message?.plan?.to_come ?? missing.reduce((sum, file) => sum + (file.bytes ?? 0), 0);
     const whole = about(bytes, missing.some(isAbout));
     this.head.textContent = files === null ? text("download.automatic") : this.headline(missing.length, bytes, whole);
-    this.head.title = this.message?.text ?? "";
+    this.head.title = say(this.message?.text ?? "");
     this.files.replaceChildren(...(files ?? []).map((file) => this.row(file)));
     this.drawProgress(missing);
     this.start.textContent = text("download.start");
@@ -160,7 +161,7 @@ class FilesPanel extends Panel {
     this.bar.style.width = `${Math.round(100 * Math.min(1, share))}%`;
     this.track.hidden = !this.fetches;
     if (this.ended) this.words.textContent = text(this.ended === "stopped" ? "download.cancelled" : "download.failed");
-    else if (note) this.words.textContent = `${file}: ${note}`;
+    else if (note) this.words.textContent = `${file}: ${say(note)}`;
     else if (this.progress) {
       const rest = left === null ? "…" : duration(left);
       const parts = { done: size(done), total: size(total), speed: size(speed), left: rest };
@@ -274,7 +275,7 @@ export function loaded(node, output) {
   if (!panel) return;
   const kept = told.get(workflowId());
   for (const id of Object.keys(kept?.plans ?? {})) if (nodeOf(id) === node) delete kept.plans[id];
-  panel.done([output?.text ?? []].flat().join("\n"));
+  panel.done(say([output?.text ?? []].flat().join("\n")));
 }
 
 export function addFiles(node) {

@@ -7,6 +7,7 @@ import { addCompare } from "./compare.js";
 import { addStyles, after, live, widgetOf } from "./dom.js";
 import { addFiles, listenToDownloads, loaded, recallDownloads, restoreDownloads } from "./downloads.js";
 import { allNodes, isOurs, kindOf, nodeOf, workflowId } from "./graph.js";
+import { listenToMessages } from "./messages.js";
 import { listenToRepairs, offerSize } from "./repair.js";
 import { addReport, tell } from "./report.js";
 import { STAGES, addStrip, drawAll, listenToStages, recallStages } from "./stages.js";
@@ -65,6 +66,7 @@ app.registerExtension({
 
   async setup() {
     addStyles();
+    listenToMessages();
     listenToStages();
     listenToDownloads();
     listenToRepairs();

@@ -1,5 +1,6 @@
 // Text that a node of ours hands to the page (reports on LoRAs, files and runs), shown in the node.
 import { Panel, button, element, widgetOf } from "./dom.js";
+import { say } from "./messages.js";
 import { text } from "./text.js";
 
 const [LINE, LETTER] = [15, 6.7];
@@ -34,7 +35,7 @@ class TextPanel extends Panel {
   }
 
   write(value) {
-    this.tell(String(value ?? ""));
+    this.tell(say(String(value ?? "")));
   }
 
   tell(words) {
@@ -60,7 +61,7 @@ export function addReport(node, kind) {
 /** Show the `text` of a node's output; nothing is shown where there is none. */
 export function tell(node, output) {
   const given = output?.text;
-  const words = (Array.isArray(given) ? given.join("\n") : given ?? "").trim();
+  const words = say((Array.isArray(given) ? given.join("\n") : given ?? "").trim());
   const panel = panels.get(node);
   if (panel?.name === HOST_TEXT) {
     panel.tell(words);
