@@ -156,7 +156,7 @@ def get(options: argparse.Namespace) -> int:
 
     if options.endpoint:
         check_url(options.endpoint, "address in --endpoint")
-    chosen = settings.Settings.from_environment(endpoint=options.endpoint)
+    chosen = settings.FetchSettings.from_environment(endpoint=options.endpoint)
     plan, hashes = the_plan(options)
     say(plan.describe())
     line = Line()

@@ -32,7 +32,7 @@ from ..stages.training.settings import PRESETS, Settings, from_dict
 from ..stages.training.tasks import Ingredients
 from ..stages.training.words import count_tokens
 from .encoders import Coders, load_tokenizer, read_network
-from .train_watch import LOG_SECONDS, Progress, Samples, follow, log_every
+from .train_watch import LOG_SECONDS, Samples, TrainingProgress, follow, log_every
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def run(config: Config, device: str | None = None) -> Path:
         if crew.rank == 0:
             samples = Samples(training, state / "samples", config.image_encoder, config.stage_b, config.stage_a)
             watch = {
-                "on_step": follow(Progress(config.settings.steps), samples.step),
+                "on_step": follow(TrainingProgress(config.settings.steps), samples.step),
                 "on_start": samples.start,
                 "on_prepare": log_every(LOG_SECONDS, "teaching the trunk"),
             }

@@ -34,7 +34,7 @@ def log_every(seconds: float, what: str) -> Callable[[int, int], None]:
     return tell
 
 
-class Progress:
+class TrainingProgress:
     """Logs the loss and the time left, which is counted from the second step on: the first one warms up."""
 
     def __init__(self, steps: int) -> None:

@@ -11,7 +11,7 @@ from ..stages.errors import WrongInput
 from ..stages.inputs import inpaint, pictures, segments
 from .host.conditioning.prompt_weights import encode_text
 from .host.sampling import notes, repaint
-from .host.sampling.sample import Run
+from .host.sampling.sample import StageRun
 from .inputs import fraction_input
 from .sampling_inputs import decoder_inputs, schedule_inputs, seed_input, step_input
 
@@ -185,8 +185,8 @@ class CascadeStudioDetailer(io.ComfyNode):
         cut = make_cut(prior, context, grow, feather, target_size, threshold)
         job = repaint.Detailing(
             models,
-            Run("Stage C", steps, shift, Guidance(cfg), seed, sampler, denoise),
-            Run("Stage B", decoder_steps, decoder_shift, Guidance(decoder_cfg), seed, sampler, decoder_denoise),
+            StageRun("Stage C", steps, shift, Guidance(cfg), seed, sampler, denoise),
+            StageRun("Stage B", decoder_steps, decoder_shift, Guidance(decoder_cfg), seed, sampler, decoder_denoise),
             cut,
         )
         found = find_segments(image, mask, segments, cut, each_spot)

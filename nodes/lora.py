@@ -16,7 +16,7 @@ from .host.files.fetch import show_text
 from .host.files.prefix import fill_prefix
 from .host.files.write import next_path, write_model
 from .host.lora import merge
-from .host.lora.apply import Choice, Targets, apply_all, make_hook, read_and_match
+from .host.lora.apply import LoraChoice, Targets, apply_all, make_hook, read_and_match
 from .host.models.load import DTYPES
 from .host.nothing import give_or_block_each
 from .lora_inputs import (
@@ -36,7 +36,7 @@ LOAD, APPLY, HOOK = "Load Cascade LoRA", "Apply Cascade LoRA Stack", "Load Casca
 CONVERT, EXTRACT = "Convert Cascade LoRA", "Extract Cascade LoRA"
 
 
-def apply_choices(choices: list[Choice], targets: Targets, where: str, node: str | None) -> io.NodeOutput:
+def apply_choices(choices: list[LoraChoice], targets: Targets, where: str, node: str | None) -> io.NodeOutput:
     """Models with the LoRAs on them, and the report as text and in the node."""
     result, report = apply_all(choices, targets, where)
     show_text(report, node)
@@ -75,7 +75,7 @@ class CascadeStudioLoadLora(FileInputs, io.ComfyNode):
         tokens: str = "",
     ) -> io.NodeOutput:
         return apply_choices(
-            [Choice(lora, strength_model, strength_clip, tokens)],
+            [LoraChoice(lora, strength_model, strength_clip, tokens)],
             Targets(prior, decoder, clip),
             LOAD,
             cls.hidden.unique_id,
@@ -111,7 +111,7 @@ class CascadeStudioLoraStack(FileInputs, io.ComfyNode):
     def execute(
         cls, lora: str, strength_model: float, strength_clip: float, tokens: str = "", stack: Any = ()
     ) -> io.NodeOutput:
-        return io.NodeOutput((*stack, Choice(lora, strength_model, strength_clip, tokens)))
+        return io.NodeOutput((*stack, LoraChoice(lora, strength_model, strength_clip, tokens)))
 
 
 class CascadeStudioApplyLoraStack(io.ComfyNode):

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..stages.diffusion.sampling import Guidance
 from ..stages.errors import WrongInput
 from .host.sampling import one_model, repaint
-from .host.sampling.sample import Run
+from .host.sampling.sample import StageRun
 from .inputs import fraction_input
 from .sampling_inputs import schedule_inputs
 
@@ -69,7 +69,7 @@ class CascadeStudioOneModel(io.ComfyNode):
             )
         models = repaint.Models(prior, decoder, stage_a, stage_c_vae)
         models.check(ONE)
-        run = Run("Stage C", steps, shift, Guidance(cfg), 0, denoise=prior_denoise) if prior_denoise else None
+        run = StageRun("Stage C", steps, shift, Guidance(cfg), 0, denoise=prior_denoise) if prior_denoise else None
         return io.NodeOutput(one_model.patch_own_prior(models, run, ONE), stage_a)
 
 

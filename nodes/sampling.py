@@ -102,7 +102,7 @@ class CascadeStudioSamplePrior(io.ComfyNode):
         sizes = notes.advise_on_size(model, canvas)
         told = [*sizes, *notes.advise_on_resizing(latent, canvas)]
         told += notes.advise_on_placing(latent, canvas, "Stage C")
-        run = sample.Run(
+        run = sample.StageRun(
             "Stage C",
             max(1, int(steps * denoise)) if fewer_steps else steps,
             shift,
@@ -191,7 +191,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
             latent = latents.make_empty_decoder(canvas, codes.shape[0])
         told += notes.advise_on_placing(latent, canvas, "Stage B")
         latent = latents.fit_batch(latents.fit_empty_decoder(latent, canvas), prior, DECODER)
-        run = sample.Run(
+        run = sample.StageRun(
             "Stage B",
             steps,
             shift,

@@ -11,7 +11,7 @@ from ..stages.diffusion.sampling import Guidance
 from ..stages.errors import WrongInput
 from ..stages.inputs import pictures
 from .host.sampling import notes, repaint, upscale
-from .host.sampling.sample import Run
+from .host.sampling.sample import StageRun
 from .sampling_inputs import schedule_inputs, seed_input, step_input
 
 CATEGORY = "Cascade Studio/high resolution"
@@ -162,10 +162,10 @@ class CascadeStudioUpscale(io.ComfyNode):
         models.check(UPSCALE)
         control = None
         if control_net is not None:
-            own = Run("Stage C", prior_steps, C.shift, Guidance(prior_cfg), seed, sampler)
+            own = StageRun("Stage C", prior_steps, C.shift, Guidance(prior_cfg), seed, sampler)
             control = upscale.Control(control_net, control_strength, own)
         rgb = pictures.to_rgb(pictures.check_pictures(image, UPSCALE))
-        run = Run("Stage B", steps, shift, Guidance(cfg), seed, sampler, denoise)
+        run = StageRun("Stage B", steps, shift, Guidance(cfg), seed, sampler, denoise)
         tiles = upscale.Tiles(tile_size, tile_overlap, tile_batch)
         prompts = repaint.Prompts(positive, negative)
         told = []

@@ -16,10 +16,10 @@ from cascade_studio import stages  # noqa: F401 - importing torch takes seconds 
 from cascade_studio.nodes.checkpoints.catalogue import Entry
 from cascade_studio.nodes.checkpoints.fetch import Result, fetch_plan
 from cascade_studio.nodes.checkpoints.find import Finder, models_roots
-from cascade_studio.nodes.checkpoints.plan import Plan, make_plan
-from cascade_studio.nodes.checkpoints.settings import Settings
+from cascade_studio.nodes.checkpoints.plan import DownloadPlan, make_plan
+from cascade_studio.nodes.checkpoints.settings import FetchSettings
 
-QUICK = Settings(backoff=0.02, longest_wait=0.1, stall=20.0, connect=20.0, spare=0, connections=1)
+QUICK = FetchSettings(backoff=0.02, longest_wait=0.1, stall=20.0, connect=20.0, spare=0, connections=1)
 """Settings with short waits and one connection, so that faults can be told apart; a busy machine is no fault."""
 
 
@@ -38,7 +38,7 @@ class Place:
     models: Path
     data: bytes
     entry: Entry
-    settings: Settings = QUICK
+    settings: FetchSettings = QUICK
 
     @property
     def target(self) -> Path:
@@ -50,7 +50,7 @@ class Place:
         self.server.files["x"] = File(data, **marks)
         self.entry = replace(self.entry, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    def plan(self) -> Plan:
+    def plan(self) -> DownloadPlan:
         return make_plan([self.entry], Finder(models_roots(self.models)))
 
     def fetch(

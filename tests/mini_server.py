@@ -17,7 +17,7 @@ from torch import Tensor
 from cascade_studio.commands.workflow.api_prompt import Converted, convert
 from mini import Mini
 from tools import small
-from tools.client import Run
+from tools.client import PromptRun
 from tools.edit import set_seed
 from tools.scenes import FIRST, SCENES, SILENT, Scene
 from tools.workflow_thumbnails import with_hole
@@ -48,7 +48,7 @@ def node_of(converted: Converted, kind: str) -> str:
     return found
 
 
-def pictures(server: Any, run: Run) -> list[Tensor]:
+def pictures(server: Any, run: PromptRun) -> list[Tensor]:
     """RGB (1, 3, H, W) of every picture that the run saved."""
     found = []
     for image in run.images():

@@ -17,11 +17,11 @@ from cascade_studio.commands.messages import Stop
 from .websocket import Closed, WebSocket
 
 
-class Unreachable(Exception):
+class NoAnswer(Exception):
     """Nothing answers at the server's address (yet)."""
 
 
-class Refused(Stop):
+class ServerRefused(Stop):
     """The server answered with an error; ``status`` and ``body`` hold its words."""
 
     def __init__(self, text: str, status: int, body: Any) -> None:
@@ -32,13 +32,13 @@ class Refused(Stop):
 class Failed(Stop):
     """A queued prompt ended in an error or was interrupted; ``run`` holds what happened."""
 
-    def __init__(self, text: str, run: Run) -> None:
+    def __init__(self, text: str, run: PromptRun) -> None:
         super().__init__(text)
         self.run = run
 
 
 @dataclass
-class Run:
+class PromptRun:
     """What one queued prompt did. ``seconds`` and ``progress`` are by node id, ``outputs`` as in ``/history``."""
 
     prompt_id: str
@@ -65,7 +65,7 @@ class Run:
         return sorted(found, key=lambda image: image.get("type") != "output")
 
 
-Listener = Callable[[str, dict[str, Any], "Run"], None]
+Listener = Callable[[str, dict[str, Any], "PromptRun"], None]
 
 
 def rejection(body: Any) -> str:
@@ -94,7 +94,7 @@ class Client:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def fetch(self, path: str, data: Any = None, timeout: float = 60.0) -> bytes:
-        """GET ``path``, or POST ``data`` as JSON. Raises ``Refused`` for an error, ``Unreachable`` for silence."""
+        """GET ``path``, or POST ``data`` as JSON. Raises ``ServerRefused`` for an error, ``NoAnswer`` for silence."""
         body = None if data is None else json.dumps(data).encode()
         request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"} if body else {})
         try:
@@ -106,9 +106,9 @@ class Client:
                 content = json.loads(content)
             except ValueError:
                 pass
-            raise Refused(f"{path}: HTTP {error.code}: {rejection(content)}", error.code, content) from None
+            raise ServerRefused(f"{path}: HTTP {error.code}: {rejection(content)}", error.code, content) from None
         except OSError as error:
-            raise Unreachable(str(error)) from None
+            raise NoAnswer(str(error)) from None
 
     def get(self, path: str) -> Any:
         """The JSON answer to a GET of ``path``."""
@@ -120,7 +120,7 @@ class Client:
         return json.loads(answer) if answer.strip() else None
 
     def view(self, image: dict[str, str]) -> bytes:
-        """The bytes of a file that a node saved, as one of :meth:`Run.images` names it."""
+        """The bytes of a file that a node saved, as one of :meth:`PromptRun.images` names it."""
         return self.fetch("/view?" + urllib.parse.urlencode(image))
 
     def history(self, prompt_id: str) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Client:
         data = {"prompt": prompt, "client_id": self.client_id, "extra_data": {**extra_data, **extra}}
         answer = self.post("/prompt", data)
         if answer.get("node_errors"):
-            raise Refused(f"The server left out a part of the prompt: {rejection(answer)}", 200, answer)
+            raise ServerRefused(f"The server left out a part of the prompt: {rejection(answer)}", 200, answer)
         return answer["prompt_id"]
 
     def run(
@@ -154,14 +154,14 @@ class Client:
         listen: Listener | None = None,
         alive: Callable[[], bool] = lambda: True,
         check: bool = True,
-    ) -> Run:
+    ) -> PromptRun:
         """Queue ``prompt`` and follow it to its end. ``listen`` hears every event of it (name, data, run).
 
         Raises ``Failed`` if it ends in an error (unless ``check`` is False), and ``Stop`` after ``timeout`` seconds
         or when the server is gone (``alive`` is asked while nothing comes).
         """
         with self.connect() as socket:
-            run = Run(self.queue(prompt, workflow))
+            run = PromptRun(self.queue(prompt, workflow))
             follower = _Follower(run, listen)
             limit = time.monotonic() + timeout
             while run.status == "running":
@@ -194,7 +194,7 @@ class _Follower:
 
     ENDS = {"execution_success": "success", "execution_error": "error", "execution_interrupted": "interrupted"}
 
-    def __init__(self, run: Run, listen: Listener | None) -> None:
+    def __init__(self, run: PromptRun, listen: Listener | None) -> None:
         self.run, self.listen = run, listen
         self.node: str | None = None
         self.since = time.monotonic()

@@ -16,11 +16,11 @@ from cascade_studio.commands.messages import Stop, say
 from cascade_studio.commands.workflow.api_prompt import Converted, convert, is_prompt
 
 from . import small
-from .client import Run
+from .client import PromptRun
 from .edit import fit_files, parse_size, set_prompt, set_seed, set_size
 from .env import REPOSITORY, Setup
 from .png import text_chunks
-from .server import Base, Server, has_accelerator, host_flags
+from .server import Base, HostServer, has_accelerator, host_flags
 from .titles import title_of
 
 WORKFLOW = REPOSITORY / "workflows" / f"{title_of('text_to_image')}.json"
@@ -117,7 +117,7 @@ class _Bars:
             self._show("\n")
         self.node, self.state, self.since = node, (0, 0), time.monotonic()
 
-    def __call__(self, event: str, data: dict[str, Any], run: Run) -> None:
+    def __call__(self, event: str, data: dict[str, Any], run: PromptRun) -> None:
         if event == "executing":
             node = data.get("display_node") or data.get("node")
             if node != self.node:
@@ -139,7 +139,7 @@ def _edit(converted: Converted, options: argparse.Namespace) -> None:
         set_size(converted, *parse_size(options.size))
 
 
-def _choose_files(setup: Setup, server: Server, converted: Converted, options: argparse.Namespace) -> None:
+def _choose_files(setup: Setup, server: HostServer, converted: Converted, options: argparse.Namespace) -> None:
     """Mini's files; else those nearest by name in the models folder that was given, or in the tiny family."""
     if options.model is None and _has_mini():
         if _use_mini(converted, options.size is not None):
@@ -166,7 +166,7 @@ def _targets(output: str | None, count: int) -> list[Path]:
     return found
 
 
-def _save(server: Server, run: Run, output: str | None, needed: Sequence[str]) -> list[Path]:
+def _save(server: HostServer, run: PromptRun, output: str | None, needed: Sequence[str]) -> list[Path]:
     """Write the pictures of a run as the host made them, after checking that they carry their metadata."""
     pictures = [server.client.view(image) for image in run.images()]
     if not pictures:
@@ -183,7 +183,7 @@ def _save(server: Server, run: Run, output: str | None, needed: Sequence[str]) -
     return targets
 
 
-def _report(run: Run, prompt: dict[str, Any], paths: list[Path]) -> None:
+def _report(run: PromptRun, prompt: dict[str, Any], paths: list[Path]) -> None:
     for node, seconds in run.seconds.items():
         entry = prompt.get(node) or {}
         title = (entry.get("_meta") or {}).get("title") or entry.get("class_type", node)
@@ -205,7 +205,7 @@ def run_demo(setup: Setup, options: argparse.Namespace) -> int:
         cpu = not has_accelerator(setup)
         flags = _models(setup, base, options.model)
         say(f"Starting ComfyUI {setup.host.version}{' on the CPU' if cpu else ''} ...")
-        with Server(setup, base, cpu=cpu, flags=flags) as server:
+        with HostServer(setup, base, cpu=cpu, flags=flags) as server:
             info = server.client.get("/object_info")
             embedded = None if is_prompt(workflow) else copy.deepcopy(workflow)
             converted = convert(embedded or workflow, info)

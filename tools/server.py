@@ -17,7 +17,7 @@ from types import TracebackType
 
 from cascade_studio.commands.messages import Stop
 
-from .client import Client, Unreachable
+from .client import Client, NoAnswer
 from .env import REPOSITORY, Setup
 from .links import identify_link, link_pack, unlink_pack
 
@@ -149,7 +149,7 @@ def stop_tree(process: subprocess.Popen, patience: float = 10.0) -> None:
     process.wait()
 
 
-class Server:
+class HostServer:
     """ComfyUI in its own process on a free loopback port. Use it in a ``with`` block, which stops it in the end."""
 
     def __init__(self, setup: Setup, base: Base, *, cpu: bool = True, flags: Sequence[str] = ()) -> None:
@@ -168,7 +168,7 @@ class Server:
         """The last ``lines`` of the log."""
         return "\n".join(self.log.splitlines()[-lines:])
 
-    def start(self) -> Server:
+    def start(self) -> HostServer:
         """Start, wait until it answers, and check that the pack is loaded with its nodes."""
         for attempt in range(3):
             port = free_port()
@@ -225,7 +225,7 @@ class Server:
             try:
                 self.client.get("/system_stats")
                 return
-            except Unreachable:
+            except NoAnswer:
                 if time.monotonic() > limit:
                     raise Stop(
                         f"ComfyUI {self.setup.host.version} did not answer within {READY_SECONDS:.0f} s. "
@@ -257,7 +257,7 @@ class Server:
             self.process.stdin.close()
             self.process = None
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> HostServer:
         return self.start()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -20,7 +20,7 @@ from .authoring.__main__ import WORKFLOWS, current_setup
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .scenes import SHEET, Scene
-from .server import Base, Server, has_accelerator
+from .server import Base, HostServer, has_accelerator
 from .titles import title_of
 
 TARGET = REPOSITORY / "docs" / "pictures" / "mini_sheet.jpg"
@@ -29,7 +29,7 @@ COLUMNS, SIDE, GAP, CAPTION = 4, 256, 12, 28
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 
-def paint(server: Server, scene: Scene) -> Image.Image:
+def paint(server: HostServer, scene: Scene) -> Image.Image:
     """One picture by the workflow that every newcomer uses."""
     definitions = server.client.get("/object_info")
     converted = convert(json.loads((WORKFLOWS / f"{WORKFLOW}.json").read_text(encoding="utf-8")), definitions)
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         if not small.mini().covers(small.PAINTS):
             raise Stop(f"Cascade Mini is not whole in {small.MINI_FOLDER}, and it paints the sheet.")
         setup = current_setup()
-        with Server(setup, base, cpu=not has_accelerator(setup)) as server:
+        with HostServer(setup, base, cpu=not has_accelerator(setup)) as server:
             pictures = [(scene.prompt, paint(server, scene)) for scene in SHEET]
     except Stop as stop:
         say(str(stop))

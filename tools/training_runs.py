@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade_studio.commands.places import cache_root
-from cascade_studio.commands.train import Config, Progress, prepare_run
+from cascade_studio.commands.train import Config, TrainingProgress, prepare_run
 from cascade_studio.stages.errors import BadValues
 from cascade_studio.stages.training.distributed import from_environment
 from cascade_studio.stages.training.run import Run
@@ -98,7 +98,7 @@ def train_one(name: str, work: Path, steps: int) -> dict[str, Any]:
     config = make_config(name, work, steps)
     run = Run(prepare_run(config, *from_environment()))
     path = work / f"{run.settings.name}.safetensors"
-    run.train(work / "state" / run.identity, lambda: path, Progress(steps))
+    run.train(work / "state" / run.identity, lambda: path, TrainingProgress(steps))
     judged = run.trainer.judged
     return {
         "name": name,

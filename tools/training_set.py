@@ -19,7 +19,7 @@ PAPER, CHALK, LINE = (28, 62, 128), (240, 244, 255), (44, 84, 156)
 Points = list[tuple[float, float]]
 
 
-class Board:
+class PaperSheet:
     """A sheet of blue paper; places are 0 to 1 from the upper left."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Board:
         soft.resize((SIDE, SIDE), Image.Resampling.LANCZOS).quantize(32).save(path, optimize=True)
 
 
-def draw_apple(board: Board) -> None:
+def draw_apple(board: PaperSheet) -> None:
     """A round fruit with a stalk."""
     board.curve(0.41, 0.56, 0.17, 0.24, 60, 315)
     board.curve(0.59, 0.56, 0.17, 0.24, -135, 120)
@@ -59,40 +59,40 @@ def draw_apple(board: Board) -> None:
     board.curve(0.62, 0.24, 0.09, 0.05)
 
 
-def draw_house(board: Board) -> None:
+def draw_house(board: PaperSheet) -> None:
     """A wall, a roof, a door."""
     board.line((0.25, 0.45), (0.25, 0.8), (0.75, 0.8), (0.75, 0.45))
     board.line((0.18, 0.48), (0.5, 0.2), (0.82, 0.48))
     board.line((0.44, 0.8), (0.44, 0.6), (0.56, 0.6), (0.56, 0.8))
 
 
-def draw_star(board: Board) -> None:
+def draw_star(board: PaperSheet) -> None:
     """Five points."""
     corners = [(0.36 if n % 2 == 0 else 0.15, math.radians(36 * n - 90)) for n in range(10)]
     board.line(*((0.5 + r * math.cos(a), 0.52 + r * math.sin(a)) for r, a in corners), closed=True)
 
 
-def draw_heart(board: Board) -> None:
+def draw_heart(board: PaperSheet) -> None:
     """Two arcs over a point."""
     turns = [math.radians(6 * n) for n in range(61)]
     shape = ((16 * math.sin(a) ** 3, 13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a)) for a in turns)
     board.line(*((0.5 + x / 48, 0.48 - y / 48) for x, y in shape))
 
 
-def draw_fish(board: Board) -> None:
+def draw_fish(board: PaperSheet) -> None:
     """A body and a tail."""
     board.curve(0.44, 0.5, 0.26, 0.16)
     board.line((0.68, 0.46), (0.86, 0.34), (0.86, 0.66), (0.68, 0.54))
     board.curve(0.3, 0.46, 0.015, 0.015)
 
 
-def draw_tree(board: Board) -> None:
+def draw_tree(board: PaperSheet) -> None:
     """A crown on a trunk."""
     board.curve(0.5, 0.38, 0.25, 0.22)
     board.line((0.45, 0.6), (0.45, 0.84), (0.55, 0.84), (0.55, 0.6))
 
 
-def draw_cup(board: Board) -> None:
+def draw_cup(board: PaperSheet) -> None:
     """A cup with its handle."""
     board.line((0.26, 0.36), (0.3, 0.74), (0.6, 0.74), (0.64, 0.36), closed=True)
     board.curve(0.64, 0.53, 0.12, 0.12, -80, 100)
@@ -100,7 +100,7 @@ def draw_cup(board: Board) -> None:
     board.line((0.52, 0.28), (0.54, 0.2))
 
 
-def draw_sun(board: Board) -> None:
+def draw_sun(board: PaperSheet) -> None:
     """A disc with rays."""
     board.curve(0.5, 0.5, 0.17, 0.17)
     for n in range(8):
@@ -108,13 +108,13 @@ def draw_sun(board: Board) -> None:
         board.line(*((0.5 + r * math.cos(a), 0.5 + r * math.sin(a)) for r in (0.25, 0.36)))
 
 
-def draw_moon(board: Board) -> None:
+def draw_moon(board: PaperSheet) -> None:
     """A crescent."""
     board.curve(0.48, 0.5, 0.32, 0.32, 55, 305)
     board.curve(0.62, 0.5, 0.26, 0.27, 98, 262)
 
 
-def draw_flower(board: Board) -> None:
+def draw_flower(board: PaperSheet) -> None:
     """Petals around a middle."""
     for n in range(6):
         a = math.radians(60 * n)
@@ -123,13 +123,13 @@ def draw_flower(board: Board) -> None:
     board.curve(0.58, 0.72, 0.08, 0.04)
 
 
-def draw_boat(board: Board) -> None:
+def draw_boat(board: PaperSheet) -> None:
     """A hull under a sail."""
     board.line((0.18, 0.62), (0.82, 0.62), (0.7, 0.78), (0.3, 0.78), closed=True)
     board.line((0.5, 0.62), (0.5, 0.2), (0.72, 0.54), (0.5, 0.54))
 
 
-def draw_umbrella(board: Board) -> None:
+def draw_umbrella(board: PaperSheet) -> None:
     """A dome on a stick."""
     board.curve(0.5, 0.48, 0.34, 0.28, 180, 360)
     board.line((0.16, 0.48), (0.84, 0.48))
@@ -137,7 +137,7 @@ def draw_umbrella(board: Board) -> None:
     board.curve(0.57, 0.76, 0.07, 0.07, 0, 180)
 
 
-DRAWINGS: dict[str, Callable[[Board], None]] = {
+DRAWINGS: dict[str, Callable[[PaperSheet], None]] = {
     name.removeprefix("draw_"): value for name, value in list(globals().items()) if name.startswith("draw_")
 }
 
@@ -145,7 +145,7 @@ DRAWINGS: dict[str, Callable[[Board], None]] = {
 def main() -> None:
     """Write the drawings and their captions."""
     for name, draw in DRAWINGS.items():
-        board = Board()
+        board = PaperSheet()
         draw(board)
         board.save(FOLDER / f"{name}.png")
         (FOLDER / f"{name}.txt").write_text(f"{name}\n", encoding="utf-8")

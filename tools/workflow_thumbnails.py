@@ -24,7 +24,7 @@ from .diagrams import DIAGRAMS
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .scenes import FIRST, SCENES, SILENT
-from .server import Base, Server, has_accelerator
+from .server import Base, HostServer, has_accelerator
 from .titles import title_of
 
 SIDE, QUALITY, SEED = 512, 90, 7
@@ -67,7 +67,7 @@ def prepare_prompt(name: str, definitions: dict[str, Any]) -> dict[str, Any] | N
     return converted.prompt
 
 
-def give_example(server: Server, definitions: dict[str, Any]) -> None:
+def give_example(server: HostServer, definitions: dict[str, Any]) -> None:
     """Paint the picture that workflows load: the first scene, with a see-through part for those that repaint one."""
     converted = convert(json.loads((WORKFLOWS / f"{SOURCE}.json").read_text(encoding="utf-8")), definitions)
     small.for_mini(converted, definitions, None)
@@ -84,7 +84,7 @@ def write_thumbnail(name: str, data: bytes) -> None:
     say(f"Written: {path.relative_to(REPOSITORY)}")
 
 
-def run(server: Server, names: list[str]) -> int:
+def run(server: HostServer, names: list[str]) -> int:
     """Write the picture of each beside its workflow; returns how many were left out."""
     definitions = server.client.get("/object_info")
     give_example(server, definitions)
@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> int:
         setup = current_setup()
         base = Base()
         try:
-            with Server(setup, base, cpu=not has_accelerator(setup)) as server:
+            with HostServer(setup, base, cpu=not has_accelerator(setup)) as server:
                 run(server, arguments or known)
         finally:
             base.close()

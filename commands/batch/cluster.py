@@ -17,8 +17,8 @@ from ..messages import Stop
 from ..places import PACK
 from .address import Refused, Unreachable
 from .local import Comfy, LocalServer
-from .results import Picture
-from .server import Failed, Job, Lost, Painted, Server, Stopped
+from .results import PaintedFile
+from .server import Job, Lost, NotPainted, Painted, Server, Stopped
 from .workers import MOST_STARTS, Painter
 
 LOOK_SECONDS, WAIT_SECONDS, START_SECONDS, ALIVE_SECONDS = 5.0, 0.5, 600.0, 10.0
@@ -58,7 +58,7 @@ class RemotePainter:
         """The files of one row and the seconds, or what went wrong."""
         try:
             done = self.server.paint(job, self.stops.setdefault(job.prompt_id, threading.Event()))
-        except Failed as failure:
+        except NotPainted as failure:
             return FAILED, str(failure)
         except (Lost, Unreachable) as loss:
             return LOST, str(loss)
@@ -163,13 +163,13 @@ class RayPainter:
                 self.actor.call.remote("cancel", job.prompt_id)
             raise
         if kind == FAILED:
-            raise Failed(answer)
+            raise NotPainted(answer)
         if kind == LOST:
             self.ready = False
             raise Lost(answer)
         self.starts = 0
         files, seconds = answer
-        return Painted([Picture(*file) for file in files], seconds)
+        return Painted([PaintedFile(*file) for file in files], seconds)
 
     def excuse(self) -> None:
         self.starts = max(0, self.starts - 1)

@@ -15,7 +15,7 @@ from .lock import beat, drives
 from .manifest import ASKED, MOST_FAILURES, RUNNING, Manifest
 from .records import Claim, Held
 from .results import Results, as_stop
-from .server import Failed, Job, Lost, Stopped, prompt_id
+from .server import Job, Lost, NotPainted, Stopped, prompt_id
 from .template import PRIORS, Template
 from .workers import Painter, Pool, Worker
 
@@ -224,7 +224,7 @@ class Driver:
             painted = worker.painter.paint(self._job(claim), self._stop, lambda: self.manifest.renew(key, worker.name))
             self.results.save(claim, painted.pictures, worker.name, painted.seconds)
             worker.pictures, worker.misses, worker.loss = worker.pictures + 1, 0, ""
-        except Failed as failure:
+        except NotPainted as failure:
             if self.manifest.fail(key, worker.name, str(failure)):
                 say(f"line {claim.line} failed {MOST_FAILURES} times and is set aside: {failure}")
         except Lost as loss:
@@ -250,9 +250,9 @@ class Driver:
             try:
                 data = (self.priors / name).read_bytes()
             except OSError as error:
-                raise Failed(f"{name} cannot be read ({error.strerror}).") from None
+                raise NotPainted(f"{name} cannot be read ({error.strerror}).") from None
             if hashlib.sha256(data).hexdigest() != digest:
-                raise Failed(f"{name} is not the Stage C latent that was painted. Paint it again with --stages c.")
+                raise NotPainted(f"{name} is not the Stage C latent that was painted. Paint it again with --stages c.")
             uploads[f"cascade_{digest[:24]}.latent"] = data
         filled = self.template.fill(claim.values, claim.key, tuple(uploads))
         return Job(prompt_id(claim.key, claim.failures), filled, uploads, claim.again)

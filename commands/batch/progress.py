@@ -54,7 +54,7 @@ def worker_line(workers: Iterable[tuple[str, str, str, float, int]]) -> str:
     return "; ".join(told)
 
 
-class Progress:
+class ProgressLine:
     """The one line on stderr; where that is no terminal, a line every ten seconds."""
 
     def __init__(self, manifest: Manifest) -> None:

@@ -42,21 +42,21 @@ MOST_FOLDERS = 4096
 """Sub-folders that are remembered as lying inside; more are looked at again."""
 
 
-class DiskFull(Stop):
+class OutputFull(Stop):
     """There is no room for the next picture; what is written stays."""
 
 
 def as_stop(manifest: Manifest, error: sqlite3.Error) -> Stop:
     """The sentence for a manifest that cannot be written."""
     full = "full" in str(error)
-    return (DiskFull if full else Stop)(
+    return (OutputFull if full else Stop)(
         f"The manifest {manifest.path} cannot be written ({error}). Every finished picture is kept; "
         f"{'make room' if full else 'put that right'} and give the same command again."
     )
 
 
 @dataclass(frozen=True)
-class Picture:
+class PaintedFile:
     """A file as the server gave it: its name there (for its ending) and its bytes."""
 
     name: str
@@ -109,12 +109,12 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 class Results:
     """The files of a batch. ``store`` is where they go: the output folder, or an object store by fsspec."""
 
-    def __init__(self, manifest: Manifest, store: Store | None = None) -> None:
+    def __init__(self, manifest: Manifest, store: OutputFolder | None = None) -> None:
         self.manifest, self.folder = manifest, manifest.folder
-        self.store = store or Store(self.folder)
+        self.store = store or OutputFolder(self.folder)
 
-    def save(self, claim: Claim, pictures: Sequence[Picture], worker: str, seconds: float | None) -> None:
-        """Write the files of a row, then tell the manifest. Raises :class:`DiskFull`; a row that is done stays so."""
+    def save(self, claim: Claim, pictures: Sequence[PaintedFile], worker: str, seconds: float | None) -> None:
+        """Write the files of a row, then tell the manifest. Raises :class:`OutputFull`; a row that is done stays so."""
         split = [split_card(picture.data) for picture in pictures]
         names = file_names(claim.name, [picture.name for picture in pictures])
         records = [
@@ -128,7 +128,7 @@ class Results:
                 self.store.write(record.name, data)
         except OSError as error:
             if disk.is_full(error):
-                raise DiskFull(
+                raise OutputFull(
                     f"The disk of {self.store.name} is full. Every finished picture is kept; make room and give the "
                     "same command again."
                 ) from error
@@ -193,7 +193,7 @@ def _in_folder(folder: str | Path, step: Callable[[], Any]) -> Any:
         return step()
 
 
-class Store:
+class OutputFolder:
     """A folder of files that are there whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
@@ -282,7 +282,7 @@ class Store:
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
-class ObjectStore(Store):
+class ObjectStore(OutputFolder):
     """The same on any file system that fsspec knows (``s3://bucket/folder``); its puts are whole or not at all."""
 
     def __init__(self, address: str) -> None:

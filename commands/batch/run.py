@@ -23,9 +23,9 @@ from .driver import Driver
 from .local import Comfy
 from .lock import driving
 from .manifest import ASIDE, DONE, Manifest
-from .progress import Progress, count_line
+from .progress import ProgressLine, count_line
 from .records import Asked
-from .results import TABLE, ObjectStore, Results, Store, as_stop
+from .results import TABLE, ObjectStore, OutputFolder, Results, as_stop
 from .rows import BadRow, Expander, Expansion, Row, read_rows
 from .template import NAME, PRIORS, Template
 from .workers import LocalPool, NamedPool, Pool
@@ -133,7 +133,7 @@ def _run(batch: Batch, source: _Source, manifest: Manifest, pool: Pool | None) -
         driver = Driver(
             manifest, results, pool, template, priors=source.priors, any_card=batch.any_card, patience=batch.patience
         )
-        progress = Progress(manifest)
+        progress = ProgressLine(manifest)
         try:
             driver.run(lambda one: progress.show(lambda: [worker.describe() for worker in list(one.workers.values())]))
         finally:
@@ -208,9 +208,9 @@ class _Source:
                 yield Row(line, {**json.loads(values), NAME: name, PRIORS: [[file[4], file[5]] for file in files]})
 
 
-def open_store(manifest: Manifest, address: str | None) -> Store:
+def open_store(manifest: Manifest, address: str | None) -> OutputFolder:
     """The object store at ``address``, or the output folder."""
-    return ObjectStore(address) if address else Store(manifest.folder)
+    return ObjectStore(address) if address else OutputFolder(manifest.folder)
 
 
 def make_pool(batch: Batch) -> Pool:

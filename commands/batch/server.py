@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .address import Address, Refused, Unreachable
-from .results import Picture
+from .results import PaintedFile
 from .template import Filled
 
 QUIET_SECONDS = 60.0
@@ -37,7 +37,7 @@ class Lost(Exception):
     """The server, or what it knew of a prompt, is gone; nobody knows whether the row is at fault."""
 
 
-class Failed(Exception):
+class NotPainted(Exception):
     """The server could not paint the row; the text is its reason."""
 
 
@@ -66,12 +66,12 @@ class Job:
 class Painted:
     """The files of one row, and the seconds the server worked on it."""
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[PaintedFile]
     seconds: float | None
 
 
 @dataclass(frozen=True)
-class Entry:
+class PromptRecord:
     """What a server remembers of a prompt that has ended. saved: the files by node; messages: what it told."""
 
     good: bool
@@ -79,7 +79,7 @@ class Entry:
     saved: dict[str, list[dict[str, str]]]
 
     @classmethod
-    def read(cls, history: Any, prompt: str) -> Entry | None:
+    def read(cls, history: Any, prompt: str) -> PromptRecord | None:
         """The entry of ``prompt`` in an answer of /history; None where it has not ended."""
         entry = (history or {}).get(prompt)
         if not entry:
@@ -148,7 +148,7 @@ class Server:
 
         ``alive`` is called now and then while the server answers.
 
-        Raises :class:`Failed`, :class:`Lost`, or :class:`Stopped` when ``stop`` is set.
+        Raises :class:`NotPainted`, :class:`Lost`, or :class:`Stopped` when ``stop`` is set.
         """
         patience, again = _Patience(stop), [job.again]
         try:
@@ -158,7 +158,7 @@ class Server:
             raise
         return self._collect(job, entry, patience)
 
-    def _queue(self, job: Job, again: list[bool]) -> Entry | None:
+    def _queue(self, job: Job, again: list[bool]) -> PromptRecord | None:
         """Hand the prompt over once: from the second try on, the first may have arrived. The entry of a painted one."""
         entry = self._entry(job.prompt_id)
         if entry and not entry.good:
@@ -175,14 +175,14 @@ class Server:
         except Refused as refusal:
             if refusal.code != 400:
                 raise
-            raise Failed(_reason(refusal.text)) from None
+            raise NotPainted(_reason(refusal.text)) from None
         if wrong:
             self.cancel(job.prompt_id)
-            raise Failed(_reason(json.dumps({"node_errors": wrong})))
+            raise NotPainted(_reason(json.dumps({"node_errors": wrong})))
         return None
 
-    def _entry(self, prompt: str) -> Entry | None:
-        return self.ask(f"/history/{prompt}", lambda history: Entry.read(history, prompt))
+    def _entry(self, prompt: str) -> PromptRecord | None:
+        return self.ask(f"/history/{prompt}", lambda history: PromptRecord.read(history, prompt))
 
     def _forget(self, prompt: str) -> None:
         self.address.fetch("/history", json.dumps({"delete": [prompt]}).encode())
@@ -190,7 +190,7 @@ class Server:
     def _is_queued(self, prompt: str) -> bool:
         return self.ask("/queue", lambda queue: any(item[1] == prompt for items in queue.values() for item in items))
 
-    def _wait(self, prompt: str, patience: _Patience, stop: threading.Event, alive: Callable[[], None]) -> Entry:
+    def _wait(self, prompt: str, patience: _Patience, stop: threading.Event, alive: Callable[[], None]) -> PromptRecord:
         """The entry of a queued prompt. Of those that wait here only the first can be done, so only it is asked for."""
         looked, connections = time.monotonic(), self.address.connections
         with self._line.place() as turn:
@@ -220,16 +220,17 @@ class Server:
             yield wait if usual is None else min(max(usual * NEXT_PART, SHORTEST_WAIT), LONGEST_PART)
             wait = min(wait * GROWTH, LONGEST_WAIT)
 
-    def _collect(self, job: Job, entry: Entry, patience: _Patience) -> Painted:
+    def _collect(self, job: Job, entry: PromptRecord, patience: _Patience) -> Painted:
         if not entry.good:
             if "execution_interrupted" in entry.messages:
                 raise Lost("somebody interrupted the prompt at the server")
-            raise Failed(entry.why())
+            raise NotPainted(entry.why())
         files = [file for node in job.filled.saves for file in entry.saved.get(node, ())]
         if not files:
-            raise Failed("the workflow ran, but saved nothing. Its last nodes may be waiting for a choice.")
+            raise NotPainted("the workflow ran, but saved nothing. Its last nodes may be waiting for a choice.")
         pictures = [
-            Picture(file["filename"], patience.ask(lambda file=file: self._view(file, job.prompt_id))) for file in files
+            PaintedFile(file["filename"], patience.ask(lambda file=file: self._view(file, job.prompt_id)))
+            for file in files
         ]
         if entry.seconds is not None:
             self._lately.append(entry.seconds)

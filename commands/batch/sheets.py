@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from .manifest import DONE, Manifest
-from .results import SHEET, TABLE, Store
+from .results import SHEET, TABLE, OutputFolder
 
 COLUMNS = ("line", "state", "file", "seconds", "worker", "failures", "sha256", "error")
 SIDE, GAP, STRIP, ACROSS, DOWN = 192, 8, 18, 8, 8
@@ -38,7 +38,7 @@ def write_table(manifest: Manifest) -> Path:
     return path
 
 
-def write_sheets(manifest: Manifest, store: Store, most: int) -> list[Path]:
+def write_sheets(manifest: Manifest, store: OutputFolder, most: int) -> list[Path]:
     """``sheet_1.jpg`` and on: ``ACROSS`` by ``DOWN`` small pictures each, at most ``most`` pictures in all."""
     from PIL import Image, ImageDraw, ImageFont
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..messages import Stop
 from .graph import BYPASS, INPUT_NODE, NEVER, OUTPUT_NODE, Node, Reader, Scope, running, wrap_value
-from .widgets import Box
+from .widgets import WidgetPlace
 
 
 class Source(NamedTuple):
@@ -26,7 +26,7 @@ class Converted:
     """The prompt, and for every value in it the place in the workflow where it lies."""
 
     prompt: dict[str, dict[str, Any]]
-    boxes: dict[tuple[str, str], Box] = field(default_factory=dict)
+    boxes: dict[tuple[str, str], WidgetPlace] = field(default_factory=dict)
 
     def set(self, node: str, name: str, value: Any) -> None:
         """Replace a value in the prompt and in the workflow that it came from."""
@@ -84,7 +84,7 @@ class _Converter:
             self.result.boxes[(name, widget.name)] = box
         for index, entry in enumerate(node.inputs):
             found = self._input(scope, node, index, set())
-            if isinstance(found, Box):
+            if isinstance(found, WidgetPlace):
                 widget = node.widget(entry.name)
                 inputs[entry.name] = wrap_value(widget, found.value) if widget else found.value
                 self.result.boxes[(name, entry.name)] = found
@@ -100,7 +100,9 @@ class _Converter:
             raise Stop(f"The workflow's links run in a circle through node {key[1]}. Take one of them out.")
         seen.add(key)
 
-    def _input(self, scope: Scope, node: Node, index: int, seen: set, kind: str | None = None) -> Source | Box | None:
+    def _input(
+        self, scope: Scope, node: Node, index: int, seen: set, kind: str | None = None
+    ) -> Source | WidgetPlace | None:
         """What an input receives: an output, a value, or nothing."""
         self._once(("input", scope.name(node), index), seen)
         entry = node.inputs[index]
@@ -122,7 +124,7 @@ class _Converter:
             )
         return self._output(scope, origin, link.origin_slot, kind or entry.kind, seen)
 
-    def _outside(self, scope: Scope, slot: int, seen: set) -> Source | Box | None:
+    def _outside(self, scope: Scope, slot: int, seen: set) -> Source | WidgetPlace | None:
         """What a subgraph's input receives from around its instance."""
         instance = scope.instance
         if slot >= len(instance.inputs):
@@ -131,7 +133,7 @@ class _Converter:
             return scope.promoted.get(slot)
         return self._input(scope.parent, instance, slot, seen)
 
-    def _output(self, scope: Scope, node: Node, slot: int, kind: str, seen: set) -> Source | Box | None:
+    def _output(self, scope: Scope, node: Node, slot: int, kind: str, seen: set) -> Source | WidgetPlace | None:
         """What an output gives: itself, or what stands behind a bypass, a reroute, a primitive or a subgraph."""
         self._once(("output", scope.name(node), slot), seen)
         if node.raw.get("mode") == NEVER:
@@ -148,11 +150,11 @@ class _Converter:
             return self._input(scope, node, 0, seen, kind) if node.inputs else None
         if node.kind == "PrimitiveNode":
             values = node.raw.get("widgets_values")
-            box = Box(values, 0) if isinstance(values, list) and values else None
+            box = WidgetPlace(values, 0) if isinstance(values, list) and values else None
             return scope.overrides.get((node.id, "value"), box)
         return Source(scope.name(node), slot)
 
-    def _inside(self, inner: Scope, origin: str, slot: int, kind: str, seen: set) -> Source | Box | None:
+    def _inside(self, inner: Scope, origin: str, slot: int, kind: str, seen: set) -> Source | WidgetPlace | None:
         if origin == INPUT_NODE:
             return self._outside(inner, slot, seen)
         if origin not in inner.nodes:

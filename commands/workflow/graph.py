@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..messages import Stop
-from .widgets import AUTOGROW, Box, Widget, is_widget, plain_prompt, read_widgets, specs
+from .widgets import AUTOGROW, Widget, WidgetPlace, is_widget, plain_prompt, read_widgets, specs
 
 NEVER, BYPASS = 2, 4
 VIRTUAL = {"Reroute", "PrimitiveNode", "Note", "MarkdownNote"}
@@ -79,14 +79,14 @@ class Scope:
     parent: Scope | None = None
     instance: Node | None = None
     outputs: list[dict[str, Any]] = field(default_factory=list)
-    promoted: dict[int, Box] = field(default_factory=dict)
-    overrides: dict[tuple[str, str], Box] = field(default_factory=dict)
+    promoted: dict[int, WidgetPlace] = field(default_factory=dict)
+    overrides: dict[tuple[str, str], WidgetPlace] = field(default_factory=dict)
 
     def name(self, node: Node) -> str:
         """The id of a node in the prompt: the ids of the instances around it, then its own."""
         return ":".join((*self.path, node.id))
 
-    def box(self, node: Node, widget: Widget) -> Box:
+    def box(self, node: Node, widget: Widget) -> WidgetPlace:
         """Where the value of a widget lies for this instance."""
         return self.overrides.get((node.id, widget.name), widget.box)
 
@@ -221,28 +221,28 @@ class Reader:
         values = instance.raw.get("widgets_values")
         for position, (node, widget) in enumerate(_tuples(instance.raw)):
             if isinstance(values, list) and position < len(values) and values[position] is not None:
-                scope.overrides[(node, widget)] = Box(values, position)
+                scope.overrides[(node, widget)] = WidgetPlace(values, position)
 
-    def _promote(self, scope: Scope, node: Node, slots: list[dict[str, Any]]) -> dict[int, Box]:
+    def _promote(self, scope: Scope, node: Node, slots: list[dict[str, Any]]) -> dict[int, WidgetPlace]:
         inner = node.inner
         values = node.raw.get("widgets_values")
         legacy = bool(_tuples(node.raw))
-        boxes: dict[int, Box] = {}
+        boxes: dict[int, WidgetPlace] = {}
         for index, slot in enumerate(slots):
             box = self._interior(inner, index)
             if box is None:
                 continue
             position, name = len(boxes), str(slot["name"])
             if isinstance(values, dict) and values.get(name) is not None:
-                box = Box(values, name)
+                box = WidgetPlace(values, name)
             elif not legacy and isinstance(values, list) and position < len(values) and values[position] is not None:
-                box = Box(values, position)
+                box = WidgetPlace(values, position)
             box = inner.overrides.get(("-1", name), box)
             boxes[index] = scope.overrides.get((node.id, name), box)
         return boxes
 
     @staticmethod
-    def _interior(inner: Scope, index: int) -> Box | None:
+    def _interior(inner: Scope, index: int) -> WidgetPlace | None:
         """The value of the first widget inside that a subgraph's input leads to."""
         for link in inner.links.values():
             if link.origin != INPUT_NODE or link.origin_slot != index or link.target not in inner.nodes:

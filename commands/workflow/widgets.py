@@ -41,7 +41,7 @@ SEEDS = {"seed", "noise_seed"}
 Spec = tuple[str, str, dict[str, Any]]
 
 
-class Box:
+class WidgetPlace:
     """The place where a value lies, so that it can be read and, for another run, replaced in the workflow."""
 
     def __init__(self, holder: Any, key: Any, stored: bool = True) -> None:
@@ -64,7 +64,7 @@ class Widget:
     name: str
     kind: str
     options: dict[str, Any]
-    box: Box
+    box: WidgetPlace
 
 
 def specs(inputs: dict[str, Any], order: dict[str, list[str]] | None = None) -> list[Spec]:
@@ -127,13 +127,17 @@ class _Values:
     def __init__(self, saved: Any) -> None:
         self.saved, self.position = saved, 0
 
-    def take(self, name: str, default: Any) -> Box:
+    def take(self, name: str, default: Any) -> WidgetPlace:
         if isinstance(self.saved, dict):
-            return Box(self.saved, name) if name in self.saved else Box({name: default}, name, stored=False)
+            return (
+                WidgetPlace(self.saved, name)
+                if name in self.saved
+                else WidgetPlace({name: default}, name, stored=False)
+            )
         position, self.position = self.position, self.position + 1
         if isinstance(self.saved, list) and position < len(self.saved):
-            return Box(self.saved, position)
-        return Box({name: default}, name, stored=False)
+            return WidgetPlace(self.saved, position)
+        return WidgetPlace({name: default}, name, stored=False)
 
     def skip(self, count: int) -> None:
         self.position += count
@@ -156,7 +160,7 @@ def _walk(inputs: list[Spec], values: _Values) -> Iterator[Widget]:
             continue
         if kind == COMPARE:
             # The one widget that is sent but never saved.
-            yield Widget(name, kind, options, Box({name: ["", ""]}, name, stored=False))
+            yield Widget(name, kind, options, WidgetPlace({name: ["", ""]}, name, stored=False))
             continue
         box = values.take(name, _default(kind, options))
         yield Widget(name, kind, options, box)
@@ -183,11 +187,11 @@ class _Selected:
     def __init__(self, saved: list[Any], positions: list[int]) -> None:
         self.saved, self.positions, self.position = saved, positions, 0
 
-    def take(self, name: str, default: Any) -> Box:
+    def take(self, name: str, default: Any) -> WidgetPlace:
         position, self.position = self.position, self.position + 1
         if position < len(self.positions):
-            return Box(self.saved, self.positions[position])
-        return Box({name: default}, name, stored=False)
+            return WidgetPlace(self.saved, self.positions[position])
+        return WidgetPlace({name: default}, name, stored=False)
 
     def skip(self, count: int) -> None:
         self.position += count

@@ -46,7 +46,7 @@ class _HttpsPool(HTTPSConnectionPool):
     ConnectionCls = _HttpsOutside
 
 
-class Adapter(HTTPAdapter):
+class BufferedAdapter(HTTPAdapter):
     """Connections with a receive buffer of ``buffer`` bytes (0: the system's own), on wish to public addresses alone.
 
     Through a proxy any address is reached, as it alone knows where that lies; the proxy itself is what a person set.

@@ -17,12 +17,12 @@ from .catalogue import Entry
 from .errors import BadFile, CheckpointError, DiskFull, FetchFailed, Interrupted, Offline, SourceFailed
 from .find import layout_fits, size_fits
 from .hashes import HashCache, InOrderHash
-from .http import Client
+from .http import RangeClient
 from .lock import locked
 from .partial import Partial, bytes_here, tidy
-from .plan import Missing, Plan, by_hand
-from .progress import Meter, Progress
-from .settings import OFFLINE, Settings
+from .plan import DownloadPlan, Missing, by_hand
+from .progress import DownloadMoment, Meter
+from .settings import OFFLINE, FetchSettings
 from .transfer import Transfer
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class Result:
 
 
 def fetch_plan(
-    plan: Plan,
-    settings: Settings,
-    progress: Callable[[Progress], None] | None = None,
+    plan: DownloadPlan,
+    settings: FetchSettings,
+    progress: Callable[[DownloadMoment], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     hashes: HashCache | None = None,
 ) -> list[Result]:
@@ -70,7 +70,7 @@ def fetch_plan(
     plan.check_space(settings.spare)
     log.info("%s", plan.describe())
     meter = Meter({item.entry.key: item.entry.size or 0 for item in plan.missing}, progress)
-    client, received, results = Client(settings), 0, []
+    client, received, results = RangeClient(settings), 0, []
     for item in plan.missing:
         job = _Job(item, client, meter, cancelled or (lambda: False), received)
         results.append(job.run())
@@ -80,7 +80,7 @@ def fetch_plan(
     return results
 
 
-def sources(entry: Entry, settings: Settings) -> list[str]:
+def sources(entry: Entry, settings: FetchSettings) -> list[str]:
     """Where a file is asked for: its address through the endpoint, through the mirrors, then its own mirrors."""
     places = [through(entry.url, endpoint) for endpoint in (settings.endpoint, *settings.mirrors)]
     return list(dict.fromkeys([*places, *entry.mirrors]))
@@ -90,7 +90,7 @@ class _Job:
     """One file's way to its place."""
 
     def __init__(
-        self, item: Missing, client: Client, meter: Meter, cancelled: Callable[[], bool], received: int
+        self, item: Missing, client: RangeClient, meter: Meter, cancelled: Callable[[], bool], received: int
     ) -> None:
         self.item, self.entry, self.client, self.meter, self.cancelled = item, item.entry, client, meter, cancelled
         self.received = self._begun = received
@@ -255,7 +255,7 @@ class _Job:
 class _Keeper:
     """A thread that makes bytes safe and hashes them in order while others arrive."""
 
-    def __init__(self, partial: Partial, settings: Settings) -> None:
+    def __init__(self, partial: Partial, settings: FetchSettings) -> None:
         self.partial, self.settings = partial, settings
         self.hashed = threading.Event()
         self.digest = ""

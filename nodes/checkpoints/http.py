@@ -15,9 +15,9 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from .addresses import OFFICIAL_ENDPOINT, check_url, is_private, origin, redact_url
-from .connections import Adapter, leads_inside
+from .connections import BufferedAdapter, leads_inside
 from .errors import BadCatalogue, Changed, Retry, SourceFailed
-from .settings import Settings
+from .settings import FetchSettings
 
 HOPS = 10
 AGENT = "Cascade-Studio"
@@ -70,10 +70,10 @@ class Reply:
             pass
 
 
-class Client:
+class RangeClient:
     """Asks for ranges of files, remembering where an address redirects to. Threads may share it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: FetchSettings) -> None:
         self.settings = settings
         self._own = threading.local()
         self._token_refused: set[tuple[str, str, int]] = set()
@@ -184,7 +184,7 @@ class Client:
             session.auth = lambda request: request  # keeps .netrc out of it
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
             for scheme in ("http://", "https://"):
-                session.mount(scheme, Adapter(*wanted))
+                session.mount(scheme, BufferedAdapter(*wanted))
         return sessions[wanted]
 
     def _reply(

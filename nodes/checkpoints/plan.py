@@ -40,7 +40,7 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DownloadPlan:
     """Files that are here and files that are missing."""
 
     found: tuple[Found, ...]
@@ -142,7 +142,9 @@ def by_hand(item: Missing) -> str:
     return f"By hand: download {redact_url(item.entry.url)} and save it as {item.target}."
 
 
-def make_plan(entries: Iterable[Entry], finder: Finder, roots: Roots | None = None, exact: bool = False) -> Plan:
+def make_plan(
+    entries: Iterable[Entry], finder: Finder, roots: Roots | None = None, exact: bool = False
+) -> DownloadPlan:
     """Look for ``entries``, and say where the missing ones go: into ``roots``, by default those of the finder.
 
     With ``exact`` a file counts only with the right hash, where one is known.
@@ -154,7 +156,7 @@ def make_plan(entries: Iterable[Entry], finder: Finder, roots: Roots | None = No
             found.append(place)
         else:
             missing.append(_missing(entry, finder.roots if roots is None else roots))
-    return Plan(tuple(found), tuple(missing))
+    return DownloadPlan(tuple(found), tuple(missing))
 
 
 def _missing(entry: Entry, roots: Roots) -> Missing:

@@ -47,7 +47,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormatChoice:
     """Formats that weights are kept in and computed in, and why."""
 
     storage: str
@@ -60,7 +60,7 @@ class Choice:
         return f"{self.storage}{computing}: {self.reason}"
 
 
-def choose(machine: Machine, stage: str, stored: str, parameters: int) -> Choice:
+def choose(machine: Machine, stage: str, stored: str, parameters: int) -> FormatChoice:
     """Formats for ``stage`` ("stage_c" or "stage_b"), whose file holds ``parameters`` weights in ``stored``.
 
     The format that the machine computes in, or that of the file where only that fits. 8 bits, which change the picture,
@@ -69,7 +69,7 @@ def choose(machine: Machine, stage: str, stored: str, parameters: int) -> Choice
     compute, reason = _compute(machine, stage, stored)
     steps = [compute, *_smaller(machine, compute, stored)]
     if machine.room is None:
-        return Choice(compute, compute, reason)
+        return FormatChoice(compute, compute, reason)
     working = measure_pass(stage, BYTES[compute]) + (CONTEXT if machine.kind != "cpu" else 0)
     lacking = {step: max(0, parameters * BYTES[step] + working - machine.room) for step in steps}
     exact = [step for step in steps if step != FP8]
@@ -85,7 +85,7 @@ def choose(machine: Machine, stage: str, stored: str, parameters: int) -> Choice
     if streamed:
         words = "are" if storage != FP8 else "would have to be"
         reason += f"; {in_words(streamed)} of {exact[-1]} weights {words} streamed at every step"
-    return Choice(storage, compute, reason)
+    return FormatChoice(storage, compute, reason)
 
 
 def measure_pass(stage: str, dtype_size: int) -> int:

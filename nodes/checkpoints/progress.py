@@ -16,7 +16,7 @@ EVERY, LOG_EVERY, WINDOW = 0.25, 10.0, 10.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class DownloadMoment:
     """A moment of a download. done, total: bytes over all files (total 0: not known yet); speed: bytes a second.
 
     file: the name of the one that is being fetched; left: seconds to go or None; note: "" or what is being waited for.
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 class Meter:
     """Adds up the files of one call and tells ``listener`` four times a second, and the log every ten seconds."""
 
-    def __init__(self, sizes: dict[str, int], listener: Callable[[Progress], None] | None = None) -> None:
+    def __init__(self, sizes: dict[str, int], listener: Callable[[DownloadMoment], None] | None = None) -> None:
         self._sizes, self._done = dict(sizes), dict.fromkeys(sizes, 0)
         self._listener = listener
         self._marks: deque[tuple[float, int]] = deque()
@@ -74,10 +74,10 @@ class Meter:
             self._logged = now
             log.info("%s", moment.describe())
 
-    def _moment(self, name: str) -> Progress:
+    def _moment(self, name: str) -> DownloadMoment:
         (begun, before), (now, after) = self._marks[0], self._marks[-1]
         speed = max(0.0, (after - before) / (now - begun)) if now - begun >= 0.2 else 0.0
         done, known = sum(self._done.values()), all(self._sizes.values())
         total = max(done, sum(self._sizes.values())) if known else 0
         left = (total - done) / speed if speed > 0 and total else None
-        return Progress(name, done, total, speed, left, self.note)
+        return DownloadMoment(name, done, total, speed, left, self.note)

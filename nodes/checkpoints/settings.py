@@ -15,7 +15,7 @@ _OFF = ("", "0", "false", "no", "off")
 
 
 @dataclass(frozen=True)
-class Settings:
+class FetchSettings:
     """Times are in seconds, sizes in bytes.
 
     endpoint: the server that is asked for what lies on huggingface.co; mirrors: servers with the same paths, asked
@@ -48,7 +48,7 @@ class Settings:
     @classmethod
     def from_environment(
         cls, environ: Mapping[str, str] | None = None, endpoint: str | None = None, **changes
-    ) -> Settings:
+    ) -> FetchSettings:
         """The settings that the environment variables ask for; ``endpoint`` wins over ``HF_ENDPOINT``."""
         environ = os.environ if environ is None else environ
         endpoint = endpoint or environ.get("HF_ENDPOINT", "").strip() or OFFICIAL_ENDPOINT

@@ -17,9 +17,9 @@ from .addresses import origin, redact_url
 from .catalogue import Entry
 from .disk import in_words
 from .errors import Changed, Retry, SourceFailed
-from .http import Client, Reply, is_strong
+from .http import RangeClient, Reply, is_strong
 from .partial import Partial
-from .settings import Settings
+from .settings import FetchSettings
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ class Piece:
 class Transfer:
     """Fills ``partial`` from ``url``. note: what it waits for, or ""."""
 
-    def __init__(self, entry: Entry, url: str, partial: Partial, client: Client) -> None:
+    def __init__(self, entry: Entry, url: str, partial: Partial, client: RangeClient) -> None:
         self.entry, self.url, self.partial, self.client = entry, url, partial, client
-        self.settings: Settings = client.settings
+        self.settings: FetchSettings = client.settings
         self.note = ""
         self._lock, self._wake = threading.RLock(), threading.Event()
         self._pieces: list[Piece] = []

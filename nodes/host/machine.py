@@ -11,7 +11,7 @@ from comfy.cli_args import args
 
 from ...stages.nets.backend import processor_has_bf16
 from ..checkpoints import presets
-from ..checkpoints.presets import Choice, Machine
+from ..checkpoints.presets import FormatChoice, Machine
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +75,14 @@ def measure_room(device: torch.device) -> int | None:
     return int(comfy.model_management.get_total_memory(device))
 
 
-def choose_format(stage: str, stored: torch.dtype | None, parameters: int) -> Choice | None:
+def choose_format(stage: str, stored: torch.dtype | None, parameters: int) -> FormatChoice | None:
     """The advice for weights of ``stage``; None where the host's flags or the file's own format decide."""
     if has_dtype_flag() or NAMES.get(stored) not in ("fp32", "bf16", "fp16"):
         return None
     return presets.choose(describe_machine(), stage, NAMES[stored], parameters)
 
 
-def note_choice(patcher: Any, choice: Choice) -> None:
+def note_choice(patcher: Any, choice: FormatChoice) -> None:
     """Note the choice on the model, so that the node can tell it."""
     patcher.set_attachments(ATTACHMENT, choice)
 

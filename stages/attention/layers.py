@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..nets.backend import Attention
+from ..nets.backend import AttentionFunction
 from ..nets.hooks import NO_HOOKS, BlockHooks, Place, Residual, RunBlock
 
 Attend = Callable[[Tensor, Tensor, Tensor, int, "Tensor | None"], Tensor]
@@ -52,7 +52,9 @@ NO_CHANGES = Changes()
 class LayeredHooks(BlockHooks):
     """Block hooks that make ``changes``: they ask every layer, and the network's own ``attention`` at the end."""
 
-    def __init__(self, changes: Changes, attention: Attention, options: Any = None, compiler: RunBlock | None = None):
+    def __init__(
+        self, changes: Changes, attention: AttentionFunction, options: Any = None, compiler: RunBlock | None = None
+    ):
         super().__init__(options, compiler)
         self.layers = sorted(changes.layers, key=lambda layer: layer.order)
         self.blocks = changes.blocks

@@ -33,7 +33,7 @@ class Format(NamedTuple):
     restore: Callable[[Tensor], Tensor]
 
 
-class Entry(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a tensor lies in the file."""
 
     shape: tuple[int, ...]
@@ -174,7 +174,7 @@ def _dtype_of(form: Format) -> torch.dtype:
     return {"F32": torch.float32, "F16": torch.float16}.get(form.name, torch.bfloat16)
 
 
-def _open(path: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
+def _open(path: Path) -> tuple[dict[str, TensorPlace], dict[str, str], int]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -189,7 +189,7 @@ def _open(path: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
         ) from error
 
 
-def _contents(name: str, file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+def _contents(name: str, file: BinaryIO, size: int) -> tuple[dict[str, TensorPlace], dict[str, str]]:
     magic, version, count, pairs = struct.unpack("<4sIQQ", file.read(24))
     if magic != MAGIC or version not in (2, 3) or max(count, pairs) > _MOST:
         raise ValueError("no GGUF of a known version")
@@ -206,7 +206,7 @@ def _contents(name: str, file: BinaryIO, size: int) -> tuple[dict[str, Entry], d
                 f"{name} holds weights in ggml's format number {number}, which is not read here. Take a GGUF file in "
                 f"{', '.join(form.name for form in FORMATS.values())}, or a bf16 or fp8_scaled safetensors file."
             )
-        entry = Entry(_original_shape(values, key, shape), FORMATS[number], base + offset)
+        entry = TensorPlace(_original_shape(values, key, shape), FORMATS[number], base + offset)
         if prod(shape) % entry.format.values or prod(entry.shape) != prod(shape):
             raise ValueError("no whole blocks")
         if entry.start + entry.size > size:

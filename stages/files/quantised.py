@@ -59,7 +59,7 @@ _BESIDE = (
 _QUANTO_EXTRA = (".input_scale", ".output_scale")
 
 
-class Parts(NamedTuple):
+class WeightKeys(NamedTuple):
     """The entries of one weight: what they are called beside its layer, and their keys in the file."""
 
     layer: str
@@ -226,7 +226,7 @@ SCHEMES = (
 )
 
 
-def find_layers(infos: Infos) -> dict[str, tuple[Scheme, Parts]]:
+def find_layers(infos: Infos) -> dict[str, tuple[Scheme, WeightKeys]]:
     """By the key of its plain weight, how each foreign quantised weight is stored; empty for other files."""
     grouped: dict[str, dict[str, str]] = {}
     for key in infos:
@@ -243,7 +243,7 @@ def find_layers(infos: Infos) -> dict[str, tuple[Scheme, Parts]]:
         if scheme is not None:
             if ".weight._data" in keys:
                 keys.update((end, layer + end) for end in _QUANTO_EXTRA if layer + end in infos)
-            found[f"{layer}.weight"] = scheme, Parts(layer, keys)
+            found[f"{layer}.weight"] = scheme, WeightKeys(layer, keys)
     return found
 
 

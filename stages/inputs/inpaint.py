@@ -176,7 +176,7 @@ def make_blend(mask: Tensor, feather: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class CutPart:
     """A part to work on: the picture (B, h, w, 3), its mask (B, h, w), the mask on Stage C's grid, and the way back."""
 
     image: Tensor
@@ -185,7 +185,7 @@ class Part:
     stitch: Stitch
 
 
-def cut_part(image: Tensor, mask: Tensor, settings: CropSettings = CropSettings()) -> Part:
+def cut_part(image: Tensor, mask: Tensor, settings: CropSettings = CropSettings()) -> CutPart:
     """Cut the part around ``mask`` out of ``image``; masks of a batch that lie apart get a crop each.
 
     Raises :class:`WrongInput` for an empty mask, a wrong number of them, and what is no picture or no mask.
@@ -196,7 +196,7 @@ def cut_part(image: Tensor, mask: Tensor, settings: CropSettings = CropSettings(
     grown = grow_square(take_crops(mask, crops), settings.grow)
     width, height = crops[0].width, crops[0].height
     working = resize_mask(grown, height, width)
-    return Part(
+    return CutPart(
         resize_image(to_rgb(take_crops(image, crops)), width, height),
         working,
         mask_cells(working),

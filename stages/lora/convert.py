@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WrongFile
-from .match import BUNDLED, INDICES, OFFSETS, TEXT_PREFIX, TOKENS_KEY, UNET_PREFIX, Lora, name_tensors
+from .match import BUNDLED, INDICES, OFFSETS, TEXT_PREFIX, TOKENS_KEY, UNET_PREFIX, MatchedLora, name_tensors
 from .names import Shape, modules_of, positions
 from .parts import find_alpha, find_method, find_rank
 
@@ -17,7 +17,7 @@ COMFYUI, KOHYA, OFFICIAL = "ComfyUI", "kohya", "official"
 LAYOUTS = (COMFYUI, KOHYA, OFFICIAL)
 
 
-def to_layout(lora: Lora, layout: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def to_layout(lora: MatchedLora, layout: str, shapes: Mapping[str, Shape]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """``(tensors, metadata)`` of ``lora`` in one of :data:`LAYOUTS`; ``shapes`` are those of the diffusion model.
 
     Raises :class:`WrongFile` for what the official layout cannot hold. Nothing is copied where nothing changes.
@@ -37,7 +37,7 @@ def to_layout(lora: Lora, layout: str, shapes: Mapping[str, Shape]) -> tuple[dic
     return {**tensors, **token_tensors(lora)}, metadata
 
 
-def token_tensors(lora: Lora) -> dict[str, Tensor]:
+def token_tensors(lora: MatchedLora) -> dict[str, Tensor]:
     """The changes to the token table; every layout keeps them in the same entries."""
     found = {f"{BUNDLED}{word}.clip_g": rows for word, rows in lora.bundled.items()}
     if lora.offsets:
@@ -46,7 +46,7 @@ def token_tensors(lora: Lora) -> dict[str, Tensor]:
     return found
 
 
-def to_official(lora: Lora, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+def to_official(lora: MatchedLora, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     """The positional layout: ``weights.N.lora_up`` (out, rank) and ``lora_down`` (rank, in), fused q, k and v.
 
     The official trainer adds up @ down / rank, so another strength goes into ``lora_up``. All layers have one rank
@@ -72,7 +72,7 @@ def to_official(lora: Lora, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     return tensors
 
 
-def check_official(lora: Lora, order: Sequence[tuple[str, ...]]) -> None:
+def check_official(lora: MatchedLora, order: Sequence[tuple[str, ...]]) -> None:
     """Raises :class:`WrongFile` unless the LoRA is a plain one on attention layers alone."""
     attention = {module for names in order for module in names}
     others = [module for module in lora.unet if module not in attention]

@@ -20,7 +20,7 @@ SMALL = 512
 """Up to this many rows or columns the decomposition is exact; beyond, a randomised one (arXiv 0909.4061) is used."""
 
 
-class Layer(NamedTuple):
+class KeptChange(NamedTuple):
     """What was kept of one parameter's change."""
 
     module: str
@@ -32,7 +32,7 @@ class Layer(NamedTuple):
 class Extraction:
     """The layers that differ, and how many do not."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[KeptChange, ...]
     same: int
 
     def text(self, shown: int = 8) -> str:
@@ -63,7 +63,7 @@ def in_scope(name: str, shape: tuple[int, ...], scope: str) -> bool:
 
 def extract_layer(
     name: str, delta: Tensor, rank: int, energy: float = 1.0, dtype: torch.dtype = torch.float32
-) -> tuple[dict[str, Tensor], Layer] | None:
+) -> tuple[dict[str, Tensor], KeptChange] | None:
     """``(parts, layer)`` for the change ``delta`` of the parameter ``name``; None where nothing changed.
 
     rank: the most that is kept; energy: the least share of the squared change to keep, with as low a rank as does.
@@ -73,10 +73,10 @@ def extract_layer(
     if not delta.abs().max() > 0:
         return None
     if name.endswith(".bias"):
-        return {"diff_b": delta.to(dtype)}, Layer(name, 0, 1.0)
+        return {"diff_b": delta.to(dtype)}, KeptChange(name, 0, 1.0)
     module, matrix = name.removesuffix(".weight"), delta.flatten(1) if delta.ndim > 1 else delta[None]
     rows, columns = matrix.shape
-    whole = {"diff": delta.to(dtype)}, Layer(module, 0, 1.0)
+    whole = {"diff": delta.to(dtype)}, KeptChange(module, 0, 1.0)
     most = (rows * columns - 1) // (rows + columns)
     if not name.endswith(".weight") or delta.ndim < 2 or most == 0 or (rank > most and energy >= 1):
         return whole
@@ -90,7 +90,7 @@ def extract_layer(
         "lora_down.weight": down.contiguous(),
         "alpha": torch.tensor(float(down.shape[0])),
     }
-    return parts, Layer(module, down.shape[0], kept)
+    return parts, KeptChange(module, down.shape[0], kept)
 
 
 def low_rank(matrix: Tensor, rank: int, energy: float = 1.0) -> tuple[Tensor, Tensor, float]:

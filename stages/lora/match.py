@@ -34,7 +34,7 @@ TOKENS_KEY = "cascade_studio.tokens"
 
 
 @dataclass(frozen=True)
-class Adapter:
+class FileAdapter:
     """One adapter of a file: its name and keys there, the modules it changes and its parts for each of them."""
 
     name: str
@@ -44,7 +44,7 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Lora:
+class MatchedLora:
     """A file matched to the networks that it is for.
 
     stage: "stage_c", "stage_b" or "" where no diffusion model is touched. unet, text: adapters by module.
@@ -84,7 +84,7 @@ def match_lora(
     nets: Mapping[str, Mapping[str, Shape]],
     metadata: Mapping[str, str] | None = None,
     name: str = "This LoRA",
-) -> Lora:
+) -> MatchedLora:
     """What a LoRA file does to ``nets``.
 
     nets: shapes of parameters by canonical name, for each of "stage_c", "stage_b" and "text_encoder" that is there.
@@ -123,7 +123,7 @@ def match_lora(
     )
     if not report.matched:
         raise WrongFile(report.nothing_fits())
-    return Lora(
+    return MatchedLora(
         report,
         report.stage,
         by_module(placed.adapters),
@@ -180,7 +180,7 @@ def adapter_alpha(metadata: Mapping[str, str]) -> float | None:
 class Placed:
     """Where the groups of a file went in one network."""
 
-    adapters: list[Adapter] = field(default_factory=list)
+    adapters: list[FileAdapter] = field(default_factory=list)
     mismatched: list[Mismatch] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
@@ -211,7 +211,7 @@ def place_groups(groups: Mapping[str, Group], net: Mapping[str, Shape]) -> Place
             )
             continue
         taken.update(modules)
-        placed.adapters.append(Adapter(name, tuple(parts.keys_read), modules, tuple(bands)))
+        placed.adapters.append(FileAdapter(name, tuple(parts.keys_read), modules, tuple(bands)))
     return placed
 
 
@@ -220,7 +220,7 @@ def is_position(module: str) -> bool:
     return module.startswith("weights.")
 
 
-def by_module(adapters: Sequence[Adapter]) -> dict[str, Mapping[str, Tensor]]:
+def by_module(adapters: Sequence[FileAdapter]) -> dict[str, Mapping[str, Tensor]]:
     """What changes each module."""
     return {module: parts for adapter in adapters for module, parts in zip(adapter.modules, adapter.parts)}
 

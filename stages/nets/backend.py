@@ -18,7 +18,7 @@ Tree = Any
 """ModuleLists and ModuleDicts in one another, under official key names: torch knows what they hold as Module alone."""
 
 
-class Attention(Protocol):
+class AttentionFunction(Protocol):
     """Scaled dot-product attention: ``q`` (B, N, C), ``k`` and ``v`` (B, M, C) -> (B, N, C), in ``heads`` heads.
 
     ``options`` are whatever the caller of the network handed down (ComfyUI's ``transformer_options``, or None);
@@ -33,7 +33,7 @@ class Attention(Protocol):
 def torch_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None
 ) -> Tensor:
-    """:class:`Attention` by PyTorch."""
+    """:class:`AttentionFunction` by PyTorch."""
     batch, length, width = q.shape
     q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, C / heads)
     bias = None if mask is None else mask[:, None]
@@ -86,7 +86,7 @@ class Backend:
     LayerNorm: type[nn.Module] = nn.LayerNorm
     BatchNorm2d: type[nn.Module] = nn.BatchNorm2d
     Embedding: type[nn.Module] = nn.Embedding
-    attention: Attention = torch_attention
+    attention: AttentionFunction = torch_attention
     cast: Callable[[Tensor, Tensor], Tensor] = cast_like
     lend_weights: Callable[[nn.Module, Tensor], Weights | None] = lend_weights
 

@@ -71,7 +71,7 @@ def check_small_grid(height: int, width: int) -> None:
         )
 
 
-class Tokenizer(nn.Module):
+class FeatureTokens(nn.Module):
     """A feature map as tokens: (B, h w, c) -> (B, h w, c), with a learned row for every cell in raster order."""
 
     def __init__(self, c: int, layer_args: dict, backend: Backend):
@@ -103,7 +103,7 @@ class GuideNet(nn.Module):
             return nn.Parameter(torch.empty(rows, inner, **args))
 
         self.input_layer = backend.Conv2d(c, inner, kernel_size=1, **args)
-        self.tokenizer = Tokenizer(inner, args, backend)
+        self.tokenizer = FeatureTokens(inner, args, backend)
         self.wtokens = raw(2 * config.groups)
         attention = {
             "to_q": nn.Sequential(nn.SiLU(), linear(inner, inner)),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .backend import weight_of
 from .blocks import GlobalResponseNorm, Projections, ResBlock, TimestepBlock
 from .stage_a import StageA
-from .stage_a_blocks import ResBlock as StageAResBlock
+from .stage_a_blocks import StageAResBlock
 from .stage_b import StageB
 from .stage_c import StageC
 

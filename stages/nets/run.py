@@ -15,7 +15,7 @@ from .hooks import BlockHooks, Place
 
 
 @dataclass
-class Run:
+class Pass:
     """What one pass hands to its blocks; ``res_blocks`` counts the ResBlocks that have run.
 
     The stream holds ``scale`` times its value. ``time`` is the embedded noise level, ``modulations`` are those of every

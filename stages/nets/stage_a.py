@@ -18,7 +18,7 @@ from ..errors import WrongInput
 from .backend import TORCH, Backend
 from .exact_tiles import Grid, largest_window, run_tiled, spans
 from .quantizer import Quantized, VectorQuantizer
-from .stage_a_blocks import PROCESSOR, Bands, ResBlock, choose_bands
+from .stage_a_blocks import PROCESSOR, Bands, StageAResBlock, choose_bands
 
 ALLOCATOR_SLACK = 1.2  # measured: 1.05 to 1.2 where the allocator returns memory at once, up to 1.7 where it keeps it
 CARD_SLACK = 1.05  # counted live bytes; the allocator of a card keeps its blocks whole
@@ -84,8 +84,8 @@ class StageA(nn.Module):
         at = {"dtype": dtype, "device": device}
         widths, c_latent = config.widths, config.c_latent
 
-        def block(c: int) -> ResBlock:
-            return ResBlock(c, backend, dtype, device)
+        def block(c: int) -> StageAResBlock:
+            return StageAResBlock(c, backend, dtype, device)
 
         self.in_block = nn.Sequential(nn.PixelUnshuffle(2), backend.Conv2d(12, widths[0], kernel_size=1, **at))
         down: list[nn.Module] = [block(widths[0])]
@@ -252,7 +252,7 @@ class StageA(nn.Module):
     def _run(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
         bands = None if _needs_graph() else choose_bands(x.device)
         for layer in layers:
-            x = layer.update_(x, bands) if bands and isinstance(layer, ResBlock) else layer(x)
+            x = layer.update_(x, bands) if bands and isinstance(layer, StageAResBlock) else layer(x)
         return x
 
     def _encode_shape(

@@ -48,7 +48,7 @@ class Gelu(nn.Module):
         return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
-class ResBlock(nn.Module):
+class StageAResBlock(nn.Module):
     """Depthwise 3×3 and pointwise MLP, each after a layer norm, scaled by six scalar gates."""
 
     def __init__(self, c: int, backend: Backend, dtype: torch.dtype | None, device: torch.device | str | None) -> None:

@@ -15,7 +15,7 @@ from ..errors import WrongInput
 from .backend import TORCH, Backend
 from .channels_last import channel_norm, convolve, nhwc, resize
 from .hooks import NO_HOOKS, BlockHooks
-from .run import Run
+from .run import Pass
 from .unet import CascadeUNet, UNetConfig, change_level, join_conditions
 
 
@@ -87,13 +87,13 @@ class StageB(CascadeUNet):
         levels = self.down(self.start(x, effnet, pixels, run), run)
         return self.read_out(hooks.resize(self.up(levels, run), grid), run.scale)
 
-    def start(self, x: Tensor, effnet: Tensor, pixels: Tensor | None, run: Run) -> Tensor:
+    def start(self, x: Tensor, effnet: Tensor, pixels: Tensor | None, run: Pass) -> Tensor:
         """The embedded latent with the Stage C latent and the picture added: (B, H/2, W/2, C)."""
         h = self.embed(x, run.scale)
         h = torch.add(h, self.map_effnet(effnet, h, run.hooks), alpha=run.scale)
         return torch.add(h, self.map_pixels(pixels, h), alpha=run.scale)
 
-    def rescale(self, scaler: nn.Sequential, x: Tensor, run: Run) -> Tensor:
+    def rescale(self, scaler: nn.Sequential, x: Tensor, run: Pass) -> Tensor:
         return run.hooks.run_rowwise(partial(change_level, scaler, run.scale), x, 8 * x.shape[-1])
 
     def map_effnet(self, effnet: Tensor, h: Tensor, hooks: BlockHooks = NO_HOOKS) -> Tensor:

@@ -15,7 +15,7 @@ from .backend import TORCH, Backend, Tree
 from .blocks import AttnBlock, FeedForwardBlock, ResBlock, TimestepBlock, map_times, timestep_embedding
 from .channels_last import channel_norm, convolve, nchw
 from .hooks import BlockHooks, Place
-from .run import Run
+from .run import Pass
 from .scaled import choose_stream_scale, run_scaled
 
 
@@ -191,7 +191,7 @@ class CascadeUNet(nn.Module):
 
     def start_run(
         self, x: Tensor, r: Tensor, conds: dict[str, Tensor | None], cond: Tensor, control: Any, hooks: BlockHooks
-    ) -> Run:
+    ) -> Pass:
         """What a pass over the latent ``x`` hands to its blocks; a scalar condition that is not given is 0."""
         zero, scale = r.new_zeros(1), choose_stream_scale(x.dtype)
         given = (conds.get(name) for name in self.config.t_conds)
@@ -200,7 +200,7 @@ class CascadeUNet(nn.Module):
         blocks = [block for level in (*self.down_blocks, *self.up_blocks) for block in level]
         blocks = [block for block in blocks if isinstance(block, TimestepBlock)]
         modulations = dict(zip(blocks, map_times(blocks, times, scale, x.dtype), strict=True)) if blocks else {}
-        return Run(scale, times[0], modulations, cond, control or (), hooks)
+        return Pass(scale, times[0], modulations, cond, control or (), hooks)
 
     def embed(self, x: Tensor, scale: float) -> Tensor:
         """Latent (B, c_in, H, W) -> (B, H/patch, W/patch, C), normed: ``scale`` times the residual stream."""
@@ -216,7 +216,7 @@ class CascadeUNet(nn.Module):
         """The last norm and projection: (B, H, W, C) -> (B, c_out, H patch, W patch)."""
         return self.clf[2](self.clf[1](nchw(channel_norm(x, scale)))).contiguous()
 
-    def down(self, x: Tensor, run: Run) -> list[Tensor]:
+    def down(self, x: Tensor, run: Pass) -> list[Tensor]:
         """Returns the output of every level, the shallowest first: skips, and where the way back starts."""
         groups = sum(n * repeat for n, repeat in zip(self.config.blocks[0], self.config.block_repeat[0]))
         number, levels = 0, []
@@ -241,7 +241,7 @@ class CascadeUNet(nn.Module):
             levels.append(skip)
         return levels
 
-    def up(self, levels: list[Tensor], run: Run) -> Tensor:
+    def up(self, levels: list[Tensor], run: Pass) -> Tensor:
         """Back to the shallowest level; ``levels`` are used up, so that none outlives its use."""
         number, last, x = 0, len(self.up_blocks) - 1, levels.pop()
         for index, blocks in enumerate(self.up_blocks):
@@ -270,7 +270,7 @@ class CascadeUNet(nn.Module):
         row, size = list(blocks), len(self.config.level_config[level])
         return [row[i : i + size] for i in range(0, len(row), size)]
 
-    def run_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Run) -> Tensor:
+    def run_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Pass) -> Tensor:
         """``x`` (B, H, W, C) through the blocks of one group, the ``skip`` into its first ResBlock."""
         attentions = 0
         for block in group:
@@ -287,18 +287,18 @@ class CascadeUNet(nn.Module):
                 x = run.hooks.run_block(cast(FeedForwardBlock, block), x, None, run.scale)
         return x
 
-    def replace_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Run) -> Tensor:
+    def replace_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Pass) -> Tensor:
         """As :meth:`run_group`, by a hook that may run the group or leave it out; the control maps stay in step."""
         first = run.res_blocks
         x = run.hooks.replace_group(place, x, lambda x: self.run_group(group, x, skip, place, run))
         run.res_blocks = first + sum(isinstance(block, ResBlock) for block in group)
         return x
 
-    def rescale(self, scaler: nn.Sequential, x: Tensor, run: Run) -> Tensor:
+    def rescale(self, scaler: nn.Sequential, x: Tensor, run: Pass) -> Tensor:
         """``x`` (B, H, W, C) on the next level."""
         return change_level(scaler, run.scale, x)
 
-    def repeat(self, mapper: nn.Module, x: Tensor, run: Run) -> Tensor:
+    def repeat(self, mapper: nn.Module, x: Tensor, run: Pass) -> Tensor:
         """``x`` (B, H, W, C) through what stands between two repetitions of a level."""
 
         def map_rows(rows: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import fake_comfyui
 from cascade_studio.commands.batch import Batch, run_batch
 from cascade_studio.commands.batch.database import FILE
 from cascade_studio.commands.batch.manifest import Manifest
-from cascade_studio.commands.batch.results import Picture
+from cascade_studio.commands.batch.results import PaintedFile
 from cascade_studio.commands.batch.server import Job, Painted
 from cascade_studio.commands.batch.workers import NamedPool, Painter
 from tools.env import REPOSITORY, current_setup
@@ -58,7 +58,7 @@ class Sleeper:
     def paint(self, job: Job, stop: threading.Event, alive: Callable[[], None]) -> Painted:
         with self._card:
             time.sleep(self.seconds)
-        return Painted([Picture("a.png", self._picture)], self.seconds)
+        return Painted([PaintedFile("a.png", self._picture)], self.seconds)
 
     def excuse(self) -> None:
         """It never ends."""

@@ -15,7 +15,7 @@ from browser.shop import IN_THE_WAY, Shop
 from harness import REPOSITORY
 
 from tools.env import current_setup
-from tools.server import Base, Server
+from tools.server import Base, HostServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the small family's layers mostly wait for each other on more
 
@@ -48,12 +48,12 @@ def shop(family_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def server(family_models: Path, shop: Shop) -> Iterator[Server]:
+def server(family_models: Path, shop: Shop) -> Iterator[HostServer]:
     """A running server whose user has been here before: no welcome dialogs. What it fetches comes from the shop."""
     base = Base()
     try:
         shutil.copytree(family_models, base.models, dirs_exist_ok=True)
-        running = Server(current_setup(), base, cpu=True)
+        running = HostServer(current_setup(), base, cpu=True)
         with pytest.MonkeyPatch.context() as environment:  # of this one process: other tests stay offline
             for name in IN_THE_WAY:
                 environment.delenv(name, raising=False)
@@ -70,7 +70,7 @@ def server(family_models: Path, shop: Shop) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def opened(server: Server, chromium: str) -> Iterator[Page]:
+def opened(server: HostServer, chromium: str) -> Iterator[Page]:
     """The frontend in the one browser of this session."""
     with Browser() as browser:
         page = Page(browser, server.client.url)
@@ -89,7 +89,7 @@ def page(opened: Page) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="session")
-def object_info(server: Server) -> dict[str, Any]:
+def object_info(server: HostServer) -> dict[str, Any]:
     return server.client.get("/object_info")
 
 

@@ -23,7 +23,7 @@ from browser.walk import illustrate, tiny, walk
 
 from cascade_studio.commands.messages import Stop, say
 from tools.env import current_setup
-from tools.server import Base, Server, has_accelerator
+from tools.server import Base, HostServer, has_accelerator
 
 SIZE, WALK_SIZE = (2400, 1350), (1600, 900)
 WORKFLOWS = harness.REPOSITORY / "workflows"
@@ -52,7 +52,7 @@ def shoot_all(base: Base, options: argparse.Namespace) -> None:
     from family import write_family
 
     write_family(base.models)
-    with Server(current_setup(), base) as server, Browser(SIZE) as browser:
+    with HostServer(current_setup(), base) as server, Browser(SIZE) as browser:
         server.client.fetch("/settings", CHROME)
         page = Page(browser, server.client.url)
         page.open()
@@ -72,7 +72,7 @@ def shoot_walk(base: Base, options: argparse.Namespace) -> None:
 
         write_family(base.models)
     setup, name = current_setup(), options.names[0]
-    with Server(setup, base, cpu=not has_accelerator(setup), flags=flags) as server, Browser(WALK_SIZE) as browser:
+    with HostServer(setup, base, cpu=not has_accelerator(setup), flags=flags) as server, Browser(WALK_SIZE) as browser:
         server.client.fetch("/settings", CHROME)
         page = Page(browser, server.client.url)
         page.open()

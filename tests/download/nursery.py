@@ -15,13 +15,13 @@ from cascade_studio.nodes.checkpoints.errors import CheckpointError
 from cascade_studio.nodes.checkpoints.fetch import fetch_plan
 from cascade_studio.nodes.checkpoints.find import Finder, models_roots
 from cascade_studio.nodes.checkpoints.plan import make_plan
-from cascade_studio.nodes.checkpoints.settings import Settings
+from cascade_studio.nodes.checkpoints.settings import FetchSettings
 
 
 def fetch(job: dict) -> int:
     plan = make_plan([Entry(**job["entry"])], Finder(models_roots(job["models"])))
     try:
-        fetch_plan(plan, Settings(**job["settings"]))
+        fetch_plan(plan, FetchSettings(**job["settings"]))
     except CheckpointError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -18,7 +18,7 @@ from cascade_studio.nodes.checkpoints.fetch import _Job, sources
 from cascade_studio.nodes.checkpoints.partial import Partial
 from cascade_studio.nodes.checkpoints.plan import Missing
 from cascade_studio.nodes.checkpoints.progress import Meter
-from cascade_studio.nodes.checkpoints.settings import Settings
+from cascade_studio.nodes.checkpoints.settings import FetchSettings
 from cascade_studio.nodes.checkpoints.transfer import Transfer
 
 TOKEN = "hf_secretSECRETsecret"
@@ -104,7 +104,7 @@ def test_netrc_is_not_used(place, tmp_path, monkeypatch):
 
 def test_a_token_that_cannot_be_one_is_refused_before_it_is_sent():
     with pytest.raises(BadCatalogue, match="HF_TOKEN holds characters") as error:
-        Settings.from_environment({"HF_TOKEN": "one\ntwo"})
+        FetchSettings.from_environment({"HF_TOKEN": "one\ntwo"})
     assert "one" not in str(error.value).replace("one,", "")
 
 
@@ -126,7 +126,7 @@ def test_a_redirect_to_anything_but_https_is_not_followed(place, where):
 def test_a_redirect_from_outside_into_a_private_network_is_not_followed(number):
     begun = "https://8.8.8.8/x"
     with pytest.raises(FetchFailed, match="redirects to this computer itself or into the network"):
-        http.Client._check_redirect(begun, f"https://{number}/x", begun)
+        http.RangeClient._check_redirect(begun, f"https://{number}/x", begun)
 
 
 NAMES = {
@@ -188,7 +188,7 @@ def test_a_proxy_may_be_anywhere(place, monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", place.server.url(""))
-    client = http.Client(QUICK)
+    client = http.RangeClient(QUICK)
     client._own.buffer = 0
     with client._ask("http://there.example/x", {}, outside_only=True) as response:
         assert response.content == place.data
@@ -226,16 +226,16 @@ def test_addresses_of_the_hub_go_through_the_endpoint_and_the_mirrors(place):
         "HF_ENDPOINT": "https://hub.example/",
         "CASCADE_STUDIO_MIRRORS": "https://one.example, https://two.example/hf/",
     }
-    assert sources(entry, Settings.from_environment(environment)) == [
+    assert sources(entry, FetchSettings.from_environment(environment)) == [
         "https://hub.example/org/repo/resolve/main/x",
         "https://one.example/org/repo/resolve/main/x",
         "https://two.example/hf/org/repo/resolve/main/x",
         "https://elsewhere.example/x",
     ]
-    assert sources(entry, Settings.from_environment({}))[0] == HUB
-    assert sources(place.entry, Settings.from_environment(environment)) == [place.server.url("x")]
+    assert sources(entry, FetchSettings.from_environment({}))[0] == HUB
+    assert sources(place.entry, FetchSettings.from_environment(environment)) == [place.server.url("x")]
     with pytest.raises(BadCatalogue, match="HF_ENDPOINT.*neither https"):
-        Settings.from_environment({"HF_ENDPOINT": "http://hub.example"})
+        FetchSettings.from_environment({"HF_ENDPOINT": "http://hub.example"})
 
 
 def test_the_next_mirror_goes_on_where_the_last_one_failed(place, servers):
@@ -274,7 +274,7 @@ def reply_of_the_official_host(digest: str, size: int) -> http.Reply:
 
 @pytest.mark.parametrize("provenance", ("official page", "official commit"))
 def test_a_file_that_was_replaced_officially_is_not_fetched(place, provenance):
-    transfer = Transfer(replace(place.entry, provenance=provenance), HUB, None, http.Client(QUICK))
+    transfer = Transfer(replace(place.entry, provenance=provenance), HUB, None, http.RangeClient(QUICK))
     transfer._judge(reply_of_the_official_host(place.entry.sha256, len(place.data)))
     with pytest.raises(FetchFailed, match="huggingface.co has replaced the file: its SHA-256 is now b{64}, the"):
         transfer._judge(reply_of_the_official_host("b" * 64, len(place.data)))
@@ -282,9 +282,11 @@ def test_a_file_that_was_replaced_officially_is_not_fetched(place, provenance):
 
 def test_the_official_host_knows_better_than_a_copy(place, tmp_path):
     entry, official = replace(place.entry, provenance="copy"), "b" * 64
-    Transfer(entry, HUB, None, http.Client(QUICK))._judge(reply_of_the_official_host(official, len(place.data) + 1))
+    Transfer(entry, HUB, None, http.RangeClient(QUICK))._judge(
+        reply_of_the_official_host(official, len(place.data) + 1)
+    )
     partial = Partial(tmp_path / "x")
-    job = _Job(Missing(entry, tmp_path / "x"), http.Client(QUICK), Meter({}), bool, 0)
+    job = _Job(Missing(entry, tmp_path / "x"), http.RangeClient(QUICK), Meter({}), bool, 0)
     assert job._choose_digest(partial) == (entry.sha256, "catalogue")
     partial.belongs_to(HUB, "", None, official)
     assert job._choose_digest(partial) == (official, "official host")
@@ -361,11 +363,11 @@ def test_a_server_that_is_not_there(place):
 
 @pytest.mark.parametrize("variable", ("CASCADE_STUDIO_OFFLINE", "HF_HUB_OFFLINE"))
 def test_the_switch_turns_all_networking_off(place, variable):
-    place.settings = Settings.from_environment({variable: "1"})
+    place.settings = FetchSettings.from_environment({variable: "1"})
     with pytest.raises(Offline, match=f"networking is switched off.*\n.*save it as {place.target}"):
         place.fetch()
     assert place.server.requests == []
-    assert not Settings.from_environment({variable: "0"}).offline
+    assert not FetchSettings.from_environment({variable: "0"}).offline
 
 
 @pytest.mark.parametrize("value, seconds", (("3", 3), ("", None), (None, None), ("soon", None)))

@@ -195,9 +195,9 @@ class Clock:
 
 
 def painter(studio: Studio, clock: Clock) -> Any:
-    from cascade_studio.nodes.host.models.preview import Painter
+    from cascade_studio.nodes.host.models.preview import PreviewPainter
 
-    made = Painter(studio.parts.stage_c_vae, clock)
+    made = PreviewPainter(studio.parts.stage_c_vae, clock)
     decoded = made.decode_latent
 
     def slow(latent: torch.Tensor) -> torch.Tensor:
@@ -245,7 +245,7 @@ def test_no_room_means_the_processor(studio, monkeypatch):
     assert preview.choose_device(net, latent) == torch.device("cpu")
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**40)
     assert preview.choose_device(net, latent) == torch.device("meta")
-    made = preview.Painter(studio.parts.stage_c_vae)
+    made = preview.PreviewPainter(studio.parts.stage_c_vae)
     failures = [torch.cuda.OutOfMemoryError("out of memory")]
     decoded = made.decode_latent
 
@@ -265,14 +265,14 @@ def test_nothing_is_loaded_or_kept_for_a_preview(studio, frames, monkeypatch):
     from cascade_studio.nodes.host.models import preview
 
     made, loaded = [], []
-    build, load = preview.Painter.copy_net, comfy.model_management.load_models_gpu
+    build, load = preview.PreviewPainter.copy_net, comfy.model_management.load_models_gpu
 
     def copied(self, device):
         net = build(self, device)
         made.append(weakref.ref(net))
         return net
 
-    monkeypatch.setattr(preview.Painter, "copy_net", copied)
+    monkeypatch.setattr(preview.PreviewPainter, "copy_net", copied)
     monkeypatch.setattr(
         comfy.model_management,
         "load_models_gpu",

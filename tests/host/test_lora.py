@@ -256,6 +256,7 @@ def test_bundled_files_are_offered(studio, monkeypatch, tmp_path, changes):
 
     from cascade_studio.nodes.checkpoints import find
     from cascade_studio.nodes.host.files import names as files
+    from cascade_studio.nodes.host.files.stamps import stamp_absent
 
     folder = tmp_path / "mini" / "loras"
     folder.mkdir(parents=True)
@@ -270,4 +271,4 @@ def test_bundled_files_are_offered(studio, monkeypatch, tmp_path, changes):
     before = files.stamp("lora", "t_brought.safetensors")
     save_file(comfyui(dict(list(changes.items())[:4])), folder / "t_brought.safetensors")
     assert files.stamp("lora", "t_brought.safetensors") != before
-    assert files.stamp("lora", "absent.safetensors") == files.absent("absent.safetensors")
+    assert files.stamp("lora", "absent.safetensors") == stamp_absent("absent.safetensors")

@@ -14,10 +14,10 @@ from small_extras import write_controlnets, write_tuned_prior
 
 from cascade_studio.commands.workflow.api_prompt import convert
 from tools.authoring.recipes.parts import APPLE, HILLS, HOLE
-from tools.client import Run
+from tools.client import PromptRun
 from tools.env import current_setup, set_up
 from tools.hosts import supported
-from tools.server import Base, Server
+from tools.server import Base, HostServer
 
 MAIN = "main"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the small family's layers mostly wait for each other on more
@@ -35,16 +35,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("server", [*(_smoke_hosts() if smoke else []), MAIN], indirect=True, scope="session")
 
 
-class TestServer(Server):
+class TestServer(HostServer):
     """A running server with the tiny checkpoint family in its models folder."""
 
     __test__ = False
 
-    def run(self, prompt: dict, workflow: dict | None = None, **options: object) -> Run:
+    def run(self, prompt: dict, workflow: dict | None = None, **options: object) -> PromptRun:
         """Queue an API prompt and follow it to its end (see :meth:`tools.client.Client.run`)."""
         return self.client.run(prompt, workflow, alive=lambda: self.process.poll() is None, **options)
 
-    def run_workflow(self, workflow: dict, **options: object) -> Run:
+    def run_workflow(self, workflow: dict, **options: object) -> PromptRun:
         """Queue a workflow as the frontend saves it."""
         return self.run(convert(workflow, self.client.get("/object_info")).prompt, workflow, **options)
 

@@ -27,7 +27,7 @@ from cascade_studio.commands.messages import Stop
 from mini import need
 from tools.env import current_setup
 from tools.png import text_chunks
-from tools.server import Base, Server
+from tools.server import Base, HostServer
 
 WORKFLOW = REPOSITORY / "workflows" / "Stable Cascade - first picture.json"
 PROMPTS = ("red apple on a blue background", "a robot on a gray background", "a frog on a purple background")
@@ -51,7 +51,7 @@ class Crew:
     def __init__(self, folder: Path, count: int = 3) -> None:
         self.listed = folder / "servers.txt"
         self.bases = [Base() for _ in range(count)]
-        self.servers = [Server(current_setup(), base, cpu=True).start() for base in self.bases]
+        self.servers = [HostServer(current_setup(), base, cpu=True).start() for base in self.bases]
         self.starting: dict[int, threading.Thread] = {}
         self.tell()
 
@@ -72,7 +72,7 @@ class Crew:
     def _is_starting(self, number: int) -> bool:
         return number in self.starting and self.starting[number].is_alive()
 
-    def _start_again(self, server: Server) -> None:
+    def _start_again(self, server: HostServer) -> None:
         server.stop()
         try:
             server.start()

@@ -11,7 +11,7 @@ import pytest
 
 from cascade_studio.commands.messages import Stop
 from tools.env import current_setup
-from tools.server import PACK, Base, Server
+from tools.server import PACK, Base, HostServer
 
 
 @pytest.mark.smoke
@@ -60,7 +60,7 @@ def test_a_pack_that_cannot_load_is_noticed_and_says_why(change, words, tmp_path
     (pack / "__init__.py").write_text(changed, encoding="utf-8")
     base = Base(pack=pack)
     try:
-        with pytest.raises(Stop, match=words), Server(current_setup(), base):
+        with pytest.raises(Stop, match=words), HostServer(current_setup(), base):
             pass
     finally:
         base.close()

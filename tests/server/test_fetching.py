@@ -11,10 +11,10 @@ import pytest
 from faulty_server import FaultyServer, File
 
 from cascade_studio.commands.workflow.api_prompt import convert
-from tools.client import Run
+from tools.client import PromptRun
 from tools.demo import WORKFLOW
 from tools.env import current_setup
-from tools.server import Base, Server
+from tools.server import Base, HostServer
 
 FILES = {
     "prior": ("diffusion_models", "stage_c"),
@@ -57,7 +57,7 @@ def shop(family_models, tmp_path, monkeypatch):
     server.close()
 
 
-def queue(server: Server, heard: list[dict[str, Any]]) -> Run:
+def queue(server: HostServer, heard: list[dict[str, Any]]) -> PromptRun:
     """Run the bundled workflow with the preset; what the loader tells over the websocket goes to ``heard``."""
     converted = convert(json.loads(WORKFLOW.read_text(encoding="utf-8")), server.client.get("/object_info"))
     for name, node in converted.prompt.items():
@@ -65,7 +65,7 @@ def queue(server: Server, heard: list[dict[str, Any]]) -> Run:
         for entry in changes.keys() & node["inputs"].keys():
             converted.set(name, entry, changes[entry])
 
-    def listen(event: str, data: dict[str, Any], run: Run) -> None:
+    def listen(event: str, data: dict[str, Any], run: PromptRun) -> None:
         if event.startswith("cascade_studio."):
             heard.append({"event": event, **data})
 
@@ -80,7 +80,7 @@ def test_two_servers_fetch_once_and_paint_twice(shop, tmp_path):
     wanted = sum(len(file.data) for file in shop.files.values())
     shop.rate = wanted / 20
     try:
-        servers = [Server(current_setup(), base, flags=base.add_models(models)) for base in bases]
+        servers = [HostServer(current_setup(), base, flags=base.add_models(models)) for base in bases]
         with servers[0] as first, servers[1] as second, ThreadPoolExecutor() as pool:
             heard: list[list[dict[str, Any]]] = [[], []]
             runs = list(pool.map(queue, (first, second), heard))

@@ -13,23 +13,23 @@ import torch
 from matrix import LATENT, SAMPLE, matrix, write_files
 from safetensors.torch import load_file
 
-from tools.client import Run
+from tools.client import PromptRun
 from tools.env import current_setup
-from tools.server import Base, Server
+from tools.server import Base, HostServer
 
 
-def specs_of(server: Server) -> Any:
+def specs_of(server: HostServer) -> Any:
     info = server.client.get("/object_info")
     return lambda kind: info[kind]["input"]
 
 
-def latent(server: Server, run: Run) -> torch.Tensor:
+def latent(server: HostServer, run: PromptRun) -> torch.Tensor:
     """What SaveLatent wrote."""
     (saved,) = run.outputs[LATENT]["latents"]
     return load_file(server.base.path / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
 
 
-def picture(server: Server, run: Run) -> bytes:
+def picture(server: HostServer, run: PromptRun) -> bytes:
     from PIL import Image
 
     (image,) = run.outputs["save picture"]["images"]
@@ -38,13 +38,13 @@ def picture(server: Server, run: Run) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def fresh(server, family_models: Path) -> Server:
+def fresh(server, family_models: Path) -> HostServer:
     """A second server, with the same files, that has done nothing before."""
     base = Base()
     try:
         shutil.copytree(family_models, base.models, dirs_exist_ok=True)
         write_files(base.models, base.path / "input")
-        with Server(current_setup(), base, cpu=True) as running:
+        with HostServer(current_setup(), base, cpu=True) as running:
             yield running
     finally:
         base.close()
@@ -54,7 +54,7 @@ def test_stopped_changed_and_run_again(server, fresh):
     write_files(server.base.models, server.base.path / "input")
     specs, pressed = specs_of(server), []
 
-    def listen(event: str, data: dict[str, Any], run: Run) -> None:
+    def listen(event: str, data: dict[str, Any], run: PromptRun) -> None:
         if event == "progress" and data.get("node") == SAMPLE and data["value"] >= 2 and not pressed:
             pressed.append(data["value"])
             server.client.interrupt()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cascade_studio.commands.workflow.api_prompt import Converted, convert
-from tools.client import Refused, Run
+from tools.client import PromptRun, ServerRefused
 from tools.demo import WORKFLOW
 from tools.edit import fit_files, set_prompt, set_seed, set_size
 
@@ -36,7 +36,7 @@ def node_of(converted: Converted, kind: str) -> str:
     return found
 
 
-def pixels(server: Any, run: Run) -> numpy.ndarray:
+def pixels(server: Any, run: PromptRun) -> numpy.ndarray:
     """The run's one picture, (height, width, 3)."""
     (image,) = run.images()
     with Image.open(io.BytesIO(server.client.view(image))) as picture:
@@ -94,7 +94,7 @@ def test_stages_run_in_order_and_report_progress(server):
     converted.set(node_of(converted, STAGE_C), "steps", 5)
     order: list[str] = []
 
-    def listen(event: str, data: dict[str, Any], run: Run) -> None:
+    def listen(event: str, data: dict[str, Any], run: PromptRun) -> None:
         if event == "executing" and data.get("node"):
             order.append(converted.prompt[data["node"]]["class_type"])
 
@@ -167,7 +167,7 @@ def test_wrong_wire_gets_a_sentence(server):
 def test_values_that_no_widget_allows_are_refused(server, kind, name, value, words):
     converted = bundled(server)
     converted.set(node_of(converted, kind), name, value)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ServerRefused) as refused:
         server.run(converted.prompt)
     assert refused.value.status == 400 and all(word in str(refused.value) for word in words), str(refused.value)
     check_works(server)
@@ -180,7 +180,7 @@ def test_interrupt_over_http(server, kind):
     converted.set(node, "steps", 1000)
     pressed: list[float] = []
 
-    def listen(event: str, data: dict[str, Any], run: Run) -> None:
+    def listen(event: str, data: dict[str, Any], run: PromptRun) -> None:
         if event == "progress" and data.get("node") == node and data["value"] >= 3 and not pressed:
             pressed.append(data["value"])
             server.client.interrupt()

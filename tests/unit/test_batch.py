@@ -118,7 +118,7 @@ def test_a_driver_that_ends_between_two_steps_loses_and_repeats_nothing(desk, mo
     def end(*_):
         raise Stop("the power went")
 
-    for place, owner in (("note_files", Manifest), ("write", results.Store), ("finish", Manifest)):
+    for place, owner in (("note_files", Manifest), ("write", results.OutputFolder), ("finish", Manifest)):
         monkeypatch.setattr(owner, place, end)
         monkeypatch.setattr(Manifest, "give_back_others", lambda self, workers: None)
         with pytest.raises(Stop, match="power"):
@@ -158,14 +158,14 @@ def test_interrupt_stops_at_once_and_keeps_all(desk, tmp_path):
 def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(desk, monkeypatch, full):
     rows, servers = desk.rows(SIX), desk.serve()
     if full == "picture":
-        write = results.Store.write
+        write = results.OutputFolder.write
 
         def fill(self, name, data):
             if len(desk.pictures()) >= 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
             write(self, name, data)
 
-        monkeypatch.setattr(results.Store, "write", fill)
+        monkeypatch.setattr(results.OutputFolder, "write", fill)
     else:
         finish = Manifest.finish
 
@@ -175,7 +175,7 @@ def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(desk, monkeypatch, 
             finish(self, *values)
 
         monkeypatch.setattr(Manifest, "finish", fill)
-    with pytest.raises(results.DiskFull, match="make room and give the same command again"):
+    with pytest.raises(results.OutputFull, match="make room and give the same command again"):
         desk.run(rows, servers=servers)
     monkeypatch.undo()
     assert count_states(desk)[DONE] >= 2 and not list((desk.folder / "out" / results.PARTIAL).glob("*"))

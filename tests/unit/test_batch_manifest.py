@@ -49,7 +49,7 @@ def test_a_new_start_lists_the_folder_once(desk, monkeypatch):
     assert desk.run(rows, servers=servers).complete
     (desk.folder / "out" / "a" / "two.png").write_bytes(b"cut short")
     looked, listed = [], []
-    look, listing = results.Store.size, results.Store.list_files
+    look, listing = results.OutputFolder.size, results.OutputFolder.list_files
 
     def count_looks(self, name):
         looked.append(name)
@@ -59,8 +59,8 @@ def test_a_new_start_lists_the_folder_once(desk, monkeypatch):
         listed.append(self)
         return listing(self)
 
-    monkeypatch.setattr(results.Store, "size", count_looks)
-    monkeypatch.setattr(results.Store, "list_files", count_listings)
+    monkeypatch.setattr(results.OutputFolder, "size", count_looks)
+    monkeypatch.setattr(results.OutputFolder, "list_files", count_listings)
     assert desk.run(rows, servers=servers).complete
     assert looked == ["a/two.png"] and len(listed) == 1
     assert check(desk) == 0

@@ -13,7 +13,7 @@ from batches import PROMPT, SIX, await_that, check, count_states, free_port, mak
 from cascade_studio.commands.batch import command, driver, manifest, run, run_batch, workers
 from cascade_studio.commands.batch.address import Unreachable
 from cascade_studio.commands.batch.manifest import ASKED, DONE
-from cascade_studio.commands.batch.results import Picture
+from cascade_studio.commands.batch.results import PaintedFile
 from cascade_studio.commands.batch.server import Lost, Painted
 from cascade_studio.commands.messages import Stop
 from cascade_studio.commands.workflow.api_prompt import Converted
@@ -70,7 +70,7 @@ class Fragile:
                 self.lives += 1
             if life != self.lives:
                 raise Lost("it ended")
-            return Painted([Picture("a.png", b"a picture")], 0.1)
+            return Painted([PaintedFile("a.png", b"a picture")], 0.1)
 
     def excuse(self):
         self.excused += 1

@@ -11,7 +11,7 @@ import importlib
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -459,6 +459,24 @@ def test_no_fact_is_written_twice():
     assert not twice, "\n".join(f"{name} = {value[:60]}: {sorted(files)}" for (name, value), files in twice.items())
     planted = [Source(name, "EPS = 0.000001\nSIDE = 4") for name in ("a.py", "b.py")]
     assert [name for (name, _), files in constants(planted).items() if len(files) > 1] == ["EPS"]
+
+
+def classes(sources: Iterable[Source]) -> dict[str, set[str]]:
+    """Files by name of the public classes that stand in them."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        for node in source.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].add(source.name)
+    return found
+
+
+def test_one_word_names_one_class():
+    """No public class of what ships, or of the tools, has the name of another one."""
+    twice = {name: files for name, files in classes(read(*SHIPPED, *TOOLS)).items() if len(files) > 1}
+    assert not twice, "\n".join(f"{name}: {sorted(files)}" for name, files in twice.items())
+    planted = [Source(name, "class Run:\n    pass\n\n\nclass _Own:\n    pass") for name in ("a.py", "b.py")]
+    assert [name for name, files in classes(planted).items() if len(files) > 1] == ["Run"]
 
 
 @each([source for source in read(*STAGES) if not source.name.endswith("__init__.py")], module_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from tools.client import Run
+from tools.client import PromptRun
 
 
 def test_pictures_come_in_the_order_of_the_nodes_whatever_ran_first():
@@ -14,5 +14,5 @@ def test_pictures_come_in_the_order_of_the_nodes_whatever_ran_first():
         for node in ("3", "9", "10", "12:4")
     }
     for order in permutations(saved):
-        run = Run("x", outputs={node: saved[node] for node in order})
+        run = PromptRun("x", outputs={node: saved[node] for node in order})
         assert [image["filename"] for image in run.images()] == ["9", "10", "12:4", "3"]

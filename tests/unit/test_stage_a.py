@@ -134,7 +134,7 @@ def test_weights_are_read_through_layers_and_cast_alone():
     net = narrow(ours)
     stored = narrow(ours, backend=Backend(Linear=Linear, cast=record))
     for module in stored.modules():
-        if isinstance(module, (Linear, stage_a.ResBlock)):
+        if isinstance(module, (Linear, stage_a.StageAResBlock)):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.double()
     latent = torch.randn(1, 4, 8, 8)

@@ -14,7 +14,7 @@ from cascade_studio.stages.diffusion import sampling
 from cascade_studio.stages.nets.blocks import GlobalResponseNorm, Projections, ResBlock as UNetResBlock, TimestepBlock
 from cascade_studio.stages.nets.initial import initialise_stage_a, initialise_unet
 from cascade_studio.stages.nets.stage_a import StageA, StageAConfig
-from cascade_studio.stages.nets.stage_a_blocks import ResBlock as StageAResBlock
+from cascade_studio.stages.nets.stage_a_blocks import StageAResBlock
 from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
 from cascade_studio.stages.nets.stage_c import StageC, StageCConfig
 from cascade_studio.stages.training import losses as t, optimiser as optimisers

@@ -13,7 +13,7 @@ from cascade_studio.commands.workflow.api_prompt import convert
 
 from .. import locales
 from ..env import REPOSITORY, current_setup
-from ..server import Base, Server
+from ..server import Base, HostServer
 from . import pictures
 from .blueprints import blueprint
 from .recipes import BLOCKS, RECIPES
@@ -41,7 +41,7 @@ def main() -> int:
     """Write what changed; returns the exit code."""
     base = Base()
     try:
-        with Server(current_setup(), base, cpu=True) as server:
+        with HostServer(current_setup(), base, cpu=True) as server:
             definitions = server.client.get("/object_info")
             found = {**render_files(definitions), **locales.render_locales(definitions)}
     except Stop as stop:

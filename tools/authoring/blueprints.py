@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .flow import Flow, Node, Output
+from .flow import Flow, FlowNode, Output
 from .layout import GAP, WIDTH
 from .write import GROUP_COLOUR, PACK, Wire, Writer, identity, pack_version
 
@@ -18,7 +18,7 @@ class Port:
     """An input of the block: its name, and the (node, input) pairs inside that it feeds."""
 
     name: str
-    targets: list[tuple[Node, str]]
+    targets: list[tuple[FlowNode, str]]
     label: str = ""
 
 
@@ -33,7 +33,7 @@ class Block:
     inputs: list[Port] = field(default_factory=list)
     outputs: list[tuple[str, Output]] = field(default_factory=list)
 
-    def input(self, name: str, *targets: tuple[Node, str], label: str = "") -> None:
+    def input(self, name: str, *targets: tuple[FlowNode, str], label: str = "") -> None:
         """An input of the block, by the name of its port."""
         self.inputs.append(Port(name, list(targets), label))
 
@@ -74,15 +74,15 @@ class BlockWriter:
         }
         self.to_outputs = {name: [self._give(slot, output)] for slot, (name, output) in enumerate(block.outputs)}
 
-    def _entry(self, node: Node) -> dict[str, Any]:
+    def _entry(self, node: FlowNode) -> dict[str, Any]:
         return next(entry for entry in self.entries if entry["id"] == node.number)
 
-    def value_of(self, node: Node, name: str) -> Any:
+    def value_of(self, node: FlowNode, name: str) -> Any:
         """What a widget inside holds."""
         spec = (self.writer.definition(node).get("input") or {}).get("required", {})[name]
         return node.inputs.get(name, spec[1].get("default"))
 
-    def _feed(self, slot: int, port: Port, node: Node, name: str) -> int:
+    def _feed(self, slot: int, port: Port, node: FlowNode, name: str) -> int:
         inputs = self._entry(node)["inputs"]
         position = next(i for i, entry in enumerate(inputs) if entry["name"] == name)
         kind = inputs[position]["type"]

@@ -15,12 +15,12 @@ POSITIVE, NEGATIVE, NOTE, TOUCH = ("#232", "#353"), ("#322", "#533"), ("#222", "
 class Output:
     """An output of a node, by its id or name, or by its number."""
 
-    node: Node
+    node: FlowNode
     key: str | int
 
 
 @dataclass(eq=False)
-class Node:
+class FlowNode:
     """One node. ``inputs`` maps names to values or outputs; ``then`` is what happens to a seed after each run.
 
     ``wide`` and ``high`` are its size where that does not follow from its kind. ``block`` is the subgraph that it is an
@@ -37,7 +37,7 @@ class Node:
     wide: int = 0
     high: int = 0
     block: Any = None
-    inside: Node | None = None
+    inside: FlowNode | None = None
 
     @property
     def key(self) -> str:
@@ -54,19 +54,19 @@ class Node:
 
 
 @dataclass
-class Step:
+class FlowStep:
     """A titled group of nodes; ``below`` puts it under the step before, in the same column."""
 
     title: str
     below: bool = False
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[FlowNode] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Feature:
     """What a workflow is there to show: the input that steers it, and the value or output at which it is not felt."""
 
-    node: Node
+    node: FlowNode
     input: str
     neutral: Any
 
@@ -76,20 +76,20 @@ class Flow:
 
     def __init__(self, name: str, after: int = 0) -> None:
         self.name = name
-        self.steps: list[Step] = []
-        self.notes: list[Node] = []
+        self.steps: list[FlowStep] = []
+        self.notes: list[FlowNode] = []
         self.features: list[Feature] = []
-        self.shown_in_app: tuple[list[tuple[Node, str]], list[Node]] | None = None
+        self.shown_in_app: tuple[list[tuple[FlowNode, str]], list[FlowNode]] | None = None
         self._last = after
 
     @property
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[FlowNode]:
         """Every node in reading order, notes last."""
         return [node for step in self.steps for node in step.nodes] + self.notes
 
     def step(self, title: str, below: bool = False) -> Flow:
         """Begin the next step: the nodes that follow belong to it."""
-        self.steps.append(Step(title, below))
+        self.steps.append(FlowStep(title, below))
         return self
 
     def add(
@@ -103,31 +103,31 @@ class Flow:
         wide: int = 0,
         high: int = 0,
         **inputs: Any,
-    ) -> Node:
+    ) -> FlowNode:
         """A node in the current step; inputs that are not named keep their defaults, muted nodes may lack wires."""
-        node = Node(self._number(), kind, inputs, title, colours, then, muted, wide, high)
+        node = FlowNode(self._number(), kind, inputs, title, colours, then, muted, wide, high)
         self.steps[-1].nodes.append(node)
         return node
 
-    def add_block(self, block: Any, size: tuple[int, int]) -> Node:
+    def add_block(self, block: Any, size: tuple[int, int]) -> FlowNode:
         """An instance of a block in the current step."""
-        node = Node(self._number(), block.name, {}, wide=size[0], high=size[1], block=block)
+        node = FlowNode(self._number(), block.name, {}, wide=size[0], high=size[1], block=block)
         self.steps[-1].nodes.append(node)
         for inner in block.flow.nodes:
             inner.inside = node
         return node
 
-    def show_in_app(self, inputs: list[tuple[Node, str]], *outputs: Node) -> None:
+    def show_in_app(self, inputs: list[tuple[FlowNode, str]], *outputs: FlowNode) -> None:
         """Let the page's app mode show these widgets, and the results of these nodes."""
         self.shown_in_app = inputs, list(outputs)
 
-    def note(self, title: str, text: str, high: int = 0) -> Node:
+    def note(self, title: str, text: str, high: int = 0) -> FlowNode:
         """A note in the column at the left."""
-        node = Node(self._number(), "MarkdownNote", {"": unwrap(text)}, title, NOTE, high=high)
+        node = FlowNode(self._number(), "MarkdownNote", {"": unwrap(text)}, title, NOTE, high=high)
         self.notes.append(node)
         return node
 
-    def feature(self, node: Node, **neutral: Any) -> None:
+    def feature(self, node: FlowNode, **neutral: Any) -> None:
         """Say what the workflow shows: the tests set each of these inputs to this, and the picture has to change."""
         self.features += [Feature(node, name, value) for name, value in neutral.items()]
 

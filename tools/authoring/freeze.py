@@ -21,7 +21,7 @@ from cascade_studio.commands.workflow.widgets import is_widget, specs
 from ..edit import FILES
 from ..env import REPOSITORY
 from ..locales import PREFIX, own
-from ..server import Base, Server
+from ..server import Base, HostServer
 from .__main__ import WORKFLOWS, as_text, current_setup
 from .write import identity, pack_version
 
@@ -150,7 +150,7 @@ def main() -> int:
     """Freeze the version in pyproject.toml; returns the exit code."""
     base = Base()
     try:
-        with Server(current_setup(), base, cpu=True) as server:
+        with HostServer(current_setup(), base, cpu=True) as server:
             found = render_version(server.client.get("/object_info"), pack_version())
     except Stop as stop:
         say(str(stop))

@@ -8,7 +8,7 @@ from typing import Any
 
 from cascade_studio.commands.workflow.widgets import is_widget, specs
 
-from .flow import Flow, Node, Step
+from .flow import Flow, FlowNode, FlowStep
 
 WIDTH, NOTE_WIDTH, TOP, LEFT = 340, 420, 120, 40
 LETTER, TITLE, SLOT, WIDGET, BASE, TEXT, GAP, FRAME, PICTURE = 10.2, 34, 20, 27, 60, 130, 46, 30, 320
@@ -65,7 +65,7 @@ class Frame:
     bounding: tuple[int, int, int, int]
 
 
-def size_of(node: Node, definition: dict[str, Any] | None) -> Size:
+def size_of(node: FlowNode, definition: dict[str, Any] | None) -> Size:
     """Width and height that hold the node's sockets, widgets and picture."""
     if definition is None:
         shown = re.sub(r"\]\([^)]*\)", "]", node.inputs[""])
@@ -85,7 +85,7 @@ def size_of(node: Node, definition: dict[str, Any] | None) -> Size:
     return node.wide or (WIDTH + 60 if node.kind in PICTURES else WIDTH), max(50, height)
 
 
-def _column(step: Step, sizes: dict[int, Size], x: int, y: int, places: dict[int, Place]) -> Frame:
+def _column(step: FlowStep, sizes: dict[int, Size], x: int, y: int, places: dict[int, Place]) -> Frame:
     """Place a step's nodes one below the other, all as wide as the widest or the title."""
     width = max(*(sizes[node.number][0] for node in step.nodes), int(LETTER * len(f"Step 0 - {step.title}")))
     at = y + TITLE

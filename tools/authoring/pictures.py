@@ -39,7 +39,7 @@ Content = dict[str, Any]
 
 
 @dataclass
-class Socket:
+class SocketRow:
     """A row of a box: its name and type, on the left (an input) or on the right, and whether a wire is in it."""
 
     name: str
@@ -57,8 +57,8 @@ class Box:
     """A node in the picture; ``top`` and ``left`` are set when its column is placed."""
 
     title: str
-    inputs: list[Socket] = field(default_factory=list)
-    outputs: list[Socket] = field(default_factory=list)
+    inputs: list[SocketRow] = field(default_factory=list)
+    outputs: list[SocketRow] = field(default_factory=list)
     own: bool = False
     left: float = 0.0
     top: float = 0.0
@@ -113,8 +113,8 @@ def title_of(node: Content, names: Content) -> str:
 def drawing(workflow: Content, node: Content, names: Content) -> Drawing:
     """The node with its neighbours in this workflow."""
     nodes = {entry["id"]: entry for entry in workflow["nodes"]}
-    sockets = [Socket(entry["name"], entry["type"], entry["link"] is not None) for entry in node["inputs"]]
-    outputs = [Socket(entry["name"], entry["type"], bool(entry["links"])) for entry in node["outputs"]]
+    sockets = [SocketRow(entry["name"], entry["type"], entry["link"] is not None) for entry in node["inputs"]]
+    outputs = [SocketRow(entry["name"], entry["type"], bool(entry["links"])) for entry in node["outputs"]]
     drawn = Drawing(Box(names[node["type"]]["display_name"], sockets, outputs, own=True))
     boxes: dict[tuple[int, bool], Box] = {}
 
@@ -124,7 +124,7 @@ def drawing(workflow: Content, node: Content, names: Content) -> Drawing:
             (drawn.before if feeds else drawn.after).append(boxes[key, feeds])
         return boxes[key, feeds]
 
-    def row_of(rows: list[Socket], socket: Socket) -> int:
+    def row_of(rows: list[SocketRow], socket: SocketRow) -> int:
         if socket not in rows:
             rows.append(socket)
         return rows.index(socket)
@@ -132,12 +132,12 @@ def drawing(workflow: Content, node: Content, names: Content) -> Drawing:
     for _, origin, slot, target, entry, kind in sorted(workflow["links"], key=lambda link: (link[4], link[2])):
         if target == node["id"]:
             box = neighbour(origin, True)
-            row = row_of(box.outputs, Socket(nodes[origin]["outputs"][slot]["name"], kind))
+            row = row_of(box.outputs, SocketRow(nodes[origin]["outputs"][slot]["name"], kind))
             drawn.wires.append((box, row, drawn.middle, entry))
     for _, origin, slot, target, entry, kind in sorted(workflow["links"], key=lambda link: (link[2], link[0])):
         if origin == node["id"]:
             box = neighbour(target, False)
-            row = row_of(box.inputs, Socket(nodes[target]["inputs"][entry]["name"], kind))
+            row = row_of(box.inputs, SocketRow(nodes[target]["inputs"][entry]["name"], kind))
             drawn.wires.append((drawn.middle, slot, box, row))
     return drawn
 

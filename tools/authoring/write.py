@@ -15,7 +15,7 @@ from ..edit import FILES
 from ..env import REPOSITORY
 from ..hosts import DEFAULT_VERSION
 from . import files
-from .flow import Flow, Node, Output
+from .flow import Flow, FlowNode, Output
 from .layout import place, size_of
 
 PACK = "cascade-studio"
@@ -74,7 +74,7 @@ class Wire:
 class Writer:
     """Writes the nodes and links of one flow; ``opened`` are further (node, input) pairs that need a socket."""
 
-    def __init__(self, flow: Flow, definitions: dict[str, Any], opened: list[tuple[Node, str]] = ()) -> None:
+    def __init__(self, flow: Flow, definitions: dict[str, Any], opened: list[tuple[FlowNode, str]] = ()) -> None:
         self.flow, self.definitions = flow, definitions
         self.opened = {(node.number, name) for node, name in opened}
         self.sockets = {node.number: self._sockets(node) for node in flow.nodes}
@@ -82,7 +82,7 @@ class Writer:
         self.sizes = {node.number: size_of(node, self.definition(node)) for node in flow.nodes}
         self.places, self.frames = place(flow, self.sizes)
 
-    def definition(self, node: Node) -> dict[str, Any] | None:
+    def definition(self, node: FlowNode) -> dict[str, Any] | None:
         """The node's definition; None for a note."""
         if node.is_note:
             return None
@@ -92,7 +92,7 @@ class Writer:
             raise Stop(f"The workflow {self.flow.name} uses {node.kind}, which this ComfyUI does not have.")
         return self.definitions[node.kind]
 
-    def _sockets(self, node: Node) -> list[Socket]:
+    def _sockets(self, node: FlowNode) -> list[Socket]:
         definition = self.definition(node)
         if definition is None:
             return []
@@ -118,7 +118,7 @@ class Writer:
                 found.append(Socket(name, options.get("widgetType", kind), True, False))
         return sorted(found, key=lambda socket: socket.widget)
 
-    def _check_names(self, node: Node, defined: list[Any]) -> None:
+    def _check_names(self, node: FlowNode, defined: list[Any]) -> None:
         names = {spec[0] for spec in defined}
         unknown = [name for name in node.inputs if name not in names and name.split(".")[0] not in names]
         if unknown:
@@ -150,7 +150,7 @@ class Writer:
         """The nodes of the file."""
         return [self._entry(node, order) for order, node in enumerate(self.flow.nodes)]
 
-    def _entry(self, node: Node, order: int) -> dict[str, Any]:
+    def _entry(self, node: FlowNode, order: int) -> dict[str, Any]:
         definition = self.definition(node)
         if node.block:
             place = {"pos": list(self.places[node.number]), "size": list(self.sizes[node.number]), "order": order}
@@ -184,7 +184,7 @@ class Writer:
             found["color"], found["bgcolor"] = node.colours
         return found
 
-    def _input(self, node: Node, position: int, socket: Socket) -> dict[str, Any]:
+    def _input(self, node: FlowNode, position: int, socket: Socket) -> dict[str, Any]:
         link = next((wire.number for wire in self.wires if wire.end == (node.number, position)), None)
         found: dict[str, Any] = {"name": socket.name, "type": socket.kind, "link": link}
         if socket.widget:
@@ -193,7 +193,7 @@ class Writer:
             found["shape"] = OPTIONAL
         return found
 
-    def _outputs(self, node: Node, definition: dict[str, Any] | None) -> list[dict[str, Any]]:
+    def _outputs(self, node: FlowNode, definition: dict[str, Any] | None) -> list[dict[str, Any]]:
         found = []
         for slot, (kind, name) in enumerate(
             zip(*((definition or {}).get(key) or [] for key in ("output", "output_name")))
@@ -202,7 +202,7 @@ class Writer:
             found.append({"name": name, "type": "COMBO" if isinstance(kind, list) else kind, "links": links or None})
         return found
 
-    def _properties(self, node: Node, values: list[Any]) -> dict[str, Any]:
+    def _properties(self, node: FlowNode, values: list[Any]) -> dict[str, Any]:
         ours = node.kind.startswith("CascadeStudio_")
         found: dict[str, Any] = {
             "Node name for S&R": node.kind,

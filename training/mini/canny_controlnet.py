@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_studio.commands.places import cache_root
-from cascade_studio.commands.train import Progress
+from cascade_studio.commands.train import TrainingProgress
 from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
 from cascade_studio.stages.training.checkpoint import Store, train
 from cascade_studio.stages.training.frozen_net import frozen_net
@@ -177,7 +177,7 @@ def learn(
         train(
             trainer,
             Store(work / "state", settings.identity(str(pictures))),
-            limit_minutes(minutes, Progress(settings.steps)),
+            limit_minutes(minutes, TrainingProgress(settings.steps)),
         )
     except OutOfTime:
         pass

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_studio.commands.places import cache_root
-from cascade_studio.commands.train import Config, Progress, log_every, prepare_run
+from cascade_studio.commands.train import Config, TrainingProgress, log_every, prepare_run
 from cascade_studio.stages import from_file
 from cascade_studio.stages.inputs.canny import make_hint
 from cascade_studio.stages.nets.controlnet import ControlNet
@@ -116,7 +116,7 @@ def train_net(work: Path, steps: int) -> tuple[Path, dict[str, float]]:
     lesson = prepare_run(config, ALONE, torch.device("cpu"))
     log.info("%s", lesson.plan().describe())
     run, path, state = Run(lesson), work / "canny_proof.safetensors", work / "state" / lesson.identity
-    clock = Clock(state / "seconds.json", Progress(steps))
+    clock = Clock(state / "seconds.json", TrainingProgress(steps))
     run.train(state, lambda: path, clock, clock.begin, on_prepare=log_every(10, "teaching the trunk"))
     (_, before), (_, after) = run.trainer.judged[0], run.trainer.judged[-1]
     return path, {"steps": steps, "cpu_minutes": clock.seconds / 60, "before": before, "after": after}
@@ -125,7 +125,7 @@ def train_net(work: Path, steps: int) -> tuple[Path, dict[str, float]]:
 class Clock:
     """Counts processor time over all starts of a run, the preparation of its trunk included."""
 
-    def __init__(self, path: Path, progress: Progress) -> None:
+    def __init__(self, path: Path, progress: TrainingProgress) -> None:
         self.path, self.progress, self.at = path, progress, time.process_time()
         self.seconds = json.loads(path.read_text()) if path.is_file() else 0.0
 

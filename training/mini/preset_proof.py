@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cascade_studio.commands.places import cache_root
-from cascade_studio.commands.train import Config, Progress, prepare_run
+from cascade_studio.commands.train import Config, TrainingProgress, prepare_run
 from cascade_studio.stages.training.distributed import ALONE
 from cascade_studio.stages.training.paint import sample_latent
 from cascade_studio.stages.training.run import Run
@@ -152,7 +152,9 @@ def prove(name: str, work: Path) -> dict[str, Any]:
     )
     run = Run(prepare_run(config, ALONE, torch.device("cpu")))
     before = measure(run, wanted)
-    run.train(work / "state" / run.identity, lambda: work / f"{settings['name']}.safetensors", Progress(proof.steps))
+    run.train(
+        work / "state" / run.identity, lambda: work / f"{settings['name']}.safetensors", TrainingProgress(proof.steps)
+    )
     return {"before": before, "after": measure(run, wanted), "steps": proof.steps, "pictures": len(learned)}
 
 

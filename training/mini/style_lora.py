@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from cascade_studio.commands.places import cache_root
-from cascade_studio.commands.train import Config, Progress, prepare_run
+from cascade_studio.commands.train import Config, TrainingProgress, prepare_run
 from cascade_studio.stages.training.distributed import ALONE
 from cascade_studio.stages.training.run import Run
 from cascade_studio.stages.training.settings import Settings
@@ -73,7 +73,7 @@ def write_set(style: str, folder: Path, count: int = COUNT) -> None:
         (folder / f"{index:04d}.txt").write_text(join_caption(template, subject.labels["en"], colour), encoding="utf-8")
 
 
-def limit_minutes(minutes: float | None, progress: Progress):
+def limit_minutes(minutes: float | None, progress: TrainingProgress):
     """``progress``, and an end after ``minutes``."""
     started = time.monotonic()
 
@@ -105,7 +105,7 @@ def train(models: Path, work: Path, style: str, settings: Settings, minutes: flo
     log.info("%s", lesson.plan().describe())
     run, path = Run(lesson), work / f"{settings.name}.safetensors"
     try:
-        run.train(work / "state", lambda: path, limit_minutes(minutes, Progress(settings.steps)))
+        run.train(work / "state", lambda: path, limit_minutes(minutes, TrainingProgress(settings.steps)))
     except OutOfTime:
         run.save(path)
     return path

@@ -10,7 +10,7 @@ import comfy.sd1_clip
 import folder_paths
 
 from ....stages.errors import WrongInput
-from ..files import names
+from ..files import stamps
 
 FOLDER, WORD = "embeddings", "embedding:"
 _NAMED = re.compile(rf"(?:^|(?<=[\s(:])){WORD}([^\s<\[(),]*)")
@@ -24,14 +24,14 @@ def list_named(text: str) -> list[str]:
 def stamp_embeddings(text: str | None) -> str:
     """Changes with every file that ``text`` may name; with every embedding where the text comes over a wire."""
     if text is not None and WORD not in text:
-        return names.digest()
+        return stamps.digest()
     stems = None if text is None else {strip_name(name) for name in list_named(text)}
     found = []
     for file in folder_paths.get_filename_list(FOLDER):
         if stems is None or strip_name(file) in stems:
             path = folder_paths.get_full_path(FOLDER, file)
-            found.append(names.stamp_file(path) if path and os.path.isfile(path) else names.absent(file))
-    return names.digest(*found)
+            found.append(stamps.stamp_file(path) if path and os.path.isfile(path) else stamps.stamp_absent(file))
+    return stamps.digest(*found)
 
 
 def strip_name(name: str) -> str:

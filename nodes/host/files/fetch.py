@@ -45,14 +45,14 @@ from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE, Entry, Preset
 from ...checkpoints.errors import CheckpointError
 from ...checkpoints.fetch import Result, fetch_plan
 from ...checkpoints.find import layout_fits, locate_bundled
-from ...checkpoints.plan import Plan, make_plan
+from ...checkpoints.plan import DownloadPlan, make_plan
 from ...checkpoints.presets import rank_presets
-from ...checkpoints.progress import Progress
-from ...checkpoints.settings import Settings
+from ...checkpoints.progress import DownloadMoment
+from ...checkpoints.settings import FetchSettings
 from .. import machine
 from ..models.load import Parts
 from ..report import state
-from . import names
+from . import names, stamps
 from .names import Library
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ Values = Mapping[str, "str | Entry"]
 
 
 @dataclass
-class Found:
+class FoundFiles:
     """What a loader works with. paths: by input, the words that are no files as they are; lines: what to tell.
 
     models: the files that were opened on the way; namesakes: by input, further files of the very same name.
@@ -167,21 +167,21 @@ def stamp_preset(preset: str, chosen: Mapping[str, str | None]) -> str:
     presets = [known.presets[key] for key in keys]
     if preset != AUTOMATIC:
         presets = [one for one in presets if preset in (one.title, one.key)]
-    stamps = dict.fromkeys(
+    all_stamps = dict.fromkeys(
         library.stamp(role, known.entries.get(value, value))
         for one in presets
         for role, value in one.inputs.items()
         if role in chosen and value not in (NONE, FROM_CHECKPOINT)
     )
-    return names.digest(preset, *stamps)
+    return stamps.digest(preset, *all_stamps)
 
 
-def find_files(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, preset: str = OWN) -> Found:
+def find_files(node: str | None, chosen: Values, missing_files: str = DOWNLOAD, preset: str = OWN) -> FoundFiles:
     """Find the file of every input of ``node``, and have what is missing fetched, asked about or refused.
 
     Raises :class:`WrongFile` with a sentence; the host's own exception when it is interrupted.
     """
-    library, made, wanted = Library(), Found({}), {}
+    library, made, wanted = Library(), FoundFiles({}), {}
     chosen, line = apply_preset(preset, chosen, made.models)
     made.lines += [line] if line else []
     for role, value in chosen.items():
@@ -216,13 +216,13 @@ def find_at_once(
     return path or library.find_alike(role, str(value))
 
 
-def provide(node: str | None, entries: list[Entry], missing_files: str, made: Found) -> dict[str, str]:
+def provide(node: str | None, entries: list[Entry], missing_files: str, made: FoundFiles) -> dict[str, str]:
     """Paths of ``entries`` by key, after fetching what is missing; ``made`` gets lines on what was fetched."""
     stop = comfy.model_management.throw_exception_if_processing_interrupted
     plan = make_plan(entries, names.finder(stop, made.models), names.find_roots())
     places = {found.entry.key: str(found.path) for found in plan.found}
     if plan.missing:
-        settings = Settings.from_environment()
+        settings = FetchSettings.from_environment()
         if missing_files not in (DOWNLOAD, ASK_IF_LARGE) or (missing_files == ASK_IF_LARGE and plan.to_come > LARGE):
             refuse(node, plan, missing_files)
         state = "refuses" if settings.offline else "fetches"
@@ -230,7 +230,7 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, made: Fo
         results = fetch(node, plan, settings)
         for result in results:
             places[result.entry.key] = str(result.path)
-            names.note_fetched(result.entry, result.path)
+            stamps.note_fetched(result.entry, result.path)
         made.lines.append(f"All of this was fetched:\n{plan.describe()}")
         made.lines += [
             f"{result.path.name} is unverified: neither the catalogue nor the official host has told its hash."
@@ -240,7 +240,7 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, made: Fo
     return places
 
 
-def refuse(node: str | None, plan: Plan, missing_files: str) -> None:
+def refuse(node: str | None, plan: DownloadPlan, missing_files: str) -> None:
     """Stop with the plan and what can be done."""
     asks = missing_files != NEVER
     advised = (
@@ -253,11 +253,11 @@ def refuse(node: str | None, plan: Plan, missing_files: str) -> None:
     raise NotFetched(text)
 
 
-def fetch(node: str | None, plan: Plan, settings: Settings) -> list[Result]:
+def fetch(node: str | None, plan: DownloadPlan, settings: FetchSettings) -> list[Result]:
     """Fetch what is missing under one bar of the node, by bytes over all files."""
-    bar, last = comfy.utils.ProgressBar(max(1, plan.to_come), node_id=node), Progress("", 0, 0, 0.0, None)
+    bar, last = comfy.utils.ProgressBar(max(1, plan.to_come), node_id=node), DownloadMoment("", 0, 0, 0.0, None)
 
-    def show(moment: Progress) -> None:
+    def show(moment: DownloadMoment) -> None:
         nonlocal last
         last = moment
         send(node, PROGRESS, {**vars(moment), "text": moment.describe(), "finished": False})
@@ -287,7 +287,7 @@ def send(node: str | None, event: str, message: dict[str, Any]) -> None:
         server.send_progress_text(message["text"], node, client)
 
 
-def show_loaded(node: str | None, made: Found, *models: Any) -> dict[str, Any]:
+def show_loaded(node: str | None, made: FoundFiles, *models: Any) -> dict[str, Any]:
     """What a loader shows: files that were fetched, and for each of ``models`` its number format and why."""
     text = "\n".join([*made.lines, *filter(None, map(machine.describe_choice, models))])
     show_text(text, node)

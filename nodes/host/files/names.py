@@ -7,7 +7,6 @@ whose name differs only in its sub-folder, its slashes or its capitals.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from ...checkpoints import find as finding
 from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE, Catalogue, Entry, load
 from ...checkpoints.errors import BadCatalogue
 from ...checkpoints.hashes import HashCache
+from . import stamps
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,6 @@ LABELS = {"lora": "LoRA", "controlnet": "ControlNet", "ultrapixel": "UltraPixel"
 MOST_BYTES = 255  # of a file's name, on all usual disks
 
 WITH_GGUF = ("prior", "decoder", "text_encoder")
-
-_fetched: dict[str, str] = {}
-"""The stamps of files that loaders have fetched since the host was started, and what stood for each until then."""
 
 
 def own_folder() -> Path:
@@ -242,9 +239,8 @@ class Library:
         path = None if isinstance(name, Entry) else self.find_local(role, str(name or ""))
         path = path or (entry and self.find_known(role, entry))
         if not path:
-            return absent(entry.name if entry else name)
-        found = stamp_file(path)
-        return _fetched.get(found, found)
+            return stamps.stamp_absent(entry.name if entry else name)
+        return stamps.stamp_file(path)
 
 
 def _bare(name: str) -> str:
@@ -332,22 +328,6 @@ def finder(tick: Callable[[], None] = lambda: None, models: OpenedModels | None 
     return finding.Finder(everywhere, hashes(), finding.hub_folders(os.environ), tick, models)
 
 
-def absent(name: str | None) -> str:
-    """The stamp of a file that is not here."""
-    return digest(name, "absent")
-
-
-def stamp_file(path: str | Path) -> str:
-    """The stamp of the file at ``path``: a hash, since the host writes it into every picture."""
-    status = os.stat(path)
-    return digest(os.path.realpath(path), status.st_size, status.st_mtime_ns)
-
-
-def digest(*facts: object) -> str:
-    """A hash of ``facts``: the host writes what a node is stamped with into every picture that it saves."""
-    return hashlib.sha256("\n".join(map(str, facts)).encode(errors="surrogatepass")).hexdigest()
-
-
 def stamp(role: str, name: str | Entry | None) -> str:
     """Changes whenever the file behind ``name`` does; see :meth:`Library.stamp`."""
     return Library().stamp(role, name)
@@ -356,12 +336,9 @@ def stamp(role: str, name: str | Entry | None) -> str:
 def stamp_all(chosen: Mapping[str, str | Entry | None]) -> str:
     """The stamps of all inputs that name a file."""
     library = Library()
-    return digest(*(library.stamp(role, name) for role, name in chosen.items() if name not in (NONE, FROM_CHECKPOINT)))
-
-
-def note_fetched(entry: Entry, path: Path) -> None:
-    """Let a file that a loader has just fetched keep the stamp it was asked for with: it is loaded already."""
-    _fetched[stamp_file(path)] = absent(entry.name)
+    return stamps.digest(
+        *(library.stamp(role, name) for role, name in chosen.items() if name not in (NONE, FROM_CHECKPOINT))
+    )
 
 
 def name_in_lists(path: Path) -> str:

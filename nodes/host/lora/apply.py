@@ -18,7 +18,7 @@ from ....stages.errors import WrongInput
 from ....stages.files.header import load_file, read_header
 from ....stages.files.kinds import KINDS
 from ....stages.files.torch_zip import is_torch_zip
-from ....stages.lora.match import TOKEN_TABLE, TOKENS, UNET_PREFIX, Lora, match_lora
+from ....stages.lora.match import TOKEN_TABLE, TOKENS, UNET_PREFIX, MatchedLora, match_lora
 from ..files import names
 from . import words
 
@@ -102,19 +102,19 @@ def shapes_of(net: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in net.state_dict().items() if hasattr(value, "shape")}
 
 
-def read_and_match(name: str, targets: Targets) -> Lora:
+def read_and_match(name: str, targets: Targets) -> MatchedLora:
     """The LoRA file ``name`` for the models that are wired; an error where nothing in it fits."""
     tensors, metadata = read_lora(name)
     return match_lora(tensors, targets.shapes(), metadata, os.path.basename(name))
 
 
-def unet_patches(lora: Lora, model: Any) -> dict[Any, Any]:
+def unet_patches(lora: MatchedLora, model: Any) -> dict[Any, Any]:
     """The host's patches for the diffusion model, by the key of the weight."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     return comfy.lora.load_lora(lora.unet_tensors(), keys, log_missing=False)
 
 
-def text_patches(lora: Lora, clip: Any) -> dict[Any, Any]:
+def text_patches(lora: MatchedLora, clip: Any) -> dict[Any, Any]:
     """The host's patches for the text encoder; rows of its token table as slices of one weight."""
     keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     patches = comfy.lora.load_lora(lora.text_tensors(), keys, log_missing=False)
@@ -126,7 +126,7 @@ def text_patches(lora: Lora, clip: Any) -> dict[Any, Any]:
 
 
 def apply_lora(
-    lora: Lora, targets: Targets, strength_model: float, strength_clip: float, typed: Mapping[str, str]
+    lora: MatchedLora, targets: Targets, strength_model: float, strength_clip: float, typed: Mapping[str, str]
 ) -> tuple[Targets, list[str]]:
     """New models with ``lora`` on them, and lines for the report. A strength of 0 leaves a model the same object.
 
@@ -153,7 +153,7 @@ def apply_lora(
 
 
 @dataclass(frozen=True)
-class Choice:
+class LoraChoice:
     """One LoRA of a stack: file name, strengths, and the words for its added tokens as they were typed."""
 
     name: str
@@ -162,7 +162,7 @@ class Choice:
     tokens: str = ""
 
 
-def apply_all(choices: Sequence[Choice], targets: Targets, where: str) -> tuple[Targets, str]:
+def apply_all(choices: Sequence[LoraChoice], targets: Targets, where: str) -> tuple[Targets, str]:
     """``targets`` with every LoRA of ``choices`` on them, in order, and their reports."""
     targets.check(where)
     reports = []
@@ -175,7 +175,7 @@ def apply_all(choices: Sequence[Choice], targets: Targets, where: str) -> tuple[
     return targets, "\n\n".join(reports) or "The stack is empty: no LoRA is applied"
 
 
-def list_notes(lora: Lora, strength_model: float, strength_clip: float) -> list[str]:
+def list_notes(lora: MatchedLora, strength_model: float, strength_clip: float) -> list[str]:
     """Sentences about strengths of 0, which leave out what the LoRA brings."""
     notes = []
     if lora.unet and strength_model == 0:
@@ -227,7 +227,9 @@ class StageHook(comfy.hooks.WeightHook):
         return copy
 
 
-def make_hook(lora: Lora, targets: Targets, strength_model: float, strength_clip: float, before: Any = None) -> Any:
+def make_hook(
+    lora: MatchedLora, targets: Targets, strength_model: float, strength_clip: float, before: Any = None
+) -> Any:
     """HOOKS with ``lora`` added; ``before`` itself where both strengths are 0."""
     before = before or comfy.hooks.HookGroup()
     if strength_model == 0 and strength_clip == 0:

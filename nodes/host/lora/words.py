@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....stages.errors import WrongInput
-from ....stages.lora.match import TOKEN_TABLE, Lora
+from ....stages.lora.match import TOKEN_TABLE, MatchedLora
 
 TABLE = f"clip_g.transformer.{TOKEN_TABLE}.weight"
 
@@ -39,7 +39,7 @@ def parse_tokens(text: str) -> dict[str, str]:
 
 
 def make_vectors(
-    lora: Lora, clip: Any, strength: float, typed: Mapping[str, str]
+    lora: MatchedLora, clip: Any, strength: float, typed: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """``{word: vectors (n, width)}`` that ``lora`` adds to the prompt, and lines that say how to write them.
 

@@ -21,7 +21,7 @@ from ....stages.files.kinds import kinds_for
 from ....stages.files.open import OpenedModel, OpenedModels
 from ....stages.files.quantised import check_numbers
 from ...checkpoints.catalogue import FROM_CHECKPOINT, NONE
-from ...checkpoints.presets import Choice
+from ...checkpoints.presets import FormatChoice
 from .. import machine
 from .finite import watch_runs
 from .model import DecoderConfig, PriorConfig
@@ -95,7 +95,7 @@ def weight_dtype(tensors: dict[str, Tensor]) -> torch.dtype | None:
 
 
 def load_diffusion(
-    source: str | ModelPart, kind: str, dtype: str | Choice = AUTO, disable_dynamic: bool = False
+    source: str | ModelPart, kind: str, dtype: str | FormatChoice = AUTO, disable_dynamic: bool = False
 ) -> Any:
     """A ModelPatcher of Stage C (``kind`` "stage_c") or Stage B ("stage_b") from a file.
 
@@ -108,7 +108,7 @@ def load_diffusion(
     return patcher
 
 
-def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic: bool = False) -> Any:
+def diffusion_from_tensors(loaded: Loaded, dtype: str | FormatChoice, disable_dynamic: bool = False) -> Any:
     """Build the host's model around our network, and load the tensors into it."""
     is_prior = loaded.kind.kind == "stage_c"
     arguments = network_arguments(loaded.kind.config, "c" if is_prior else "b")
@@ -117,8 +117,8 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str | Choice, disable_dynamic:
     stored = weight_dtype(loaded.tensors)
     if is_prior and (stored == torch.float16 or dtype == "fp16"):
         config.supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
-    choice = dtype if isinstance(dtype, Choice) else choose(config, loaded, stored, dtype)
-    if loaded.kind.restored and not isinstance(dtype, Choice):
+    choice = dtype if isinstance(dtype, FormatChoice) else choose(config, loaded, stored, dtype)
+    if loaded.kind.restored and not isinstance(dtype, FormatChoice):
         choice = replace(choice, reason=f"{choice.reason}; its file holds {loaded.kind.quantisation}")
     config.set_inference_dtype(machine.DTYPES[choice.storage], cast_to(choice, config.quant_config))
     config.optimizations["fp8"] = choice.storage == machine.FAST_FP8  # the host's own products of 8 bits
@@ -156,7 +156,7 @@ def patch_small_net(
     return patcher
 
 
-def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) -> Choice:
+def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) -> FormatChoice:
     """Formats of storage and computing: the node's choice, else the host's flags, else the advice for this machine."""
     parameters = comfy.utils.calculate_parameters(loaded.tensors)
     if dtype == AUTO and not config.quant_config:
@@ -177,7 +177,7 @@ def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) 
     if compute == torch.float32 and storage not in (torch.float32, torch.float16) and computes_in_bf16(device):
         compute = torch.bfloat16
     kept = dtype if dtype == machine.FAST_FP8 else machine.NAMES[storage]
-    return Choice(kept, machine.NAMES[compute or storage], reason)
+    return FormatChoice(kept, machine.NAMES[compute or storage], reason)
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -187,7 +187,7 @@ def computes_in_bf16(device: torch.device) -> bool:
     )
 
 
-def keep_full_layers(net: torch.nn.Module, tensors: Mapping[str, Tensor], choice: Choice) -> None:
+def keep_full_layers(net: torch.nn.Module, tensors: Mapping[str, Tensor], choice: FormatChoice) -> None:
     """Let the layers of ``net`` that do not bear storage in 8 bits hold ``tensors`` in 16, before they are filled."""
     kept = eight_bits.choose_full_layers(tensors, machine.DTYPES[choice.storage])
     dtype = torch.float16 if choice.compute == "fp16" else torch.bfloat16
@@ -196,7 +196,7 @@ def keep_full_layers(net: torch.nn.Module, tensors: Mapping[str, Tensor], choice
             parameter.data = parameter.data.to(dtype)
 
 
-def cast_to(choice: Choice, quantised: Any) -> torch.dtype | None:
+def cast_to(choice: FormatChoice, quantised: Any) -> torch.dtype | None:
     """The format that the host casts weights to at use; None where they are computed in as they are."""
     return None if choice.compute == choice.storage and not quantised else machine.DTYPES[choice.compute]
 

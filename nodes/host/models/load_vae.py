@@ -10,7 +10,7 @@ import comfy.ops
 import torch
 
 from ....stages.errors import WrongFile
-from ...checkpoints.presets import Choice
+from ...checkpoints.presets import FormatChoice
 from .. import machine
 from .load import AUTO, DTYPES, Loaded, ModelPart, device_for, read
 from .vae import StageAVAE, StageCVAE
@@ -24,7 +24,7 @@ def load_stage_a(source: str | ModelPart, dtype: str = AUTO, device: str = AUTO,
     vae.load_weights(loaded)
     name = machine.NAMES[vae.vae_dtype]
     reason = "as the host's flags and its advice say" if dtype == AUTO else "chosen in the node"
-    machine.note_choice(vae.patcher, Choice(name, name, reason))
+    machine.note_choice(vae.patcher, FormatChoice(name, name, reason))
     vae.patcher.cached_patcher_init = (load_stage_a_patcher, (loaded.path, dtype, device))
     return vae
 

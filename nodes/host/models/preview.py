@@ -45,15 +45,15 @@ class PreviewedPrior(comfy.latent_formats.SC_Prior):
         self.latent_rgb_factors = UNCHANGED
 
     @property
-    def latent_rgb_factors_reshape(self) -> Painter:
+    def latent_rgb_factors_reshape(self) -> PreviewPainter:
         """What the host's previewer calls before it multiplies by factors: here it paints."""
-        return Painter(self.vae)
+        return PreviewPainter(self.vae)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PreviewedPrior:
         return type(self)(self.vae)
 
 
-class Painter:
+class PreviewPainter:
     """Paints x0 (B, 16, h, w) of one run: the first picture as (1, 3, 8h, 8w) on the CPU, for the host's -1 to 1.
 
     It works with a copy of the Previewer, which is small, beside the running model where there is room for it and on

@@ -19,14 +19,14 @@ from ....stages.inputs.canvas import LATENT_PIXELS, MIN_SIDE, plan_canvas
 from .. import latents
 from ..models import use_vae as vaes
 from .repaint import Models
-from .sample import Run, run_stage
+from .sample import StageRun, run_stage
 
 WRAPPER = "cascade_studio_own_prior"
 PRIOR_KEY = "stable_cascade_prior"
 """The host's own key of the Stage C latent in a conditioning."""
 
 
-def patch_own_prior(models: Models, run: Run | None, where: str) -> Any:
+def patch_own_prior(models: Models, run: StageRun | None, where: str) -> Any:
     """A clone of Stage B that makes its prior itself; ``run`` is how Stage C paints it anew, None for not at all."""
     clone = models.decoder.clone()
     kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
@@ -38,7 +38,7 @@ def patch_own_prior(models: Models, run: Run | None, where: str) -> Any:
 class OwnPrior:
     """Surrounds a sampling run: gives its prompts the Stage C latent of the picture that the run begins with."""
 
-    def __init__(self, models: Models, run: Run | None, where: str) -> None:
+    def __init__(self, models: Models, run: StageRun | None, where: str) -> None:
         self.models, self.run, self.where = models, run, where
 
     def __call__(self, executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ....stages.inputs import inpaint
 from ....stages.inputs.canvas import plan_canvas
-from ....stages.inputs.inpaint import CropSettings, Part
+from ....stages.inputs.inpaint import CropSettings, CutPart
 from ....stages.inputs.masks import resize_mask
 from ....stages.inputs.segments import Segments
 from .. import latents
 from ..conditioning.part import crop_conditioning, pick_conditioning
 from ..models import use_vae as vaes
-from .sample import Run, run_stage
+from .sample import StageRun, run_stage
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Detailing:
     """How parts of pictures are painted anew: with which models, how long and how strongly, and how they are cut."""
 
     models: Models
-    prior: Run
-    decoder: Run
+    prior: StageRun
+    decoder: StageRun
     cut: CropSettings
 
     @property
@@ -60,7 +60,7 @@ class Detailing:
         return self.prior.steps + self.decoder.steps
 
 
-def repaint_part(job: Detailing, part: Part, prompts: Prompts, place: int, before: int, of: int) -> Tensor:
+def repaint_part(job: Detailing, part: CutPart, prompts: Prompts, place: int, before: int, of: int) -> Tensor:
     """The picture (1, h, w, 3) of ``part`` painted anew within its mask by Stage C, then Stage B, then Stage A.
 
     place: what is added to the seed; before, of: steps that the node has done, and all it will do. Stage B starts from

@@ -97,7 +97,7 @@ def sample_officially(
 
 
 @dataclass(frozen=True)
-class Run:
+class StageRun:
     """One stage's sampling: what to run, how long, how guided, and from which noise.
 
     With ``denoise`` below 1, ``unshifted_noise`` noises the latent as at shift 1, whatever the shift of the sampling
@@ -165,7 +165,7 @@ def list_places(latent: dict[str, Any]) -> list[int]:
 
 
 def run_with_report(
-    model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run
+    model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: StageRun
 ) -> tuple[Tensor, StageReport]:
     """As :func:`run_stage`, with what it took."""
     with measure_work(model.load_device) as taken:
@@ -186,7 +186,7 @@ def run_with_report(
     return samples, report.with_measured(taken)
 
 
-def check_run(latent: dict[str, Any], run: Run) -> None:
+def check_run(latent: dict[str, Any], run: StageRun) -> None:
     """Refuse numbers that are none (the host lets NaN pass) before anything is computed from them."""
     numbers = {
         "cfg": run.guidance.scale,
@@ -211,7 +211,7 @@ def check_run(latent: dict[str, Any], run: Run) -> None:
             )
 
 
-def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run) -> Tensor:
+def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: StageRun) -> Tensor:
     """Sample one stage through the host and return the latent; errors are sentences.
 
     A batch that does not fit into memory is tried once more picture by picture, which gives the same pictures.
@@ -254,7 +254,7 @@ def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
 
 
 def sample_batch(
-    model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run, seeds: Seeds | BatchSeed
+    model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: StageRun, seeds: Seeds | BatchSeed
 ) -> Tensor:
     """Sample the whole batch at once."""
     image = latent["samples"]
@@ -282,7 +282,7 @@ def sample_batch(
     return samples.to(comfy.model_management.intermediate_device())
 
 
-def make_callback(model: Any, run: Run, steps: int) -> Any:
+def make_callback(model: Any, run: StageRun, steps: int) -> Any:
     """The host's progress and preview, with the steps counted among those of the whole node."""
     callback = show_steps(model, steps)
     if not run.of:
@@ -305,7 +305,7 @@ def noise_unshifted(model: Any, image: Tensor, noise: Tensor, sigma: Tensor, den
 
 
 def sample_singly(
-    model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: Run, seeds: Seeds | BatchSeed
+    model: Any, positive: Any, negative: Any, latent: dict[str, Any], run: StageRun, seeds: Seeds | BatchSeed
 ) -> Tensor:
     """Sample picture by picture after the batch ran out of memory."""
     make_room()

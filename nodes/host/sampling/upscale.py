@@ -15,7 +15,7 @@ from .. import latents
 from ..conditioning.control_chain import apply_control
 from ..models import use_vae as vaes
 from .repaint import Models, Prompts
-from .sample import Run, run_stage
+from .sample import StageRun, run_stage
 from .tiles import TILES, make_tiling, patch_tiles
 
 HINT_CELLS = 2
@@ -38,11 +38,11 @@ class Control:
 
     net: Any
     strength: float
-    run: Run
+    run: StageRun
 
 
 def upscale_pictures(
-    models: Models, image: Tensor, scale: float, prompts: Prompts, run: Run, tiles: Tiles, control: Control | None
+    models: Models, image: Tensor, scale: float, prompts: Prompts, run: StageRun, tiles: Tiles, control: Control | None
 ) -> Tensor:
     """``image`` (B, H, W, 3) ``scale`` times as wide and high.
 

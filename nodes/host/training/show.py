@@ -101,7 +101,7 @@ def paint_fully(wired: Wired, latent: Tensor, prompt: str, seed: int) -> Tensor:
     canvas, official = latents.find_prior_canvas(prior, WHERE), OFFICIAL["stage_b"]
     empty = latents.make_empty_decoder(canvas, 1)
     said, unsaid = (wired.clip.encode_from_tokens_scheduled(wired.clip.tokenize(text)) for text in (prompt, ""))
-    run = sample.Run("Stage B", official.steps, official.shift, Guidance(official.cfg), seed, canvas=canvas)
+    run = sample.StageRun("Stage B", official.steps, official.shift, Guidance(official.cfg), seed, canvas=canvas)
     made = sample.run_stage(
         wired.decoder,
         latents.attach_prior(said, latent),

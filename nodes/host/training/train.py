@@ -38,7 +38,7 @@ from ....stages.training.settings import Settings
 from ....stages.training.tasks import Ingredients
 from ....stages.training.trainer import Trainer
 from ....stages.training.words import count_tokens
-from ..files import names
+from ..files import stamps
 from ..out_of_memory import explain_out_of_memory, make_room
 from .show import Show, Wired
 from .weights import encoder_weights, encoders, prior_weights, text_weights
@@ -282,5 +282,5 @@ def stamp_folder(name: str) -> str:
             if os.path.splitext(entry.name)[1].lower() in {*SUFFIXES, *CAPTIONS}
         ]
     except (OSError, WrongInput):
-        return names.digest(name, "absent")
-    return names.digest(name, *(f"{entry}:{status.st_size}:{status.st_mtime_ns}" for entry, status in entries))
+        return stamps.digest(name, "absent")
+    return stamps.digest(name, *(f"{entry}:{status.st_size}:{status.st_mtime_ns}" for entry, status in entries))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ...titles import title_of
-from ..flow import Flow, Node, Output
+from ..flow import Flow, FlowNode, Output
 from . import parts
 
 PRESET = "full-bf16"
 WITHOUT = ("clip_vision",)
 
 
-def _net(flow: Flow, key: str) -> Node:
+def _net(flow: Flow, key: str) -> FlowNode:
     return flow.add("CascadeStudio_LoadControlNet", controlnet=parts.files.name(key))
 
 
@@ -18,7 +18,7 @@ def _keys(net: str) -> list[str]:
     return [*parts.keys_of(PRESET, WITHOUT), net]
 
 
-def _apply(flow: Flow, net: Node, hint: Output, prompts: tuple[Node, Node], **inputs) -> Node:
+def _apply(flow: Flow, net: FlowNode, hint: Output, prompts: tuple[FlowNode, FlowNode], **inputs) -> FlowNode:
     """The ControlNet on the prompts; without it the picture is another one."""
     applied = flow.add(
         "CascadeStudio_ApplyControl",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from ..flow import Flow, Node
+from ..flow import Flow, FlowNode
 from . import parts
 
 PRESET = "full-bf16"
 WITHOUT = ("clip_vision",)
 
 
-def _models(load: Node, *names: str) -> dict:
+def _models(load: FlowNode, *names: str) -> dict:
     return {name: load[name] for name in (*names, "decoder", "stage_a", "stage_c_vae")}
 
 
-def _finish(flow: Flow, before: Node, after: Node) -> None:
+def _finish(flow: Flow, before: FlowNode, after: FlowNode) -> None:
     """The last step, and the note about the files."""
     flow.step("The picture, before and after")
     flow.add("SaveImage", images=after[0], filename_prefix=f"cascade/{flow.name}", wide=400)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...scenes import SCENES
 from ...titles import title_of
-from ..flow import TOUCH, Flow, Node, Output
+from ..flow import TOUCH, Flow, FlowNode, Output
 from . import parts
 
 MODELS = "lite-bf16"
@@ -15,12 +15,12 @@ STYLE = parts.mini_name("lora") if ON_MINI else OWN
 SIDE = 256 if ON_MINI else 1024
 
 
-def _lite(flow: Flow, without: tuple[str, ...] = parts.PICTURES_IN) -> Node:
+def _lite(flow: Flow, without: tuple[str, ...] = parts.PICTURES_IN) -> FlowNode:
     """Load the lite models."""
     return parts.load(flow, MODELS, without)
 
 
-def _models(flow: Flow) -> Node:
+def _models(flow: Flow) -> FlowNode:
     """Load what :data:`STYLE` was made for."""
     return parts.load_mini(flow) if ON_MINI else _lite(flow)
 
@@ -39,7 +39,7 @@ of the published models choose another preset in the loader, their file, and 102
         parts.model_links(flow, parts.keys_of(MODELS, parts.PICTURES_IN))
 
 
-def _end(flow: Flow, load: Node, prompts: tuple[Node, Node], latent: Output, **models) -> Node:
+def _end(flow: Flow, load: FlowNode, prompts: tuple[FlowNode, FlowNode], latent: Output, **models) -> FlowNode:
     """Both stages and the picture; returns Stage C's sampler."""
     c, b = parts.both_stages(flow, load, prompts, latent, **models)
     flow.step("Stage A paints the picture")
@@ -126,7 +126,7 @@ The model on the wire is not changed.""",
     return flow
 
 
-def _before_and_after(flow: Flow, load: Node, taught: Output) -> tuple[Node, Node]:
+def _before_and_after(flow: Flow, load: FlowNode, taught: Output) -> tuple[FlowNode, FlowNode]:
     """One prompt and seed, painted by the model that was loaded and by the one that was ``taught``.
 
     Returns the prompt and the node that compares both.
@@ -150,7 +150,7 @@ def _before_and_after(flow: Flow, load: Node, taught: Output) -> tuple[Node, Nod
     return positive, compared
 
 
-def _other_training(flow: Flow, load: Node, pictures: Output, settings: Output) -> None:
+def _other_training(flow: Flow, load: FlowNode, pictures: Output, settings: Output) -> None:
     """What is switched off: trying rates, and training a ControlNet."""
     given = {"model": load["prior"], "clip": load["clip"], "vae": load["stage_c_vae"], "training_set": pictures}
     flow.step("Off: find a learning rate")

@@ -9,7 +9,7 @@ from cascade_studio.stages.diffusion.official import OFFICIAL
 
 from ... import small
 from .. import files
-from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
+from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, FlowNode, Output
 
 PICTURES_IN = ("image_encoder", "clip_vision")
 """The parts that only workflows with pictures as input need."""
@@ -18,7 +18,7 @@ HILLS, HOLE, APPLE = "cascade_hills.webp", "cascade_hills_hole.webp", "cascade_a
 MINI = "cascade-mini"
 
 
-def load(flow: Flow, key: str, without: Iterable[str] = (), **inputs: Any) -> Node:
+def load(flow: Flow, key: str, without: Iterable[str] = (), **inputs: Any) -> FlowNode:
     """Step "Load models": Load Stable Cascade with the files of a preset; parts in ``without`` are not loaded."""
     flow.step("Load models")
     return flow.add("CascadeStudio_Load", **{**files.choices(key, without), "preset": "files below", **inputs})
@@ -34,12 +34,12 @@ def mini_name(role: str) -> str:
     return f"{small.MINI_FILES[role].rpartition('/')[2]}.safetensors"
 
 
-def load_mini(flow: Flow) -> Node:
+def load_mini(flow: Flow) -> FlowNode:
     """Step "Load models": Cascade Mini by its preset."""
     return load(flow, MINI, preset=files.preset_title(MINI))
 
 
-def prompts(flow: Flow, clip: Output, text: str, negative: str = "") -> tuple[Node, Node]:
+def prompts(flow: Flow, clip: Output, text: str, negative: str = "") -> tuple[FlowNode, FlowNode]:
     """The prompt and the negative prompt."""
     return (
         flow.add("CLIPTextEncode", "Prompt", POSITIVE, clip=clip, text=text),
@@ -47,12 +47,14 @@ def prompts(flow: Flow, clip: Output, text: str, negative: str = "") -> tuple[No
     )
 
 
-def canvas(flow: Flow, width: int = 1024, height: int = 1024, **inputs: Any) -> Node:
+def canvas(flow: Flow, width: int = 1024, height: int = 1024, **inputs: Any) -> FlowNode:
     """The canvas node of a workflow."""
     return flow.add("CascadeStudio_Canvas", colours=TOUCH, width=width, height=height, **inputs)
 
 
-def sample_prior(flow: Flow, model: Output, positive: Output, negative: Output, latent: Output, **inputs: Any) -> Node:
+def sample_prior(
+    flow: Flow, model: Output, positive: Output, negative: Output, latent: Output, **inputs: Any
+) -> FlowNode:
     """Sample Stage C with a new seed for every run."""
     return flow.add(
         "CascadeStudio_SamplePrior",
@@ -65,35 +67,37 @@ def sample_prior(flow: Flow, model: Output, positive: Output, negative: Output, 
     )
 
 
-def sample_decoder(flow: Flow, model: Output, positive: Output, negative: Output, prior: Output, **inputs: Any) -> Node:
+def sample_decoder(
+    flow: Flow, model: Output, positive: Output, negative: Output, prior: Output, **inputs: Any
+) -> FlowNode:
     """Stage B after a prior."""
     return flow.add(
         "CascadeStudio_SampleDecoder", model=model, positive=positive, negative=negative, prior=prior, **inputs
     )
 
 
-def picture(flow: Flow, latent: Output, stage_a: Output, name: str, **inputs: Any) -> tuple[Node, Node]:
+def picture(flow: Flow, latent: Output, stage_a: Output, name: str, **inputs: Any) -> tuple[FlowNode, FlowNode]:
     """Decode Stage A and save; returns both nodes."""
     decoded = flow.add("CascadeStudio_DecodeStageA", latent=latent, vae=stage_a, **inputs)
     return decoded, flow.add("SaveImage", images=decoded["image"], filename_prefix=f"cascade/{name}", wide=480)
 
 
-def load_picture(flow: Flow, title: str = "", picture: str = HILLS) -> Node:
+def load_picture(flow: Flow, title: str = "", picture: str = HILLS) -> FlowNode:
     """The node that loads an example picture."""
     return flow.add("LoadImage", title, TOUCH, image=picture)
 
 
 def both_stages(
     flow: Flow,
-    load: Node,
-    prompts: tuple[Node, Node],
+    load: FlowNode,
+    prompts: tuple[FlowNode, FlowNode],
     latent: Output,
     *,
     prior: Output | None = None,
     decoder: Output | None = None,
-    steered: Node | None = None,
+    steered: FlowNode | None = None,
     **inputs: Any,
-) -> tuple[Node, Node]:
+) -> tuple[FlowNode, FlowNode]:
     """Step "Sample": Stage C, then Stage B; returns both samplers.
 
     ``prior`` and ``decoder`` are the models where they are not those of ``load``. ``steered`` is the node whose
@@ -115,7 +119,7 @@ def finish(
     more: str = "",
     title: str = "Stage A paints the picture",
     **inputs: Any,
-) -> Node:
+) -> FlowNode:
     """The last step, and the note about the files with these ``keys``; returns the node that saves."""
     flow.step(title)
     _, saved = picture(flow, latent, stage_a, flow.name, **inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...scenes import SCENES
 from ...titles import title_of
-from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, Node, Output
+from ..flow import NEGATIVE, POSITIVE, TOUCH, Flow, FlowNode, Output
 from . import parts
 from .lora import OWN
 
@@ -15,7 +15,7 @@ ON_MINI = parts.ships("lora", "controlnet_canny")
 SIDE = 256 if ON_MINI else 1024
 
 
-def _words(flow: Flow, clip: Output, text: str, title: str = "Prompt") -> Node:
+def _words(flow: Flow, clip: Output, text: str, title: str = "Prompt") -> FlowNode:
     """A prompt whose weights act."""
     colours = NEGATIVE if title == "Negative prompt" else POSITIVE
     return flow.add("CascadeStudio_EncodePrompt", title, colours, clip=clip, text=text)
@@ -90,7 +90,7 @@ def _note_files(flow: Flow) -> None:
         parts.model_links(flow, [*parts.keys_of(PRESET, WITHOUT), EDGES])
 
 
-def _left_half(flow: Flow) -> Node:
+def _left_half(flow: Flow) -> FlowNode:
     nothing = flow.add("SolidMask", "Whole picture", value=0.0, width=SIDE, height=SIDE)
     half = flow.add("SolidMask", "Left half", value=1.0, width=SIDE // 2, height=SIDE)
     return flow.add("MaskComposite", destination=nothing["MASK"], source=half["MASK"], x=0, y=0, operation="add")
