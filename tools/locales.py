@@ -3,8 +3,8 @@
 English comes from the schemas, from ``web/js/text.js``, the pages in ``web/docs`` and the workflows' notes alone. A
 word list has
 
-- ``names``: the names of inputs and outputs, by their English name (the same name is the same word everywhere; numbers
-  at the end follow by themselves),
+- ``names``: the names of inputs and outputs, by their English name (the same name is the same word everywhere, but for
+  what :data:`SENSES` tells apart; numbers at the end follow by themselves),
 - ``categories``: the last part of each menu entry, and ``extension``: the words of ``web/js/text.js`` by id,
 - ``texts``: everything else by its English text: names of nodes, descriptions, tooltips, blocks of the help pages, and
   notes and titles in workflows. A text that changed has no translation any more, so that none is stale.
@@ -47,6 +47,12 @@ PROPER = set(
     "Canny Cascade ComfyUI ControlNet CFG CLIP DoRA Lite LoHa LoKr LoRA Mini Model Stable Stage VAE ID fp8 px".split()
 )
 """Names that are names in every language."""
+
+SENSES = {
+    f"{PREFIX}PerturbedAttention": {"scale": "scale (how strongly)", "blocks": "blocks (where it acts)"},
+    f"{PREFIX}SelfAttentionGuidance": {"scale": "scale (how strongly)"},
+}
+"""Names that mean something else in these nodes than in all others: by node, the key of the word that is theirs."""
 
 Texts = dict[str, Any]
 
@@ -113,12 +119,19 @@ def strip_number(name: str) -> str:
     return counted.group(1) if counted else name
 
 
+def sense_of(node: str, name: str) -> str:
+    """The key of the word for ``name`` in the node with the id ``node``."""
+    return SENSES.get(node, {}).get(name, name)
+
+
 def collect_names(english: Texts) -> set[str]:
     """The names of all inputs and outputs, without numbers at their ends."""
-    names = [
-        text["name"] for node in english.values() for group in ("inputs", "outputs") for text in node[group].values()
-    ]
-    return {strip_number(name) for name in names}
+    return {
+        strip_number(sense_of(node, text["name"]))
+        for node, texts in english.items()
+        for group in ("inputs", "outputs")
+        for text in texts[group].values()
+    }
 
 
 def collect_schema_texts(english: Texts) -> list[str]:
@@ -203,8 +216,9 @@ def translate_nodes(english: Texts, given: Texts) -> Texts:
         for group in ("inputs", "outputs"):
             entry[group] = {}
             for key, text in own_texts[group].items():
-                fields = {"name": name_in(given["names"], text["name"]), "tooltip": texts.get(text["tooltip"])}
-                entry[group][key] = {name: value for name, value in fields.items() if value}
+                name = name_in(given["names"], sense_of(node, text["name"]))
+                fields = {"name": name, "tooltip": texts.get(text["tooltip"])}
+                entry[group][key] = {field: value for field, value in fields.items() if value}
         found[node] = entry
     return found
 
