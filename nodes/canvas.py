@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..stages.inputs.canvas import ASKED, GRIDS, MAX_SIDE, MIN_SIDE, OFFICIAL, plan_canvas
 from .host import latents
 from .host.files import native
+from .inputs import side_input
 
 CATEGORY = "Cascade Studio/latent"
 AUTOMATIC = 0.0
@@ -30,7 +31,7 @@ def grid_input() -> io.Combo.Input:
 class CascadeStudioCanvas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = native.find_native_side()
+        sides = native.find_sides()
         return io.Schema(
             node_id="CascadeStudio_Canvas",
             display_name="Canvas for Cascade",
@@ -41,17 +42,8 @@ class CascadeStudioCanvas(io.ComfyNode):
             ),
             search_aliases=["txt2img", "stable cascade", "empty latent", "resolution", "size", "compression"],
             inputs=[
-                io.Int.Input(
-                    "width", default=side, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Width of the picture in pixels."
-                ),
-                io.Int.Input(
-                    "height",
-                    default=side,
-                    min=MIN_SIDE,
-                    max=MAX_SIDE,
-                    step=8,
-                    tooltip="Height of the picture in pixels.",
-                ),
+                side_input("width", sides, "Width of the picture in pixels.", min=MIN_SIDE, max=MAX_SIDE, step=8),
+                side_input("height", sides, "Height of the picture in pixels.", min=MIN_SIDE, max=MAX_SIDE, step=8),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pictures to make at once."),
                 io.Float.Input(
                     "compression",

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..stages.inputs import inpaint, masks, pictures, saliency
 from .host.files import native
-from .inputs import fraction_input
+from .inputs import fraction_input, side_input
 from .types import Stitch
 
 CATEGORY = "Cascade Studio/image"
@@ -56,16 +56,13 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                         "beyond them changes."
                     ),
                 ),
-                io.Int.Input(
+                side_input(
                     "target_size",
-                    default=native.find_native_side(),
+                    native.find_sides(),
+                    "The part is enlarged or reduced to about the area of a square with this side; 0 keeps its size.",
                     min=0,
                     max=4096,
                     step=64,
-                    tooltip=(
-                        "The part is enlarged or reduced to about the area of a square with this side; 0 keeps "
-                        "its size."
-                    ),
                 ),
                 io.Int.Input(
                     "multiple",

@@ -205,6 +205,11 @@ def read_widgets(definition: dict[str, Any], saved: Any) -> list[Widget]:
     return list(_walk(inputs, values))
 
 
+def find_authored_default(kind: str, options: dict[str, Any]) -> Any:
+    """The default of an input in files that are handed on: the pack's inputs whose own follows the machine name it."""
+    return options.get("authored", _default(kind, options))
+
+
 def write_values(definition: dict[str, Any], given: dict[str, Any], after: str = "fixed") -> list[Any]:
     """The ``widgets_values`` of a node: what is ``given`` by input name, else the definition's defaults.
 
@@ -224,7 +229,7 @@ def _write_each(inputs: list[Spec], given: dict[str, Any], after: str) -> Iterat
             continue
         if kind == "COMBO" and name not in given and "default" not in options:
             raise ValueError(f"The input '{name}' needs a value: its choices depend on the computer.")
-        value = given.get(name, _default(kind, options))
+        value = given[name] if name in given else find_authored_default(kind, options)
         yield value
         if kind == DYNAMIC_COMBO:
             yield from _write_each(_children(name, value, options), given, after)

@@ -16,6 +16,9 @@ from sources import node_classes
 from table import each
 from world import Parts
 
+from cascade_studio.nodes.checkpoints.presets import Machine
+from cascade_studio.nodes.host import machine
+from cascade_studio.nodes.host.files import names
 from cascade_studio.nodes.host.files.names import share_examples
 
 LENGTH = {"CascadeStudio_TrainLora": {"steps": 1}, "CascadeStudio_Train": {"steps": 1}}
@@ -109,3 +112,28 @@ def test_every_node_as_it_is_dropped(kind, empty, chain):
         check_sentence(result.error, *SAYS[kind])
     else:
         assert result.success, result.error
+
+
+def read_defaults(host: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    """What the host says of every input of the pack that has a default, by node and name."""
+    found = {}
+    for kind in node_classes():
+        declared = host.nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES()
+        for name, (_, *options) in {**declared.get("required", {}), **declared.get("optional", {})}.items():
+            if options and "default" in options[0]:
+                found[kind, name] = options[0]
+    return found
+
+
+def test_what_follows_the_machine_names_the_default_of_files_that_are_handed_on(host, family, monkeypatch):
+    """Else workflows and blocks that are written on a machine with other models would have other values."""
+    before = read_defaults(host)
+    path = str(family / "diffusion_models" / "stage_c.safetensors")
+    monkeypatch.setattr(names.Library, "find_known", lambda *_: path)
+    monkeypatch.setattr(machine, "describe_machine", lambda: Machine("cuda", "a card", True, True, True, 10**11))
+    after = read_defaults(host)
+    following = {place for place, options in before.items() if options["default"] != after[place]["default"]}
+    assert following, "the canvas of that machine begins with the size of its own model"
+    assert {place for place, options in before.items() if "authored" in options} == following
+    for place in following:
+        assert before[place]["authored"] == after[place]["authored"] == before[place]["default"], place

@@ -67,6 +67,11 @@ def test_a_choice_of_files_has_to_be_given():
         write_values(INFO["Load"], {})
 
 
+def test_a_default_that_follows_the_machine_is_not_written():
+    definition = {"input": {"required": {"width": ["INT", {"default": 1024, "authored": 256}]}}}
+    assert write_values(definition, {}) == [256] and write_values(definition, {"width": 640}) == [640]
+
+
 def simple(**inputs) -> Flow:
     flow = Flow("simple")
     flow.step("Load")

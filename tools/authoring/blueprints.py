@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from cascade_studio.commands.workflow.widgets import find_authored_default
+
 from .flow import Flow, FlowNode, Output
 from .layout import GAP, WIDTH
 from .write import GROUP_COLOUR, PACK, Wire, Writer, identity, pack_version
@@ -80,7 +82,7 @@ class BlockWriter:
     def value_of(self, node: FlowNode, name: str) -> Any:
         """What a widget inside holds."""
         spec = (self.writer.definition(node).get("input") or {}).get("required", {})[name]
-        return node.inputs.get(name, spec[1].get("default"))
+        return node.inputs[name] if name in node.inputs else find_authored_default(spec[0], spec[1])
 
     def _feed(self, slot: int, port: Port, node: FlowNode, name: str) -> int:
         inputs = self._entry(node)["inputs"]

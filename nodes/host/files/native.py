@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import os
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 from ....stages.errors import WrongFile
 from ....stages.files.open import open_model
 from ....stages.nets.stage_c import StageCConfig
+from ...checkpoints.find import locate_bundled
 from ...checkpoints.presets import rank_presets
 from .. import machine
-from .fetch import order_presets
-from .names import Library, finder
+from .fetch import MINI, order_presets
+from .names import Library, finder, usable_catalogue
 
 PRIOR = "prior"
+
+
+class Sides(NamedTuple):
+    """What an input for a side of the picture begins with: here, and in files that are handed on."""
+
+    here: int
+    authored: int
+
+
+def find_sides() -> Sides:
+    """For the model of a fresh loader; workflows and blocks do not follow the machine of their author."""
+    return Sides(find_native_side(), find_bundled_side())
 
 
 def find_native_side() -> int:
@@ -37,6 +51,16 @@ def find_native_side() -> int:
         if prior in preset.entries and all(map(find_quickly, preset.entries)) and (path := find_quickly(prior)):
             return _read_native_side(path, os.stat(path).st_mtime_ns)
     return StageCConfig.native_side
+
+
+def find_bundled_side() -> int:
+    """The same where nothing is but the files that come with the pack."""
+    known = usable_catalogue()
+    preset = known.presets.get(MINI)
+    path = locate_bundled(known.entries[preset.inputs[PRIOR]]) if preset else None
+    if path is None or not path.is_file():
+        return StageCConfig.native_side
+    return _read_native_side(str(path), os.stat(path).st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
