@@ -40,8 +40,8 @@ def check_pictures(image: Any, where: str, name: str = "image") -> Tensor:
     if channels in HINT_CHANNELS:
         node = "Super-Resolution Hint" if channels == HINT_CHANNELS[0] else "Identity Hint"
         raise WrongInput(
-            f"{where} got a hint of {channels} channels on '{name}', which is no picture. Wire it into Apply Cascade "
-            f"ControlNet, and the 'preview' output of {node} into this input."
+            f"{where} got a hint of {channels} channels on '{name}', which is no picture. Wire it into ControlNet "
+            f"for Cascade, and the 'preview' output of {node} into this input."
         )
     if channels not in CHANNELS:
         raise WrongInput(
