@@ -16,7 +16,11 @@ GATEWAY_ERRORS = (502, 503, 504)
 
 
 class Unreachable(Exception):
-    """Nothing answers at the address, or not what a ComfyUI answers."""
+    """Nothing answers at the address, or not what a ComfyUI answers. refused: nothing listens there."""
+
+    def __init__(self, text: str, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
 
 
 class Refused(Exception):
@@ -70,7 +74,8 @@ class Address:
                 connection.close()
                 if kept and body is None:
                     continue  # servers close connections that were quiet for long
-                raise Unreachable(str(error) or type(error).__name__) from None
+                refused = isinstance(error, ConnectionRefusedError)
+                raise Unreachable(str(error) or type(error).__name__, refused) from None
             if len(data) > MOST_BYTES:
                 connection.close()
                 raise Unreachable(f"its answer is larger than {MOST_BYTES >> 20} MiB")

@@ -27,6 +27,8 @@ from .database import FILE
 from .manifest import ASKED, DONE, RUNNING, Manifest
 from .records import Claim, FileRecord
 
+SQLITE_FULL, LEAST_ROOM = 13, 1 << 20
+"""SQLite's number for a full disk, and the bytes below which a disk counts as full where it tells none."""
 PARTIAL = ".partial"
 """Folder, inside the output folder, of files that are still being written."""
 CARD = "cascade_studio"
@@ -48,7 +50,9 @@ class OutputFull(Stop):
 
 def as_stop(manifest: Manifest, error: sqlite3.Error) -> Stop:
     """The sentence for a manifest that cannot be written."""
-    full = "full" in str(error)
+    # Python 3.10 tells no number: there, the disk is asked.
+    number = getattr(error, "sqlite_errorcode", None)
+    full = number == SQLITE_FULL if number is not None else disk.free_bytes(manifest.folder) < LEAST_ROOM
     return (OutputFull if full else Stop)(
         f"The manifest {manifest.path} cannot be written ({error}). Every finished picture is kept; "
         f"{'make room' if full else 'put that right'} and give the same command again."

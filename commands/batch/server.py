@@ -305,14 +305,9 @@ class _Patience:
             except Unreachable as silence:
                 if self.stop.is_set():
                     raise Stopped from None
-                if time.monotonic() > limit or _refuses(silence):
+                if time.monotonic() > limit or silence.refused:
                     raise Lost(str(silence)) from None
                 self.stop.wait(0.5)
-
-
-def _refuses(silence: Unreachable) -> bool:
-    """Whether nothing listens at the address any more: then there is nothing to wait for."""
-    return "refused" in str(silence).lower() or "10061" in str(silence)
 
 
 def _read_memory(stats: Any) -> int | None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
 from pathlib import Path
 
 from ...stages.files import durable
+from ...stages.files.durable import WINDOWS, is_full
 
-WINDOWS = os.name == "nt"
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_FULL_WINDOWS = {39, 112}
+__all__ = ["WINDOWS", "is_full"]
 
 
 def system_path(path: str | Path) -> str:
@@ -64,11 +62,6 @@ def sync_folder(folder: str | Path) -> None:
         pass
     finally:
         os.close(handle)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether ``error`` means that the disk, or the quota, is used up."""
-    return error.errno in _FULL or getattr(error, "winerror", None) in _FULL_WINDOWS
 
 
 def existing(path: str | Path) -> Path:

@@ -19,6 +19,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     known = tuple(kind for kind in (torch.cuda.OutOfMemoryError, MemoryError) if isinstance(kind, type))
     if isinstance(error, known):
         return True
+    # torch has no type and no field for the processor's memory: this alone goes by its words, and a test asks torch.
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
@@ -14,6 +15,8 @@ from typing import Any
 WINDOWS = os.name == "nt"
 TRIES = 10
 CHUNK = 4 << 20
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL_WINDOWS = {39, 112}
 STALE = 3600
 """Seconds after which nobody writes a draft any more."""
 
@@ -66,6 +69,11 @@ def sweep_drafts(path: Path, age: float = STALE) -> None:
                 os.remove(old)
         except OSError:
             continue
+
+
+def is_full(error: OSError) -> bool:
+    """Whether ``error`` means that the disk, or the quota, is used up."""
+    return error.errno in _FULL or getattr(error, "winerror", None) in _FULL_WINDOWS
 
 
 def remove_file(path: str | os.PathLike[str]) -> None:

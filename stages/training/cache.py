@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import BadValues, WrongInput
 from .buckets import choose_bucket, cut_share, fit_to_size
-from .checkpoint import write_whole
+from .checkpoint import write_tensors
 from .dataset import Picture, TrainingSet, list_names
 from .distributed import ALONE, Crew
 from .objectives import ALL, Row
@@ -191,7 +191,7 @@ def load_or_make(folder: Path, key: str, make: Callable[[], dict[str, Tensor]]) 
         except (SafetensorError, OSError) as error:
             log.warning("%s cannot be read (%s) and is made again", path.name, error)
     value = {name: tensor.contiguous() for name, tensor in make().items()}
-    write_whole(path, lambda draft: save_file(value, draft))
+    write_tensors(path, value)
     return value
 
 

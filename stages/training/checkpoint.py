@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ..errors import BadValues, WrongInput
-from ..files.durable import replace_file, write_atomically
+from ..files.durable import is_full, replace_file, write_atomically
 from .trainer import WINDOW, Diverged, Trainer
 
 log = logging.getLogger(__name__)
@@ -37,16 +39,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     try:
         write_atomically(path, fill)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            reason = "the disk is full"
-        elif not isinstance(error, OSError):
-            raise
+    except OSError as error:
+        reason = "the disk is full" if is_full(error) else error.strerror or str(error)
         raise WrongInput(
             f"{path.name} could not be written into {path.parent}: {reason}. Make room there, or choose a folder that "
             "can be written to, and start again: what was saved before is still there."
         ) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file as :func:`write_whole` does.
+
+    The library tells a full disk in words alone, so the disk is asked whether it has room.
+    """
+
+    def fill(draft: Path) -> None:
+        try:
+            save_file(tensors, draft, metadata=metadata)
+        except SafetensorError as error:
+            if shutil.disk_usage(path.parent).free < sum(tensor.nbytes for tensor in tensors.values()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+
+    write_whole(path, fill)
 
 
 def _umask() -> int:
@@ -77,6 +92,11 @@ def check_target(folder: Path, size: int = 0) -> None:
         )
 
 
+def _save_state(state: dict[str, Any], draft: Path) -> None:
+    with open(draft, "wb") as file:  # through a file of our own, errors of the disk keep their numbers
+        torch.save(state, file)
+
+
 class Store:
     """The folder of one run. ``identity`` (see :meth:`.Settings.identity`) tells whether a state there belongs to it.
 
@@ -92,7 +112,7 @@ class Store:
         state = {"identity": self.identity, **trainer.state_dict()}
         if self.newest.is_file():
             replace_file(self.newest, self.before)
-        write_whole(self.newest, lambda draft: torch.save(state, draft))
+        write_whole(self.newest, lambda draft: _save_state(state, draft))
 
     def read(self, path: Path) -> dict[str, Any] | None:
         """The state in ``path``; None where there is none, or no whole one."""

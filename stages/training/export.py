@@ -9,10 +9,9 @@ from pathlib import Path, PurePath
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checkpoint import write_whole
+from .checkpoint import write_tensors
 from .lora_layers import QKV, Lora, attention_names, flatten_name
 from .settings import Settings
 
@@ -72,7 +71,7 @@ def save_tensors(
     for key, value in tensors.items():
         narrow = dtype is not None and value.ndim and value.is_floating_point()
         compact[key] = value.detach().to("cpu", dtype if narrow else value.dtype).contiguous()
-    write_whole(path, lambda draft: save_file(compact, draft, metadata=told))
+    write_tensors(path, compact, told)
 
 
 def read_run(path: Path) -> str:

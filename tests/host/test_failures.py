@@ -174,6 +174,14 @@ def refuse_above(layer: torch.nn.Module, most: int, error: Exception, size: Call
     return handle
 
 
+def test_memory_of_the_processor_that_runs_out_is_told_as_torch_tells_it(host):
+    from cascade_studio.nodes.host.out_of_memory import is_out_of_memory
+
+    with pytest.raises(RuntimeError) as told:
+        torch.empty(1 << 50)
+    assert is_out_of_memory(told.value) and not is_out_of_memory(RuntimeError("shapes differ"))
+
+
 @STAGES
 @EVERY_ERROR
 def test_batch_that_does_not_fit_is_sampled_picture_by_picture(host, parts, stage, error):

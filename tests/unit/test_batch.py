@@ -167,11 +167,12 @@ def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(desk, monkeypatch, 
 
         monkeypatch.setattr(results.OutputFolder, "write", fill)
     else:
-        finish = Manifest.finish
+        finish, told = Manifest.finish, sqlite3.OperationalError("in whatever words")
+        told.sqlite_errorcode = 13
 
         def fill(self, *values):
             if len(desk.pictures()) >= 3:
-                raise sqlite3.OperationalError("database or disk is full")
+                raise told
             finish(self, *values)
 
         monkeypatch.setattr(Manifest, "finish", fill)

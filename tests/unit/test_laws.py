@@ -327,6 +327,24 @@ def functions_are_not_named_by_a_participle(source: Source) -> Iterator[str]:
             yield f"line {node.lineno}: {node.name}"
 
 
+BY_WORDS = {"is_out_of_memory": "torch has no type and no field for the memory of the processor"}
+"""Functions that may go by the words of an error, and why."""
+
+
+def nothing_goes_by_the_words_of_an_error(source: Source) -> Iterator[str]:
+    """No ``"full" in str(error)``: errors have types and fields, and their words change."""
+    for function in ast.walk(source.tree):
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) or function.name in BY_WORDS:
+            continue
+        errors = {node.name for node in ast.walk(function) if isinstance(node, ast.ExceptHandler)}
+        arguments = [each for each in function.args.args if each.annotation is not None]
+        errors |= {each.arg for each in arguments if re.search("Error|Exception", ast.unparse(each.annotation))}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn, ast.Eq)):
+                if any(f"str({error})" in ast.unparse(node) for error in errors):
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
 # The laws, for which files they are, and an offence that each of them sees
 
 
@@ -352,6 +370,16 @@ LAWS = (
     Law(users_get_sentences, SHIPPED, "print(1)"),
     Law(users_get_sentences, SHIPPED, "assert x"),
     Law(users_get_sentences, SHIPPED, "try:\n    x()\nexcept:\n    pass"),
+    Law(
+        nothing_goes_by_the_words_of_an_error,
+        (*SHIPPED, *TOOLS, *TRAINING),
+        "def f():\n    try:\n        g()\n    except OSError as error:\n        return 'full' in str(error)",
+    ),
+    Law(
+        nothing_goes_by_the_words_of_an_error,
+        (*SHIPPED, *TOOLS, *TRAINING),
+        "def f(error: Exception):\n    return 'full' in str(error).lower()",
+    ),
     Law(text_is_never_run, ALL, "x = eval('1')"),
     Law(modules_have_no_state, SHIPPED, "SEEN = {}\ndef note(x):\n    SEEN[x] = 1"),
     Law(modules_have_no_state, SHIPPED, "SEEN: list = []\ndef note(x):\n    SEEN.append(x)"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from cascade_studio.stages.errors import WrongInput
 from cascade_studio.stages.training import buckets, captions, checkpoint, folders
@@ -264,3 +266,25 @@ def test_files_are_for_everyone_and_a_full_disk_is_a_sentence(tmp_path):
     with pytest.raises(WrongInput, match="a.bin could not be written.*the disk is full"):
         checkpoint.write_whole(tmp_path / "a.bin", fill)
     assert (tmp_path / "a.bin").read_bytes() == b"x" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="the system has no disk that is always full")
+def test_torch_tells_a_full_disk_by_its_number(tmp_path):
+    """``/dev/full`` takes nothing; what is saved goes through a file of our own, so that the number arrives."""
+    with pytest.raises(WrongInput, match="a.pt could not be written.*the disk is full"):
+        checkpoint.write_whole(
+            tmp_path / "a.pt", lambda draft: checkpoint._save_state({"a": torch.zeros(9)}, Path("/dev/full"))
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("free, full", [(8, True), (10**9, False)])
+def test_safetensors_tells_no_number_so_the_disk_is_asked(tmp_path, monkeypatch, free, full):
+    def refuse(*arguments, **named):
+        raise SafetensorError("something else, in words")
+
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(WrongInput if full else SafetensorError, match="the disk is full" if full else "in words"):
+        checkpoint.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(9)})
+    assert not list(tmp_path.iterdir())
