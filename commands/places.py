@@ -1,8 +1,9 @@
-"""Where things lie on this computer: the ComfyUI that holds the pack, its models folder, and our cache."""
+"""Where things lie on this computer: the ComfyUI that holds the pack, its models folder, our cache, a free port."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def cache_root() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     return base / "cascade-studio"
+
+
+def find_free_port() -> int:
+    """A loopback port that nothing listens on."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def find_comfyui(*, models: bool = True, pack: Path = PACK) -> Path | None:

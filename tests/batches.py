@@ -106,14 +106,6 @@ def make_fake_host(folder: Path) -> Path:
     return folder
 
 
-def free_port() -> int:
-    server, _ = fake_comfyui.serve()
-    port = server.server_port
-    server.shutdown()
-    server.server_close()
-    return port
-
-
 def hear_interrupts() -> None:
     """Whoever starts the tests in the background makes them, and all they start, deaf to Ctrl+C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -10,11 +10,10 @@ from typing import Any
 
 from cascade_studio.commands.messages import Stop
 from cascade_studio.commands.workflow.api_prompt import Converted
-from cascade_studio.commands.workflow.inputs import find_meant
+from cascade_studio.commands.workflow.inputs import MODEL_FILES, find_meant
 
 from .env import REPOSITORY
 
-FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
 
 
@@ -85,10 +84,12 @@ def fit_files(converted: Converted, object_info: dict[str, Any]) -> list[str]:
         definition = object_info.get(entry["class_type"]) or {}
         for name, value in list(entry["inputs"].items()):
             options = _options(definition, name)
-            if options is None or value in options or not str(value).lower().endswith(FILES):
+            if options is None or value in options or not str(value).lower().endswith(MODEL_FILES):
                 continue
             files = [
-                option for option in options if str(option).lower().endswith(FILES) and option not in _list_bundled()
+                option
+                for option in options
+                if str(option).lower().endswith(MODEL_FILES) and option not in _list_bundled()
             ]
             if not files:
                 raise Stop(

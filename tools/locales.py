@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade_studio.commands.workflow.widgets import specs
+from cascade_studio.nodes import PREFIX
 
 from . import blocks
 from .env import REPOSITORY
@@ -32,7 +33,6 @@ LANGUAGES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-
 """The frontend's own codes; it and de are ready for the day it offers them."""
 LOCALES, WORDS = REPOSITORY / "locales", REPOSITORY / "tools" / "words"
 TEXTS = REPOSITORY / "web" / "js" / "text.js"
-PREFIX = "CascadeStudio_"
 KEY = "cascadeStudio"
 KINDS = ("names", "categories", "extension", "texts", "messages")
 PAGES, NOTES = REPOSITORY / "web" / "docs", REPOSITORY / "web" / "notes"

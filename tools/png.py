@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 import zlib
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from cascade_studio.commands.png import SIGNATURE, walk_chunks
 
 
 def text_chunks(data: bytes) -> dict[str, str]:
     """The texts of a PNG by keyword. Raises ``ValueError`` if the data is no PNG or is cut off."""
     if not data.startswith(SIGNATURE):
         raise ValueError("not a PNG file")
-    texts, position = {}, len(SIGNATURE)
-    while position + 8 <= len(data):
-        size, kind = struct.unpack(">I4s", data[position : position + 8])
-        body = data[position + 8 : position + 8 + size]
-        position += 12 + size
+    texts = {}
+    for kind, start, end in walk_chunks(data):
+        body = data[start:end]
         if kind == b"tEXt":
             keyword, text = body.split(b"\0", 1)
             texts[keyword.decode("latin-1")] = text.decode("latin-1")

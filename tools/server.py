@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.places import find_free_port
 
 from .client import Client, NoAnswer
 from .env import REPOSITORY, Setup
@@ -82,13 +82,6 @@ class Base:
             unlink_pack(self.link)
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A loopback port that nothing listens on."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def has_accelerator(setup: Setup) -> bool:
@@ -171,7 +164,7 @@ class HostServer:
     def start(self) -> HostServer:
         """Start, wait until it answers, and check that the pack is loaded with its nodes."""
         for attempt in range(3):
-            port = free_port()
+            port = find_free_port()
             self._spawn(port)
             try:
                 self._wait(port)

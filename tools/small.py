@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cascade_studio.commands.workflow.api_prompt import Converted
+from cascade_studio.commands.workflow.inputs import MODEL_FILES
 from cascade_studio.commands.workflow.widgets import read_widgets
 
-from .edit import CATALOGUE, FILES, set_prompt
+from .edit import CATALOGUE, set_prompt
 from .env import REPOSITORY
 from .scenes import Scene
 
@@ -100,7 +101,7 @@ def role_of(name: str, value: Any) -> str | None:
     """Which part of the model a widget chooses: by the input's name, else by the published file that it names."""
     if value == FROM_CHECKPOINT:
         return name
-    if not isinstance(value, str) or not value.lower().endswith(FILES):
+    if not isinstance(value, str) or not value.lower().endswith(MODEL_FILES):
         return None
     if name in FAMILY.files:
         return name

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 
 from cascade_studio.stages.files.kinds import KINDS
-from cascade_studio.stages.training.memory import GB, plan
+from cascade_studio.stages.training.memory import plan
 from cascade_studio.stages.training.settings import Settings
+from cascade_studio.stages.units import GB
 
 log = logging.getLogger("training_plan")
 

@@ -22,10 +22,11 @@ from cascade_studio.stages.training.distributed import from_environment
 from cascade_studio.stages.training.run import Run
 from cascade_studio.stages.training.settings import from_dict
 
+from .env import REPOSITORY
+
 log = logging.getLogger("training_runs")
 
-PACK = Path(__file__).resolve().parent.parent
-MINI, RECORD = PACK / "mini", PACK / "docs" / "training_runs.md"
+MINI, RECORD = REPOSITORY / "mini", REPOSITORY / "docs" / "training_runs.md"
 SETTINGS: dict[str, dict[str, Any]] = {
     "LoRA": {"what": "lora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-4},
     "DoRA": {"what": "lora", "method": "dora", "rank": 8, "alpha": 8.0, "learning_rate": 2e-4},

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...stages.units import GIB
 from ..messages import Stop, say
 from .address import Refused, Unreachable
 from .lock import beat, drives
@@ -19,7 +20,6 @@ from .server import Job, Lost, NotPainted, Stopped, prompt_id
 from .template import PRIORS, Template
 from .workers import Painter, Pool, Worker
 
-GIB = 1024**3
 HEADROOM = 1.5 * GIB
 """Bytes of a card's memory that are wanted beside the largest network, to call it fitting."""
 PAUSE, TICK, LOST_SECONDS, KEEP_SECONDS, AWAY_SECONDS, END_SECONDS = 0.3, 0.25, 1.0, 5.0, 5.0, 8.0

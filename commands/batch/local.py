@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..messages import Stop
-from ..places import find_comfyui
+from ..places import find_comfyui, find_free_port
 from .address import Refused, Unreachable
 from .server import Server, Stopped
 
@@ -78,7 +77,7 @@ class LocalServer:
         self.folder = Path(tempfile.mkdtemp(prefix="cascade-studio-batch-", dir=self.home))
         for name in ("output", "temp"):
             (self.folder / name).mkdir()
-        port = _free_port()
+        port = find_free_port()
         guard = Path(__file__).resolve().parent.parent / "guard.py"
         command = [self.comfy.python, str(guard), "main.py", "--listen", "127.0.0.1", "--port", str(port)]
         with open(self.folder / "log", "wb") as log:
@@ -149,12 +148,6 @@ class LocalServer:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.process = self.server = self.folder = None
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _own_group() -> dict[str, object]:

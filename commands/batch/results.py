@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...nodes import CARD
 from ...nodes.checkpoints import disk
 from ..messages import Stop
+from ..png import walk_chunks
 from .database import FILE
 from .manifest import ASKED, DONE, RUNNING, Manifest
 from .records import Claim, FileRecord
@@ -31,9 +33,7 @@ SQLITE_FULL, LEAST_ROOM = 13, 1 << 20
 """SQLite's number for a full disk, and the bytes below which a disk counts as full where it tells none."""
 PARTIAL = ".partial"
 """Folder, inside the output folder, of files that are still being written."""
-CARD = "cascade_studio"
 MEASURED = ("seconds", "peak_memory")
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TABLE = "results.csv"
 OURS = (FILE, f"{FILE}-wal", f"{FILE}-shm", TABLE)
 SYSTEMS = ("Thumbs.db", "desktop.ini")
@@ -80,20 +80,16 @@ def file_names(stem: str, given: Sequence[str]) -> list[str]:
 
 def split_card(data: bytes) -> tuple[bytes, Any]:
     """A PNG without what was measured in its card, and that; any other file as it is, and None."""
-    if not data.startswith(SIGNATURE):
-        return data, None
-    start, name = len(SIGNATURE), CARD.encode() + b"\0"
-    while start + 12 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, start)
-        text, end = start + 8 + len(name), start + 12 + size
-        if kind == b"tEXt" and data.startswith(name, start + 8):
+    name = CARD.encode() + b"\0"
+    for kind, start, end in walk_chunks(data):
+        if kind == b"tEXt" and data.startswith(name, start):
             try:
-                card = json.loads(data[text : end - 4].decode("latin-1"))
+                card = json.loads(data[start + len(name) : end].decode("latin-1"))
                 measured = _take_measured(card)
             except (ValueError, TypeError, AttributeError):
                 break  # a card that is not ours stays as it is
-            return data[:start] + _chunk(kind, name + json.dumps(card).encode("latin-1")) + data[end:], measured
-        start = end
+            chunk = _chunk(kind, name + json.dumps(card).encode("latin-1"))
+            return data[: start - 8] + chunk + data[end + 4 :], measured
     return data, None
 
 

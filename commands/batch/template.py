@@ -19,14 +19,13 @@ from typing import Any
 from ...nodes.checkpoints import catalogue, disk
 from ..messages import Stop
 from ..workflow.api_prompt import Converted
-from ..workflow.inputs import Place, Prompt, convert_value, find_meant, find_places, is_link
+from ..workflow.inputs import MODEL_FILES, Place, Prompt, convert_value, find_meant, find_places, is_link
 from . import stagewise
 from .records import Asked
 from .rows import Row
 
 SAVES = ("SaveImage", "CascadeStudio_SaveImage")
 DECODERS = ("CascadeStudio_DecodeStageA",)
-FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 PREFIX = "cascade_studio_batch"
 NAME, REMARK = "name", "#"
 """The column that names the file, and the start of columns that set nothing."""
@@ -152,7 +151,7 @@ class Template:
         return _short(parts), need
 
     def _is_model(self, value: Any) -> bool:
-        return isinstance(value, str) and (value.lower().endswith(FILES) or value in self._sizes)
+        return isinstance(value, str) and (value.lower().endswith(MODEL_FILES) or value in self._sizes)
 
     def _prepare_saves(self, with_card: bool) -> tuple[str, ...]:
         if self.stages == "c":

@@ -15,6 +15,8 @@ TEXTS = ("text", "prompt", "clip_l", "clip_g")
 SEEDS = ("seed", "noise_seed")
 LORAS = ("lora", "lora_name", "lora_1")
 LARGEST_SEED = 2**64 - 1
+MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+"""How the names of model files end."""
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 

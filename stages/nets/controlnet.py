@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WrongInput
+from ..units import CARD_SLACK
 from .backend import TORCH, Backend
-from .encoder import SLACK, EncoderConfig, FrozenNorms, Layers, trunk, trunk_peak
+from .encoder import EncoderConfig, FrozenNorms, Layers, trunk, trunk_peak
 
 SLOPE = 0.2
 MODES = ("effnet", "simple", "large")
@@ -122,7 +123,7 @@ class ControlNet(FrozenNorms):
         else:
             c, backbone = config.c_embed, cells * (config.c_in + 2 * config.c_large[0])
         maps = cells * (3 * c + config.c_proj * len(config.proj_blocks))
-        return int(SLACK * batch * max(backbone, maps) * dtype_size)
+        return int(CARD_SLACK * batch * max(backbone, maps) * dtype_size)
 
     def forward(self, hint: Tensor) -> dict[int, Tensor]:
         """Hint (B, c_in, H, W) → one map for each of ``config.proj_blocks``."""

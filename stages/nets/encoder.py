@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..units import CARD_SLACK
 from .backend import TORCH, Backend
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CELL = 32
 TRUNK_EPS = 1e-3
-SLACK = 1.05  # what an allocator rounds up
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class ImageEncoder(FrozenNorms):
 
     def memory(self, shape: Sequence[int], dtype_size: int) -> int:
         """Bytes that encoding a picture (B, 3, H, W) needs without gradients."""
-        return int(SLACK * shape[0] * shape[2] * shape[3] * trunk_peak(self.config) * dtype_size)
+        return int(CARD_SLACK * shape[0] * shape[2] * shape[3] * trunk_peak(self.config) * dtype_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) → (B, 16, H/32, W/32)."""

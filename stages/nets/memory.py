@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from ..units import CARD_SLACK
 from .guide import GuideConfig
 from .unet import UNetConfig
 
@@ -22,9 +23,6 @@ NARROW_BLOCK = 4
 
 GUIDES = 4
 """Guide nets of a Stage C."""
-
-SLACK = 1.05
-"""The modulations of all blocks, and what an allocator rounds up."""
 
 
 def activation_memory(
@@ -75,4 +73,4 @@ def _peak(
         block = PLAIN_BLOCK if index == len(level_strides) - 1 else SKIPPED_BLOCK
         peak = max(peak, above + min(block * level, NARROW_BLOCK * level + wide))
         above += level
-    return int(SLACK * peak * dtype_size)
+    return int(CARD_SLACK * peak * dtype_size)  # the modulations of all blocks are within it

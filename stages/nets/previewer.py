@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..units import CARD_SLACK
 from .backend import TORCH, Backend
-from .encoder import SLACK
 
 CELL = 8
 
@@ -54,7 +54,7 @@ class Previewer(nn.Module):
 
         A layer's input and output at full size are held at once.
         """
-        return int(SLACK * 2 * shape[0] * shape[2] * shape[3] * CELL**2 * (self.config.c_hidden // 4) * dtype_size)
+        return int(CARD_SLACK * 2 * shape[0] * shape[2] * shape[3] * CELL**2 * (self.config.c_hidden // 4) * dtype_size)
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, 16, H, W) → (B, 3, 8H, 8W), about [0, 1] and unclamped."""

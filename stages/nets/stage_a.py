@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WrongInput
+from ..units import CARD_SLACK
 from .backend import TORCH, Backend
 from .exact_tiles import Grid, largest_window, run_tiled, spans
 from .quantizer import Quantized, VectorQuantizer
 from .stage_a_blocks import PROCESSOR, Bands, StageAResBlock, choose_bands
 
 ALLOCATOR_SLACK = 1.2  # measured: 1.05 to 1.2 where the allocator returns memory at once, up to 1.7 where it keeps it
-CARD_SLACK = 1.05  # counted live bytes; the allocator of a card keeps its blocks whole
 DEFAULT_BUDGET = 2**30
 
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..units import MIB
 from .backend import Backend
 from .channels_last import EPS
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)

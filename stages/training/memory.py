@@ -11,12 +11,12 @@ from ..nets.backend import weight_of
 from ..nets.controlnet import ControlNet
 from ..nets.encoder import EncoderConfig
 from ..nets.unet import UNetConfig
+from ..units import GB
 from .control import plan_control
 from .frozen_net import CLASSES
 from .lora_layers import find_layers
 from .settings import SLIM, Settings
 
-GB = 10**9
 STREAM = 4
 """Bytes of an activation between groups: float32, also when products are computed in bfloat16."""
 GROUP = {False: 58, True: 36}

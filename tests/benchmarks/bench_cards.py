@@ -20,7 +20,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-GIB = 1024**3
+from cascade_studio.stages.units import GIB
+
 CARDS = (3, 4, 6, 8, 10, 12, 16)
 PRESETS = {"lite": ("1B", "700M"), "full": ("3.6B", "1.5B")}
 CONTEXT = int(0.3 * GIB)  # of the driver

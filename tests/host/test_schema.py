@@ -15,7 +15,8 @@ import pytest
 from sources import node_classes
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PREFIX = "CascadeStudio_"
+from cascade_studio.nodes import PREFIX
+
 IDS = node_classes()
 CATEGORIES = {
     f"Cascade Studio/{name}"

@@ -15,10 +15,10 @@ from small_runs import check_pictures, prepared, saved_pictures
 from cascade_studio.commands.workflow import widgets
 from cascade_studio.commands.workflow.api_prompt import convert
 from cascade_studio.commands.workflow.graph import NEVER
+from cascade_studio.commands.workflow.inputs import MODEL_FILES
 from tools.authoring.__main__ import render_files
 from tools.authoring.flow import Feature, Output
 from tools.authoring.recipes import RECIPES
-from tools.edit import FILES
 from tools.hosts import DEFAULT_VERSION, as_numbers
 
 FOLDER = REPOSITORY / "workflows"
@@ -70,7 +70,7 @@ def check_value(where: str, widget: widgets.Widget) -> None:
     if widget.kind in ("INT", "FLOAT"):
         assert options.get("min", value) <= value <= options.get("max", value), where
     if widget.kind == "COMBO":
-        assert value in options["options"] or str(value).endswith((*FILES, ".png", ".webp")), (
+        assert value in options["options"] or str(value).endswith((*MODEL_FILES, ".png", ".webp")), (
             f"{where} has no choice {value}"
         )
 

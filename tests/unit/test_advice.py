@@ -8,8 +8,8 @@ import pytest
 
 from cascade_studio.nodes.checkpoints.catalogue import load
 from cascade_studio.nodes.checkpoints.presets import FULL_ROOM, Machine, choose, rank_presets
+from cascade_studio.stages.units import GB
 
-GB = 10**9
 FULL_C, LITE_C, FULL_B, LITE_B = 3_589_103_632, 1_030_785_040, 1_562_941_136, 699_471_248
 AMPERE = Machine("cuda", "an RTX 3090", True, True, True, 24 * GB)
 TURING = Machine("cuda", "an RTX 2080", False, True, True, 24 * GB)

@@ -12,11 +12,12 @@ import time
 import unicodedata
 
 import pytest
-from batches import SIX, await_that, check, count_states, free_port, start_driver, start_fake
+from batches import SIX, await_that, check, count_states, start_driver, start_fake
 
 from cascade_studio.commands.batch import command, driver as batch_driver, manifest as batch_manifest, results
 from cascade_studio.commands.batch.manifest import ASKED, DONE, Manifest
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.places import find_free_port
 
 # Once, and the same
 
@@ -188,7 +189,7 @@ def test_a_full_disk_stops_with_a_sentence_and_loses_nothing(desk, monkeypatch, 
 def test_a_row_that_takes_its_server_along_is_set_aside_in_the_end(desk, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_manifest, "MOST_LOSSES", 2)
     monkeypatch.setattr(batch_driver, "AWAY_SECONDS", 0.2)
-    port = free_port()
+    port = find_free_port()
     fake = start_fake(port, tmp_path / "fake", 0.0)
     stop = threading.Event()
 
@@ -212,7 +213,7 @@ def test_a_row_that_takes_its_server_along_is_set_aside_in_the_end(desk, tmp_pat
 def kill_and_go_on(desk, tmp_path, kills, pictures):
     """Paint, and end a server or the driver at random moments spread over the whole run."""
     chance = random.Random(kills)
-    ports = [free_port() for _ in range(3)]
+    ports = [find_free_port() for _ in range(3)]
     fakes = [start_fake(port, tmp_path / f"fake{port}", 0.05) for port in ports]
     servers = ",".join(f"http://127.0.0.1:{port}" for port in ports)
     command = (desk.rows(SIX), "--out", tmp_path / "out", "--workflow", desk.workflow, "--servers", servers)

@@ -22,6 +22,7 @@ from cascade_studio.commands.batch.run import _Source
 from cascade_studio.commands.batch.template import safe_name
 from cascade_studio.commands.batch.workers import Worker
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.png import SIGNATURE
 from cascade_studio.commands.workflow.inputs import UnknownInput, convert_value, find_places
 
 
@@ -235,7 +236,7 @@ def test_of_a_servers_names_only_a_plain_ending_is_taken(given, names):
 @pytest.mark.parametrize("card", [b"no json", b"[1]", b'{"stages": 3}', b'{"stages": [3]}', b"{}"])
 def test_a_card_of_somebody_else_is_left_alone(card):
     text = fake_comfyui.chunk(b"tEXt", b"cascade_studio\0" + card)
-    picture = results.SIGNATURE + text + fake_comfyui.chunk(b"IEND", b"")
+    picture = SIGNATURE + text + fake_comfyui.chunk(b"IEND", b"")
     kept, measured = results.split_card(picture)
     assert kept == picture and (measured is None) == (card != b"{}")
     assert results.split_card(b"no picture") == (b"no picture", None)

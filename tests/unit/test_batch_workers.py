@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from batches import PROMPT, SIX, await_that, check, count_states, free_port, make_fake_host, start_driver
+from batches import PROMPT, SIX, await_that, check, count_states, make_fake_host, start_driver
 
 from cascade_studio.commands.batch import command, driver, manifest, run, run_batch, workers
 from cascade_studio.commands.batch.address import Unreachable
@@ -16,6 +16,7 @@ from cascade_studio.commands.batch.manifest import ASKED, DONE
 from cascade_studio.commands.batch.results import PaintedFile
 from cascade_studio.commands.batch.server import Lost, Painted
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.places import find_free_port
 from cascade_studio.commands.workflow.api_prompt import Converted
 
 # Workers
@@ -109,12 +110,12 @@ def test_servers_join_while_the_batch_runs_and_silent_ones_are_waited_for(desk, 
     monkeypatch.setattr(workers, "REREAD_SECONDS", 0.2)
     monkeypatch.setattr(driver, "KEEP_SECONDS", 0.2)
     listed = desk.folder / "servers.txt"
-    listed.write_text(f"# mine\nhttp://127.0.0.1:{free_port()}\n", encoding="utf-8")
+    listed.write_text(f"# mine\nhttp://127.0.0.1:{find_free_port()}\n", encoding="utf-8")
     timer = threading.Timer(1.0, lambda: listed.write_text(desk.serve() + "\n", encoding="utf-8"))
     timer.start()
     assert desk.run(desk.rows(SIX), servers=f"@{listed}", patience=20.0).complete
     with pytest.raises(Stop, match="No worker was there and painted for 1 s"):
-        desk.run(desk.rows("moon"), servers=f"http://127.0.0.1:{free_port()}", patience=1.0)
+        desk.run(desk.rows("moon"), servers=f"http://127.0.0.1:{find_free_port()}", patience=1.0)
 
 
 def test_servers_of_our_own_are_started_killed_and_started_again(desk, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import torch
 from lessons import SHORT, distance, randn, rows, trainer
 
+from cascade_studio.commands.places import find_free_port
 from cascade_studio.stages.errors import BadValues, WrongInput
 from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
 from cascade_studio.stages.nets.encoder import EncoderConfig
@@ -193,18 +193,12 @@ def test_the_result_does_not_depend_on_how_a_batch_is_split(loss_weight):
         assert (whole.adaptive.losses != 1).sum() > 10
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def test_two_processes_equal_one(tmp_path):
     """As torchrun and accelerate launch start them: by environment variables."""
     variables = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(find_free_port()),
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
     }

@@ -11,9 +11,9 @@ from harness import REPOSITORY
 from sources import node_names
 from table import each
 
+from cascade_studio.commands.workflow.inputs import MODEL_FILES
 from tools.authoring import flow as colours
 from tools.authoring.recipes import BLOCKS, RECIPES
-from tools.edit import FILES
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 SUBGRAPHS = sorted((REPOSITORY / "subgraphs").glob("*.json"))
@@ -143,7 +143,7 @@ def test_model_files_are_those_of_the_catalogue(path):
     known = published()
     note = "\n".join(node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] == NOTE)
     for node in nodes_of(path):
-        chosen = {value for value in node["widgets_values"] if str(value).endswith(FILES)}
+        chosen = {value for value in node["widgets_values"] if str(value).endswith(MODEL_FILES)}
         given = {model["name"]: model for model in node["properties"].get("models", [])}
         assert set(given) == {name for name in chosen if known.get(name, {}).get("url")}, node["type"]
         for name, model in given.items():

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from ..env import REPOSITORY
+from ..edit import CATALOGUE
 
-CATALOGUE = REPOSITORY / "nodes" / "checkpoints" / "catalogue.json"
 NONE, FROM_CHECKPOINT = "none", "from the checkpoint"
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from cascade_studio.commands.messages import Stop, say, speak_plainly
 from cascade_studio.commands.workflow.api_prompt import convert
+from cascade_studio.commands.workflow.inputs import MODEL_FILES
 from cascade_studio.commands.workflow.widgets import is_widget, specs
 
-from ..edit import FILES
 from ..env import REPOSITORY
 from ..locales import PREFIX, own
 from ..server import Base, HostServer
@@ -108,7 +108,7 @@ def choices(definition: Content) -> dict[str, list[Any]]:
     return {
         name: options
         for name, options in found.items()
-        if options and not any(str(option).endswith(FILES) for option in options)
+        if options and not any(str(option).endswith(MODEL_FILES) for option in options)
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cascade_studio.commands.workflow.widgets import is_widget, specs
+from cascade_studio.nodes import PREFIX
 
 from .flow import Flow, FlowNode, FlowStep
 
@@ -51,7 +52,6 @@ PREVIEW = 240
 PREVIEWED = {"KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"}
 """Core's nodes that show a preview while they run, if the user has switched previews on."""
 
-OURS = "CascadeStudio_"
 
 Size = tuple[int, int]
 Place = tuple[int, int]
@@ -75,11 +75,11 @@ def size_of(node: FlowNode, definition: dict[str, Any] | None) -> Size:
         return node.wide or WIDTH, node.high
     inputs = specs(definition.get("input") or {}, definition.get("input_order"))
     widgets = [spec for spec in inputs if is_widget(spec)]
-    folded = [spec for spec in widgets if spec[2].get("advanced")] if node.kind.startswith(OURS) else []
+    folded = [spec for spec in widgets if spec[2].get("advanced")] if node.kind.startswith(PREFIX) else []
     widgets = [spec for spec in widgets if spec not in folded or len(folded) == 1]
     rows = max(len(inputs) - len(widgets) - len(folded), len(definition.get("output") or []))
     texts = sum(1 for _, kind, options in widgets if kind == "STRING" and options.get("multiline"))
-    panel = PANELS.get(node.kind.removeprefix(OURS), 0) + (PICTURE if node.kind in PICTURES else 0)
+    panel = PANELS.get(node.kind.removeprefix(PREFIX), 0) + (PICTURE if node.kind in PICTURES else 0)
     panel += PREVIEW if node.kind in PREVIEWED else 0
     height = BASE + panel + SLOT * rows + WIDGET * (len(widgets) - texts + (len(folded) > 1)) + TEXT * texts
     return node.wide or (WIDTH + 60 if node.kind in PICTURES else WIDTH), max(50, height)

@@ -18,7 +18,6 @@ from ..env import REPOSITORY
 
 PICTURES = REPOSITORY / "web" / "docs" / "pictures"
 NAMES = REPOSITORY / "locales" / "en" / "nodeDefs.json"
-PREFIX = "CascadeStudio_"
 ROW, TITLE, PAD, GAP, BETWEEN, LETTER = 20, 26, 10, 16, 90, 6.4
 """Pixels: a socket's row, a title bar, the space in a box, between boxes, between columns, and for a letter."""
 COLOURS = {

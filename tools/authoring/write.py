@@ -9,16 +9,17 @@ from typing import Any
 
 from cascade_studio.commands.messages import Stop
 from cascade_studio.commands.workflow.graph import NEVER
+from cascade_studio.commands.workflow.inputs import MODEL_FILES
 from cascade_studio.commands.workflow.widgets import AUTOGROW, is_widget, specs, write_values
+from cascade_studio.nodes import PREFIX
 
-from ..edit import FILES
 from ..env import REPOSITORY
 from ..hosts import DEFAULT_VERSION
+from ..server import PACK
 from . import files
 from .flow import Flow, FlowNode, Output
 from .layout import place, size_of
 
-PACK = "cascade-studio"
 NAMESPACE = uuid.UUID("6c8f7a0e-52f1-4f0c-9f0a-6d1a3c9f2b10")
 GROUP_COLOUR = "#3f789e"
 OPTIONAL = 7
@@ -203,13 +204,13 @@ class Writer:
         return found
 
     def _properties(self, node: FlowNode, values: list[Any]) -> dict[str, Any]:
-        ours = node.kind.startswith("CascadeStudio_")
+        ours = node.kind.startswith(PREFIX)
         found: dict[str, Any] = {
             "Node name for S&R": node.kind,
             "cnr_id": PACK if ours else "comfy-core",
             "ver": pack_version() if ours else DEFAULT_VERSION,
         }
-        names = [value for value in values if isinstance(value, str) and value.endswith(FILES)]
+        names = [value for value in values if isinstance(value, str) and value.endswith(MODEL_FILES)]
         models = [entry for entry in map(files.for_workflow, dict.fromkeys(names)) if entry]
         if models:
             found["models"] = models

@@ -12,6 +12,7 @@ import comfy.utils
 
 from ....stages.errors import CascadeError
 from ....stages.files.header import read_header
+from ....stages.units import GB, GIB
 from ...checkpoints.catalogue import Catalogue
 from ...checkpoints.hashes import CHUNK
 from ..files import names
@@ -21,7 +22,6 @@ from .measure import Taken
 REPORT = "cascade_studio_report"
 """Key in a latent, and in a node's ui, under which the reports of the stages so far stand in order."""
 
-GIB, GB = 1024**3, 1000**3
 SEEDS = 2**64
 """Seeds are counted up to this, and then from 0 again."""
 

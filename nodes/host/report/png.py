@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ....stages.errors import WrongInput
+from ... import CARD
 from ...checkpoints import disk
 from ...checkpoints.addresses import describe_problem
 from ..files.write import check_writable
@@ -24,9 +25,6 @@ from ..latents import measure_picture
 from .card import ModelFile, Reports, list_model_files, make_card
 from .facts import NO_FACTS, Facts
 from .parameters import write_parameters
-
-TEXT = "cascade_studio"
-"""Name of our text in a PNG file; it holds JSON."""
 
 PARAMETERS = "parameters"
 COMPRESSION = 4
@@ -96,7 +94,7 @@ def collect_own_texts(
 ) -> dict[str, str]:
     """Our texts for picture ``index``: the card, and the parameters as other tools read them."""
     card = make_card(story.reports, size, story.facts, files, index)
-    return {TEXT: json.dumps(card), PARAMETERS: write_parameters(story.reports, size, story.facts, files, index)}
+    return {CARD: json.dumps(card), PARAMETERS: write_parameters(story.reports, size, story.facts, files, index)}
 
 
 def collect_texts(prompt: Any, extra: Mapping[str, Any] | None, own: Mapping[str, str]) -> PngInfo | None:

@@ -19,8 +19,9 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
+from ... import PREFIX
+
 ADDRESS = "/cascade_studio/state"
-OURS = "CascadeStudio_"
 
 
 @dataclass
@@ -87,7 +88,7 @@ def find_last(workflow: str) -> dict[str, Any] | None:
             ours = {
                 node: shown
                 for node, shown in outputs.items()
-                if str(item[2].get(node, {}).get("class_type", "")).startswith(OURS)
+                if str(item[2].get(node, {}).get("class_type", "")).startswith(PREFIX)
             }
             return {"prompt_id": item[1], "outputs": ours}
     return None

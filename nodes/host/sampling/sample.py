@@ -21,6 +21,7 @@ from ....stages.diffusion.sampling import Guidance
 from ....stages.diffusion.seeds import PER_PICTURE, STEP_STREAM, BatchSeed, Noise, Seeds
 from ....stages.errors import BadValues, OutOfMemory, WrongInput
 from ....stages.inputs.canvas import Canvas
+from ....stages.units import GIB
 from ..conditioning.control_chain import release_controls
 from ..conditioning.part import pick_conditioning
 from ..machine import measure_room
@@ -42,7 +43,6 @@ STEPS: dict[str, tuple[Any, dict[str, float]]] = {
     "lcm": (k_diffusion.sample_lcm, {}),
 }
 """The official steps by core's functions for them."""
-GIB = 1024**3
 
 
 def find_shift(model: Any, default: float) -> float:

@@ -30,7 +30,6 @@ from ....stages.training.captions import SUFFIXES as CAPTIONS
 from ....stages.training.checkpoint import check_target
 from ....stages.training.dataset import PictureFiles, TrainingSet
 from ....stages.training.folders import SUFFIXES, FileMemory, FolderOptions, from_folder
-from ....stages.training.memory import GB
 from ....stages.training.pictures_io import draw_losses, draw_rates, read_picture, read_size
 from ....stages.training.rates import RATES, choose_rate, try_rates
 from ....stages.training.run import Lesson, Run, Sample, add_words, parse_prompts
@@ -38,6 +37,7 @@ from ....stages.training.settings import Settings
 from ....stages.training.tasks import Ingredients
 from ....stages.training.trainer import Trainer
 from ....stages.training.words import count_tokens
+from ....stages.units import GB
 from ..files import stamps
 from ..out_of_memory import explain_out_of_memory, make_room
 from .show import Show, Wired

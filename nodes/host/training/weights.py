@@ -18,10 +18,9 @@ from ....stages.nets.stage_c import StageC, StageCConfig
 from ....stages.training.cache import Encoders, fingerprint
 from ....stages.training.control import make_hint_maker
 from ....stages.training.words import END, LENGTH, START
+from ..lora.merge import ROOT
 from ..lora.words import list_words
 from ..models.vae import check_encoder
-
-PREFIX = "diffusion_model."
 
 
 def read_stored(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -59,7 +58,7 @@ def read_patched(patcher: Any, tensors: Mapping[str, Tensor], prefix: str) -> di
 def prior_weights(model: Any, kind: str = "stage_c") -> tuple[StageCConfig | StageBConfig, dict[str, Tensor]]:
     """Configuration and canonical tensors of a Stage C or Stage B MODEL, ours or core's; the host's, not to be kept."""
     net = model.model.diffusion_model
-    tensors = read_patched(model, net.state_dict(), PREFIX)
+    tensors = read_patched(model, net.state_dict(), ROOT)
     found = load.require(identify(tensors), kind, "This MODEL")
     ours = isinstance(net, (StageC, StageB))
     return (net.config if ours else found.config), convert.normalise(tensors, found)
