@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..stages.diffusion.official import OWN
 from ..stages.diffusion.seeds import PER_PICTURE
 from .host import latents
 from .host.report import card
@@ -17,6 +18,7 @@ from .sampling_inputs import (
     noise_input,
     schedule_inputs,
     seed_input,
+    settings_input,
     start_inputs,
     step_input,
     variation_inputs,
@@ -65,6 +67,7 @@ class CascadeStudioSamplePrior(io.ComfyNode):
                         "Keep what the model saw in the last step in the latent, for Guide Stage C with 'last step'."
                     ),
                 ),
+                settings_input("stage_c"),
             ],
             outputs=[
                 io.Latent.Output(
@@ -94,6 +97,7 @@ class CascadeStudioSamplePrior(io.ComfyNode):
         variation_strength: float = 0.0,
         noise: str = PER_PICTURE,
         keep_features: bool = False,
+        settings: str = OWN,
         **guided: Any,
     ) -> io.NodeOutput:
         latents.check_model(model, "Stage C", PRIOR)
@@ -156,6 +160,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
                 ),
                 *variation_inputs(),
                 noise_input(),
+                settings_input("stage_b"),
             ],
             outputs=[
                 io.Latent.Output(
@@ -181,6 +186,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
         variation_seed: int = 0,
         variation_strength: float = 0.0,
         noise: str = PER_PICTURE,
+        settings: str = OWN,
         **guided: Any,
     ) -> io.NodeOutput:
         latents.check_model(model, "Stage B", DECODER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..stages.diffusion.official import OFFICIAL
+from ..stages.diffusion.official import OFFICIAL, OWN, list_tasks
 from ..stages.diffusion.sampling import Guidance
 from ..stages.diffusion.seeds import NOISES, PER_PICTURE
 from .host.sampling import sample
@@ -199,6 +199,22 @@ def noise_input() -> io.Combo.Input:
             "How the seed becomes noise. per picture: each picture has its own, alone or in a batch. official: as the "
             "release and diffusers draw it. comfyui: as core's KSampler does. See 'The same picture elsewhere'."
         ),
+    )
+
+
+def settings_input(stage: str) -> io.Combo.Input:
+    """Numbers by task. The page fills them in; a run reads the numbers alone, so that scripts have plain inputs."""
+    tasks = list_tasks(stage)
+    return io.Combo.Input(
+        "settings",
+        options=[OWN, *tasks],
+        default=OWN,
+        optional=True,
+        tooltip=(
+            "Fills in steps, cfg, shift and denoise for a task: official, a quick draft, a fine last run, or image to "
+            "image. The numbers may be changed afterwards."
+        ),
+        extra_dict={"tasks": tasks},
     )
 
 

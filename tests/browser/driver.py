@@ -154,14 +154,15 @@ class Browser:
     def send(self, method: str, timeout: float = PATIENCE, **params: Any) -> dict[str, Any]:
         """One command of the protocol; events that arrive before its answer are noted."""
         self._number += 1
-        self._socket.send(json.dumps({"id": self._number, "method": method, "params": params}))
+        number = self._number
+        self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         limit = time.monotonic() + timeout
         while True:
             try:
                 message = json.loads(self._socket.receive(max(0.01, limit - time.monotonic())))
             except TimeoutError:
                 raise BrowserError(f"{method} was not answered within {timeout:.0f} s: {params}") from None
-            if message.get("id") == self._number:
+            if message.get("id") == number:
                 if "error" in message:
                     raise BrowserError(f"{method}: {message['error'].get('message')}")
                 return message["result"]
@@ -173,6 +174,10 @@ class Browser:
         if event == "Runtime.consoleAPICalled" and data["type"] in ("error", "assert"):
             words = [str(argument.get("value", argument.get("description", ""))) for argument in data["args"]]
             self.errors.append(" ".join([*words, *_frames(data.get("stackTrace"))]))
+        elif event == "Page.javascriptDialogOpening":  # the host's question before an unsaved workflow is left
+            self._number += 1
+            accepted = {"id": self._number, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+            self._socket.send(json.dumps(accepted))
         elif event == "Runtime.exceptionThrown":
             details = data["exceptionDetails"]
             text = details.get("exception", {}).get("description") or details.get("text", "")

@@ -45,8 +45,14 @@ PANELS = {
     "ApplyLoraStack": 118,
     "LoadHookLora": 118,
     "ReportCard": 238,
+    "CannyHint": 240,
+    "InpaintHint": 240,
+    "SuperResolutionHint": 240,
+    "IdentityHint": 240,
+    "OutpaintCanvas": 240,
+    "ImagePrompts": 240,
 }
-"""What the web extension adds below some of our nodes, room for a live preview and a note included."""
+"""What some of our nodes show below their widgets, room for a live preview, a hint and a note included."""
 
 PREVIEW = 240
 PREVIEWED = {"KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"}
@@ -73,7 +79,7 @@ def size_of(node: FlowNode, definition: dict[str, Any] | None) -> Size:
         return NOTE_WIDTH, node.high or min(900, 60 + 20 * lines)
     if node.high:
         return node.wide or WIDTH, node.high
-    inputs = specs(definition.get("input") or {}, definition.get("input_order"))
+    inputs = [spec for spec in specs(definition["input"], definition.get("input_order")) if is_in_sight(node, spec[0])]
     widgets = [spec for spec in inputs if is_widget(spec)]
     folded = [spec for spec in widgets if spec[2].get("advanced")] if node.kind.startswith(PREFIX) else []
     widgets = [spec for spec in widgets if spec not in folded or len(folded) == 1]
@@ -83,6 +89,13 @@ def size_of(node: FlowNode, definition: dict[str, Any] | None) -> Size:
     panel += PREVIEW if node.kind in PREVIEWED else 0
     height = BASE + panel + SLOT * rows + WIDGET * (len(widgets) - texts + (len(folded) > 1)) + TEXT * texts
     return node.wide or (WIDTH + 60 if node.kind in PICTURES else WIDTH), max(50, height)
+
+
+def is_in_sight(node: FlowNode, name: str) -> bool:
+    """Whether the page shows an input: of pictures that grow those in use, with one more to wire (web/js/grow.js)."""
+    found = re.fullmatch(r"(image|weight)_(\d+)", name) if node.kind == f"{OURS}ImagePrompts" else None
+    used = sum(1 for given in node.inputs if given.startswith("image_"))
+    return found is None or int(found[2]) <= max(1, used) + (found[1] == "image" and used > 0)
 
 
 def _column(step: FlowStep, sizes: dict[int, Size], x: int, y: int, places: dict[int, Place]) -> Frame:
