@@ -1,4 +1,4 @@
-"""What a word's weight changes, for each weighting of Encode prompt: the conditioning, the attention and the picture.
+"""What a word's weight changes, for each weighting of Encode Prompt: the conditioning, the attention and the picture.
 
     python3 dev.py run tests/benchmarks/measure_weights.py [--only towers|pictures] [--pictures N]
 

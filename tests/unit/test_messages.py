@@ -96,10 +96,10 @@ def read_pickle(folder: Path) -> None:
 
 FAILURES: dict[str, Callable[[Path], object]] = {
     "a width": lambda _: canvas.plan_canvas(7, 128),
-    "a picture": lambda _: pictures.check_pictures(torch.zeros(2, 2), "Cascade Upscale"),
-    "a hint": lambda _: pictures.check_pictures(torch.zeros(1, 2, 2, 16), "Cascade Upscale"),
+    "a picture": lambda _: pictures.check_pictures(torch.zeros(2, 2), "Upscale with Cascade"),
+    "a hint": lambda _: pictures.check_pictures(torch.zeros(1, 2, 2, 16), "Upscale with Cascade"),
     "a mask": lambda _: pictures.check_mask(torch.full((1, 2, 2), -1.0), "Inpaint Hint"),
-    "boxes": lambda _: segments.read_segments("nothing", 64, 64, "Cascade Detailer"),
+    "boxes": lambda _: segments.read_segments("nothing", 64, 64, "Detailer for Cascade"),
     "an address": lambda _: check_url("ftp://example.org/file"),
     "a cut file": read_cut_off,
     "no file": read_nothing,
