@@ -47,8 +47,3 @@ class NoiseStreams:
             )
         rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=torch.float32) for g in self.generators]
         return torch.stack(rows) if rows else torch.empty(tuple(shape), dtype=torch.float32)
-
-
-def draw_image_noise(seed: int, index: int, shape: Sequence[int], stream: int = 0) -> Tensor:
-    """The first noise of picture ``index`` of a batch with ``seed``; ``shape`` is one picture's, (C, H, W)."""
-    return NoiseStreams([seed + index], stream).next((1, *shape))[0]

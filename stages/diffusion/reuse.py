@@ -36,14 +36,6 @@ class Rule:
             return False
         return computed[-1] - r < self.gap - ROUNDING
 
-    def choose_steps(self, levels: Sequence[float]) -> list[int]:
-        """The steps of a run over ``levels`` (r, falling) that are computed."""
-        chosen: list[int] = []
-        for index, level in enumerate(levels):
-            if not self.may_reuse(level, [levels[each] for each in chosen], levels[-1]):
-                chosen.append(index)
-        return chosen
-
 
 RULES = {
     "stage_c": {CAREFUL: Rule(0.06), FAST: Rule(0.08)},

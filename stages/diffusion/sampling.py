@@ -184,13 +184,6 @@ def step_ddpm(
     return step_ddim(denoised, epsilon, sigma, sigma_next, noise, eta=1.0)
 
 
-def step_lcm(
-    denoised: Tensor, epsilon: Tensor, sigma: float | Tensor, sigma_next: float | Tensor, noise: Tensor | None = None
-) -> Tensor:
-    """Consistency step (Song et al. 2023; Luo et al. 2023): the picture noised afresh to ``sigma_next``."""
-    return denoised + _per_image(_float32(sigma_next), denoised) * _need_noise(noise, "LCM").to(denoised)
-
-
 # Guidance
 
 

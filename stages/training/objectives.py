@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..inputs.hints import pack_inpaint
 from ..nets.controlnet import ControlNet
-from ..nets.stage_a import StageA
 from .losses import (
     add_training_noise,
     epsilon_losses,
@@ -223,43 +222,3 @@ def draw_mask(size: Sequence[int], generator: torch.Generator) -> Tensor:
             spans.append(slice(start, start + wide))
         mask[0, spans[0], spans[1]] = 1
     return mask
-
-
-@dataclass(eq=False)
-class StageAObjective:
-    """Rebuild a window of each picture, half of the time through the codebook. Rows: "picture" (3, H, W) in [0, 1].
-
-    The loss is absolute plus twice the squared error, plus that of the codebook (vq + 0.25 · commitment).
-    """
-
-    net: StageA
-    device: torch.device | str = "cpu"
-    bfloat16: bool = False
-    window: int = 256
-    nothing: float | None = field(default=None, init=False)
-
-    def losses(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> Losses:
-        """Losses of ``rows``, which have one signature."""
-        cut = torch.stack([self.cut(row["picture"].float(), g) for row, g in zip(rows, generators)])
-        coded = torch.cat([torch.rand(1, generator=g) < 0.5 for g in generators])
-        device = torch.device(self.device)
-        image, coded = cut.to(device), coded.to(device)[:, None, None, None]
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
-            latent = self.net.encode(image).float()
-            scaled = latent * self.net.config.scale_factor
-            found = self.net.quantize(latent)
-            codes = self.net.vquantizer.lookup(found.indices).float()
-            made = self.net.decode(torch.where(coded, found.vectors, latent)).float()
-        error = (made - image).flatten(1)
-        table = (codes - scaled.detach()).square() + 0.25 * (scaled - codes.detach()).square()
-        return Losses(error.abs().mean(1) + 2 * error.square().mean(1) + table.flatten(1).mean(1), None)
-
-    def cut(self, picture: Tensor, generator: torch.Generator) -> Tensor:
-        """A window at a random place; whole cells of the picture where it is smaller."""
-        cell = self.net.config.cell
-        sides = [min(self.window, side) // cell * cell for side in picture.shape[1:]]
-        top, left = (
-            int(torch.randint(full - side + 1, (1,), generator=generator))
-            for full, side in zip(picture.shape[1:], sides)
-        )
-        return picture[:, top : top + sides[0], left : left + sides[1]]

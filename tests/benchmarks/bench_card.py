@@ -20,6 +20,7 @@ import torch
 from bench_card_host import dynamic, partial
 from bench_counts import DTYPES, Case, plan_memory, shapes_of
 from reference_nets import host_net, reference
+from steps import choose_steps
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -233,7 +234,7 @@ def count_steps(key: str, preset: str) -> tuple[int, bool]:
     if preset == OFF:
         return official.steps, False
     levels = noise_condition(logsnr(timesteps(official.steps)[:-1], official.shift)).tolist()
-    return len(RULES[key][preset].choose_steps(levels)), key == "stage_b"
+    return len(choose_steps(RULES[key][preset], levels)), key == "stage_b"
 
 
 SECTIONS: tuple[tuple[str, Callable[[Tour], None], float], ...] = (

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps import choose_steps
 from world import Studio, relative
 
 from cascade_studio.nodes.host.report import card
@@ -63,7 +64,7 @@ def test_presets_leave_out_what_they_say(studio, passes, stage):
         assert told == (None if preset == reuse.OFF else preset)
     assert counts[reuse.OFF] == official
     for preset in (reuse.CAREFUL, reuse.FAST):
-        assert counts[preset] == len(reuse.RULES[KEYS[stage]][preset].choose_steps(levels_of(KEYS[stage])))
+        assert counts[preset] == len(choose_steps(reuse.RULES[KEYS[stage]][preset], levels_of(KEYS[stage])))
     assert list(counts.values()) == {"prior": [20, 12, 10], "decoder": [10, 10, 6]}[stage]
     assert torch.equal(sample(studio, stage)["samples"], exact), "the model that was given is changed"
 
@@ -92,9 +93,9 @@ def test_two_runs_know_nothing_of_each_other(studio):
 def test_the_rule(key, slope):
     levels = levels_of(key)
     for gap in (0.0, 0.05, 0.1, 0.3, 2.0):
-        chosen = reuse.Rule(gap, slope).choose_steps(levels)
+        chosen = choose_steps(reuse.Rule(gap, slope), levels)
         assert chosen[0] == 0 and chosen[-1] == len(levels) - 1
         assert chosen == sorted(set(chosen)) and (not slope or chosen[1] == 1)
-    assert reuse.Rule(0.0, slope).choose_steps(levels) == list(range(len(levels)))
-    assert reuse.Rule(2.0, slope).choose_steps(levels) == [0, *([1] if slope else []), len(levels) - 1]
-    assert reuse.Rule(1.0, slope).choose_steps([]) == []
+    assert choose_steps(reuse.Rule(0.0, slope), levels) == list(range(len(levels)))
+    assert choose_steps(reuse.Rule(2.0, slope), levels) == [0, *([1] if slope else []), len(levels) - 1]
+    assert choose_steps(reuse.Rule(1.0, slope), []) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from steps import step_lcm
 from world import DECODER_SCALE, changed, of_range, relative
 
 from cascade_studio.stages.diffusion import sampling
@@ -30,7 +31,7 @@ PRIOR_RUNS = {
         {"steps": 6, "scale_end": 8.0, "interval": (1.0, 0.5)},
     ),
     "ddim": ({"steps": 6, "sampler": "ddim"}, {"steps": 6, "step": sampling.step_ddim}),
-    "lcm": ({"steps": 4, "sampler": "lcm"}, {"steps": 4, "step": sampling.step_lcm}),
+    "lcm": ({"steps": 4, "sampler": "lcm"}, {"steps": 4, "step": step_lcm}),
 }
 
 

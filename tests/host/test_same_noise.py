@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from steps import step_lcm
 from world import Studio, changed, of_range, relative
 
 from cascade_studio.stages.diffusion import sampling
@@ -54,7 +55,7 @@ def test_official_is_one_generator_for_start_and_steps(studio, step):
         torch.randn(tuple(ours.shape), generator=generator),
         timesteps=times,
         shift=2.0,
-        step={"ddpm": sampling.step_ddpm, "lcm": sampling.step_lcm}[step],
+        step={"ddpm": sampling.step_ddpm, "lcm": step_lcm}[step],
         guidance=sampling.Guidance(4.0, per_image=False),
         noise=lambda shape: torch.randn(tuple(shape), generator=generator),
     )

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from steps import step_lcm
 from tiny import golden
 
 from cascade_studio.stages.diffusion import sampling as d
-from cascade_studio.stages.diffusion.noise import NoiseStreams, draw_image_noise, list_image_seeds
+from cascade_studio.stages.diffusion.noise import NoiseStreams, list_image_seeds
 from cascade_studio.stages.errors import WrongInput
 
 SHIFTS = (0.5, 1.0, 2.0, 3.0)
@@ -221,10 +222,10 @@ def test_ddpm_samples_the_posterior():
 
 def test_lcm_noises_the_picture_afresh():
     x0, noise = randn(2, 4, 3, 3), randn(2, 4, 3, 3, seed=1)
-    torch.testing.assert_close(d.step_lcm(x0, x0 * 7, HERE, THERE, noise), x0 + THERE * noise)
+    torch.testing.assert_close(step_lcm(x0, x0 * 7, HERE, THERE, noise), x0 + THERE * noise)
 
 
-@pytest.mark.parametrize("step", [d.step_ddim, d.step_ddpm, d.step_lcm])
+@pytest.mark.parametrize("step", [d.step_ddim, d.step_ddpm, step_lcm])
 def test_steps_end_cleanly(step):
     x0, epsilon, noise = randn(2, 4, 3, 3), randn(2, 4, 3, 3, seed=1), randn(2, 4, 3, 3, seed=2)
     assert torch.equal(step(x0, epsilon, HERE, 0.0, noise), x0)
@@ -239,10 +240,10 @@ def test_a_step_to_the_same_level_draws_noise_and_changes_nothing():
     assert torch.equal(d.step_ddpm(x0, epsilon, HERE, HERE, noise), x0 + HERE * epsilon)
 
 
-@pytest.mark.parametrize("step, name", [(d.step_ddpm, "DDPM"), (d.step_lcm, "LCM")])
-def test_a_noisy_step_without_noise_says_so(step, name):
+@pytest.mark.parametrize("eta, name", [(1.0, "DDPM"), (0.5, "DDIM")])
+def test_a_noisy_step_without_noise_says_so(eta, name):
     with pytest.raises(WrongInput, match=f"The {name} step adds noise, but none was given"):
-        step(randn(1, 4, 3, 3), randn(1, 4, 3, 3), HERE, THERE)
+        d.step_ddim(randn(1, 4, 3, 3), randn(1, 4, 3, 3), HERE, THERE, eta=eta)
 
 
 # Guidance
@@ -301,6 +302,11 @@ def test_guidance_scale(t, arguments, expected):
 
 
 # Noise
+
+
+def draw_image_noise(seed, index, shape, stream=0):
+    """The first noise of picture ``index`` of a batch with ``seed``; ``shape`` is one picture's, (C, H, W)."""
+    return NoiseStreams([seed + index], stream).next((1, *shape))[0]
 
 
 def test_every_picture_has_its_own_noise():
@@ -372,7 +378,7 @@ def draw(count: int, guidance: d.Guidance, step=d.step_ddpm) -> list[d.Step]:
     )
 
 
-@pytest.mark.parametrize("step", [d.step_ddpm, d.step_lcm])
+@pytest.mark.parametrize("step", [d.step_ddpm, step_lcm])
 def test_a_picture_of_a_batch_is_reproducible_alone(step):
     batch, alone = (draw(count, d.Guidance(), step)[-1].denoised for count in (3, 1))
     torch.testing.assert_close(batch[:1], alone, atol=1e-5, rtol=1e-5)
@@ -380,7 +386,7 @@ def test_a_picture_of_a_batch_is_reproducible_alone(step):
     assert not torch.allclose(official[0][:1], official[1], atol=1e-3), "the batch-wide std is visible"
 
 
-@pytest.mark.parametrize("step", [d.step_ddim, d.step_ddpm, d.step_lcm])
+@pytest.mark.parametrize("step", [d.step_ddim, d.step_ddpm, step_lcm])
 @pytest.mark.parametrize("start", [1.0, 0.4])
 def test_a_perfect_predictor_recovers_the_picture(step, start):
     picture, noise = randn(2, 4, 6, 6), randn(2, 4, 6, 6, seed=1)

@@ -6,12 +6,13 @@ from functools import cache
 
 import pytest
 import torch
+from steps import step_lcm
 from tiny import golden, index, relative, tiny_net
 from torch import Tensor
 
 from cascade_studio.stages.diffusion import sampling as d
 
-STEPS = {"ddpm": d.step_ddpm, "ddim": d.step_ddim, "lcm": d.step_lcm}
+STEPS = {"ddpm": d.step_ddpm, "ddim": d.step_ddim, "lcm": step_lcm}
 RUNS = [
     "sample_stage_c",
     "sample_stage_c_image_ddpm",

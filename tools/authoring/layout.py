@@ -93,7 +93,7 @@ def size_of(node: FlowNode, definition: dict[str, Any] | None) -> Size:
 
 def is_in_sight(node: FlowNode, name: str) -> bool:
     """Whether the page shows an input: of pictures that grow those in use, with one more to wire (web/js/grow.js)."""
-    found = re.fullmatch(r"(image|weight)_(\d+)", name) if node.kind == f"{OURS}ImagePrompts" else None
+    found = re.fullmatch(r"(image|weight)_(\d+)", name) if node.kind == f"{PREFIX}ImagePrompts" else None
     used = sum(1 for given in node.inputs if given.startswith("image_"))
     return found is None or int(found[2]) <= max(1, used) + (found[1] == "image" and used > 0)
 
