@@ -59,6 +59,20 @@ class CascadeStudioLoadControlNet(FileLoader, io.ComfyNode):
         return (load_control(parts["controlnet"], dtype),)
 
 
+def factor_input(name: str, half: str) -> io.Float.Input:
+    """How much more, or less, one half of the blocks hears of the hint."""
+    return io.Float.Input(
+        name,
+        default=1.0,
+        min=-10.0,
+        max=10.0,
+        step=0.05,
+        round=0.001,
+        advanced=True,
+        tooltip=f"Extra factor in the {half} half of Stage C's blocks.",
+    )
+
+
 class CascadeStudioApplyControl(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -89,26 +103,8 @@ class CascadeStudioApplyControl(io.ComfyNode):
                 fraction_input(
                     "end_percent", 1.0, "Part of the run after which it no longer acts. Composition is settled early."
                 ),
-                io.Float.Input(
-                    "early",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    round=0.001,
-                    advanced=True,
-                    tooltip="Extra factor in the first half of Stage C's blocks.",
-                ),
-                io.Float.Input(
-                    "late",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    round=0.001,
-                    advanced=True,
-                    tooltip="Extra factor in the second half of Stage C's blocks.",
-                ),
+                factor_input("early", "first"),
+                factor_input("late", "second"),
                 io.String.Input(
                     "block_weights",
                     default="",

@@ -89,10 +89,24 @@ class Worker:
         return self.name, self.state, text, since, self.pictures
 
 
-class NamedPainter:
-    """A server that was running before and goes on after the batch."""
+class ServerPainter:
+    """What a painter asks its server; rows that it may hold at once: one is painted, the next one waits there."""
 
     slots = 2
+    server: Server | None
+
+    def describe_nodes(self) -> dict[str, Any]:
+        return self.server.describe_nodes()
+
+    def lacks(self, classes: Iterable[str]) -> list[str]:
+        return self.server.lacks(classes)
+
+    def memory(self) -> int | None:
+        return self.server.memory()
+
+
+class NamedPainter(ServerPainter):
+    """A server that was running before and goes on after the batch."""
 
     def __init__(self, url: str) -> None:
         self.server = Server(url)
@@ -106,15 +120,6 @@ class NamedPainter:
             except Refused as refusal:
                 raise Unreachable(str(refusal)) from None
             self.ready = True
-
-    def describe_nodes(self) -> dict[str, Any]:
-        return self.server.describe_nodes()
-
-    def lacks(self, classes: Iterable[str]) -> list[str]:
-        return self.server.lacks(classes)
-
-    def memory(self) -> int | None:
-        return self.server.memory()
 
     def paint(self, job: Job, stop: threading.Event, alive: Callable[[], None]) -> Painted:
         try:
@@ -130,10 +135,8 @@ class NamedPainter:
         """The server is not ours to stop."""
 
 
-class LocalPainter:
+class LocalPainter(ServerPainter):
     """A server of our own on this machine, started anew when it ends."""
-
-    slots = 2
 
     def __init__(self, local: LocalServer, name: str) -> None:
         self.local, self.name = local, name
@@ -159,15 +162,6 @@ class LocalPainter:
             finally:
                 self.doubted = False
         return True
-
-    def describe_nodes(self) -> dict[str, Any]:
-        return self.server.describe_nodes()
-
-    def lacks(self, classes: Iterable[str]) -> list[str]:
-        return self.server.lacks(classes)
-
-    def memory(self) -> int | None:
-        return self.server.memory()
 
     def paint(self, job: Job, stop: threading.Event, alive: Callable[[], None]) -> Painted:
         try:
