@@ -129,7 +129,9 @@ class Process:
             )
 
     def kill(self) -> None:
-        """End it, and all that it started, as a power cut would."""
+        """End it, and all that it started, as a power cut would; the number of one that has ended may be another's."""
+        if self.process.returncode is not None:
+            return
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -16,6 +14,7 @@ from types import TracebackType
 
 from cascade_studio.commands.messages import Stop
 from cascade_studio.commands.places import find_free_port
+from cascade_studio.commands.processes import end_group, own_group
 
 from .client import Client, NoAnswer
 from .env import REPOSITORY, Setup
@@ -118,30 +117,6 @@ def host_flags(setup: Setup, base: Base, cpu: bool) -> list[str]:
     return flags
 
 
-def stop_tree(process: subprocess.Popen, patience: float = 10.0) -> None:
-    """End a process started in its own group, and everything that it started."""
-    if os.name == "nt":
-        if process.poll() is None:
-            subprocess.run(
-                ["taskkill", "/F", "/T", "/PID", str(process.pid)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        process.wait()
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            break
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
-
-
 class HostServer:
     """ComfyUI in its own process on a free loopback port. Use it in a ``with`` block, which stops it in the end."""
 
@@ -192,9 +167,6 @@ class HostServer:
             str(port),
             *self.flags,
         ]
-        group = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
-        )
         with open(self.log_file, "wb") as log:
             self.process = subprocess.Popen(
                 command,
@@ -203,7 +175,7 @@ class HostServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                **group,
+                **own_group(),
             )
 
     def _wait(self, port: int) -> None:
@@ -246,7 +218,7 @@ class HostServer:
     def stop(self) -> None:
         """End the server and everything that it started."""
         if self.process is not None:
-            stop_tree(self.process)
+            end_group(self.process, patience=10.0)
             self.process.stdin.close()
             self.process = None
 

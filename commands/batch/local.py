@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from ..messages import Stop
 from ..places import find_comfyui, find_free_port
+from ..processes import end_group, own_group
 from .address import Refused, Unreachable
 from .server import Server, Stopped
 
@@ -88,7 +88,7 @@ class LocalServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                **_own_group(),
+                **own_group(),
             )
         self.server = Server(f"http://127.0.0.1:{port}")
         self._wait(stop or threading.Event())
@@ -143,31 +143,8 @@ class LocalServer:
     def stop(self) -> None:
         """End the process and all that it started; remove its folder."""
         if self.process is not None:
-            _end_group(self.process)
+            end_group(self.process)
             self.process.stdin.close()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.process = self.server = self.folder = None
-
-
-def _own_group() -> dict[str, object]:
-    if os.name == "nt":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    if os.name == "nt":
-        command = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        process.wait()
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            continue
-        except (ProcessLookupError, PermissionError):
-            break
-    process.wait()

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tools.server import stop_tree
+from cascade_studio.commands.processes import end_group
 from tools.websocket import WebSocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -147,7 +147,7 @@ class Browser:
             self._socket.close()
             self._socket = None
         if self._process is not None:
-            stop_tree(self._process)
+            end_group(self._process, patience=10.0)
             self._process = None
         shutil.rmtree(self._profile, ignore_errors=True)
 

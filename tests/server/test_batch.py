@@ -65,7 +65,8 @@ class Crew:
         while len(running := [number for number in range(len(self.servers)) if not self._is_starting(number)]) < 2:
             time.sleep(0.1)
         number = chance.choice(running)
-        os.killpg(self.servers[number].process.pid, signal.SIGKILL)
+        if self.servers[number].process.poll() is None:  # else its number may be another program's by now
+            os.killpg(self.servers[number].process.pid, signal.SIGKILL)
         self.starting[number] = threading.Thread(target=self._start_again, args=(self.servers[number],))
         self.starting[number].start()
 

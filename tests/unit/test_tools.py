@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cascade_studio.commands.messages import Stop
+from cascade_studio.commands.processes import end_group, own_group
 from cascade_studio.commands.workflow.api_prompt import Converted
 from tools import server
 from tools.edit import fit_files, parse_size, set_prompt, set_seed, set_size
@@ -70,16 +71,23 @@ def test_a_server_is_stopped_with_everything_that_it_started():
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
         "print(child.pid, flush=True); time.sleep(60)"
     )
-    group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, **group)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, **own_group())
     child = int(process.stdout.readline())
-    server.stop_tree(process, patience=5.0)
+    end_group(process)
     process.stdout.close()
     assert process.returncode is not None
     limit = time.monotonic() + 10
     while _alive(child) and time.monotonic() < limit:
         time.sleep(0.05)
     assert not _alive(child)
+
+
+def test_a_process_that_has_ended_is_not_ended_again(monkeypatch):
+    """Its number may be another program's by now."""
+    process = subprocess.Popen([sys.executable, "-c", ""], **own_group())
+    process.wait()
+    monkeypatch.setattr(os, "killpg", lambda *what: pytest.fail("a group was signalled"), raising=False)
+    end_group(process)
 
 
 def test_a_server_ends_with_its_starter(tmp_path):
