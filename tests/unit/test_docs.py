@@ -27,7 +27,7 @@ def test_features_name_every_node():
     """By its whole name, or by its words where several nodes share a line."""
     words = re.sub(r"[(),;|]", " ", FEATURES)
     for node, name in node_names().items():
-        plain = re.sub(r" \((prior|decoder)\)", "", name)
+        plain = re.sub(r" \((prior|decoder|KSampler)\)", "", name)
         assert all(word in words.split() for word in plain.split()), f"{node}: {name}"
 
 
