@@ -224,7 +224,9 @@ const panelOf = (node) => all().find((panel) => panel.node === node);
 function keep(kind, message) {
   const place = message.workflow ?? workflowId();
   if (told.get(place)?.prompt_id !== message.prompt_id || !told.has(place)) {
-    told.set(place, { prompt_id: message.prompt_id, plans: {}, progress: {}, ended: null });
+    // A page that was loaded meanwhile hears of the progress before it has asked for the plan.
+    const isWhole = kind === "plans";
+    told.set(place, { prompt_id: message.prompt_id, plans: {}, progress: {}, ended: null, isWhole });
   }
   const kept = told.get(place);
   if (kind === "plans") delete kept.progress[message.node];
@@ -256,9 +258,14 @@ export function restoreDownloads() {
 
 /** What the server has kept of a prompt that was queued before this page was loaded. */
 export function recallDownloads({ downloads, running }) {
-  if (!downloads || told.has(downloads.workflow)) return;
-  const over = running?.prompt_id === downloads.prompt_id ? null : "stopped";
-  told.set(downloads.workflow, { ...downloads, ended: over });
+  const kept = told.get(downloads?.workflow);
+  if (!downloads || kept?.isWhole || (kept && kept.prompt_id !== downloads.prompt_id)) return;
+  const { prompt_id, plans } = downloads;
+  const progress = { ...downloads.progress, ...kept?.progress };
+  const hasCome = ({ finished, done, total } = {}) => finished && done >= total;
+  if (Object.keys(plans).every((id) => hasCome(progress[id]))) return;
+  const over = running?.prompt_id === prompt_id ? null : "stopped";
+  told.set(downloads.workflow, { prompt_id, plans, progress, ended: kept?.ended ?? over, isWhole: true });
   restoreDownloads();
 }
 
