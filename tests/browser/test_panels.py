@@ -1,0 +1,155 @@
+"""The panels that the extension draws in nodes, in both of the host's renderers and both kinds of theme."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from browser.page import QUEUE, Page, Small
+from harness import REPOSITORY
+
+CANVAS = ".cascade-studio-canvas"
+
+
+@pytest.mark.parametrize("modern", [False, True], ids=["canvas", "vue"])
+def test_panels_show_in_both_renderers(page, pictures, modern):
+    page.setting("Comfy.VueNodes.Enabled", modern)
+    try:
+        page.add("CascadeStudio_Canvas", (120, 100))
+        page.add("CascadeStudio_SamplePrior", (500, 100))
+        page.add("CascadeStudio_Compare", (860, 100))
+        for kind in ("canvas svg", "stages", "compare"):
+            left, top, width, height = page.browser.box(f".cascade-studio-{kind}")
+            assert width > 150 and height > 15 and left > 0 and top > 0, kind
+        (pictures / f"panels-{'vue' if modern else 'canvas'}.png").write_bytes(page.browser.picture())
+    finally:
+        page.clear()
+        page.setting("Comfy.VueNodes.Enabled", False)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2) of "rgb(r, g, b)"."""
+    parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_panels_can_be_read_in_every_theme(page, pictures, palette):
+    """Letters of buttons, stages and texts against their own ground: the ratio that WCAG 2 asks for."""
+    page.setting("Comfy.ColorPalette", palette)
+    try:
+        page.browser.wait(
+            "document.documentElement.classList.contains('dark-theme') === arguments[0]", palette == "dark"
+        )
+        text = page.add("CascadeStudio_Canvas", (120, 100))
+        page.add("CascadeStudio_Compare", (500, 100))
+        page.add("CascadeStudio_SamplePrior", (960, 100))
+        page.executed(text, {"text": ["212 of 212 keys"]})
+        parts = [
+            f"{CANVAS} button",
+            f"{CANVAS} select",
+            ".cascade-studio-compare button",
+            ".cascade-studio-text pre",
+            ".cascade-studio-stages .stage",
+        ]
+        for part in parts:
+            page.browser.box(part)
+        (pictures / f"theme-{palette}.png").write_bytes(page.browser.picture())
+        for part in parts:
+            ink, field = page.browser.run(
+                "const style = getComputedStyle(document.querySelector(arguments[0]));"
+                "return [style.color, style.backgroundColor]",
+                part,
+            )
+            light, dark = sorted((luminance(ink), luminance(field)), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (part, ink, field)
+    finally:
+        page.setting("Comfy.ColorPalette", "dark")
+
+
+def run(page: Page) -> None:
+    page.watch("execution_success", "execution_error", "execution_interrupted")
+    page.browser.click(QUEUE)
+    page.wait_done()
+
+
+def test_two_pictures_are_compared(page, pictures):
+    node = page.add("CascadeStudio_Compare", (500, 120))
+    page.browser.run(
+        "['before', 'after'].forEach((name, slot) => { const source = LiteGraph.createNode('EmptyImage');"
+        "source.pos = [100, 120 + 250 * slot]; app.rootGraph.add(source);"
+        "const set = (key, value) => { source.widgets.find((w) => w.name === key).value = value; };"
+        "set('width', 96); set('height', 64); set('batch_size', 2); set('color', slot ? 0xff0000 : 0x0000ff);"
+        "source.connect(0, app.rootGraph.getNodeById(arguments[0]), slot); })",
+        node,
+    )
+    run(page)
+    page.browser.wait(
+        "[...document.querySelectorAll('.cascade-studio-compare img')].every((image) => image.naturalWidth === 96)"
+    )
+    left, top, width, height = page.browser.box(".cascade-studio-compare .pair")
+    page.browser.click_at(left + 0.25 * width, top + height / 2)
+    share = "document.querySelector('.cascade-studio-compare .pair').style.getPropertyValue('--share')"
+    assert abs(float(page.browser.run(f"return {share}").rstrip("%")) - 25) < 1
+    (pictures / "compare.png").write_bytes(page.browser.picture())
+    assert page.browser.run("return document.querySelector('.cascade-studio-compare .row').innerText").count("1 of 2")
+    page.browser.click(".cascade-studio-compare .row button:last-child")
+    assert page.browser.run("return document.querySelector('.cascade-studio-compare .row').innerText").count("2 of 2")
+    page.browser.click(".cascade-studio-compare .row button:first-child")
+    boxes = page.browser.run(
+        "return [...document.querySelectorAll('.cascade-studio-compare .pair img')]"
+        ".map((image) => image.getBoundingClientRect().left)"
+    )
+    assert boxes[1] > boxes[0] + 50
+    assert page.browser.run("return app.rootGraph.getNodeById(arguments[0]).widgets.length", node) == 1, (
+        "the host draws the pictures a second time"
+    )
+
+
+def test_stages_inside_a_subgraph_are_counted(page):
+    """The server names such a node "subgraph:node"."""
+    page.add("CascadeStudio_DecodeStageA", (500, 100))
+    inner = page.add("CascadeStudio_SamplePrior", (500, 400))
+    name = page.browser.run(
+        "const node = app.rootGraph.getNodeById(arguments[0]);"
+        "const { subgraph, node: outer } = app.rootGraph.convertToSubgraph(new Set([node]));"
+        "return `${outer.id}:${subgraph.nodes[0].id}`",
+        inner,
+    )
+    strips = ".cascade-studio-stages [data-stage=C]"
+    for state, value, width in (("running", 5, "25%"), ("finished", 20, "100%")):
+        told = {"value": value, "max": 20, "state": state}
+        page.send("progress_state", {"prompt_id": "subgraph", "nodes": {name: told}})
+        # The strip of the node that went into the subgraph leaves the page with one of the next frames.
+        page.browser.wait(
+            f"document.querySelector('{strips}') && [...document.querySelectorAll('{strips}')].every("
+            "(part) => part.dataset.state === arguments[0]"
+            " && part.querySelector('b').style.width === arguments[1])",
+            state,
+            width,
+        )
+    page.send("execution_success", {"prompt_id": "subgraph"})
+
+
+def test_text_of_a_node_is_shown(page):
+    node = page.add("CascadeStudio_Canvas", (500, 150))
+    page.executed(node, {"text": ["212 of 212 keys", "matched"]})
+    shown = page.browser.wait("document.querySelector('.cascade-studio-text pre')?.innerText")
+    assert shown == "212 of 212 keys\nmatched"
+    page.executed(node, {})
+    page.browser.wait("!document.querySelector('.cascade-studio-text')?.isConnected")
+
+
+def test_a_lora_tells_in_its_node_what_matched(page, object_info, pictures):
+    """For real, in whichever of the two places for text the page has: the host's, or the extension's."""
+    stack = Small(REPOSITORY / "workflows" / "Stable Cascade - LoRA stack of two.json", object_info)
+    page.load(stack.workflow)
+    page.fit()
+    run(page)
+    node = stack.node("CascadeStudio_ApplyLoraStack")
+    report = page.browser.run("return [app.nodeOutputs[arguments[0]].text].flat().join('')", node).strip()
+    keys = re.findall(r"\d+ of \d+ keys used", report)
+    assert len(keys) == 2, report
+    page.browser.wait("arguments[0].every((words) => document.body.innerText.includes(words))", keys)
+    (pictures / "lora.png").write_bytes(page.browser.picture())
