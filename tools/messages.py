@@ -49,7 +49,7 @@ MAKES_SCHEMAS = r"nodes/\w+\.py|stages/training/settings\.py"
 STANDARD = "nodes/host/report/parameters.py"
 """Writes into files what other programs read, in their words."""
 
-COMPLETE: tuple[str, ...] = ("pictures",)
+COMPLETE: tuple[str, ...] = ("pictures", "downloads")
 """The groups that every language says; a test holds them to it."""
 
 PLACE = "\0"
@@ -71,6 +71,8 @@ OPENING = re.compile(rf"(?<={PLACE}) (?=(?!(?:Stage|Stable|Cascade|Load)\b)[A-Z]
 """Where a sentence begins after another one that is put in: ``{problem} Choose another file.``"""
 EDGES = " ,;:("
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
+LABEL = re.compile(rf"[A-Z][a-z]+: {PLACE}")
+"""What a line of a report is about."""
 ADDRESS = re.compile(r"^[\w.{}\0/-]+$|[a-z]_[a-z]+\.[a-z]|\\[wdsx]|^\(\?| \| |\b__|::|^Cascade Studio/")
 """Names, patterns and annotations, which are nothing to read."""
 
@@ -150,6 +152,8 @@ def is_prose(text: str) -> bool:
     """Whether somebody reads this: at least two words, one of them in small letters, and no name or pattern."""
     words = WORD.findall(text)
     small = [word for word in words if word.islower() and len(word) > 1]
+    if LABEL.match(text):
+        return True
     said = len(words) >= 2 or (PLACE in text and len(small) == 1 and len(small[0]) > 2)
     return bool(said and small and " " in text and not ADDRESS.search(text))
 

@@ -80,8 +80,9 @@ class DownloadPlan:
         lines = [f"Here: {found.entry.name} ({found.path})" for found in self.found]
         if not self.missing:
             return "\n".join([*lines, "All files are here; nothing is fetched."])
-        about = "" if all(item.entry.bytes for item in self.missing) else "about "
-        lines.append(f"{self.count_missing()} missing, {about}{disk.in_words(self.to_come)} to fetch:")
+        known = all(item.entry.bytes for item in self.missing)
+        to_come = disk.in_words(self.to_come)
+        lines.append(f"{self.count_missing()} missing, {'' if known else 'about '}{to_come} to fetch:")
         licences = list(dict.fromkeys(item.entry.licence.describe() for item in self.missing))
         for item in self.missing:
             lines += _lines(item, with_licence=len(licences) > 1)

@@ -83,8 +83,10 @@ def choose(machine: Machine, stage: str, stored: str, parameters: int) -> Format
             f"; kept in {storage}, since the device has {in_words(machine.room)} of memory and {needed} are needed"
         )
     if streamed:
-        words = "are" if storage != FP8 else "would have to be"
-        reason += f"; {in_words(streamed)} of {exact[-1]} weights {words} streamed at every step"
+        reason += (
+            f"; {in_words(streamed)} of {exact[-1]} weights "
+            f"{'are' if storage != FP8 else 'would have to be'} streamed at every step"
+        )
     return FormatChoice(storage, compute, reason)
 
 
