@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from ...nodes.checkpoints.progress import describe_duration
 from .lock import find_driver
 from .manifest import ASIDE, ASKED, DONE, RUNNING, Manifest
 
@@ -20,17 +21,6 @@ SHARE = 0.01
 """Of the time may go into counting the rows, which takes longer the more there are."""
 
 
-def in_words(seconds: float) -> str:
-    """A time to wait: ``40 s``, ``12 min``, ``3 h 20 min``, ``4 days``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
-    return f"{seconds / 86400:.0f} days"
-
-
 def count_line(counts: dict[str, int], a_minute: float) -> str:
     """Done of all, pictures a minute, time left, and what went wrong."""
     left = counts[ASKED] + counts[RUNNING]
@@ -39,7 +29,7 @@ def count_line(counts: dict[str, int], a_minute: float) -> str:
     done = int(BAR * part)
     parts = [f"[{'#' * done}{'-' * (BAR - done)}] {counts[DONE]}/{everything}"]
     if left and a_minute:
-        parts += [f"{a_minute:.1f} pictures/min", f"{in_words(left / a_minute * 60)} left"]
+        parts += [f"{a_minute:.1f} pictures/min", f"{describe_duration(left / a_minute * 60)} left"]
     parts += [f"{counts[ASIDE]} set aside"] if counts[ASIDE] else []
     parts += [f"{counts['bad']} bad lines"] if counts["bad"] else []
     return ", ".join(parts)
@@ -102,7 +92,11 @@ def describe_status(manifest: Manifest) -> str:
     else:
         lines.append(f"Process {driver['pid']} on {driver['host']} works on it.")
         for name, state, doing, since, pictures in manifest.read("SELECT * FROM workers ORDER BY name"):
-            what = f"{doing}, for {in_words(time.time() - since)}" if state == "ready" and doing else f"{state} {doing}"
+            what = (
+                f"{doing}, for {describe_duration(time.time() - since)}"
+                if state == "ready" and doing
+                else f"{state} {doing}"
+            )
             lines.append(f"  {name}: {pictures} pictures; {what.strip()}")
     for line, error in manifest.read("SELECT line, error FROM rows WHERE state=? ORDER BY line LIMIT 20", ASIDE):
         lines.append(f"  line {line} is set aside: {error}")

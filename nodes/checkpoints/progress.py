@@ -33,16 +33,18 @@ class DownloadMoment:
         """One line, such as "stage_c.safetensors: 41 % of 12.4 GB, 34.2 MB/s, 3 min left"."""
         share = f"{100 * self.done // self.total} % of {in_words(self.total)}" if self.total else in_words(self.done)
         words = [share, f"{in_words(self.speed)}/s"]
-        words += [f"{duration(self.left)} left"] if self.left is not None else []
+        words += [f"{describe_duration(self.left)} left"] if self.left is not None else []
         return f"{self.file}: {', '.join(words)}{f' ({self.note})' if self.note else ''}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: "45 s", "3 min", "2 h 10 min"."""
+def describe_duration(seconds: float) -> str:
+    """Seconds for people: "45 s", "3 min", "2 h 10 min", "4 days"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 1440:.0f} days"
 
 
 class Meter:

@@ -16,7 +16,7 @@ from cascade_studio.nodes.checkpoints.errors import BadCatalogue, CheckpointErro
 from cascade_studio.nodes.checkpoints.find import Finder, locate_bundled, models_roots, with_bundled
 from cascade_studio.nodes.checkpoints.partial import Partial, beside, find_gaps, merge_ranges
 from cascade_studio.nodes.checkpoints.plan import make_plan, target_root
-from cascade_studio.nodes.checkpoints.progress import Meter, duration
+from cascade_studio.nodes.checkpoints.progress import Meter, describe_duration
 
 
 def plan_for(tmp_path: Path, *keys: str):
@@ -184,7 +184,14 @@ def test_sizes_read_as_on_the_models_pages(count, words):
 
 
 def test_durations():
-    assert [duration(s) for s in (4, 89, 100, 3600, 7800)] == ["4 s", "89 s", "2 min", "60 min", "2 h 10 min"]
+    assert [describe_duration(s) for s in (4, 89, 100, 3600, 7800, 345600)] == [
+        "4 s",
+        "89 s",
+        "2 min",
+        "60 min",
+        "2 h 10 min",
+        "4 days",
+    ]
 
 
 def test_progress_adds_up_all_files(monkeypatch):
