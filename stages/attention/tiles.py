@@ -22,6 +22,7 @@ from ..inputs.resize import crop_prior
 from ..nets.blocks import channel_lengths
 from ..nets.channels_last import nchw, nhwc
 from ..nets.hooks import BlockHooks, Residual
+from ..nets.memory import limit_piece
 from ..nets.portable import sample_lines
 from .layers import NO_CHANGES, Changes
 
@@ -29,7 +30,8 @@ PIECES, TILES = "pieces", "tiles"
 
 
 class PieceHooks(BlockHooks):
-    """The wide layers in pieces of at most ``elements`` numbers; the result is the same but for rounding.
+    """The wide layers in pieces of at most ``elements`` numbers, or of a small share of what they read where that is
+    more; the result is the same but for rounding.
 
     A block's four-fold wide layer is computed twice, once for the lengths of its channels and once for its output.
     """
@@ -39,7 +41,7 @@ class PieceHooks(BlockHooks):
 
     def rows(self, x: Tensor, width: int) -> int:
         """How many rows of ``x`` (B, H, W, C) may be ``width`` wide at once."""
-        return max(1, self.elements // (x.shape[0] * x.shape[2] * width))
+        return max(1, limit_piece(self.elements, x.numel()) // (x.shape[0] * x.shape[2] * width))
 
     def run_block(self, block: Residual, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         mixer, step = block.channelwise, self.rows(x, block.channelwise.width)

@@ -18,8 +18,12 @@ other, the four-fold hidden layer, and what comes out of it."""
 PLAIN_BLOCK = 7
 """The same without a skip, as on the deepest level: the stream, its norm, the hidden layer and its result."""
 
-NARROW_BLOCK = 4
-"""The same in pieces: the stream before and after the block, the skip, and what a change of levels holds as well."""
+NARROW_BLOCK = 3
+"""The same in pieces: the stream before and after the block, and the skip."""
+
+PIECE_SHARE = 16
+"""A piece may hold this part of the stream whatever was asked for: less would save next to nothing, and take a large
+picture that many more operations."""
 
 GUIDES = 4
 """Guide nets of a Stage C."""
@@ -53,8 +57,13 @@ def pieces_memory(
     level_strides: tuple[int, ...],
     elements: int,
 ) -> int:
-    """Peak bytes where no wide layer holds more than ``elements`` numbers at once (tiles.PieceHooks)."""
-    return _peak(config, batch, height, width, dtype_size, level_strides, 2 * elements)
+    """Peak bytes where the wide layers run in pieces of ``elements`` numbers (tiles.PieceHooks)."""
+    return _peak(config, batch, height, width, dtype_size, level_strides, elements)
+
+
+def limit_piece(elements: int, stream: int) -> int:
+    """How many numbers a wide layer may hold at once where ``elements`` were asked for and it reads ``stream``."""
+    return max(elements, stream // PIECE_SHARE)
 
 
 def _peak(
@@ -64,13 +73,14 @@ def _peak(
     width: int,
     dtype_size: int,
     level_strides: tuple[int, ...],
-    wide: float,
+    elements: float,
 ) -> int:
     cells = batch * -(-height // config.patch_size) * -(-width // config.patch_size)
     peak = above = 0.0  # above: the skips of the shallower levels, which are held until the way back reaches them
     for index, (channels, stride) in enumerate(zip(config.c_hidden, level_strides, strict=True)):
         level = cells * channels // stride**2
         block = PLAIN_BLOCK if index == len(level_strides) - 1 else SKIPPED_BLOCK
+        wide = 2 * max(elements, level / PIECE_SHARE)
         peak = max(peak, above + min(block * level, NARROW_BLOCK * level + wide))
         above += level
     return int(CARD_SLACK * peak * dtype_size)  # the modulations of all blocks are within it

@@ -12,7 +12,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cascade_studio.stages.attention.guide import GuideHooks
+from cascade_studio.stages.attention.tiles import PieceHooks, Tiling, count_piece_elements
 from cascade_studio.stages.files.kinds import KINDS
 from cascade_studio.stages.nets.guide import GuideConfig, GuideNets
-from cascade_studio.stages.nets.memory import activation_memory, guide_memory
+from cascade_studio.stages.nets.memory import activation_memory, guide_memory, pieces_memory
 from cascade_studio.stages.nets.stage_a import StageA
 from cascade_studio.stages.nets.stage_a_blocks import CARD
 from cascade_studio.stages.nets.stage_b import StageB
@@ -33,6 +34,8 @@ from cascade_studio.stages.nets.stage_c import StageC
 
 GUIDED = "Stage C guided"
 """Stage C with UltraPixel's guide, which reads a small picture first; the host has nothing beside it."""
+PIECES = "Stage B in pieces"
+"""As Tile Stage B runs it by default; the host has nothing beside it."""
 
 RECORD = Path(__file__).with_name("counts.json")
 RISE = 1.03
@@ -43,13 +46,15 @@ WATCHED = ("kernels", "bytes_outside", "peak")
 
 @dataclass(frozen=True)
 class Case:
-    """One pass: ``pixels`` is the picture's side, ``batch`` 2 is one picture with guidance."""
+    """One pass: ``pixels`` is the picture's side, ``batch`` 2 is one picture with guidance. A ``thin`` network has one
+    block a level where the published one has several, which follow each other and hold no more at once."""
 
     network: str
     size: str
     dtype: str
     pixels: int = 1024
     batch: int = 2
+    thin: bool = False
 
     @property
     def name(self) -> str:
@@ -63,7 +68,12 @@ CASES = [
     Case("Stage B", "1.5B", "bf16", 2048),
     *(Case("Stage A", "", "bf16", pixels, batch) for pixels, batch in ((1024, 1), (1024, 4), (2048, 1))),
 ]
-ALONE = [Case(GUIDED, "3.6B", "bf16", pixels) for pixels in (2048, 4096, 6144)]
+LARGE = (2048, 4096, 6144, 8192)
+"""Sides of large pictures, in pixels."""
+ALONE = [
+    *(Case(GUIDED, "3.6B", "bf16", pixels) for pixels in LARGE[:-1]),
+    *(Case(PIECES, "1.5B", "bf16", pixels, thin=True) for pixels in LARGE),
+]
 """Passes that are counted without the host's."""
 
 
@@ -72,11 +82,19 @@ def plan_memory(case: Case) -> int:
     size = DTYPES[case.dtype].itemsize
     if case.network == "Stage A":
         return StageA(device="meta").decode_memory(shapes_of(case)[0], size, CARD)
-    key, strides = ("stage_b", (1, 2, 4, 8)) if case.network == "Stage B" else ("stage_c", (1, 1))
+    key, strides = ("stage_c", (1, 1)) if case.network in ("Stage C", GUIDED) else ("stage_b", (1, 2, 4, 8))
     batch, _, height, width = shapes_of(case)[0]
+    if case.network == PIECES:
+        config = KINDS[key].published[case.size]
+        return pieces_memory(config, batch, height, width, size, strides, count_elements(case))
     needed = activation_memory(KINDS[key].published[case.size], batch, height, width, size, strides)
     pictures = batch // 2  # the two halves of guidance read the same maps
     return needed + (guide_memory(GuideConfig(), pictures, height, width, size) if case.network == GUIDED else 0)
+
+
+def count_elements(case: Case) -> int:
+    """How many numbers a wide layer holds in pieces at the node's defaults."""
+    return count_piece_elements(Tiling(), KINDS["stage_b"].published[case.size].c_hidden[0])
 
 
 def shapes_of(case: Case) -> list[tuple[int, ...]]:
@@ -84,7 +102,7 @@ def shapes_of(case: Case) -> list[tuple[int, ...]]:
     side, grid = case.pixels // 4, case.pixels * 24 // 1024
     if case.network == "Stage A":
         return [(case.batch, 4, side, side)]
-    if case.network == "Stage B":
+    if case.network in ("Stage B", PIECES):
         return [(case.batch, 4, side, side), (case.batch,), (case.batch, 16, grid, grid), (case.batch, 1, 1280)]
     rest = [(case.batch, 77, 1280), (case.batch, 1, 1280), (case.batch, 1, 768)]
     return [(case.batch, 16, grid, grid), (case.batch,), *rest]
@@ -92,9 +110,14 @@ def shapes_of(case: Case) -> list[tuple[int, ...]]:
 
 def build_net(case: Case) -> nn.Module:
     """Our network, on the pretended card."""
-    kind, key = {"Stage A": (StageA, "stage_a"), "Stage B": (StageB, "stage_b")}.get(case.network, (StageC, "stage_c"))
+    stage_b = (StageB, "stage_b")
+    kinds = {"Stage A": (StageA, "stage_a"), "Stage B": stage_b, PIECES: stage_b}
+    kind, key = kinds.get(case.network, (StageC, "stage_c"))
+    config = KINDS[key].published[case.size]
+    if case.thin:
+        config = replace(config, blocks=tuple((1,) * len(way) for way in config.blocks))
     with torch.device("cuda"):
-        return kind(KINDS[key].published[case.size], dtype=DTYPES[case.dtype]).eval().requires_grad_(False)
+        return kind(config, dtype=DTYPES[case.dtype]).eval().requires_grad_(False)
 
 
 def build_guided(case: Case, net: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]:
@@ -136,6 +159,8 @@ def count_case(case: Case, host: bool = True) -> dict[str, Counts]:
             calls = {"ours": build_guided(case, ours)}
         else:
             call = ours.decode if case.network == "Stage A" else ours
+            if case.network == PIECES:
+                call = partial(ours, hooks=PieceHooks(count_elements(case)))
             calls = {"ours": (call, [*ours.parameters(), *ours.buffers()])}
         if host:
             calls["host"] = build_host_net(case, ours)

@@ -8,13 +8,16 @@ from functools import cache
 
 import harness
 import pytest
+import torch
 
 sys.path.append(str(harness.REPOSITORY / "tests" / "benchmarks"))
 
 import bench_cards  # noqa: E402
-from bench_counts import ALONE, CASES, RECORD, Case, check_rise, count_case, count_small, plan_memory  # noqa: E402
+import bench_counts  # noqa: E402
+from bench_counts import CASES, RECORD, Case, check_rise, count_case, count_small, plan_memory  # noqa: E402
 
 from cascade_studio.stages.files.kinds import KINDS  # noqa: E402
+from cascade_studio.stages.nets.stage_b import StageB  # noqa: E402
 
 count = cache(count_case)
 LIMITS = {
@@ -67,14 +70,14 @@ PLANNED = [
     ),
     *(Case("Stage A", "", dtype, 1024, batch) for dtype in ("fp32", "bf16") for batch in (1, 4)),
     *(Case("Stage A", "", "bf16", pixels, 1) for pixels in (2048, 4096)),
-    *ALONE,
+    *bench_counts.ALONE,
 ]
 
 
 @pytest.mark.parametrize("case", PLANNED, ids=lambda case: case.name)
 def test_the_plan_is_what_a_pass_holds(case):
     """Weights kept in 8 bits are cast layer by layer, which changes nothing of this."""
-    held = count_case(case, host=False)["ours"].peak
+    held = count(case, host=False)["ours"].peak
     assert 0.85 * held <= plan_memory(case) <= 1.15 * held, f"{plan_memory(case) / held:.2f} of what is held"
 
 
@@ -90,6 +93,24 @@ SMALL = [
 def test_the_plan_of_the_small_nets_is_what_they_hold(kind, name, dtype, pixels, batch):
     held, planned = count_small(kind, name, dtype, pixels, batch)
     assert 0.85 * held <= planned <= 1.15 * held, f"{planned / held:.2f} of what is held"
+
+
+def test_blocks_that_follow_each_other_hold_no_more():
+    """So a thin network says what Stage B holds in pieces."""
+    full, thin = (
+        count_case(Case(bench_counts.PIECES, "1.5B", "bf16", 1024, thin=thin), host=False)["ours"]
+        for thin in (False, True)
+    )
+    assert thin.kernels < full.kernels / 3
+    assert abs(thin.peak - full.peak) < 0.01 * full.peak
+
+
+def test_8192_pixels_in_pieces_fit_into_12_gb():
+    """Counted: what a pass with guidance holds in bf16, and the weights of Stage B beside it."""
+    with torch.device("meta"):
+        weights = sum(each.numel() for each in StageB(KINDS["stage_b"].published["1.5B"]).parameters()) * 2
+    held = count(Case(bench_counts.PIECES, "1.5B", "bf16", 8192, thin=True), host=False)["ours"].peak
+    assert weights + held <= 12e9, f"{(weights + held) / 1e9:.1f} GB"
 
 
 def test_a_huge_picture_decodes_in_three_gibibytes():
