@@ -11,7 +11,7 @@ from .file_inputs import FileLoader, file_input, missing_input
 from .host.conditioning.control_chain import apply_control
 from .host.conditioning.controlnet import load_control
 from .host.models.load import AUTO, ModelPart
-from .inputs import fraction_input
+from .inputs import fraction_input, strength_input
 
 CATEGORY = "Cascade Studio/control"
 
@@ -90,14 +90,8 @@ class CascadeStudioApplyControl(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The negative prompt; it gets the same hint, as officially."),
                 io.ControlNet.Input("control_net", tooltip="From Load Cascade ControlNet, or a core loader."),
                 io.Image.Input("image", tooltip="The hint that belongs to this ControlNet, from its hint node."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip=("How strongly the hint is followed; 1 officially, 0 leaves the ControlNet out."),
+                strength_input(
+                    "strength", "How strongly the hint is followed; 1 officially, 0 leaves the ControlNet out."
                 ),
                 fraction_input("start_percent", 0.0, "Part of the run after which it begins to act."),
                 fraction_input(

@@ -12,14 +12,16 @@ from ..stages.inputs import inpaint, pictures, segments
 from .host.conditioning.prompt_weights import encode_text
 from .host.sampling import notes, repaint
 from .host.sampling.sample import StageRun
-from .inputs import fraction_input
-from .sampling_inputs import decoder_inputs, schedule_inputs, seed_input, step_input
+from .inputs import fraction_input, part_inputs, threshold_input
+from .sampling_inputs import decoder_inputs, denoise_input, schedule_inputs, seed_input, step_input
 
 CATEGORY = "Cascade Studio/high resolution"
 DETAILER = "Detailer for Cascade"
 BEST = 0
 """The target size that stands for the size that Stage C was trained on."""
 FALLBACK_SIDE = 1024
+KEEP = 0.0
+"""A part is to be painted anew; what is only to become sharper says 1, with a low denoise."""
 LEAST_MULTIPLE = 8
 
 
@@ -35,50 +37,6 @@ def model_inputs() -> list[io.Input]:
         ),
         io.Conditioning.Input("negative", tooltip="What they should not show."),
         seed_input(),
-    ]
-
-
-def part_inputs() -> list[io.Input]:
-    """How parts are cut out."""
-    return [
-        io.Float.Input(
-            "context",
-            default=2.0,
-            min=1.0,
-            max=10.0,
-            step=0.1,
-            round=0.01,
-            tooltip="Size of a part by the size of what is marked: more shows the model more of the surroundings.",
-        ),
-        io.Int.Input("grow", default=8, min=0, max=512, tooltip="Pixels by which what is marked is widened."),
-        io.Int.Input(
-            "feather",
-            default=16,
-            min=0,
-            max=512,
-            tooltip="Pixels around it over which the new fades into the old; nothing beyond them changes.",
-        ),
-        io.Int.Input(
-            "target_size",
-            default=BEST,
-            min=BEST,
-            max=4096,
-            step=64,
-            advanced=True,
-            tooltip="A part is worked on at about the area of a square with this side; 0 takes the model's best size.",
-        ),
-        fraction_input(
-            "threshold",
-            inpaint.THRESHOLD,
-            "Mask values up to this count as nothing. Mattes hold traces everywhere.",
-            advanced=True,
-        ),
-        io.Boolean.Input(
-            "each_spot",
-            default=True,
-            advanced=True,
-            tooltip="Spots of the mask that lie apart are parts of their own. Off makes the whole mask one part.",
-        ),
     ]
 
 
@@ -108,17 +66,41 @@ class CascadeStudioDetailer(io.ComfyNode):
                 *schedule_inputs("stage_c"),
                 step_input(),
                 *decoder_inputs(),
-                io.Float.Input(
+                denoise_input(
                     "decoder_denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    advanced=True,
                     tooltip="Less than 1 lets Stage B start from the part as it is, with that much noise.",
+                    advanced=True,
                 ),
-                *part_inputs(),
+                fraction_input(
+                    "keep_source",
+                    KEEP,
+                    "How much of the part's own shapes and colours, as it shows them at half its size, comes back "
+                    "once it is painted. 1 is for blurred or grainy parts, 0 for something new.",
+                ),
+                *part_inputs(
+                    2.0,
+                    io.Int.Input(
+                        "target_size",
+                        default=BEST,
+                        min=BEST,
+                        max=4096,
+                        step=64,
+                        advanced=True,
+                        tooltip=(
+                            "A part is worked on at about the area of a square with this side; 0 takes the model's "
+                            "best size."
+                        ),
+                    ),
+                ),
+                threshold_input(),
+                io.Boolean.Input(
+                    "each_spot",
+                    default=True,
+                    advanced=True,
+                    tooltip=(
+                        "Spots of the mask that lie apart are parts of their own. Off makes the whole mask one part."
+                    ),
+                ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
@@ -168,6 +150,7 @@ class CascadeStudioDetailer(io.ComfyNode):
         decoder_cfg: float,
         decoder_shift: float,
         decoder_denoise: float,
+        keep_source: float,
         context: float,
         grow: int,
         feather: int,
@@ -188,6 +171,7 @@ class CascadeStudioDetailer(io.ComfyNode):
             StageRun("Stage C", steps, shift, Guidance(cfg), seed, sampler, denoise),
             StageRun("Stage B", decoder_steps, decoder_shift, Guidance(decoder_cfg), seed, sampler, decoder_denoise),
             cut,
+            keep_source,
         )
         found = find_segments(image, mask, segments, cut, each_spot)
         own = encode_lines(clip, prompts)

@@ -8,7 +8,9 @@ from comfy_api.latest import io
 
 from ..stages.inputs import canvas, resize
 from .host import latents
+from .host.files.native import Sides
 from .host.sampling import guidance, notes, tiles
+from .inputs import tile_inputs
 
 CATEGORY = "Cascade Studio/high resolution"
 TILES, SECOND = "Tile Stage B", "Enlarge Stage C Latent"
@@ -40,33 +42,16 @@ class CascadeStudioTileDecoder(io.ComfyNode):
                         "To enlarge a picture by tiles use Upscale with Cascade."
                     ),
                 ),
-                io.Int.Input(
-                    "tile_size",
-                    default=1024,
-                    min=256,
-                    max=4096,
-                    step=64,
-                    tooltip=(
-                        "The wide layers hold no more at once than a picture of a quarter of this side needs; smaller "
-                        "needs less memory."
+                *tile_inputs(
+                    Sides(1024, 1024),
+                    256,
+                    Sides(256, 256),
+                    (
+                        "The wide layers hold no more at once than a picture of a quarter of this side needs, or a "
+                        "sixteenth of what they read; smaller needs less memory.",
+                        "Not used: pieces need no overlap. It stands in older workflows.",
+                        "Not used: pieces follow each other. It stands in older workflows.",
                     ),
-                ),
-                io.Int.Input(
-                    "tile_overlap",
-                    default=256,
-                    min=64,
-                    max=2048,
-                    step=64,
-                    advanced=True,
-                    tooltip="Not used: pieces need no overlap. It stands in older workflows.",
-                ),
-                io.Int.Input(
-                    "tile_batch",
-                    default=1,
-                    min=1,
-                    max=16,
-                    advanced=True,
-                    tooltip="Not used: pieces follow each other. It stands in older workflows.",
                 ),
             ],
             outputs=[

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..stages.inputs import inpaint, masks, pictures, saliency
 from .host.files import native
-from .inputs import fraction_input, side_input
+from .host.sampling import notes
+from .inputs import fraction_input, part_inputs, side_input, threshold_input
 from .types import Stitch
 
 CATEGORY = "Cascade Studio/image"
@@ -34,35 +35,17 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                         "a part of its own."
                     ),
                 ),
-                io.Float.Input(
-                    "context",
-                    default=1.5,
-                    min=1.0,
-                    max=10.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip=(
-                        "Size of the part by the size of the mask: more shows the model more of the surroundings."
+                *part_inputs(
+                    1.5,
+                    side_input(
+                        "target_size",
+                        native.find_sides(),
+                        "The part is enlarged or reduced to about the area of a square with this side; 0 keeps its "
+                        "size.",
+                        min=0,
+                        max=4096,
+                        step=64,
                     ),
-                ),
-                io.Int.Input("grow", default=8, min=0, max=512, tooltip="Pixels by which the mask is widened."),
-                io.Int.Input(
-                    "feather",
-                    default=16,
-                    min=0,
-                    max=512,
-                    tooltip=(
-                        "Pixels around the widened mask over which the new part fades into the old picture; nothing "
-                        "beyond them changes."
-                    ),
-                ),
-                side_input(
-                    "target_size",
-                    native.find_sides(),
-                    "The part is enlarged or reduced to about the area of a square with this side; 0 keeps its size.",
-                    min=0,
-                    max=4096,
-                    step=64,
                 ),
                 io.Int.Input(
                     "multiple",
@@ -76,15 +59,7 @@ class CascadeStudioInpaintCrop(io.ComfyNode):
                         "nothing is padded."
                     ),
                 ),
-                fraction_input(
-                    "threshold",
-                    inpaint.THRESHOLD,
-                    (
-                        "Mask values up to this count as nothing. Mattes hold traces everywhere, which would make the "
-                        "part the whole picture."
-                    ),
-                    advanced=True,
-                ),
+                threshold_input(),
                 io.Boolean.Input(
                     "fill_holes",
                     default=False,
@@ -169,7 +144,8 @@ class CascadeStudioSaliencyMask(io.ComfyNode):
                     default=saliency.BORDER,
                     tooltip=(
                         "border: what has other colours than the picture's sides, best for a subject on a ground. "
-                        "spectral residual: what breaks the picture's pattern."
+                        "spectral residual: what breaks the picture's pattern. fine grained: what differs from its "
+                        "surroundings, by opencv-contrib-python where it is installed, else border."
                     ),
                 ),
                 fraction_input(
@@ -196,7 +172,13 @@ class CascadeStudioSaliencyMask(io.ComfyNode):
         rgb = pictures.to_rgb(pictures.check_pictures(image, SALIENCY))
         mask = (saliency.find_salient(rgb, method) > threshold).float()
         mask = masks.grow_octagon(masks.fill_holes(mask) if fill_holes else mask, grow)
-        return io.NodeOutput(mask)
+        told = []
+        if method == saliency.FINE and saliency.import_opencv() is None:
+            told = [
+                f"{SALIENCY}: '{method}' needs the Python package opencv-contrib-python, which is not installed, so "
+                f"'{saliency.BORDER}' was taken."
+            ]
+        return io.NodeOutput(mask, ui=notes.show_notes(told))
 
 
 NODES = [CascadeStudioInpaintCrop, CascadeStudioInpaintStitch, CascadeStudioSaliencyMask]

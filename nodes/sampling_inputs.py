@@ -11,6 +11,8 @@ from .host.sampling import sample
 from .inputs import fraction_input
 
 SAME_CFG = -1.0
+CONTROL_CFG = 1.0
+"""Guidance of Stage C in the official super-resolution example."""
 
 
 def seed_input() -> io.Int.Input:
@@ -64,6 +66,17 @@ def decoder_inputs() -> list[io.Input]:
         entry.id, entry.advanced = f"decoder_{entry.id}", True
         entry.tooltip = f"Stage B: {entry.tooltip}"
     return inputs
+
+
+def control_prior_inputs() -> list[io.Input]:
+    """Steps and guidance of Stage C with the super-resolution ControlNet, for nodes that run both stages."""
+    steps, cfg, _ = schedule_inputs("stage_c")
+    steps.tooltip = "Steps of Stage C with the ControlNet."
+    cfg.default = CONTROL_CFG
+    cfg.tooltip = "Guidance of Stage C with the ControlNet; 1 in the official example."
+    for entry in (steps, cfg):
+        entry.id, entry.advanced = f"prior_{entry.id}", True
+    return [steps, cfg]
 
 
 def guidance_inputs() -> list[io.Input]:
@@ -121,16 +134,16 @@ def step_input() -> io.Combo.Input:
     )
 
 
-def denoise_input() -> io.Float.Input:
+def denoise_input(
+    name: str = "denoise",
+    default: float = 1.0,
+    tooltip: str = "Less than 1 starts from the latent with that much noise instead of from noise alone.",
+    *,
+    advanced: bool | None = None,
+) -> io.Float.Input:
     """How much noise the latent starts with."""
     return io.Float.Input(
-        "denoise",
-        default=1.0,
-        min=0.01,
-        max=1.0,
-        step=0.01,
-        round=0.001,
-        tooltip=("Less than 1 starts from the latent with that much noise instead of from noise alone."),
+        name, default=default, min=0.01, max=1.0, step=0.01, round=0.001, advanced=advanced, tooltip=tooltip
     )
 
 

@@ -9,10 +9,12 @@ from comfy_api.latest import io
 from ..stages.diffusion.official import OFFICIAL
 from ..stages.diffusion.sampling import Guidance
 from ..stages.errors import WrongInput
-from ..stages.inputs import pictures
+from ..stages.inputs import pictures, source
+from .host.files import native
 from .host.sampling import notes, repaint, upscale
 from .host.sampling.sample import StageRun
-from .sampling_inputs import schedule_inputs, seed_input, step_input
+from .inputs import fraction_input, strength_input, tile_inputs
+from .sampling_inputs import CONTROL_CFG, control_prior_inputs, denoise_input, schedule_inputs, seed_input, step_input
 
 CATEGORY = "Cascade Studio/high resolution"
 UPSCALE = "Upscale with Cascade"
@@ -22,6 +24,7 @@ C = OFFICIAL["stage_c"]
 class CascadeStudioUpscale(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        sides = native.find_sides()
         return io.Schema(
             node_id="CascadeStudio_Upscale",
             display_name=UPSCALE,
@@ -48,44 +51,30 @@ class CascadeStudioUpscale(io.ComfyNode):
                     round=0.001,
                     tooltip="How many times wider and higher the picture becomes.",
                 ),
-                io.Float.Input(
-                    "denoise",
+                denoise_input(
                     default=0.3,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
                     tooltip=(
                         "How much noise the plainly enlarged picture gets before Stage B paints: 0.3 stays close to "
                         "it, 0.6 paints it anew, 1 follows the Stage C latent alone."
                     ),
                 ),
+                fraction_input(
+                    "keep_source",
+                    1.0,
+                    "How much of the picture's own shapes and colours comes back once it is painted. At 1 the result, "
+                    "made small again, is the picture that was given, without its grain.",
+                ),
                 *schedule_inputs("stage_b"),
                 step_input(),
-                io.Int.Input(
-                    "tile_size",
-                    default=1024,
-                    min=128,
-                    max=4096,
-                    step=64,
-                    tooltip="Side of a tile in pixels, best the size that the model was trained on.",
-                ),
-                io.Int.Input(
-                    "tile_overlap",
-                    default=256,
-                    min=64,
-                    max=2048,
-                    step=64,
-                    advanced=True,
-                    tooltip="Pixels that neighbouring tiles share at least and blend over; half a tile at most.",
-                ),
-                io.Int.Input(
-                    "tile_batch",
-                    default=1,
-                    min=1,
-                    max=16,
-                    advanced=True,
-                    tooltip="Tiles computed at once: faster on large graphics cards, needs that many times the memory.",
+                *tile_inputs(
+                    sides,
+                    128,
+                    native.Sides(*(max(64, side // 4 // 64 * 64) for side in sides)),
+                    (
+                        "Side of a tile in pixels, best the size that the model was trained on.",
+                        "Pixels that neighbouring tiles share at least and blend over; half a tile at most.",
+                        "Tiles computed at once: faster on large graphics cards, needs that many times the memory.",
+                    ),
                 ),
                 io.Model.Input("prior", optional=True, tooltip="Stage C, for 'control_net'."),
                 io.ControlNet.Input(
@@ -96,34 +85,10 @@ class CascadeStudioUpscale(io.ComfyNode):
                         "without it that is what the image encoder sees in the picture."
                     ),
                 ),
-                io.Float.Input(
-                    "control_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    round=0.001,
-                    advanced=True,
-                    tooltip="How strongly Stage C follows the picture by the ControlNet.",
+                strength_input(
+                    "control_strength", "How strongly Stage C follows the picture by the ControlNet.", advanced=True
                 ),
-                io.Int.Input(
-                    "prior_steps",
-                    default=C.steps,
-                    min=1,
-                    max=1000,
-                    advanced=True,
-                    tooltip="Steps of Stage C with the ControlNet.",
-                ),
-                io.Float.Input(
-                    "prior_cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    advanced=True,
-                    tooltip="Guidance of Stage C with the ControlNet; 1 in the official example.",
-                ),
+                *control_prior_inputs(),
             ],
             outputs=[io.Image.Output("image", display_name="image", tooltip="The enlarged picture.")],
         )
@@ -140,6 +105,7 @@ class CascadeStudioUpscale(io.ComfyNode):
         seed: int,
         scale: float,
         denoise: float,
+        keep_source: float,
         steps: int,
         cfg: float,
         shift: float,
@@ -151,7 +117,7 @@ class CascadeStudioUpscale(io.ComfyNode):
         control_net: Any = None,
         control_strength: float = 1.0,
         prior_steps: int = C.steps,
-        prior_cfg: float = 1.0,
+        prior_cfg: float = CONTROL_CFG,
     ) -> io.NodeOutput:
         models = repaint.Models(prior, decoder, stage_a, stage_c_vae)
         if control_net is not None and prior is None:
@@ -172,7 +138,7 @@ class CascadeStudioUpscale(io.ComfyNode):
         if prior is not None and control is None:
             told = [f"{UPSCALE}: Stage C has nothing to do without a ControlNet on 'control_net'."]
         result = upscale.upscale_pictures(models, rgb, scale, prompts, run, tiles, control)
-        return io.NodeOutput(result, ui=notes.show_notes(told))
+        return io.NodeOutput(source.keep_source(result, rgb, keep_source), ui=notes.show_notes(told))
 
 
 NODES = [CascadeStudioUpscale]

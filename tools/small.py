@@ -148,6 +148,11 @@ def without_nets(converted: Converted, kit: Kit) -> None:
     for key in applied:
         del prompt[key]
     for node in prompt.values():
+        node["inputs"] = {
+            name: value
+            for name, value in node["inputs"].items()
+            if not (isinstance(value, list) and value[0] in lacking)
+        }
         for name, value in node["inputs"].items():
             while isinstance(value, list) and tuple(value) in past:
                 value = node["inputs"][name] = past[tuple(value)]

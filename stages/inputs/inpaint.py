@@ -159,11 +159,16 @@ def place_span(start: int, end: int, size: int, limit: int) -> int:
 
 
 def resize_image(image: Tensor, width: int, height: int) -> Tensor:
-    """``image`` (B, H, W, C) at another size, bicubic with antialiasing; the same tensor where the size is right."""
-    if tuple(image.shape[1:3]) == (height, width):
-        return image
-    moved = F.interpolate(image.movedim(-1, 1), (height, width), mode="bicubic", antialias=True)
-    return moved.clamp(0, 1).movedim(1, -1)
+    """As :func:`resample_image`, for pictures in [0, 1], which stay there."""
+    moved = resample_image(image, width, height)
+    return moved if moved is image else moved.clamp(0, 1)
+
+
+def resample_image(values: Tensor, width: int, height: int) -> Tensor:
+    """``values`` (B, H, W, C) at another size, bicubic with antialiasing; the same tensor where the size is right."""
+    if tuple(values.shape[1:3]) == (height, width):
+        return values
+    return F.interpolate(values.movedim(-1, 1), (height, width), mode="bicubic", antialias=True).movedim(1, -1)
 
 
 def make_blend(mask: Tensor, feather: int) -> Tensor:

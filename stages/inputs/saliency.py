@@ -1,9 +1,12 @@
-"""Where a picture draws the eye, by two classical methods that need no trained net.
+"""Where a picture draws the eye, by classical methods that need no trained net: two of our own, one of OpenCV's.
 
 Pictures are (B, H, W, 3) in [0, 1]; what they give is (B, H, W) in [0, 1], 1 at the most salient place of each picture.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +14,8 @@ from torch.nn import functional as F
 
 from .masks import blur_mask
 
-BORDER, SPECTRAL = "border", "spectral residual"
-METHODS = (BORDER, SPECTRAL)
+BORDER, SPECTRAL, FINE = "border", "spectral residual", "fine grained (OpenCV)"
+METHODS = (BORDER, SPECTRAL, FINE)
 THRESHOLD = 0.2
 """That of the official inpainting example."""
 SIDE = 64
@@ -24,8 +27,12 @@ LEAST_SPREAD = 1e-3
 
 
 def find_salient(image: Tensor, method: str = BORDER) -> Tensor:
-    """How salient each pixel of ``image`` is."""
-    found = {BORDER: measure_border_distance, SPECTRAL: find_spectral_residual}[method](image.float())
+    """How salient each pixel of ``image`` is; by :data:`BORDER` where OpenCV is asked for and not installed."""
+    given = image.float()
+    if method == FINE and (opencv := import_opencv()):
+        found = find_fine_grained(given, opencv)
+    else:
+        found = find_spectral_residual(given) if method == SPECTRAL else measure_border_distance(given)
     low, high = found.amin((1, 2), keepdim=True), found.amax((1, 2), keepdim=True)
     return (found - low) / (high - low).clamp(min=1e-9)
 
@@ -64,3 +71,21 @@ def find_spectral_residual(image: Tensor) -> Tensor:
     salient = torch.fft.ifft2(torch.polar((amplitude - expected).exp(), spectrum.angle())).abs().square()
     smooth = blur_mask(salient, 5)
     return F.interpolate(smooth[:, None], (height, width), mode="bilinear")[:, 0].to(image)
+
+
+def import_opencv() -> Any:
+    """OpenCV's saliency, which opencv-contrib-python has; None where it is not installed."""
+    try:
+        return import_module("cv2").saliency
+    except (ImportError, AttributeError):
+        return None
+
+
+def find_fine_grained(image: Tensor, opencv: Any) -> Tensor:
+    """What differs from its surroundings at several sizes (Montabone and Soto 2010), by ``opencv``."""
+    pictures = (image.clamp(0, 1) * 255).round().byte().flip(-1).cpu().contiguous().numpy()  # it reads blue first
+    found = []
+    for picture in pictures:
+        good, salient = opencv.StaticSaliencyFineGrained_create().computeSaliency(picture)
+        found.append(torch.as_tensor(salient).float() if good else image.new_zeros(picture.shape[:2]).cpu())
+    return torch.stack(found).to(image)

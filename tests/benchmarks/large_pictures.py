@@ -3,7 +3,8 @@
     python3 dev.py run tests/benchmarks/large_pictures.py [--count 48] [--judge FILE] [--pictures DIR]
 
 Real renders of Mini's subjects on backgrounds that training did not use are shrunk, some with the grain of a camera
-added, and enlarged again: by bicubic interpolation, and by the nodes. Told are the PSNR against the render, and with a
+added, and enlarged again: by bicubic interpolation, and by the nodes. Told are the PSNR against the render, how steep
+the picture is by that of the render (its squared differences of neighbours: blur has less, noise more), and with a
 trained judge (``training.mini judge``) how often it recognises the subject. Small subjects in a large picture, half as
 sharp, are the detailer's. ``--pictures`` writes what was compared, one row a picture.
 """
@@ -42,10 +43,10 @@ GRAIN = 0.0, 0.1
 """Standard deviation of the noise on the small picture, as of a camera in the dark; pictures hold 0 to 1."""
 SMALL, SOFT = 64, 2
 """Side of the small subject, and how many of its pixels a blurred one stands for."""
-UPSCALE = 0.3, 0.5
-"""Denoise of Upscale with Cascade: the one that is told, and another with ``--sweep``."""
-DETAIL = (0.0, 0.3), (0.1, 0.5)
-"""Denoise of Stage C and of Stage B in Detailer for Cascade, likewise."""
+UPSCALE = (0.3, 1.0), (0.3, 0.0), (0.2, 1.0), (0.5, 1.0)
+"""Denoise and keep_source of Upscale with Cascade: the node's own, and others with ``--sweep``."""
+DETAIL = (0.0, 0.3, 1.0), (0.0, 0.3, 0.0), (0.1, 0.5, 1.0)
+"""Denoise of Stage C, that of Stage B, and keep_source in Detailer for Cascade, likewise."""
 
 
 def psnr(given: Tensor, expected: Tensor) -> float:
@@ -59,21 +60,26 @@ def shrink(image: Tensor, factor: int) -> Tensor:
     return F.avg_pool2d(image.movedim(-1, 1), factor).movedim(1, -1)
 
 
+def measure_steepness(image: Tensor) -> float:
+    """Mean squared difference of neighbours in pictures (B, H, W, 3)."""
+    return float(image.diff(dim=1).square().mean() + image.diff(dim=2).square().mean())
+
+
 class Scoring:
-    """Lines of the table: PSNR, and the judge's share where there is one."""
+    """Lines of the table: PSNR, steepness, and the judge's share where there is one."""
 
     def __init__(self, judge: nn.Module | None, subjects: list[int]) -> None:
         self.judge, self.subjects = judge, subjects
 
     def tell(self, name: str, given: Tensor, expected: Tensor) -> None:
         mean = sum(psnr(one, other) for one, other in zip(given, expected)) / len(given)
-        told = ""
+        told = f"   steep {measure_steepness(given) / measure_steepness(expected):4.2f}"
         if self.judge is not None:
             found = first_five(self.judge, at_sight(given.movedim(-1, 1)), torch.device("cpu"))
             first = sum(five[0] == subject for five, subject in zip(found, self.subjects)) / len(found)
             any_of = sum(subject in five for five, subject in zip(found, self.subjects)) / len(found)
-            told = f"   judge first {100 * first:5.1f} %, of five {100 * any_of:5.1f} %"
-        print(f"{name:<40} {mean:6.2f} dB{told}", flush=True)
+            told += f"   judge first {100 * first:5.1f} %, of five {100 * any_of:5.1f} %"
+        print(f"{name:<50} {mean:6.2f} dB{told}", flush=True)
 
 
 def models(studio: MiniStudio) -> dict[str, Any]:
@@ -170,17 +176,21 @@ def run(studio: MiniStudio, scoring: Scoring, rgb: Tensor, texts: list[str], giv
             plain = resize_image(small, SIDE, SIDE)
             scoring.tell(f"{factor}x{told}, bicubic", plain, rgb)
             columns = rows[f"{factor}x{told}"] = [plain]
-            for denoise in UPSCALE if given.sweep else UPSCALE[:1]:
-                columns.append(upscale(studio, small, texts, scale=float(factor), denoise=denoise))
-                scoring.tell(f"{factor}x{told}, Upscale with Cascade {denoise:g}", columns[-1], rgb)
+            for denoise, keep in UPSCALE if given.sweep else UPSCALE[:1]:
+                settings = {"scale": float(factor), "denoise": denoise, "keep_source": keep}
+                columns.append(upscale(studio, small, texts, **settings))
+                scoring.tell(f"{factor}x{told}, Upscale with Cascade {denoise:g}, keep {keep:g}", columns[-1], rgb)
         sharp, soft, mask, place = small_subjects(rgb, grain)
         wanted, plain = sharp[:, place, place], soft[:, place, place]
         scoring.tell(f"subject of {SMALL} px{told}, as it is", plain, wanted)
         columns = rows[f"detail{told}"] = [wanted, plain]
-        for prior, decoder in DETAIL if given.sweep else DETAIL[:1]:
-            settings = {"denoise": prior, "decoder_denoise": decoder, "context": 1.0, "grow": 2, "feather": 4}
+        for prior, decoder, keep in DETAIL if given.sweep else DETAIL[:1]:
+            settings = {"denoise": prior, "decoder_denoise": decoder, "keep_source": keep}
+            settings |= {"context": 1.0, "grow": 2, "feather": 4}
             columns.append(detail(studio, soft, mask, texts, **settings)[:, place, place])
-            scoring.tell(f"subject{told}, Detailer for Cascade {prior:g}, {decoder:g}", columns[-1], wanted)
+            scoring.tell(
+                f"subject{told}, Detailer for Cascade {prior:g}, {decoder:g}, keep {keep:g}", columns[-1], wanted
+            )
     if given.pictures:
         write(rows, rgb, given.pictures)
 

@@ -12,6 +12,7 @@ from node_inputs import load_control_net
 from torch import Tensor
 from world import Studio, changed
 
+from cascade_studio.stages.inputs.inpaint import resample_image, resize_image
 from cascade_studio.stages.inputs.masks import grow_square
 
 SEED, GROW, FEATHER = 9, 4, 8
@@ -139,6 +140,20 @@ def test_denoise_and_stage_b_alone(studio, image, both):
     check_kept(rebuilt, image, mask)
     assert changed(rebuilt, detail(studio, image, mask=mask)[0])
     assert changed(detail(studio, image, mask=mask, decoder_denoise=0.3, denoise=0.0)[0], rebuilt)
+
+
+def test_what_is_kept_of_a_part(studio, image, both):
+    """Its shapes and colours at half its size come back, and nothing beyond the mask and its feather changes."""
+    soft, mask = resize_image(resize_image(image, 100, 75), 400, 300), boxes_mask(*FACES)
+    given = {"mask": mask, "context": 1.0}
+    painted, kept = (detail(studio, soft, keep_source=share, **given)[0] for share in (0.0, 1.0))
+    check_kept(kept, soft, mask)
+    errors = []
+    for each in (painted, kept):
+        lost = [(each - soft)[:, top:bottom, left:right] for left, top, right, bottom in FACES]
+        errors.append(sum(float(resample_image(part, 20, 20).square().mean()) for part in lost))
+    assert errors[1] < 0.1 * errors[0], errors
+    assert torch.equal(detail(studio, image, mask=mask, keep_source=0.0)[0], both[0])
 
 
 def test_hints_are_cropped_with_their_part(studio, image):

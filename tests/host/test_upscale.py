@@ -12,7 +12,7 @@ from small_extras import write_controlnets
 from torch import Tensor
 from world import Studio, changed, relative
 
-from cascade_studio.stages.inputs.inpaint import resize_image
+from cascade_studio.stages.inputs.inpaint import resample_image, resize_image
 
 SEED = 4
 UPSCALE, ONE = "CascadeStudio_Upscale", "CascadeStudio_OneModel"
@@ -58,8 +58,30 @@ def test_less_noise_keeps_more_of_the_picture(studio, image):
     plain = resize_image(image[:1], 400, 300)
     coded = studio.call("CascadeStudio_EncodeStageA", image=plain, vae=studio.parts.stage_a)
     kept = studio.call("CascadeStudio_DecodeStageA", latent=coded, vae=studio.parts.stage_a)
-    errors = [float((enlarge(studio, image[:1], denoise=each) - kept).square().mean()) for each in (0.01, 1.0)]
+    errors = [
+        float((enlarge(studio, image[:1], denoise=each, keep_source=0.0) - kept).square().mean())
+        for each in (0.01, 1.0)
+    ]
     assert errors[0] < 0.2 * errors[1], errors
+
+
+def test_what_is_kept_of_the_picture(studio, image):
+    """Made small again, the result is the picture; a share of it lies between."""
+    soft = resize_image(resize_image(image[:1], 50, 38), 200, 150)
+    made = [enlarge(studio, soft, denoise=1.0, keep_source=share) for share in (0.0, 0.5, 1.0)]
+    none, half, whole = (float((resample_image(each, 200, 150) - soft).square().mean()) for each in made)
+    assert whole < 0.01 * none and whole < half < none
+
+
+@pytest.mark.parametrize("side, shared", [(1024, 256), (256, 64), (192, 64)])
+def test_a_new_node_has_tiles_of_the_models_size(studio, monkeypatch, side, shared):
+    """As the canvas begins with it; what its tiles share fits into them."""
+    from cascade_studio.nodes import upscale
+
+    monkeypatch.setattr(upscale.native, "find_sides", lambda: upscale.native.Sides(side, 1024))
+    inputs = upscale.CascadeStudioUpscale.define_schema().inputs
+    defaults = {each.id: getattr(each, "default", None) for each in inputs}
+    assert (defaults["tile_size"], defaults["tile_overlap"]) == (side, shared)
 
 
 def test_the_super_resolution_net_steers_stage_c(studio, image, large):

@@ -21,7 +21,10 @@ PARTS = {
 }
 """What a workflow needs of Mini beside the stages."""
 
-NOT_MINI = {title_of(name) for name in ("inpaint", "outpaint", "super_resolution", "ultrapixel_2k", "ultrapixel_4k")}
+NOT_MINI = {
+    title_of(name)
+    for name in ("inpaint", "outpaint", "super_resolution", "upscale_steered", "ultrapixel_2k", "ultrapixel_4k")
+}
 """Mini has no such ControlNet and no guide; test_workflows runs them with the tiny family."""
 
 LARGE = {title_of(name) for name in ("high_resolution_2k", "high_resolution_4k")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from table import each
 
 from cascade_studio.stages.errors import WrongInput
-from cascade_studio.stages.inputs.saliency import BORDER, METHODS, SPECTRAL, find_salient
+from cascade_studio.stages.inputs import saliency
+from cascade_studio.stages.inputs.saliency import BORDER, FINE, SPECTRAL, find_salient
 from cascade_studio.stages.inputs.segments import limit_segments, read_segments, split_mask, trim
 
 SEG = namedtuple("SEG", "cropped_image cropped_mask confidence crop_region bbox label control_net_wrapper")
@@ -87,7 +89,7 @@ def test_a_limit_empties_a_segment_and_keeps_its_place():
     assert first.mask.max() == 0.5 and not second.mask.any()
 
 
-@each(METHODS)
+@each((BORDER, SPECTRAL))
 def test_what_stands_out_is_found(method):
     """A disc on a ground with a gradient and noise, in one of two pictures; and nothing in a picture of one colour."""
     torch.manual_seed(0)
@@ -102,3 +104,28 @@ def test_what_stands_out_is_found(method):
     overlap = (marked & disc).sum() / (marked | disc).sum()
     assert method == SPECTRAL or overlap > 0.9
     assert not find_salient(torch.full((1, 64, 64, 3), 0.3), BORDER).any()
+
+
+class FineGrained:
+    """OpenCV's class, as far as it is called: red stands out, and one picture cannot be computed."""
+
+    given: list[np.ndarray] = []
+
+    def computeSaliency(self, picture):
+        self.given.append(picture)
+        return len(self.given) != 2, (picture[..., 2] > 200).astype(np.float32)
+
+
+def test_opencv_is_asked_where_it_is_installed(monkeypatch):
+    """It gets bytes with blue first; a picture that it cannot compute stands out nowhere."""
+    picture = torch.zeros(2, 32, 48, 3)
+    picture[:, 8:16, 8:24, 0] = 1
+    picture[..., 2] = 0.5
+    opencv = SimpleNamespace(StaticSaliencyFineGrained_create=FineGrained)
+    monkeypatch.setattr(saliency, "import_opencv", lambda: opencv)
+    found = find_salient(picture, FINE)
+    assert torch.equal(found[0], picture[0, ..., 0]) and not found[1].any()
+    first = FineGrained.given[0]
+    assert first.dtype == np.uint8 and first.shape == (32, 48, 3) and first[0, 0].tolist() == [128, 0, 0]
+    monkeypatch.setattr(saliency, "import_opencv", lambda: None)
+    assert torch.equal(find_salient(picture, FINE), find_salient(picture, BORDER))

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ....stages.inputs import inpaint
 from ....stages.inputs.canvas import plan_canvas
-from ....stages.inputs.inpaint import CropSettings, CutPart
+from ....stages.inputs.inpaint import CropSettings, CutPart, resize_image
 from ....stages.inputs.masks import resize_mask
+from ....stages.inputs.pictures import to_rgb
 from ....stages.inputs.segments import Segments
+from ....stages.inputs.source import keep_source
 from .. import latents
 from ..conditioning.part import crop_conditioning, pick_conditioning
 from ..models import use_vae as vaes
@@ -47,12 +49,14 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Detailing:
-    """How parts of pictures are painted anew: with which models, how long and how strongly, and how they are cut."""
+    """How parts of pictures are painted anew: with which models, how long and how strongly, how they are cut, and how
+    much of what they show at half their size comes back."""
 
     models: Models
     prior: StageRun
     decoder: StageRun
     cut: CropSettings
+    keep: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -94,6 +98,11 @@ def repaint_part(job: Detailing, part: CutPart, prompts: Prompts, place: int, be
     return latents.crop_padding(vaes.decode(models.stage_a, samples), canvas)
 
 
+def halve_picture(image: Tensor) -> Tensor:
+    """``image`` (B, H, W, 3) at half its size: what of a part is right where its details are not."""
+    return resize_image(image, -(-image.shape[2] // 2), -(-image.shape[1] // 2))
+
+
 def detail_pictures(
     job: Detailing, image: Tensor, segments: list[Segments], prompts: Prompts, own: list[Any]
 ) -> tuple[Tensor, Tensor]:
@@ -120,6 +129,7 @@ def detail_pictures(
                 )
             )
             painted = repaint_part(job, part, heard, index + number, done, total)
+            painted = keep_source(painted, halve_picture(crop.of(to_rgb(picture))), job.keep)
             picture = inpaint.paste_part(part.stitch, painted)
             crop.of(reached).copy_(torch.maximum(crop.of(reached), part.stitch.blend.to(reached)))
             done += job.steps

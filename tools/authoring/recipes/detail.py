@@ -7,18 +7,20 @@ from . import parts
 
 PRESET = "full-bf16"
 WITHOUT = ("clip_vision",)
+TILES = {"tile_size": 1024, "tile_overlap": 256}
+"""Those of the published models, whatever the computer has on which the workflows are written."""
 
 
 def _models(load: FlowNode, *names: str) -> dict:
     return {name: load[name] for name in (*names, "decoder", "stage_a", "stage_c_vae")}
 
 
-def _finish(flow: Flow, before: FlowNode, after: FlowNode) -> None:
-    """The last step, and the note about the files."""
+def _finish(flow: Flow, before: FlowNode, after: FlowNode, *keys: str) -> None:
+    """The last step, and the note about the files; ``keys`` are those beside the preset's."""
     flow.step("The picture, before and after")
     flow.add("SaveImage", images=after[0], filename_prefix=f"cascade/{flow.name}", wide=400)
     flow.add("CascadeStudio_Compare", before=before["IMAGE"], after=after[0])
-    parts.model_links(flow, parts.keys_of(PRESET, WITHOUT))
+    parts.model_links(flow, [*parts.keys_of(PRESET, WITHOUT), *keys])
 
 
 def detailer() -> Flow:
@@ -41,8 +43,6 @@ def detailer() -> Flow:
         **_models(load, "prior"),
     )
     _finish(flow, image, after)
-    flow.step("Off: a mask without painting one")
-    flow.add("CascadeStudio_SaliencyMask", muted=True, image=image["IMAGE"])
     flow.feature(after, denoise=0.0)
     flow.note(
         "Parts",
@@ -54,7 +54,6 @@ Cascade knows best, painted anew, and pasted back. No pixel beyond the mask and 
 - **denoise**: 0.3 sharpens what is there, 0.7 paints another face.
 - **prompts**: a line for each part, from the top of the picture; an empty line takes the prompt.
 - **segments**: SEGS or boxes of a face detector, in place of a mask or within it.
-- **Saliency Mask** marks what stands out, where nothing was painted: switch it on (Ctrl+M) and wire it into *mask*.
 
 LoRAs go on the wires of the models, as ever. The hint of a ControlNet on the prompts is cut with each part.""",
     )
@@ -76,6 +75,7 @@ def upscale() -> Flow:
         positive=positive[0],
         negative=negative[0],
         scale=2.0,
+        **TILES,
         **_models(load),
     )
     _finish(flow, image, after)
@@ -88,10 +88,76 @@ The picture is enlarged plainly, gets **denoise** noise, and Stage B paints it a
 it was trained on. At each step the tiles are blended, so that no border shows.
 
 - **denoise** 0.3 stays close to the picture, 0.7 invents more.
-- **tile_size** 1024 suits the published models, 256 Cascade Mini.
+- **keep_source**: 1 gives the picture its own shapes and colours back, without its grain; 0 leaves what was painted.
+  At scale 1 it only takes grain off.
+- **tile_size** 1024 suits the published models, 256 Cascade Mini.""",
+    )
+    return flow
 
-With the super-resolution ControlNet wired into **control_net** and Stage C into **prior**, Stage C paints the latent
-that the tiles follow.""",
+
+def upscale_steered() -> Flow:
+    """The same, where Stage C paints the latent that the tiles follow by the super-resolution ControlNet."""
+    flow = Flow("upscale_steered")
+    load = parts.load(flow, PRESET, WITHOUT)
+    net = flow.add("CascadeStudio_LoadControlNet", controlnet=parts.files.name("controlnet_super_resolution"))
+    flow.step("Load a picture")
+    image = parts.load_picture(flow)
+    flow.step("Prompt: what the picture shows")
+    positive, negative = parts.prompts(flow, load["clip"], "a house on green hills, sharp and detailed")
+    flow.step("Enlarge")
+    after = flow.add(
+        "CascadeStudio_Upscale",
+        image=image["IMAGE"],
+        positive=positive[0],
+        negative=negative[0],
+        control_net=net[0],
+        scale=2.0,
+        denoise=0.6,
+        **TILES,
+        **_models(load, "prior"),
+    )
+    _finish(flow, image, after, "controlnet_super_resolution")
+    flow.feature(after, control_strength=0.0)
+    flow.note(
+        "Stage C paints as well",
+        """## Stage C paints as well
+
+The super-resolution ControlNet shows Stage C the picture, and Stage C paints the latent that the tiles follow: more
+detail of its own, less likeness. **denoise** 0.6 gives that detail room.""",
+    )
+    return flow
+
+
+def saliency() -> Flow:
+    """What stands out in a picture is found and painted anew, without a mask by hand."""
+    flow = Flow("saliency")
+    load = parts.load(flow, PRESET, WITHOUT)
+    flow.step("Load a picture")
+    image = parts.load_picture(flow)
+    flow.step("What stands out")
+    mask = flow.add("CascadeStudio_SaliencyMask", image=image["IMAGE"])
+    flow.add("MaskPreview", mask=mask[0])
+    flow.step("Prompt for what is marked")
+    positive, negative = parts.prompts(flow, load["clip"], "a house on green hills, sharp and detailed")
+    flow.step("Paint each part anew")
+    after = flow.add(
+        "CascadeStudio_Detailer",
+        image=image["IMAGE"],
+        mask=mask[0],
+        positive=positive[0],
+        negative=negative[0],
+        denoise=0.5,
+        each_spot=False,
+        **_models(load, "prior"),
+    )
+    _finish(flow, image, after)
+    flow.feature(mask, grow=64)
+    flow.note(
+        "What stands out",
+        """## What stands out
+
+**Saliency Mask** marks what has other colours than the sides of the picture. Look at the mask before the picture;
+**threshold** marks less when it is raised.""",
     )
     return flow
 
@@ -139,4 +205,4 @@ loader into its prompts. Every tile follows the Stage C latent of its own pictur
     return flow
 
 
-RECIPES = (detailer, upscale, other_tools)
+RECIPES = (detailer, saliency, upscale, upscale_steered, other_tools)
