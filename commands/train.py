@@ -160,7 +160,7 @@ def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
     ways = coders.encoders(settings.hint if settings.what == "controlnet" else "")
     prompts = parse_prompts(settings.sample_prompt, settings.resolution, pictures.pictures[0].caption)
     if crew.rank == 0:
-        log.info("%s", describe(pictures))
+        log.info("%s", describe_pictures(pictures))
     rows, empty = encode_set(pictures, ways, store, log_every(LOG_SECONDS, "encoding pictures"), crew)
     samples = [Sample(prompt, dict(encode_caption(prompt, ways, store)), cells) for prompt, cells in prompts]
     given = read_ingredients(config, coders)
@@ -204,7 +204,7 @@ def start_mark(settings: Settings) -> str:
     return hash_file(settings.start_from) if settings.start_from else ""
 
 
-def describe(pictures: TrainingSet) -> str:
+def describe_pictures(pictures: TrainingSet) -> str:
     """The set's report, with the captions that are cut."""
     return "\n".join(filter(None, [pictures.report(), count_tokens(pictures.pictures, load_tokenizer())]))
 

@@ -25,7 +25,7 @@ KEEP = 0.0
 LEAST_MULTIPLE = 8
 
 
-def model_inputs() -> list[io.Input]:
+def detail_inputs() -> list[io.Input]:
     """The models of a picture's way through all stages, and the prompts."""
     return [
         io.Model.Input("prior", tooltip="Stage C, with the LoRAs that the new parts are to follow."),
@@ -54,7 +54,7 @@ class CascadeStudioDetailer(io.ComfyNode):
             search_aliases=["stable cascade", "detailer", "face detailer", "adetailer", "segs", "inpaint", "faces"],
             inputs=[
                 io.Image.Input("image", tooltip="A picture of any size, or a batch."),
-                *model_inputs(),
+                *detail_inputs(),
                 fraction_input(
                     "denoise",
                     0.5,

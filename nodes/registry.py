@@ -78,8 +78,8 @@ def check_value(value: Any, declared: io.Input, where: str) -> None:
         return
     if not isinstance(value, kind) and not whole:
         raise WrongInput(
-            f"{where} got {describe(value)} on '{declared.id}', which takes {words}. Look at the node that is wired "
-            "into it, or at the program that sent this prompt."
+            f"{where} got {describe_value(value)} on '{declared.id}', which takes {words}. Look at the node that is "
+            "wired into it, or at the program that sent this prompt."
         )
     if kind is numbers.Real and not math.isfinite(value):
         raise WrongInput(
@@ -88,7 +88,7 @@ def check_value(value: Any, declared: io.Input, where: str) -> None:
         )
 
 
-def describe(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value of the wrong kind, in few words."""
     if type(value) in (int, float):
         return f"the number {value:g}"

@@ -43,7 +43,7 @@ def find_gaps(ranges: list[Range], size: int) -> list[Range]:
     return [(start, end) for start, end in zip(edges[::2], edges[1::2]) if start < end]
 
 
-def beside(target: Path, suffix: str) -> Path:
+def append_suffix(target: Path, suffix: str) -> Path:
     """``target`` with ``suffix`` appended to its whole name."""
     return target.with_name(target.name + suffix)
 
@@ -51,8 +51,8 @@ def beside(target: Path, suffix: str) -> Path:
 def read_sidecar(target: Path) -> dict[str, Any] | None:
     """What the sidecar of ``target`` says, if it fits the part that is here; else None."""
     try:
-        state = parse_object(Path(disk.system_path(beside(target, SIDECAR))).read_bytes())
-        held = os.stat(disk.system_path(beside(target, PART))).st_size
+        state = parse_object(Path(disk.system_path(append_suffix(target, SIDECAR))).read_bytes())
+        held = os.stat(disk.system_path(append_suffix(target, PART))).st_size
     except (OSError, BadJson):
         return None
     size, ranges = state.get("size"), state.get("done")
@@ -93,7 +93,7 @@ class Partial:
     """
 
     def __init__(self, target: Path) -> None:
-        self.target, self.path, self.sidecar = target, beside(target, PART), beside(target, SIDECAR)
+        self.target, self.path, self.sidecar = target, append_suffix(target, PART), append_suffix(target, SIDECAR)
         self.generation = self.received = self.waiting = 0
         self.most_at_stake: int | None = None
         self._lock, self._saving = threading.Lock(), threading.Lock()
@@ -222,7 +222,7 @@ class Partial:
 
     def clear_if_empty(self) -> None:
         """Leave no file behind where nothing has come."""
-        if not self.present and beside(self.target, PART).exists():
+        if not self.present and append_suffix(self.target, PART).exists():
             disk.remove(self.path)
             disk.remove(self.sidecar)
             disk.sweep_drafts(self.sidecar)
@@ -237,7 +237,7 @@ class Partial:
     def set_aside(self) -> Path:
         """Close the file and keep it as ``<name>.bad``, where nothing uses it; returns that path."""
         self.close()
-        bad = beside(self.target, BAD)
+        bad = append_suffix(self.target, BAD)
         disk.replace(self.path, bad)
         tidy(self.target, BAD)
         return bad
@@ -270,6 +270,6 @@ class Partial:
 
 def tidy(target: Path, suffix: str = "") -> None:
     """Remove the sidecar of a download that has ended as ``target`` (with ``suffix``), a kill before that included."""
-    if beside(target, suffix).exists() and not beside(target, PART).exists():
-        disk.remove(beside(target, SIDECAR))
-        disk.sweep_drafts(beside(target, SIDECAR))
+    if append_suffix(target, suffix).exists() and not append_suffix(target, PART).exists():
+        disk.remove(append_suffix(target, SIDECAR))
+        disk.sweep_drafts(append_suffix(target, SIDECAR))

@@ -60,7 +60,7 @@ class FormatChoice:
         return f"{self.storage}{computing}: {self.reason}"
 
 
-def choose(machine: Machine, stage: str, stored: str, parameters: int) -> FormatChoice:
+def advise_format(machine: Machine, stage: str, stored: str, parameters: int) -> FormatChoice:
     """Formats for ``stage`` ("stage_c" or "stage_b"), whose file holds ``parameters`` weights in ``stored``.
 
     The format that the machine computes in, or that of the file where only that fits. 8 bits, which change the picture,

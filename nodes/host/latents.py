@@ -74,7 +74,7 @@ def replace_samples(latent: Latent, samples: Tensor) -> Latent:
 
 def expect_prior(latent: Latent, where: str) -> Tensor:
     """The samples of a Stage C latent, or a sentence about what came over the wire instead."""
-    return check_latent(
+    return check_samples(
         latent,
         where,
         PRIOR_CHANNELS,
@@ -86,7 +86,7 @@ def expect_prior(latent: Latent, where: str) -> Tensor:
 
 def expect_decoder(latent: Latent, where: str) -> Tensor:
     """The samples of a Stage B latent, or a sentence about what came over the wire instead."""
-    return check_latent(
+    return check_samples(
         latent,
         where,
         DECODER_CHANNELS,
@@ -96,7 +96,7 @@ def expect_decoder(latent: Latent, where: str) -> Tensor:
     )
 
 
-def check_latent(latent: Latent, where: str, channels: int, stage: str, advice: str) -> Tensor:
+def check_samples(latent: Latent, where: str, channels: int, stage: str, advice: str) -> Tensor:
     """The samples (B, C, H, W) of ``latent``; raises :class:`WrongInput` unless they have ``channels``, as a ``stage``
     latent has."""
     samples = latent["samples"]

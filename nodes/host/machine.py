@@ -79,7 +79,7 @@ def choose_format(stage: str, stored: torch.dtype | None, parameters: int) -> Fo
     """The advice for weights of ``stage``; None where the host's flags or the file's own format decide."""
     if has_dtype_flag() or NAMES.get(stored) not in ("fp32", "bf16", "fp16"):
         return None
-    return presets.choose(describe_machine(), stage, NAMES[stored], parameters)
+    return presets.advise_format(describe_machine(), stage, NAMES[stored], parameters)
 
 
 def note_choice(patcher: Any, choice: FormatChoice) -> None:

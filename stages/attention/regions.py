@@ -78,12 +78,12 @@ def weights_of(
                 "one mask each, or the same number: use one mask for each region."
             )
     cells = [each.expand(batch, -1, -1, -1) for each in cells]
-    base = beside([] if keep_base else cells, cells[0])
-    whole = beside([each for each, instead in zip(cells, replaces) if instead], cells[0])
+    base = measure_rest([] if keep_base else cells, cells[0])
+    whole = measure_rest([each for each, instead in zip(cells, replaces) if instead], cells[0])
     return torch.cat([base, *(each * strength for each, strength in zip(cells, strengths)), whole], dim=1)
 
 
-def beside(cells: Sequence[Tensor], like: Tensor) -> Tensor:
+def measure_rest(cells: Sequence[Tensor], like: Tensor) -> Tensor:
     """What the largest of ``cells`` leaves of 1; all of it, in the shape of ``like``, where there are none."""
     return 1 - torch.cat(list(cells), dim=1).amax(dim=1, keepdim=True) if cells else torch.ones_like(like)
 

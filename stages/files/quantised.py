@@ -226,7 +226,7 @@ SCHEMES = (
 )
 
 
-def find_layers(infos: Infos) -> dict[str, tuple[Scheme, WeightKeys]]:
+def find_quantised(infos: Infos) -> dict[str, tuple[Scheme, WeightKeys]]:
     """By the key of its plain weight, how each foreign quantised weight is stored; empty for other files."""
     grouped: dict[str, dict[str, str]] = {}
     for key in infos:
@@ -249,7 +249,7 @@ def find_layers(infos: Infos) -> dict[str, tuple[Scheme, WeightKeys]]:
 
 def plain_infos(infos: Infos) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
     """``infos`` as they are once the weights are plain, and the names of the schemes that are in use."""
-    layers = find_layers(infos)
+    layers = find_quantised(infos)
     used = {key for _, parts in layers.values() for key in parts.keys.values()}
     plain = {key: info for key, info in infos.items() if key not in used}
     for key, (scheme, parts) in layers.items():
@@ -264,7 +264,7 @@ def restore_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.bf
         key: TensorInfo(tuple(t.shape), t.dtype, bytes(t.flatten().tolist()) if ".quant_state." in key else None)
         for key, t in tensors.items()
     }
-    layers = find_layers(infos)
+    layers = find_quantised(infos)
     if not layers:
         return dict(tensors)
     used = {key for _, parts in layers.values() for key in parts.keys.values()}

@@ -77,7 +77,7 @@ def check_hint(config: ControlNetConfig, channels: int) -> None:
     )
 
 
-def check_model(config: ControlNetConfig, width: int, res_blocks: int) -> None:
+def check_fit(config: ControlNetConfig, width: int, res_blocks: int) -> None:
     """Raises WrongInput unless the ControlNet's maps fit a Stage C of ``width`` channels and ``res_blocks`` blocks."""
     if config.c_proj != width:
         raise WrongInput(

@@ -110,12 +110,12 @@ def read_segments(given: Any, height: int, width: int, where: str) -> Segments:
     if not things:
         if isinstance(given, (list, tuple, dict)) or hasattr(given, "__len__") and not isinstance(given, str):
             return ()
-        raise WrongInput(refuse(where))
+        raise WrongInput(describe_wrong_segments(where))
     scale = (1.0, 1.0) if size is None else (width / size[1], height / size[0])
     if not any(holds_mask(thing) for thing in things):
         boxes = read_boxes([spread(thing) for thing in things])
         if boxes is None:
-            raise WrongInput(refuse(where))
+            raise WrongInput(describe_wrong_segments(where))
         labels = [str(read_field(thing, "label") or "") for thing in things]
         labels += [""] * (len(boxes) - len(labels))
         return tuple(
@@ -128,13 +128,13 @@ def read_segments(given: Any, height: int, width: int, where: str) -> Segments:
         box = read_field(thing, "crop_region") if box is None else box
         corners = read_boxes([box])
         if corners is None:
-            raise WrongInput(refuse(where))
+            raise WrongInput(describe_wrong_segments(where))
         label = str(read_field(thing, "label") or "")
         found.append(fit_segment(corners[0].tolist(), mask, scale, (height, width), label, where))
     return tuple(found)
 
 
-def refuse(where: str) -> str:
+def describe_wrong_segments(where: str) -> str:
     """What to wire instead of things that are no segments, for the node ``where``."""
     return (
         f"{where} could not read 'segments'. It needs SEGS of a detector, or boxes in pixels: left, top, right and "

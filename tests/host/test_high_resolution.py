@@ -77,7 +77,7 @@ def test_core_samplers_patches_and_areas(studio, prior):
 
 def test_the_host_makes_room_for_a_part_only(studio):
     """The latent that the host is told of needs no more memory than that, and our own refusal knows it too."""
-    from cascade_studio.nodes.host.sampling.tiles import TILES, estimate_memory, make_tiling, patch_tiles
+    from cascade_studio.nodes.host.sampling.tiles import TILES, estimate_tiled_memory, make_tiling, patch_tiles
 
     shape, decoder = [1, 4, 2048, 2048], studio.parts.decoder
     whole = decoder.model.memory_required(shape)
@@ -86,10 +86,12 @@ def test_the_host_makes_room_for_a_part_only(studio):
         wrappers = model.get_all_wrappers("prepare_sampling")
         assert len(wrappers) == 1
         wrappers[0](lambda model, shape, *args: told.append(shape), model, shape)
-        assert estimate_memory(model, shape) < whole / 2
+        assert estimate_tiled_memory(model, shape) < whole / 2
         assert decoder.model.memory_required(told[-1]) < 0.6 * whole
-    assert estimate_memory(decoder, shape) == whole
-    one, four = (estimate_memory(patch_tiles(decoder, make_tiling(TILES, 256, 64, count)), shape) for count in (1, 4))
+    assert estimate_tiled_memory(decoder, shape) == whole
+    one, four = (
+        estimate_tiled_memory(patch_tiles(decoder, make_tiling(TILES, 256, 64, count)), shape) for count in (1, 4)
+    )
     assert four > 1.5 * one
 
 

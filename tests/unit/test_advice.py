@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cascade_studio.nodes.checkpoints.catalogue import load
-from cascade_studio.nodes.checkpoints.presets import FULL_ROOM, Machine, choose, rank_presets
+from cascade_studio.nodes.checkpoints.presets import FULL_ROOM, Machine, advise_format, rank_presets
 from cascade_studio.stages.units import GB
 
 FULL_C, LITE_C, FULL_B, LITE_B = 3_589_103_632, 1_030_785_040, 1_562_941_136, 699_471_248
@@ -71,7 +71,7 @@ def with_room(machine: Machine, gigabytes: float) -> Machine:
     ],
 )
 def test_formats(machine, stage, stored, parameters, storage, compute):
-    choice = choose(machine, stage, stored, parameters)
+    choice = advise_format(machine, stage, stored, parameters)
     assert (choice.storage, choice.compute) == (storage, compute)
     text = choice.describe()
     assert text.startswith(storage) and (f"computing in {compute}" in text) == (storage != compute)
@@ -80,16 +80,17 @@ def test_formats(machine, stage, stored, parameters, storage, compute):
 
 
 def test_the_reasons_say_what_to_do():
-    text = choose(TURING, "stage_c", "bf16", FULL_C).reason
+    text = advise_format(TURING, "stage_c", "bf16", FULL_C).reason
     assert "Stage C overflows in" in text and f"preset '{load().presets['fp16'].title}'" in text
-    short = choose(with_room(AMPERE, 4), "stage_c", "bf16", FULL_C).reason
+    short = advise_format(with_room(AMPERE, 4), "stage_c", "bf16", FULL_C).reason
     assert "kept in fp8_e4m3fn, since the device has 4.00 GB of memory and" in short
     assert "of bf16 weights would have to be streamed at every step" in short
     assert (
-        "of bf16 weights are streamed at every step" in choose(with_room(AMPERE, 6), "stage_c", "bf16", FULL_C).reason
+        "of bf16 weights are streamed at every step"
+        in advise_format(with_room(AMPERE, 6), "stage_c", "bf16", FULL_C).reason
     )
-    assert "stream" not in choose(with_room(AMPERE, 10), "stage_c", "bf16", FULL_C).reason
-    assert "no instructions for bf16" in choose(PROCESSOR, "stage_c", "bf16", FULL_C).reason
+    assert "stream" not in advise_format(with_room(AMPERE, 10), "stage_c", "bf16", FULL_C).reason
+    assert "no instructions for bf16" in advise_format(PROCESSOR, "stage_c", "bf16", FULL_C).reason
 
 
 @pytest.mark.parametrize(
@@ -118,5 +119,6 @@ def test_full_models_fit_where_they_are_advised():
     """Where the full preset is taken, neither stage has to be squeezed into 8 bits."""
     machine = replace(AMPERE, room=FULL_ROOM)
     assert [
-        choose(machine, stage, "bf16", size).storage for stage, size in (("stage_c", FULL_C), ("stage_b", FULL_B))
+        advise_format(machine, stage, "bf16", size).storage
+        for stage, size in (("stage_c", FULL_C), ("stage_b", FULL_B))
     ] == ["bf16", "bf16"]

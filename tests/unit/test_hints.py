@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from cascade_studio.stages.errors import WrongInput
 from cascade_studio.stages.inputs import hints, masks
 from cascade_studio.stages.inputs.canvas import MAX_SIDE, plan_canvas
-from cascade_studio.stages.inputs.control_rules import BlockWeights, check_hint, check_model, parse_curve
+from cascade_studio.stages.inputs.control_rules import BlockWeights, check_fit, check_hint, parse_curve
 from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
 from cascade_studio.stages.nets.encoder import EncoderConfig
 
@@ -208,11 +208,11 @@ def test_hints_of_other_nets(c_in, fits):
 
 
 def test_models_of_other_sizes():
-    check_model(ControlNetConfig(), 2048, 64)
+    check_fit(ControlNetConfig(), 2048, 64)
     with pytest.raises(WrongInput, match="2048 channels, but this Stage C is 1536 wide"):
-        check_model(ControlNetConfig(), 1536, 32)
+        check_fit(ControlNetConfig(), 1536, 32)
     with pytest.raises(WrongInput, match="ResBlock 63, but this Stage C has 32"):
-        check_model(ControlNetConfig(), 2048, 32)
+        check_fit(ControlNetConfig(), 2048, 32)
 
 
 MODES = {

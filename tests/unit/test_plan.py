@@ -14,7 +14,7 @@ from cascade_studio.nodes.checkpoints import disk, find, partial
 from cascade_studio.nodes.checkpoints.catalogue import Licence, load
 from cascade_studio.nodes.checkpoints.errors import BadCatalogue, CheckpointError, DiskFull
 from cascade_studio.nodes.checkpoints.find import Finder, locate_bundled, models_roots, with_bundled
-from cascade_studio.nodes.checkpoints.partial import Partial, beside, find_gaps, merge_ranges
+from cascade_studio.nodes.checkpoints.partial import Partial, append_suffix, find_gaps, merge_ranges
 from cascade_studio.nodes.checkpoints.plan import make_plan, target_root
 from cascade_studio.nodes.checkpoints.progress import Meter, describe_duration
 
@@ -159,7 +159,7 @@ def test_an_emptied_file_takes_no_late_writes(tmp_path):
     part.leave()
     with pytest.raises(Exception, match="started again"):
         part.write(1, 0, b"late")
-    assert beside(tmp_path / "x", partial.PART).read_bytes() == b"new"
+    assert append_suffix(tmp_path / "x", partial.PART).read_bytes() == b"new"
 
 
 # Words

@@ -91,12 +91,12 @@ class MaskedControl(comfy.controlnet.ControlBase):
         """The mask for ``maps`` (B, C, h, w), made once a run: a mask has many more pixels than a map has cells."""
         key = maps.shape[-2:], batch, batched_number, maps.dtype, maps.device
         if key not in self.sized:
-            mask = comfy.controlnet.broadcast_image_to(resize_mask(self.mask[:, None], maps), batch, batched_number)
+            mask = comfy.controlnet.broadcast_image_to(match_mask(self.mask[:, None], maps), batch, batched_number)
             self.sized[key] = mask
         return self.sized[key]
 
 
-def resize_mask(mask: Tensor, maps: Tensor) -> Tensor:
+def match_mask(mask: Tensor, maps: Tensor) -> Tensor:
     """A mask (B, 1, h, w) at the size of ``maps`` (B, C, h, w)."""
     return average_areas(mask.float().clamp(0, 1), tuple(maps.shape[-2:])).to(maps)
 

@@ -98,7 +98,7 @@ class CascadeControl(comfy.controlnet.ControlBase):
         self.run = None
         if isinstance(model, comfy.model_base.StableCascade_C):
             width, count = measure_depth(model.diffusion_model)
-            rules.check_model(self.config, width, count)
+            rules.check_fit(self.config, width, count)
             self.run = ControlRun(count)
         elif not isinstance(model, comfy.model_base.StableCascade_B):  # which ControlNets do not touch
             raise WrongInput(

@@ -224,7 +224,7 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, made: Fo
     if plan.missing:
         settings = FetchSettings.from_environment()
         if missing_files not in (DOWNLOAD, ASK_IF_LARGE) or (missing_files == ASK_IF_LARGE and plan.to_come > LARGE):
-            refuse(node, plan, missing_files)
+            refuse_to_fetch(node, plan, missing_files)
         state = "refuses" if settings.offline else "fetches"
         send(node, PLAN, {"state": state, "text": plan.describe(), "plan": plan.as_json()})
         results = fetch(node, plan, settings)
@@ -240,7 +240,7 @@ def provide(node: str | None, entries: list[Entry], missing_files: str, made: Fo
     return places
 
 
-def refuse(node: str | None, plan: DownloadPlan, missing_files: str) -> None:
+def refuse_to_fetch(node: str | None, plan: DownloadPlan, missing_files: str) -> None:
     """Stop with the plan and what can be done."""
     asks = missing_files != NEVER
     advised = (

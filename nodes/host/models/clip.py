@@ -38,7 +38,7 @@ def load_text_encoder(source: str | ModelPart, dtype: str = AUTO, disable_dynami
     """The CLIP of Stable Cascade from a text encoder file or an all-in-one checkpoint."""
     loaded = read(source, "text_encoder")
     config: TextConfig = loaded.kind.config
-    check_text(loaded, config)
+    check_text_encoder(loaded, config)
     check_tensors(tower_shapes(config), loaded.tensors, loaded.kind, loaded.name)
     options: dict[str, Any] = {"clip_g_model_config": {name: getattr(config, name) for name in CONFIG_FIELDS}}
     if dtype != AUTO:
@@ -67,7 +67,7 @@ def load_text_encoder_patcher(path: str, dtype: str = AUTO, disable_dynamic: boo
     return load_text_encoder(path, dtype, disable_dynamic).patcher
 
 
-def check_text(loaded: Loaded, config: TextConfig) -> None:
+def check_text_encoder(loaded: Loaded, config: TextConfig) -> None:
     """Refuse text encoders that cannot be Stable Cascade's, before the host fails on their tensors."""
     if config.vocab_size != TOKENS:
         raise WrongFile(

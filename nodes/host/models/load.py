@@ -117,7 +117,7 @@ def diffusion_from_tensors(loaded: Loaded, dtype: str | FormatChoice, disable_dy
     stored = weight_dtype(loaded.tensors)
     if is_prior and (stored == torch.float16 or dtype == "fp16"):
         config.supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
-    choice = dtype if isinstance(dtype, FormatChoice) else choose(config, loaded, stored, dtype)
+    choice = dtype if isinstance(dtype, FormatChoice) else choose_formats(config, loaded, stored, dtype)
     if loaded.kind.restored and not isinstance(dtype, FormatChoice):
         choice = replace(choice, reason=f"{choice.reason}; its file holds {loaded.kind.quantisation}")
     config.set_inference_dtype(machine.DTYPES[choice.storage], cast_to(choice, config.quant_config))
@@ -156,7 +156,7 @@ def patch_small_net(
     return patcher
 
 
-def choose(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) -> FormatChoice:
+def choose_formats(config: Any, loaded: Loaded, stored: torch.dtype | None, dtype: str) -> FormatChoice:
     """Formats of storage and computing: the node's choice, else the host's flags, else the advice for this machine."""
     parameters = comfy.utils.calculate_parameters(loaded.tensors)
     if dtype == AUTO and not config.quant_config:

@@ -27,7 +27,7 @@ def network_arguments(config: UNetConfig, stage: str) -> dict[str, Any]:
     return {**asdict(config), "stable_cascade_stage": stage, "model_channels": config.c_hidden[-1] // 4}
 
 
-def config_from(kind: type[UNetConfig], arguments: dict[str, Any]) -> UNetConfig:
+def read_arguments(kind: type[UNetConfig], arguments: dict[str, Any]) -> UNetConfig:
     """Our configuration out of the keyword arguments that the host passes to a network."""
     return kind(**{field.name: arguments[field.name] for field in fields(kind) if field.name in arguments})
 
@@ -53,7 +53,7 @@ class HostNet:
         operations: Any = None,
         **arguments: Any,
     ):
-        config = config_from(self.kind, arguments)
+        config = read_arguments(self.kind, arguments)
         super().__init__(config, dtype=dtype, device=device, backend=backend_for(operations))
 
     @property

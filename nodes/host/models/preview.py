@@ -136,11 +136,11 @@ def choose_device(net: previewer.Previewer, latent: Tensor) -> torch.device:
     device = latent.device
     if comfy.model_management.is_device_cpu(device):
         return device
-    needed = comfy.model_management.module_size(net) + estimate_memory(net, latent.shape)
+    needed = comfy.model_management.module_size(net) + estimate_preview_memory(net, latent.shape)
     return device if needed < comfy.model_management.get_free_memory(device) else torch.device("cpu")
 
 
-def estimate_memory(net: previewer.Previewer, shape: Sequence[int]) -> int:
+def estimate_preview_memory(net: previewer.Previewer, shape: Sequence[int]) -> int:
     """Bytes of one picture, in float32 for the sake of safety."""
     return net.memory(shape, torch.float32.itemsize)
 

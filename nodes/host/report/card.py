@@ -131,14 +131,14 @@ def find_reports(latent: dict[str, Any] | None) -> Reports:
     reports = tuple(each for each in (latent or {}).get(REPORT, ()) if isinstance(each, StageReport))
     if not reports:
         return ()
-    places = find_places(latent)
+    places = find_batch_places(latent)
     return tuple(
         report if [report.place(index) for index in range(report.pictures)] == places else report.pick_places(places)
         for report in reports
     )
 
 
-def find_places(latent: dict[str, Any]) -> list[int]:
+def find_batch_places(latent: dict[str, Any]) -> list[int]:
     """The place of each picture in the batch that it was sampled in."""
     count = latent["samples"].shape[0]
     given = list(latent.get("batch_index") or [])

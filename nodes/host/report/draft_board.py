@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ....stages.errors import WrongInput
-from .card import find_places, find_reports
+from .card import find_batch_places, find_reports
 
 STRIP, GAP = 22, 6
 """Pixels of the line below each draft, and between drafts."""
@@ -72,7 +72,7 @@ def parse_numbers(text: str, count: int) -> list[int]:
 def pick_drafts(latent: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
     """A copy of ``latent`` with only those pictures; each keeps its place in the batch, which its noise follows."""
     indices = [number - 1 for number in numbers]
-    places = find_places(latent)
+    places = find_batch_places(latent)
     out = {**latent, "samples": latent["samples"][indices], "batch_index": [places[index] for index in indices]}
     mask = latent.get("noise_mask")
     if mask is not None and mask.shape[0] > 1:
@@ -82,7 +82,7 @@ def pick_drafts(latent: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
 
 def place_drafts(latent: dict[str, Any], numbers: list[int], size: tuple[int, int], columns: int) -> list[Draft]:
     """Where each draft of ``size`` (width, height) stands on a sheet; ``columns`` 0 makes it about square."""
-    seeds, places = find_seeds(latent), find_places(latent)
+    seeds, places = find_seeds(latent), find_batch_places(latent)
     columns = columns or math.ceil(math.sqrt(len(seeds) * size[1] / size[0]))
     columns = max(1, min(columns, len(seeds)))
     return [

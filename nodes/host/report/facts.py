@@ -60,7 +60,7 @@ NO_FACTS = Facts()
 def gather_facts(prompt: Prompt | None, node: str | None, wires: tuple[str, ...] = ("report", "latent")) -> Facts:
     """The facts behind the first of ``wires`` of ``node`` that is wired; none where the prompt does not tell them."""
     inputs = (prompt or {}).get(str(node), {}).get("inputs", {})
-    link = next((inputs[wire] for wire in wires if is_link(inputs.get(wire), prompt)), None)
+    link = next((inputs[wire] for wire in wires if is_wire(inputs.get(wire), prompt)), None)
     if link is None:
         return NO_FACTS
     chain = list(walk_back(prompt, link[0]))
@@ -81,7 +81,7 @@ def gather_facts(prompt: Prompt | None, node: str | None, wires: tuple[str, ...]
     )
 
 
-def is_link(value: Any, prompt: Prompt | None) -> bool:
+def is_wire(value: Any, prompt: Prompt | None) -> bool:
     """Whether an input's value is a wire from a node of ``prompt``."""
     return isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in (prompt or {})
 
@@ -97,14 +97,14 @@ def walk_back(prompt: Prompt, start: str) -> Iterator[str]:
     for name in (queue := [start]):
         yield name
         for value in prompt[name]["inputs"].values():
-            if is_link(value, prompt) and value[0] not in found:
+            if is_wire(value, prompt) and value[0] not in found:
                 found[value[0]] = None
                 queue.append(value[0])
 
 
 def read_texts(prompt: Prompt, link: Any, seen: frozenset[str] = frozenset()) -> Iterator[str]:
     """The texts that were encoded into the conditioning on ``link``, in the order of the wires."""
-    if not is_link(link, prompt) or link[0] in seen:
+    if not is_wire(link, prompt) or link[0] in seen:
         return
     name, slot = link
     inputs = prompt[name]["inputs"]
@@ -128,7 +128,7 @@ def read_string(prompt: Prompt, value: Any) -> str | None:
     """A text, or the one of the node that it is wired from; None where a node makes it up."""
     if isinstance(value, str):
         return value
-    if not is_link(value, prompt):
+    if not is_wire(value, prompt):
         return None
     inputs = prompt[value[0]]["inputs"]
     return next((inputs[key] for key in TEXTS if isinstance(inputs.get(key), str)), None)
@@ -141,7 +141,7 @@ def find_additions(prompt: Prompt, chain: list[str], keys: tuple[str, ...]) -> I
         settings = tuple(
             (key, value)
             for key, value in inputs.items()
-            if key.startswith(SETTINGS) and not is_link(value, prompt) and value != ""
+            if key.startswith(SETTINGS) and not is_wire(value, prompt) and value != ""
         )
         loader = inputs.get("control_net", [name])[0] if keys == CONTROLNETS else name
         named = [path for role, path in list_files(prompt.get(loader, {"inputs": {}})) if role in keys]

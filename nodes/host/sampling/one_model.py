@@ -72,13 +72,15 @@ class OwnPrior:
         codes = vaes.encode_for_prior(self.models.coder, picture, canvas)
         if self.run is None:
             return codes
-        positive, negative = ([unpack(entry) for entry in conds.get(name, ())] for name in ("positive", "negative"))
+        positive, negative = (
+            [unpack_conditioning(entry) for entry in conds.get(name, ())] for name in ("positive", "negative")
+        )
         start = latents.make_prior_latent(codes, canvas)
         run = replace(self.run, seed=seed, canvas=canvas)
         return run_stage(self.models.prior, positive, negative or positive, start, run)
 
 
-def unpack(entry: dict[str, Any]) -> list[Any]:
+def unpack_conditioning(entry: dict[str, Any]) -> list[Any]:
     """An entry of a run's conditioning as nodes hand it on."""
     extra = {key: value for key, value in entry.items() if key not in ("cross_attn", "model_conds", "uuid")}
     return [entry.get("cross_attn"), extra]

@@ -35,7 +35,7 @@ from .guide import measure_guide, name_picture
 from .guider import CascadeGuider
 from .levels import LeveledModel, Sigmas, bring_noise
 from .live import show_steps
-from .tiles import estimate_memory
+from .tiles import estimate_tiled_memory
 
 STEPS: dict[str, tuple[Any, dict[str, float]]] = {
     "ddpm": (k_diffusion.sample_euler_ancestral, {"eta": 1.0}),
@@ -218,7 +218,7 @@ def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], 
     """
     check_run(latent, run)
     seeds = run.seeds(latent)
-    check_memory(model, latent["samples"].shape, run.stage)
+    check_one_fits(model, latent["samples"].shape, run.stage)
     model = patch_shift(model, run.shift)
     model.model_options.setdefault("transformer_options", {})[OWN_SAMPLER] = True
     samples = None
@@ -237,9 +237,9 @@ def run_stage(model: Any, positive: Any, negative: Any, latent: dict[str, Any], 
     return samples
 
 
-def check_memory(model: Any, shape: Sequence[int], stage: str) -> None:
+def check_one_fits(model: Any, shape: Sequence[int], stage: str) -> None:
     """Refuse a latent of which not even one picture fits into the device, with the estimate."""
-    needed = estimate_memory(model, [1, *shape[1:]]) + measure_guide(model, [1, *shape[1:]])
+    needed = estimate_tiled_memory(model, [1, *shape[1:]]) + measure_guide(model, [1, *shape[1:]])
     total = measure_room(model.load_device)
     if total is not None and needed > total:
         raise OutOfMemory(

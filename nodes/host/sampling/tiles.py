@@ -15,7 +15,7 @@ from ....stages.inputs.canvas import LATENT_PIXELS
 from ....stages.nets.memory import activation_memory, pieces_memory
 from ..models.hooks import CHANGES_KEY
 
-__all__ = ["METHODS", "PIECES", "TILES", "estimate_memory", "patch_tiles", "make_tiling"]
+__all__ = ["METHODS", "PIECES", "TILES", "estimate_tiled_memory", "patch_tiles", "make_tiling"]
 
 METHODS = (PIECES, "tiles, shared norms", "tiles, own norms")
 """What workflows may say. The last two, which were 5 to 8 % off, are done in pieces since these are exact."""
@@ -93,7 +93,7 @@ def find_tiling(model: Any) -> Tiling | None:
     return model.model_options.get("transformer_options", {}).get(TILING_KEY)
 
 
-def estimate_memory(model: Any, shape: Any) -> float:
+def estimate_tiled_memory(model: Any, shape: Any) -> float:
     """Bytes beside the weights for a latent of ``shape`` (B, 4, H, W), tiles taken into account."""
     tiling = find_tiling(model)
     if tiling is None:
@@ -117,7 +117,7 @@ def estimate_memory(model: Any, shape: Any) -> float:
 
 def prepare_for_tile(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
     """Lets the host make room for a tile instead of the whole latent: it is told of a smaller one."""
-    needed, whole = estimate_memory(model, noise_shape), model.model.memory_required(list(noise_shape))
+    needed, whole = estimate_tiled_memory(model, noise_shape), model.model.memory_required(list(noise_shape))
     if len(noise_shape) == 4 and needed < whole:
         height = max(1, int(noise_shape[-2] * needed / whole))
         noise_shape = [*noise_shape[:2], height, noise_shape[-1]]
