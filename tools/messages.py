@@ -34,7 +34,7 @@ GROUPS = {
 OPTIONS = set(
     "ask if large|files below|extra pass|last step|as trained|middle and up|tiles, shared norms|tiles, own norms|"
     "whole picture|first part|all parts|spectral residual|without stretch|all layers|all layers, biases and norms|"
-    "large set".split("|")
+    "large set|as they are|image to image".split("|")
 )
 """Choices, which menus show as they are in every language."""
 KEYS = set(
@@ -67,7 +67,7 @@ MOST_WAYS = 4
 """A text with more ways to say it than this keeps a place for what varies."""
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n")
-OPENING = re.compile(rf"(?<={PLACE}) (?=(?!(?:Stage|Stable|Cascade|Load)\b)[A-Z][a-z]+ )")
+OPENING = re.compile(rf"(?<={PLACE}) (?=(?!(?:Stage|Stable|Cascade|Load)\b)[A-Z][a-z]* )")
 """Where a sentence begins after another one that is put in: ``{problem} Choose another file.``"""
 EDGES = " ,;:("
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")

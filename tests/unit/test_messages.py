@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -171,3 +172,53 @@ def test_places_are_said_in_words_too():
         "": "",
     }
     assert say(list(told), table) == list(told.values())
+
+
+ADVICE = "Choose a smaller picture or batch, set vae_device to cpu in the loader, or close other programs that use the "
+ADVICE += "graphics card."
+EVENTS = [
+    ["execution_error", {"exception_message": f"Stage A, encoding a picture, ran out of memory. {ADVICE}\n"}],
+    ["execution_error", {"exception_message": f"Execution Blocked: {ADVICE}"}],
+    ["execution_error", {"exception_message": "CUDA error: device-side assert triggered"}],
+    ["execution_error", {}],
+    ["executed", {"node": "5", "output": {"text": [ADVICE]}}],
+    ["executed", {"node": "6", "output": {"text": [ADVICE]}}],
+    ["executed", {"node": "5", "output": None}],
+    ["progress_text", {"nodeId": "5", "text": ADVICE}],
+]
+REFUSED = {
+    "5": {"class_type": "CascadeStudio_Load", "errors": [{"details": f"missing_files - {ADVICE}"}]},
+    "6": {"class_type": "LoadImage", "errors": [{"details": ADVICE}]},
+}
+
+
+def open_page(folder: Path, language: str) -> dict[str, Any]:
+    """What listeners of the host hear, and what it keeps of a refused prompt, in a language."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not here, and the page's side is JavaScript.")
+    command = [node, Path(__file__).with_name("page.mjs"), folder, REPOSITORY / "web", language]
+    given = json.dumps({"events": EVENTS, "refused": REFUSED})
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_the_hosts_own_listeners_hear_the_users_language(tmp_path):
+    """Also those that listened before; another pack's node, and what is not known, are left as they are."""
+    words = json.loads((REPOSITORY / "web" / "messages" / "de.json").read_text(encoding="utf-8"))["templates"]
+    advice = words[ADVICE]
+    page = open_page(tmp_path, "de")
+    first, blocked, foreign, empty, ours, others, nothing, told = page["heard"]
+    stage = words["Stage A, encoding a picture"]
+    memory = words["{0} ran out of memory."].replace("{0}", stage)
+    assert first == {"exception_message": f"{memory} {advice}\n"}
+    assert blocked == {"exception_message": f"Execution Blocked: {advice}"}
+    assert [foreign, empty, others, nothing] == [EVENTS[index][1] for index in (2, 3, 5, 6)]
+    assert ours["output"] == {"text": [advice]} and told["text"] == advice
+    assert page["refused"]["5"]["errors"] == [{"details": f"missing_files - {advice}"}]
+    assert page["refused"]["6"] == REFUSED["6"]
+
+
+def test_nothing_is_fetched_and_changed_in_english(tmp_path):
+    page = open_page(tmp_path, "en")
+    assert page == {"heard": [detail for _, detail in EVENTS], "refused": REFUSED, "asked": []}

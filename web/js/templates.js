@@ -34,9 +34,10 @@ export function makeTranslator({ templates = {}, names = {} }) {
     return undefined;
   }
 
-  /** What stands in a place: a name, a text of its own, or several with marks between them. */
+  /** What stands in a place: a name, a text of its own (a comma after it is English), or several with marks between. */
   function value(text) {
-    return Object.hasOwn(names, text) ? names[text] : sentence(text, 1) ?? pieces(text, 1);
+    const said = text.replace(/[\s,;:]+$/, "");
+    return Object.hasOwn(names, said) ? names[said] : sentence(said, 1) ?? pieces(text, 1);
   }
 
   function pieces(text, least) {
