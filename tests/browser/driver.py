@@ -170,8 +170,8 @@ class Browser:
                 self._note(message["method"], message["params"])
 
     def _note(self, event: str, data: dict[str, Any]) -> None:
-        """Keep what the page complains about: console errors, uncaught exceptions, requests that failed."""
-        if event == "Runtime.consoleAPICalled" and data["type"] in ("error", "assert"):
+        """Keep what the page complains about: errors, warnings, uncaught exceptions, requests that failed."""
+        if event == "Runtime.consoleAPICalled" and data["type"] in ("error", "assert", "warning"):
             words = [str(argument.get("value", argument.get("description", ""))) for argument in data["args"]]
             self.errors.append(" ".join([*words, *_frames(data.get("stackTrace"))]))
         elif event == "Page.javascriptDialogOpening":  # the host's question before an unsaved workflow is left

@@ -51,7 +51,7 @@ class Page:
         self.browser.wait("app.extensionManager.workflow?.activeWorkflow != null")
 
     def complaints(self) -> list[str]:
-        """The console errors since the last time that name this pack."""
+        """The console errors and warnings since the last time that name this pack."""
         return [
             error
             for error in self.browser.take_errors()

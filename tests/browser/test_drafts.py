@@ -76,7 +76,7 @@ def test_the_drafts_that_are_clicked_are_painted_and_no_others(page, drafts, ser
 def test_numbers_are_read_as_people_write_them(page):
     numbers = page.browser.run(
         "const { numbersIn } = await import(arguments[0]);"
-        "return ['', '1,3', ' 2-4;9', 'x 1', '3 3'].map((text) => numbersIn(text, 4))",
+        "return ['', '1,3', ' 2-4;9', 'x 1', '3 3', '１，３、４'].map((text) => numbersIn(text, 4))",
         f"/extensions/{PACK}/js/board.js",
     )
-    assert numbers == [[], [1, 3], [2, 3, 4], [1], [3]]
+    assert numbers == [[], [1, 3], [2, 3, 4], [1], [3], [1, 3, 4]]

@@ -153,3 +153,25 @@ def test_a_lora_tells_in_its_node_what_matched(page, object_info, pictures):
     assert len(keys) == 2, report
     page.browser.wait("arguments[0].every((words) => document.body.innerText.includes(words))", keys)
     (pictures / "lora.png").write_bytes(page.browser.picture())
+
+
+def test_what_can_be_pressed_or_seen_has_a_name(page):
+    """For readers of screens: buttons, choices, drawings and bars, by their words or a label."""
+    for place, kind in enumerate(("Canvas", "Compare", "SamplePrior", "Load", "DraftBoard", "ReportCard")):
+        page.add(f"CascadeStudio_{kind}", (100 + 450 * (place % 3), 100 + 500 * (place // 3)))
+    (compare,) = page.browser.run(
+        "return app.rootGraph.nodes.filter((n) => n.type === 'CascadeStudio_Compare').map((n) => n.id)"
+    )
+    images = [{"filename": f"none_{n}.png", "subfolder": "", "type": "temp"} for n in range(3)]
+    page.executed(compare, {"before": images, "after": images})
+    nameless = page.browser.run(
+        "return [...document.querySelectorAll('.cascade-studio :is(button, select, svg, img, [role=progressbar])')]"
+        ".filter((part) => !(part.textContent.trim().length > 1 && part.tagName !== 'SELECT')"
+        " && !part.getAttribute('aria-label')?.trim() && part.getAttribute('alt') === null)"
+        ".map((part) => part.outerHTML.slice(0, 120))"
+    )
+    assert not nameless, nameless
+    labels = page.browser.run(
+        "return [...document.querySelectorAll('.cascade-studio-compare button[aria-label]')].map((b) => b.ariaLabel)"
+    )
+    assert labels == ["3 of 3", "2 of 3"]

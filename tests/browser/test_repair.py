@@ -29,14 +29,15 @@ BREAKS = {
     "CascadeStudio_HighResolutionPrior": ("prior",),
     "CascadeStudio_SuperResolutionHint": ("vae",),
     "CascadeStudio_DecoderConditioning": ("prior",),
+    "CascadeStudio_Detailer": ("prior", "decoder", "stage_a", "stage_c_vae"),
+    "CascadeStudio_Upscale": ("decoder", "stage_a", "stage_c_vae"),
+    "CascadeStudio_OneModel": ("decoder", "stage_a", "stage_c_vae"),
+    "CascadeStudio_GuideStageC": ("model", "prior"),
 }
 """Inputs whose wires a script can break, by kind of node."""
 
-WRONG = {
-    "model": {"prior": ("decoder",), "decoder": ("prior",)},
-    "vae": {"stage_a": ("stage_c_vae",), "stage_c_vae": ("stage_a",)},
-}
-"""By input, what stands for the right output of a loader when somebody errs."""
+WRONG = {"MODEL": {"prior": "decoder", "decoder": "prior"}, "VAE": {"stage_a": "stage_c_vae", "stage_c_vae": "stage_a"}}
+"""By type of wire, what stands for the right output of a loader when somebody errs."""
 
 EMPTY = {"id": 900, "type": "EmptyLatentImage", "pos": [-600, 0], "size": [300, 110], "flags": {}, "order": 0}
 
@@ -67,22 +68,22 @@ def break_wires() -> list[dict[str, Any]]:
             if node["mode"] or entry["name"] not in BREAKS.get(node["type"], ()):
                 continue
             where = {"name": path.stem, "node": target, "input": entry["name"], "was": [origin, slot]}
-            for how, graph in ways(workflow, number, entry["name"]):
+            for how, graph in ways(workflow, number):
                 found.append({**where, "how": how, "graph": graph})
     return found
 
 
-def ways(workflow: dict[str, Any], number: int, name: str) -> list[tuple[str, dict[str, Any]]]:
+def ways(workflow: dict[str, Any], number: int) -> list[tuple[str, dict[str, Any]]]:
     """The workflow without one wire, with a wrong one of its own in its place, and with core's empty latent there."""
     made = [("taken out", rewire(workflow, number, None))]
     nodes = {node["id"]: node for node in workflow["nodes"]}
     link = next(link for link in workflow["links"] if link[0] == number)
     outputs = nodes[link[1]]["outputs"]
-    for wrong in WRONG.get(name, {}).get(outputs[link[2]]["name"], ()):
-        for slot, output in enumerate(outputs):
-            if output["name"] == wrong:
-                made.append((f"{wrong} instead", rewire(workflow, number, (link[1], slot))))
-    if name in ("latent", "prior"):
+    wrong = WRONG.get(link[5], {}).get(outputs[link[2]]["name"])
+    for slot, output in enumerate(outputs):
+        if output["name"] == wrong:
+            made.append((f"{wrong} instead", rewire(workflow, number, (link[1], slot))))
+    if link[5] == "LATENT":
         made.append(("core's empty latent", rewire(workflow, number, (EMPTY["id"], 0))))
         starts = nodes[link[3]]["type"] == "CascadeStudio_SamplePrior"  # which can begin with a canvas anywhere
         for node in workflow["nodes"]:

@@ -70,7 +70,9 @@ def test_all_are_handed_on_when_asked(studio, drafts):
     assert torch.equal(handed["samples"], drafts["samples"]) and handed["batch_index"] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("chosen, indices", [("3", [2]), ("1,3", [0, 2]), ("4 2", [3, 1]), ("2-4, 3", [1, 2, 3])])
+@pytest.mark.parametrize(
+    "chosen, indices", [("3", [2]), ("1,3", [0, 2]), ("4 2", [3, 1]), ("2-4, 3", [1, 2, 3]), ("１，３", [0, 2])]
+)
 def test_only_the_chosen_are_handed_on(studio, drafts, chosen, indices):
     result, name = board(studio, drafts, chosen=chosen)
     handed = result.values[(name, 0)]

@@ -3,10 +3,10 @@ import { Panel, button, element, onValues, setValue, valueOf, widen } from "./do
 import { addressOf, drawOwnPictures } from "./pictures.js";
 import { text } from "./text.js";
 
-/** The numbers in "1, 3-4", each once, that a board with `count` drafts has. */
+/** The numbers in "1, 3-4" or "１，３", each once, that a board with `count` drafts has. */
 export function numbersIn(words, count) {
   const found = new Set();
-  for (const part of String(words ?? "").split(/[\s,;]+/)) {
+  for (const part of String(words ?? "").normalize("NFKC").split(/[\s,;、،؛]+/)) {
     const [, first, last] = /^(\d+)(?:-(\d+))?$/.exec(part) ?? [];
     for (let number = Number(first); number <= Math.min(count, 4096, Number(last ?? first)); number++) {
       if (number >= 1) found.add(number);
@@ -75,6 +75,7 @@ class BoardPanel extends Panel {
   draw() {
     const chosen = this.chosen;
     const hint = text(this.board ? "board.hint" : "board.waiting");
+    this.picture.alt = ""; // its drafts have names of their own
     this.hint.textContent = chosen.length ? text("board.chosen", { numbers: chosen.join(", ") }) : hint;
     this.all.textContent = text("board.none");
     this.all.hidden = chosen.length === 0;

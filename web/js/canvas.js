@@ -56,6 +56,7 @@ class CanvasPanel extends Panel {
     this.drawn = this.state();
     const canvas = plan(width, height, compression, grid);
     this.label(width, height);
+    this.drawing.setAttribute("aria-label", `${width} x ${height}`);
     if (canvas === null) {
       this.drawing.replaceChildren();
       this.facts.replaceChildren(element("div", { className: "warning", textContent: text("canvas.impossible") }));
@@ -79,6 +80,7 @@ class CanvasPanel extends Panel {
     this.aspects.replaceChildren(...(near ? [] : [custom]), ...options);
     this.aspects.value = near ?? "";
     this.aspects.title = text("canvas.aspect");
+    this.aspects.ariaLabel = this.aspects.title;
     [this.swap.textContent, this.swap.title] = [text("canvas.swap"), text("canvas.swap_tip")];
     [this.snap.textContent, this.snap.title] = [text("canvas.snap"), text("canvas.snap_tip")];
   }

@@ -73,6 +73,9 @@ class ComparePanel extends Panel {
     this.mode.textContent = text(this.side ? "compare.slider" : "compare.side");
     const many = this.pairs.length > 1;
     for (const part of [this.back, this.count, this.next]) part.hidden = !many;
+    const named = (number) => text("compare.pair", { number, count: this.pairs.length });
+    this.back.ariaLabel = named(this.at || this.pairs.length);
+    this.next.ariaLabel = named(((this.at + 1) % (this.pairs.length || 1)) + 1);
     this.count.textContent = text("compare.pair", { number: this.at + 1, count: this.pairs.length });
   }
 }

@@ -32,7 +32,7 @@ class FilesPanel extends Panel {
     this.cancel = button("", "", () => api.interrupt(null));
     this.start.dataset.action = "start";
     this.cancel.dataset.action = "cancel";
-    this.track = element("div", { className: "track" }, this.bar);
+    this.track = element("div", { className: "track", role: "progressbar" }, this.bar);
     this.buttons = element("div", { className: "row" }, this.start, this.cancel);
     this.replace(this.head, this.files, this.track, this.words, this.buttons);
     const names = inputs.map(({ name }) => name);
@@ -159,6 +159,8 @@ class FilesPanel extends Panel {
     const { done = 0, total = 0, speed = 0, left = null, note = "", file = "" } = this.progress ?? {};
     const share = total ? done / total : 0;
     this.bar.style.width = `${Math.round(100 * Math.min(1, share))}%`;
+    this.track.ariaValueNow = String(Math.round(100 * share));
+    this.track.ariaLabel = this.head.textContent;
     this.track.hidden = !this.fetches;
     if (this.ended) this.words.textContent = text(this.ended === "stopped" ? "download.cancelled" : "download.failed");
     else if (note) this.words.textContent = `${file}: ${say(note)}`;

@@ -23,6 +23,7 @@ const GIVES = {
   ApplyLoraStack: { prior: C, decoder: B },
   TileDecoder: { decoder: B },
   TrainLora: { model: C },
+  GuideStageC: { prior: C },
   Canvas: { "Stage C latent": EMPTY, "Stage B latent": B_EMPTY },
   SamplePrior: { prior: PRIOR },
   SampleDecoder: { latent: PICTURE },
@@ -57,6 +58,10 @@ const TAKES = {
   TiledAttention: { model: [C] },
   LoadHookLora: { model: [C] },
   TrainLora: { model: [C], vae: [V] },
+  Detailer: { prior: [C], decoder: [B], stage_a: [A], stage_c_vae: [V] },
+  Upscale: { prior: [C], decoder: [B], stage_a: [A], stage_c_vae: [V] },
+  OneModel: { prior: [C], decoder: [B], stage_a: [A], stage_c_vae: [V] },
+  GuideStageC: { model: [C], prior: FINISHED },
   CannyHint: { latent: TO_FILL },
   InpaintHint: { latent: TO_FILL },
 };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def find_seeds(latent: dict[str, Any]) -> list[int | None]:
 def parse_numbers(text: str, count: int) -> list[int]:
     """The numbers in a text such as "1,3" or "2-4", in that order and each once; none for an empty text."""
     numbers: list[int] = []
-    for part in re.split(r"[\s,;]+", text.strip()):
+    for part in re.split(r"[\s,;、،؛]+", unicodedata.normalize("NFKC", text).strip()):
         if not part:
             continue
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
