@@ -24,18 +24,22 @@ with torch.inference_mode():
     {setup}
     {given}
     warm()
-    before = process.memory_info().rss
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        kept = True
-    except OSError:
-        kept = False
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    {call}
-    done.set()
-    watcher.join()
-print((highest() if kept else peak[0]) - before)
+    taken = []
+    for turn in range(2):  # a busy machine has to fetch code from the disk again at first, which counts like memory
+        peak[0] = before = process.memory_info().rss
+        done.clear()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            kept = True
+        except OSError:
+            kept = False
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        {call}
+        done.set()
+        watcher.join()
+        taken.append((highest() if kept else peak[0]) - before)
+print(min(taken))
 """
 
 
