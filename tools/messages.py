@@ -49,7 +49,7 @@ MAKES_SCHEMAS = r"nodes/\w+\.py|stages/training/settings\.py"
 STANDARD = "nodes/host/report/parameters.py"
 """Writes into files what other programs read, in their words."""
 
-COMPLETE: tuple[str, ...] = ("pictures", "downloads")
+COMPLETE: tuple[str, ...] = ("pictures", "downloads", "files")
 """The groups that every language says; a test holds them to it."""
 
 PLACE = "\0"
