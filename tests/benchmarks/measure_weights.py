@@ -1,6 +1,6 @@
 """What a word's weight changes, for each weighting of Encode Prompt: the conditioning, the attention and the picture.
 
-    python3 dev.py run tests/benchmarks/measure_weights.py [--only towers|pictures] [--pictures N]
+    python3 dev.py run tests/benchmarks/measure_weights.py [--only towers|attention|pictures] [--pictures N]
 
 The conditioning: three text towers in the host's own classes, Cascade Mini's (trained), the tests' family (random, 64
 wide) and one of the official width (random, 1280 wide, 20 heads, 4 layers instead of 32). Told is by how many percent
@@ -115,24 +115,26 @@ def measure_towers(host: inprocess.Host, mini: MiniStudio) -> None:
 
 
 def measure_attention(studio: MiniStudio) -> None:
-    """The share of the attention on the weighted words, plain and weighted."""
+    """The share of the attention on the weighted words, plain and weighted, and on the tokens behind the prompt."""
     net, noise = studio.eyes.stage_c, torch.randn(1, 16, 6, 6, generator=torch.Generator().manual_seed(1))
-    found: dict[float, list[float]] = {1.0: [], WEIGHT: []}
+    shares: dict[str, list[float]] = {"plain": [], "weighted": [], "behind": []}
     counts = []
     for scene in SHEET:
         places = find_places(studio, studio.parts.clip, scene)
         text, extra = studio.text(scene.prompt)[0]
         counts.append(len(places))
-        for weight, shares in found.items():
+        behind = list(range(len(scene.prompt.split()) + 1, text.shape[1]))
+        for name, weight, watched in (("plain", 1.0, places), ("weighted", WEIGHT, places), ("behind", 1.0, behind)):
             weights = torch.ones(1, text.shape[1])
             weights[:, places] = weight
-            spy = Spy(places)
+            spy = Spy(watched)
             hooks = layers.LayeredHooks(layers.Changes(layers=(layers.TokenLayer(weights), spy)), net.backend.attention)
             with torch.inference_mode():
                 net(noise, torch.full((1,), 0.5), text, extra["pooled_output"], hooks=hooks)
-            shares.append(statistics.mean(spy.shares))
-    plain, weighted = (100 * statistics.mean(shares) for shares in found.values())
+            shares[name].append(statistics.mean(spy.shares))
+    plain, weighted, rest = (100 * statistics.mean(found) for found in shares.values())
     print(f"Mini's Stage C, attention on the words   plain {plain:.2f} %  weight {WEIGHT} {weighted:.2f} %", flush=True)
+    print(f"Mini's Stage C, on the end and the padding behind the prompt {rest:.2f} %", flush=True)
     count = statistics.mean(counts)
     for side, cells in ((256, 36), (1024, math.prod(plan_canvas(1024, 1024).prior_shape()[2:]))):
         others = cells + 77 + 2 * 4 - count
@@ -181,15 +183,16 @@ def likeness(studio: MiniStudio, pictures: Tensor, scenes: Sequence[Scene]) -> f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=len(SHEET), help="how many of the sheet's scenes are painted")
-    parser.add_argument("--only", choices=("towers", "pictures"), help="half of it")
+    parser.add_argument("--only", choices=("towers", "attention", "pictures"), help="a part of it")
     options = parser.parse_args()
     host = inprocess.Host(inprocess.prepare())
     torch.set_num_threads(1)
     mini = MiniStudio(host)
-    if options.only != "pictures":
+    if options.only in (None, "towers"):
         measure_towers(host, mini)
+    if options.only in (None, "attention"):
         measure_attention(mini)
-    if options.only != "towers":
+    if options.only in (None, "pictures"):
         measure_pictures(mini, options.pictures)
 
 
