@@ -13,17 +13,18 @@ import torch
 from . import data
 from .autoencoders import EncoderPart, StageAPart
 from .decoder import CriticPart, RefinePart, StageBPart
-from .generators import StageCPart
+from .generators import RefineCPart, StageCPart
 from .language import LanguagePart
 from .loop import Loop, Place
 from .machine import choose_threads, has_fast_bfloat16
 from .sizes import NEXT, PLANS
 
 PARTS = {
-    part.name: part for part in (StageAPart, EncoderPart, LanguagePart, CriticPart, StageBPart, StageCPart, RefinePart)
+    part.name: part
+    for part in (StageAPart, EncoderPart, LanguagePart, CriticPart, StageBPart, StageCPart, RefineCPart, RefinePart)
 }
 SHARES = {"stage_a": 10, "encoder": 20, "language": 15, "critic": 10, "stage_b": 170, "stage_c": 300, "refine": 55}
-"""Of the minutes of ``all``, about as the steps of the parts take them."""
+"""Of the minutes of ``all``, about as the steps of the parts take them. What is not named is no part of it."""
 
 
 def _options() -> argparse.Namespace:
@@ -46,6 +47,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--fresh", action="store_true", help="for all: learn Stage A and the encoder from nothing as well"
     )
+    parser.add_argument("--rate", type=float, default=1.0, help="times this the learning rate (for trials)")
     parser.add_argument("--seed", type=int, default=data.SEED)
     return parser.parse_args()
 
@@ -68,14 +70,14 @@ def _place(options: argparse.Namespace) -> Place:
     return Place(work, device, bfloat16, options.seed, sizes)
 
 
-def _train(names: list[str], minutes: float | None, place: Place) -> None:
-    whole = sum(SHARES[name] for name in names)
+def _train(names: list[str], minutes: float | None, place: Place, rate: float = 1.0) -> None:
+    whole = sum(SHARES.get(name, 1) for name in names)
     for name in names:
-        Loop(PARTS[name](place), minutes and minutes * SHARES[name] / whole).run()
+        Loop(PARTS[name](place), minutes and minutes * SHARES.get(name, 1) / whole, rate).run()
 
 
 def _train_all(options: argparse.Namespace, place: Place) -> None:
-    names = list(PARTS)
+    names = [name for name in PARTS if name in SHARES]
     if not options.fresh:
         from .export import restore_kept
 
@@ -130,7 +132,7 @@ def main() -> None:
     elif options.step == "all":
         _train_all(options, place)
     else:
-        _train([options.step], options.minutes, place)
+        _train([options.step], options.minutes, place, options.rate)
 
 
 if __name__ == "__main__":

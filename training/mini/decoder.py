@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_studio.stages.nets.stage_b import StageB
-from cascade_studio.stages.training.losses import Noised, keep_mask, replace_dropped
+from cascade_studio.stages.training.losses import Noised, add_training_noise, keep_mask, replace_dropped
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .autoencoders import settle_norms
 from .captions import batch_tokens
 from .compose import PAINTED
-from .generators import DiffusionPart, repeat_common
+from .generators import HELD_EVERY, DiffusionPart, measure_held, repeat_common
 from .loop import Part, Place, frozen, grid, write_atomically
 from .nets import TRAINING, decode, load_trained, paint
+from .precondition import Preconditioning
 from .scenes import SHORT, Pool, Scenes, make_pool
 
 PICTURES = 6000
@@ -32,6 +35,12 @@ def decoder_pool(place: Place, scenes: Scenes) -> Pool:
 def decoder_scenes(part: Part) -> Scenes:
     """Mostly as Stage C paints, with some motion and some pictures of other styles."""
     return Scenes(part.rng, others=0.2, sizes=(0.82, 0.92), mirrored=0.1, room=0.4, shades=0.1)
+
+
+def guess_clean(seen: Noised, predicted: Tensor) -> Tensor:
+    """What ``predicted`` leaves of a noisy latent, within its range."""
+    a, b = seen.logsnr.sigmoid().sqrt().view(-1, 1, 1, 1), (-seen.logsnr).sigmoid().sqrt().view(-1, 1, 1, 1)
+    return ((seen.x - b * predicted.float()) / a.clamp(min=0.03)).clamp(-4, 4)
 
 
 class Critic(nn.Module):
@@ -161,10 +170,9 @@ class StageBPart(DiffusionPart):
         """The critic's distance of what the network says lies below the noise."""
         if self.progress < self.FEATURES_FROM:
             return 0.0
-        a, b = seen.logsnr.sigmoid().sqrt().view(-1, 1, 1, 1), (-seen.logsnr).sigmoid().sqrt().view(-1, 1, 1, 1)
-        made = (seen.x - b * predicted.float()) / a.clamp(min=0.03)
+        made = guess_clean(seen, predicted)
         with self.place.autocast():
-            return self.FEATURES * self.critic.distances(made.clamp(-4, 4), x0).mean()
+            return self.FEATURES * self.critic.distances(made, x0).mean()
 
     def sheet(self) -> Tensor:
         """Rows: pictures through Stage A alone, and through encoder, Stage B and Stage A."""
@@ -179,16 +187,43 @@ class RefinePart(StageBPart):
     """Stage B further, half of it from latents that Stage C painted, with the pictures that it should have painted."""
 
     name = "refine"
-    STEPS, SEED, LR, FEATURES_FROM = 6000, 7, 1e-3, 0.0
-    PAINTED = 3000
+    STEPS, SEED, LR, FEATURES_FROM, EMA_DECAY = 6000, 7, 1e-3, 0.0, 0.997
+    PAINTED, HELD_PICTURES = 1536, 48
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
-        self.net.load_state_dict(load_trained(place, "stage_b", "stage_b").state_dict())
-        self.start.hold()
         self.painted = paint_pool(place, self)
+        rng = random.Random(place.seed + self.SEED)
+        scenes = Scenes(rng, **PAINTED)
+        subjects = rng.sample(range(len(scenes.subjects)), self.HELD_PICTURES)
+        nets = {"stage_a": self.stage_a, "encoder": load_trained(place, "encoder")}
+        self.held = make_pool(place, "held_b", scenes, subjects, nets, held=True)
+
+    def begin(self) -> Preconditioning:
+        return Preconditioning.found_in(self.net, load_trained(self.place, "stage_b", "stage_b"))
+
+    @torch.no_grad()
+    def check(self) -> dict[str, float]:
+        """:func:`.generators.measure_held` of what would ship now, and the critic's distance of its first guess."""
+        net, rows = self.average_net(), self.held.rows(list(range(len(self.held))))
+        latent, effnet = (rows[name].to(self.place.device) for name in ("latent", "effnet"))
+        names = (self.scenes.subjects[i].labels["en"] for i in self.held.subjects)
+        said = [[f"{name} on {colour}"] for name, colour in zip(names, self.held.colours)]
+        conditions = {"effnet": effnet, "clip": self.encode_text(batch_tokens(said))[1]}
+        found = measure_held(self.place, net, latent, conditions)
+        seen = add_training_noise(
+            latent, torch.randn(latent.shape, generator=torch.Generator().manual_seed(1)), torch.ones(len(latent))
+        )
+        with self.place.autocast():
+            made = guess_clean(seen, net(seen.x, seen.r, **conditions))
+        return {**found, "held_features": float(self.critic.distances(made, latent).mean())}
 
     def step(self, factor: float) -> dict[str, float]:
+        found = self.check() if self.ema.updates % HELD_EVERY == 0 else {}
+        return {**self.refine(factor), **found}
+
+    def refine(self, factor: float) -> dict[str, float]:
+        """One update on as many encoded pictures as painted latents."""
         half = self.BATCH // 2
         drawn = [(pool, self.rng.sample(range(len(pool)), half)) for pool in (self.pool, self.painted)]
         latent, effnet = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,11 @@ from .nets import TRAINING, load_trained, paint
 from .precondition import Preconditioning, eight_bits
 from .scenes import SHORT, Scenes, make_pool
 from .subjects import COLOURS, Subject
+from .towers import TextTower
 from .words import everyday
+
+HELD_TIMES, HELD_EVERY = (0.98, 0.9, 0.75, 0.5), 50
+"""When :func:`measure_held` looks, and after how many steps again."""
 
 
 class MatrixOptimiser:
@@ -80,7 +85,8 @@ class DiffusionPart(Part):
         torch.manual_seed(place.seed + self.SEED)
         initialise_unet(net)
         self.net = net.to(place.device)
-        self.start = Preconditioning(self.net)
+        self.start = self.begin()
+        self.settle = self.SETTLE if self.start.fits_eight_bits() else math.inf
         self.text = load_trained(place, "text", "language")
         self.ema = EMA(net, self.EMA_DECAY)
         matrices = [
@@ -97,6 +103,10 @@ class DiffusionPart(Part):
             "optimiser": Optimiser(others, self.LR, betas=(0.9, 0.98), weight_decay=0.01),
         }
 
+    def begin(self) -> Preconditioning:
+        """The start of the net, which is held from then on."""
+        return Preconditioning(self.net)
+
     @torch.no_grad()
     def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states and pooled text of token ids."""
@@ -111,7 +121,7 @@ class DiffusionPart(Part):
         t = torch.where(chosen, self.NOISY_FROM + (1 - self.NOISY_FROM) * t, t)
         seen = add_training_noise(x0, torch.randn_like(x0), t)
         self.state["optimiser"].clear()
-        with round_weights(self.net if self.progress >= self.SETTLE else None):
+        with round_weights(self.net if self.progress >= self.settle else None):
             with self.place.autocast():
                 predicted = self.net(seen.x, seen.r, **conditions)
             losses = epsilon_losses(predicted, seen.noise)
@@ -122,6 +132,7 @@ class DiffusionPart(Part):
         if math.isfinite(norm):
             self.state["matrices"].update(factor)
         self.start.hold()
+        self.ema.decay = self.decay()
         self.ema.update(self.net)
         taken = {"loss": float(losses.detach().mean()), "weighted": float(weighted.detach().mean()), "norm": norm}
         for name, low, high in (("noisy", -99, -4), ("middle", -4, 0), ("clear", 0, 99)):
@@ -130,16 +141,33 @@ class DiffusionPart(Part):
                 taken[name] = float(these.mean())
         return taken
 
+    def decay(self) -> float:
+        """How much the running averages keep in a step: little at first, so that a short run forgets its start."""
+        return min(self.EMA_DECAY, (1 + self.ema.updates) / (10 + self.ema.updates))
+
     def judge_guess(self, seen: Noised, predicted: Tensor, x0: Tensor) -> Tensor | float:
         """A loss on what ``predicted`` makes of the noise in ``seen``, beside that of the noise."""
         return 0.0
 
     def average_net(self) -> nn.Module:
         """The averaged net, as it will ship."""
-        return settle_weights(self.ema.copy_of(self.net), self.progress >= self.SETTLE)
+        return settle_weights(self.ema.copy_of(self.net), self.progress >= self.settle)
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         return {self.name: self.average_net().state_dict()}
+
+
+@torch.no_grad()
+def measure_held(place: Place, net: nn.Module, x0: Tensor, conditions: dict[str, Tensor]) -> dict[str, float]:
+    """The loss of v at each of :data:`HELD_TIMES`, on pictures that are never learned, with noise that stays the same."""
+    noise, found = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0), {}
+    for time in HELD_TIMES:
+        seen = add_training_noise(x0, noise, torch.full((len(x0),), time, device=x0.device))
+        with place.autocast():
+            predicted = net(seen.x, seen.r, **conditions)
+        losses = epsilon_losses(predicted, seen.noise) * velocity_weight(seen.logsnr)
+        found[f"held_{100 * time:.0f}"] = float(losses.mean())
+    return found
 
 
 @contextlib.contextmanager
@@ -182,7 +210,7 @@ class StageCPart(DiffusionPart):
     name = "stage_c"
     STEPS, BATCH, SEED, NOISY = 25000, 64, 5, 0.5
     COMMON, REST, SHADES = 18, 6, 0.15
-    DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.3
+    DROP_TEXT, KEEP_IMAGE, LONG, LONG_FROM, STRANGE = 0.08, 0.05, 0.0, 0.93, 0.3
     LR, TEXT_LR, HELD = 1e-3, 1e-3, 1.0
 
     def __init__(self, place: Place) -> None:
@@ -190,7 +218,7 @@ class StageCPart(DiffusionPart):
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
         self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
         known = list_known_tokens(self.scenes.speaker).to(place.device)
-        self.tuned = TunedText(self.text, known)
+        self.tuned = TunedText(self.begin_text(), known)
         self.text_ema = EMA(self.tuned, self.EMA_DECAY)
         self.state.update(
             text=self.tuned,
@@ -201,18 +229,26 @@ class StageCPart(DiffusionPart):
         subjects = repeat_common(self.scenes.subjects, self.COMMON, self.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
 
+    def begin_text(self) -> TextTower:
+        """The text encoder that learns with it, as it is before."""
+        return self.text
+
+    def say_barely(self) -> float:
+        """The share of bare captions."""
+        return 0.9 - 0.6 * self.progress
+
     def step(self, factor: float) -> dict[str, float]:
-        length = LENGTH if self.progress > self.LONG_FROM else SHORT
+        length = LENGTH if self.rng.random() < self.LONG or self.progress > self.LONG_FROM else SHORT
         index = self.rng.sample(range(len(self.pool)), self.BATCH)
         rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
         subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
         said = [
             fragments if self.rng.random() >= self.DROP_TEXT else []
-            for fragments in self.scenes.fragments(subjects, colours, bare=0.9 - 0.6 * self.progress)
+            for fragments in self.scenes.fragments(subjects, colours, bare=self.say_barely())
         ]
         meant = self.encode_text(batch_tokens(said, length))[1]
         ids = batch_tokens([self._strewn(fragments) for fragments in said], length)
-        with round_weights(self.tuned if self.progress >= self.SETTLE else None), self.place.autocast():
+        with round_weights(self.tuned if self.progress >= self.settle else None), self.place.autocast():
             text, pooled = (value.float() for value in self.tuned(ids.to(self.place.device)))
         held = (pooled - meant).square().mean() / meant.square().mean()
         image = replace_dropped(rows["image"], keep_mask(len(index), 1 - self.KEEP_IMAGE))
@@ -220,13 +256,18 @@ class StageCPart(DiffusionPart):
         self.state["text_optimiser"].clear()
         taken = self.learn(rows["effnet"], conditions, factor, self.HELD * held)
         norm = self.state["text_optimiser"].update(factor)
+        self.text_ema.decay = self.decay()
         self.text_ema.update(self.tuned)
         return {**taken, "held": float(held.detach()), "text_norm": norm}
+
+    def strange(self) -> float:
+        """The share of captions that strange words are strewn into."""
+        return self.STRANGE * self.progress
 
     def _strewn(self, fragments: list[Fragment]) -> list[Fragment]:
         """``fragments``, at times with one to three words between them that nobody knows or that tag others."""
         fragments = list(fragments)
-        if fragments and self.rng.random() < self.STRANGE * self.progress:
+        if fragments and self.rng.random() < self.strange():
             for _ in range(self.rng.randint(1, 3)):
                 word = (self.tuned.stranger,) if self.rng.random() < 0.5 else self.rng.choice(self.tags)
                 fragments.insert(self.rng.randint(0, len(fragments)), word)
@@ -234,7 +275,7 @@ class StageCPart(DiffusionPart):
 
     def average_text(self) -> TunedText:
         """The averaged text encoder, as it will ship."""
-        return settle_weights(self.text_ema.copy_of(self.tuned), self.progress >= self.SETTLE)
+        return settle_weights(self.text_ema.copy_of(self.tuned), self.progress >= self.settle)
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         return {**super().result(), "text": self.average_text().tensors()}
@@ -251,3 +292,49 @@ class StageCPart(DiffusionPart):
             grid_size=(canvas.prior_height, canvas.prior_width),
         )
         return F.interpolate(grid(previewer(latent).cpu(), 8)[None], scale_factor=3.0)[0]
+
+
+class RefineCPart(StageCPart):
+    """Stage C and its text encoder further, from what is there: as :class:`StageCPart` is in its middle, with some
+    captions at full length all the time.
+    """
+
+    name = "refine_c"
+    STEPS, SEED, LR, TEXT_LR, EMA_DECAY = 6000, 8, 5e-4, 5e-4, 0.997
+    LONG, HELD_PICTURES = 0.1, 96
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        rng = random.Random(place.seed + self.SEED)
+        scenes = Scenes(rng, **PAINTED)
+        subjects = rng.sample(range(len(scenes.subjects)), self.HELD_PICTURES)
+        self.held = make_pool(place, "held_c", scenes, subjects, {"encoder": load_trained(place, "encoder")}, held=True)
+        said = zip(self.held.subjects, self.held.colours)
+        self.held_ids = batch_tokens(
+            [[f"{scenes.subjects[i].labels['en']} on a {colour} background"] for i, colour in said]
+        )
+
+    def begin(self) -> Preconditioning:
+        return Preconditioning.found_in(self.net, load_trained(self.place, "stage_c", "stage_c"))
+
+    def begin_text(self) -> TextTower:
+        return load_trained(self.place, "text", "stage_c")
+
+    def say_barely(self) -> float:
+        return 0.6 - 0.3 * self.progress
+
+    def strange(self) -> float:
+        return self.STRANGE
+
+    def step(self, factor: float) -> dict[str, float]:
+        found = self.check() if self.ema.updates % HELD_EVERY == 0 else {}
+        return {**super().step(factor), **found}
+
+    @torch.no_grad()
+    def check(self) -> dict[str, float]:
+        """:func:`measure_held` of what would ship now."""
+        effnet = self.held.rows(list(range(len(self.held))))["effnet"].to(self.place.device)
+        text, pooled = self.average_text()(self.held_ids.to(self.place.device))
+        image = pooled.new_zeros(len(pooled), self.place.sizes.width)
+        conditions = {"clip_text": text, "clip_text_pooled": pooled, "clip_img": image}
+        return measure_held(self.place, self.average_net(), effnet, conditions)

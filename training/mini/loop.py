@@ -128,12 +128,14 @@ class Speed:
 class Loop:
     """Runs one part until its steps are done or ``minutes`` of training are used up, over any number of starts.
 
+    ``rate`` is a factor of the learning rate.
+
     On a CPU those are minutes of a calm machine, processor time over threads, so that other work beside the training
     makes it longer but not worse. What of the two is nearer to its end sets the learning rate.
     """
 
-    def __init__(self, part: Part, minutes: float | None = None) -> None:
-        self.part, self.seconds = part, math.inf if minutes is None else minutes * 60
+    def __init__(self, part: Part, minutes: float | None = None, rate: float = 1.0) -> None:
+        self.part, self.rate, self.seconds = part, rate, math.inf if minutes is None else minutes * 60
         self.used, self.steps, self.taken = 0.0, 0, defaultdict(list)
         self.speed = Speed(part.name, part.STEPS, self.seconds)
         self.path = part.place.work / f"{part.name}.state.pt"
@@ -187,7 +189,7 @@ class Loop:
             while self.progress < 1:
                 started = self.now()
                 self.part.progress = self.progress
-                for name, value in self.part.step(factor_at(self.part.progress)).items():
+                for name, value in self.part.step(self.rate * factor_at(self.part.progress)).items():
                     self.taken[name].append(value)
                 self.used += self.now() - started
                 self.steps += 1

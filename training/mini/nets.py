@@ -37,9 +37,10 @@ RESULTS = {
     "language": ("text", "vision"),
     "stage_b": ("stage_b",),
     "stage_c": ("stage_c", "text"),
+    "refine_c": ("stage_c", "text"),
     "refine": ("stage_b",),
 }
-"""The nets in the result of each part; Stage C tunes the text encoder of the language part, the last one Stage B."""
+"""The nets in the result of each part; Stage C tunes the text encoder of the language part; the last refine both."""
 
 
 def configs(sizes: Sizes) -> dict[str, Any]:

@@ -34,9 +34,14 @@ RIDGES = tuple(0.005 * 1.25**step for step in range(20))
 FLOAT8, MOST = torch.float8_e4m3fn, 448.0
 
 
-def carrying(n: int) -> int:
+def carrying(n: int, constants: int = CONSTANTS) -> int:
     """How many channels carry a latent of ``n`` channels (after patching) and the constants; they come first."""
-    return 2 * n + CONSTANTS
+    return 2 * n + constants
+
+
+def count_constants(net: StageB | StageC) -> int:
+    """How many channels of a net that was trained from such a start carry a constant."""
+    return int((net.embedding[1].bias.abs() > LARGE / 2).sum())
 
 
 def eight_bits(value: Tensor) -> Tensor:
@@ -72,22 +77,22 @@ class ExactConv(nn.Conv2d):
 class Preconditioning:
     """Writes the start into ``net`` (already initialised as the official constructors do) and holds it there."""
 
-    def __init__(self, net: StageB | StageC) -> None:
-        self.net, self._places = net, []
+    def __init__(self, net: StageB | StageC, constants: int = CONSTANTS) -> None:
+        self.net, self.constants, self._places = net, constants, []
         width, n = net.embedding[1].weight.shape[:2]
-        if width < carrying(n) + 2:
+        if width < carrying(n, constants) + 2:
             raise ValueError(
                 f"The first level is {width} wide, but it takes {2 * n} channels for the signal, "
-                f"{CONSTANTS} for the constant and some that are free."
+                f"{constants} for the constant and some that are free."
             )
         self.n, self.plus, self.minus = n, slice(0, n), slice(n, 2 * n)
         self.signal, self.constant, self.fixed, self.free = (
             slice(0, 2 * n),
-            slice(2 * n, carrying(n)),
-            slice(0, carrying(n)),
-            slice(carrying(n), width),
+            slice(2 * n, carrying(n, constants)),
+            slice(0, carrying(n, constants)),
+            slice(carrying(n, constants), width),
         )
-        self.size = (width / CONSTANTS) ** 0.5 / LARGE  # of the signal behind a norm
+        self.size = (width / constants) ** 0.5 / LARGE  # of the signal behind a norm
         with torch.no_grad():
             self._embedding()
             for level, (down, up) in enumerate(zip(net.down_blocks, reversed(net.up_blocks))):
@@ -101,7 +106,24 @@ class Preconditioning:
                 self._silent(net.pixels_mapper[2])
                 self._transport(net.up_blocks[-1][0])
             self._read_out()
-            self.pins = [(parameter, where, parameter[where].clone()) for parameter, where in self._places]
+            self.adopt()
+
+    @classmethod
+    def found_in(cls, net: StageB | StageC, trained: StageB | StageC) -> Preconditioning:
+        """``net`` with the weights of ``trained``, held to the start that is found in them, whatever its numbers."""
+        start = cls(net, count_constants(trained))
+        net.load_state_dict(trained.state_dict())
+        start.adopt()
+        return start
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Hold from now on what the pinned numbers are now."""
+        self.pins = [(parameter, where, parameter[where].clone()) for parameter, where in self._places]
+
+    def fits_eight_bits(self) -> bool:
+        """Whether float8 keeps all that is pinned. Where it does not, rounding the weights would undo the start."""
+        return all(torch.equal(value, eight_bits(value)) for _, _, value in self.pins)
 
     def hold(self) -> None:
         """Put back what is pinned."""
@@ -136,7 +158,7 @@ class Preconditioning:
         bias.zero_()
         eye = torch.eye(self.n, device=weight.device)[:, :, None, None]
         weight[self.plus], weight[self.minus] = eye, -eye
-        bias[self.constant] = torch.tensor([LARGE, -LARGE] * (CONSTANTS // 2), device=bias.device)
+        bias[self.constant] = torch.tensor([LARGE, -LARGE] * (self.constants // 2), device=bias.device)
         self._pin(weight, self.fixed)
         self._pin(bias, self.fixed)
 

@@ -130,10 +130,13 @@ class Pool:
 
 
 @torch.no_grad()
-def make_pool(place: Place, name: str, scenes: Scenes, subjects: list[int], nets: dict[str, nn.Module]) -> Pool:
+def make_pool(
+    place: Place, name: str, scenes: Scenes, subjects: list[int], nets: dict[str, nn.Module], held: bool = False
+) -> Pool:
     """Compose and encode one picture for each entry of ``subjects``; read from the file ``name`` if it is there.
 
     ``nets``: "encoder" gives ``effnet``, "stage_a" gives ``latent``, "vision" gives ``image``; kept in float16.
+    ``held``: on the backgrounds that are held out for each subject.
     """
     path = place.work / f"{name}.pt"
     if path.is_file():
@@ -141,7 +144,7 @@ def make_pool(place: Place, name: str, scenes: Scenes, subjects: list[int], nets
     kept: dict[str, list[Tensor]] = {}
     colours: list[str] = []
     for start in range(0, len(subjects), 32):
-        batch = scenes.batch(0, subjects[start : start + 32])
+        batch = scenes.batch(0, subjects[start : start + 32], held)
         rgb = batch.rgb.to(place.device)
         found = {}
         if "encoder" in nets:
