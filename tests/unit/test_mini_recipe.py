@@ -360,6 +360,41 @@ def test_networks_start_as_v_prediction_and_are_held_there(kind):
     assert (net.clf[1].weight - before).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["stage_b", "stage_c"])
+def test_what_ships_is_trained_on_from_as_it_is(kind):
+    """The net answers as the one that ships, and keeps the start that is found in it, other than today's."""
+    torch.manual_seed(0)
+    shipped, net = (nets.build(sizes.SHIPPED, kind, backend=TRAINING) for _ in range(2))
+    shipped.load_state_dict(export.read_shipped()[kind])
+    initialise_unet(net)
+    start = Preconditioning.found_in(net, shipped)
+    assert start.constants == 2, "the files that ship carry one pair"
+    assert not start.fits_eight_bits(), "so their last part is not trained in eight bits"
+    for r in (1.0, 0.6):
+        assert torch.equal(probe(net, r)[1], probe(shipped, r)[1])
+    optimiser = Optimiser(net.parameters(), 1e-3)
+    optimiser.clear()
+    probe.__wrapped__(net)[1].square().mean().backward()
+    optimiser.update()
+    start.hold()
+    x, answer = probe(net)
+    assert (answer - x).square().mean().sqrt() < 0.02, "pure noise is still said to be noise"
+
+
+def test_a_net_of_the_recipe_is_trained_on_in_eight_bits():
+    torch.manual_seed(0)
+    trained, net = (nets.build(sizes.NEXT, "stage_c", backend=TRAINING) for _ in range(2))
+    for each in (trained, net):
+        initialise_unet(each)
+    Preconditioning(trained)
+    start = Preconditioning.found_in(net, trained)
+    assert start.constants == precondition.CONSTANTS and start.fits_eight_bits()
+
+
+def test_the_whole_run_is_made_of_the_parts_that_have_a_share():
+    assert set(recipe.SHARES) < set(recipe.PARTS) and set(recipe.PARTS) - set(recipe.SHARES) == {"refine_c"}
+
+
 def test_preconditioning_needs_room():
     net = StageC(replace(sizes.STAGE_C, c_hidden=(32, 32), nhead=(1, 1)))
     with pytest.raises(ValueError, match="32 wide"):

@@ -245,7 +245,8 @@ def paint_pool(place: Place, part: RefinePart) -> Pool:
     path = place.work / "pool_painted.pt"
     if path.is_file():
         return Pool(torch.load(path, weights_only=False))
-    nets, canvas = {name: load_trained(place, name) for name in ("stage_a", "stage_c", "text")}, place.sizes.canvas
+    nets, canvas = {name: load_trained(place, name) for name in ("stage_a", "text")}, place.sizes.canvas
+    painter = load_trained(place, "stage_c", backend=TRAINING)
     scenes = Scenes(part.rng, shades=0.1, **PAINTED)
     numbers = repeat_common(scenes.subjects, 3, 1)
     rows: dict[str, list[Tensor]] = {"latent": [], "effnet": []}
@@ -255,18 +256,10 @@ def paint_pool(place: Place, part: RefinePart) -> Pool:
         prompts = [" ".join(fragments) for fragments in scenes.fragments(batch.subjects, batch.colours)]
         seeds = [part.rng.randrange(2**32) for _ in prompts]
         rows["latent"].append(nets["stage_a"].encode(batch.rgb.to(place.device)).half().cpu())
-        rows["effnet"].append(
-            paint(
-                nets["stage_c"],
-                nets["text"],
-                prompts,
-                seeds,
-                steps=10,
-                grid_size=(canvas.prior_height, canvas.prior_width),
-            )
-            .half()
-            .cpu()
-        )
+        with place.autocast():
+            size = (canvas.prior_height, canvas.prior_width)
+            made = paint(painter, nets["text"], prompts, seeds, steps=10, grid_size=size)
+        rows["effnet"].append(made.half().cpu())
         subjects, colours = subjects + batch.subjects, colours + batch.colours
     saved = {
         "tensors": {name: torch.cat(parts) for name, parts in rows.items()},

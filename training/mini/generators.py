@@ -37,7 +37,7 @@ from .subjects import COLOURS, Subject
 from .towers import TextTower
 from .words import everyday
 
-HELD_TIMES, HELD_EVERY = (0.98, 0.9, 0.75, 0.5), 50
+HELD_TIMES, HELD_EVERY = (0.98, 0.9, 0.75, 0.5), 100
 """When :func:`measure_held` looks, and after how many steps again."""
 
 
@@ -159,7 +159,7 @@ class DiffusionPart(Part):
 
 @torch.no_grad()
 def measure_held(place: Place, net: nn.Module, x0: Tensor, conditions: dict[str, Tensor]) -> dict[str, float]:
-    """The loss of v at each of :data:`HELD_TIMES`, on pictures that are never learned, with noise that stays the same."""
+    """The loss of v at each of :data:`HELD_TIMES`, on pictures that are never learned, with noise that is always one."""
     noise, found = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0), {}
     for time in HELD_TIMES:
         seen = add_training_noise(x0, noise, torch.full((len(x0),), time, device=x0.device))

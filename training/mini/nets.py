@@ -48,18 +48,21 @@ def configs(sizes: Sizes) -> dict[str, Any]:
     return {name: getattr(sizes, name) for name in KINDS}
 
 
-def build(sizes: Sizes, name: str) -> nn.Module:
+def build(sizes: Sizes, name: str, **options: Any) -> nn.Module:
     """A net without its weights."""
-    return KINDS[name](getattr(sizes, name))
+    return KINDS[name](getattr(sizes, name), **options)
 
 
-def load_trained(place: Place, name: str, part: str | None = None) -> nn.Module:
-    """A net out of the result of ``part`` (default: the last that trained it so far); eval mode, no gradients."""
+def load_trained(place: Place, name: str, part: str | None = None, **options: Any) -> nn.Module:
+    """A net out of the result of ``part`` (default: the last that trained it so far); eval mode, no gradients.
+
+    ``options`` are those of its constructor.
+    """
     parts = [part] if part else [part for part, nets in RESULTS.items() if name in nets]
     path = next((place.weights(part) for part in reversed(parts) if place.weights(part).is_file()), None)
     if path is None:
         raise SystemExit(f"{place.work} has no {name} yet: train {' or '.join(parts)} first.")
-    net = build(place.sizes, name)
+    net = build(place.sizes, name, **options)
     net.load_state_dict(torch.load(path, map_location="cpu")[name])
     return frozen(net).to(place.device)
 
