@@ -278,7 +278,7 @@ class StageCPart(DiffusionPart):
         return settle_weights(self.text_ema.copy_of(self.tuned), self.progress >= self.settle)
 
     def result(self) -> dict[str, dict[str, Tensor]]:
-        return {**super().result(), "text": self.average_text().tensors()}
+        return {"stage_c": self.average_net().state_dict(), "text": self.average_text().tensors()}
 
     def sheet(self) -> Tensor:
         """Sixteen held-out prompts, seen through the Previewer."""
