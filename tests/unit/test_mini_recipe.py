@@ -392,7 +392,7 @@ def test_a_net_of_the_recipe_is_trained_on_in_eight_bits():
 
 
 def test_the_whole_run_is_made_of_the_parts_that_have_a_share():
-    assert set(recipe.SHARES) < set(recipe.PARTS) and set(recipe.PARTS) - set(recipe.SHARES) == {"refine_c"}
+    assert set(recipe.SHARES) < set(recipe.PARTS) and set(recipe.PARTS) - set(recipe.SHARES) == {"words"}
 
 
 def test_preconditioning_needs_room():

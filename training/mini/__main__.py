@@ -13,7 +13,7 @@ import torch
 from . import data
 from .autoencoders import EncoderPart, StageAPart
 from .decoder import CriticPart, RefinePart, StageBPart
-from .generators import RefineCPart, StageCPart
+from .generators import StageCPart
 from .language import LanguagePart
 from .loop import Loop, Place
 from .machine import choose_threads, has_fast_bfloat16
@@ -21,7 +21,7 @@ from .sizes import NEXT, PLANS
 
 PARTS = {
     part.name: part
-    for part in (StageAPart, EncoderPart, LanguagePart, CriticPart, StageBPart, StageCPart, RefineCPart, RefinePart)
+    for part in (StageAPart, EncoderPart, LanguagePart, CriticPart, StageBPart, StageCPart, RefinePart, WordsPart)
 }
 SHARES = {"stage_a": 10, "encoder": 20, "language": 15, "critic": 10, "stage_b": 170, "stage_c": 300, "refine": 55}
 """Of the minutes of ``all``, about as the steps of the parts take them. What is not named is no part of it."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cascade_studio.stages.nets.initial import initialise_unet
 from cascade_studio.stages.nets.stage_b import StageB
@@ -29,12 +28,11 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 from .captions import LENGTH, Fragment, batch_tokens
 from .compose import PAINTED
 from .language import TunedText, list_known_tokens
-from .loop import Part, Place, grid
-from .nets import TRAINING, load_trained, paint
+from .loop import Part, Place
+from .nets import TRAINING, load_trained, paint_sheet
 from .precondition import Preconditioning, eight_bits
 from .scenes import SHORT, Scenes, make_pool
 from .subjects import COLOURS, Subject
-from .towers import TextTower
 from .words import everyday
 
 HELD_TIMES, HELD_EVERY = (0.98, 0.9, 0.75, 0.5), 100
@@ -158,10 +156,12 @@ class DiffusionPart(Part):
 
 
 @torch.no_grad()
-def measure_held(place: Place, net: nn.Module, x0: Tensor, conditions: dict[str, Tensor]) -> dict[str, float]:
-    """The loss of v at each of :data:`HELD_TIMES`, on pictures that are never learned, with noise that is always one."""
+def measure_held(
+    place: Place, net: nn.Module, x0: Tensor, conditions: dict[str, Tensor], times: Sequence[float] = HELD_TIMES
+) -> dict[str, float]:
+    """The loss of v at each of ``times``, on pictures that are never learned, with noise that is always the same."""
     noise, found = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0), {}
-    for time in HELD_TIMES:
+    for time in times:
         seen = add_training_noise(x0, noise, torch.full((len(x0),), time, device=x0.device))
         with place.autocast():
             predicted = net(seen.x, seen.r, **conditions)
@@ -192,6 +192,15 @@ def settle_weights(net: nn.Module, now: bool = True) -> nn.Module:
     return net
 
 
+def strew(said: list[Fragment], rng: random.Random, share: float, tags: list[str], stranger: int) -> list[Fragment]:
+    """``said``, and in the ``share`` of captions one to three words between that nobody knows or that tag others."""
+    said = list(said)
+    if said and rng.random() < share:
+        for _ in range(rng.randint(1, 3)):
+            said.insert(rng.randint(0, len(said)), (stranger,) if rng.random() < 0.5 else rng.choice(tags))
+    return said
+
+
 def repeat_common(subjects: list[Subject], common: int, rest: int) -> list[int]:
     """Numbers of ``subjects``: those with everyday words ``common`` times, the others ``rest`` times."""
     known = everyday()
@@ -210,7 +219,7 @@ class StageCPart(DiffusionPart):
     name = "stage_c"
     STEPS, BATCH, SEED, NOISY = 25000, 64, 5, 0.5
     COMMON, REST, SHADES = 18, 6, 0.15
-    DROP_TEXT, KEEP_IMAGE, LONG, LONG_FROM, STRANGE = 0.08, 0.05, 0.0, 0.93, 0.3
+    DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.3
     LR, TEXT_LR, HELD = 1e-3, 1e-3, 1.0
 
     def __init__(self, place: Place) -> None:
@@ -218,7 +227,7 @@ class StageCPart(DiffusionPart):
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
         self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
         known = list_known_tokens(self.scenes.speaker).to(place.device)
-        self.tuned = TunedText(self.begin_text(), known)
+        self.tuned = TunedText(self.text, known)
         self.text_ema = EMA(self.tuned, self.EMA_DECAY)
         self.state.update(
             text=self.tuned,
@@ -229,25 +238,18 @@ class StageCPart(DiffusionPart):
         subjects = repeat_common(self.scenes.subjects, self.COMMON, self.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
 
-    def begin_text(self) -> TextTower:
-        """The text encoder that learns with it, as it is before."""
-        return self.text
-
-    def say_barely(self) -> float:
-        """The share of bare captions."""
-        return 0.9 - 0.6 * self.progress
-
     def step(self, factor: float) -> dict[str, float]:
-        length = LENGTH if self.rng.random() < self.LONG or self.progress > self.LONG_FROM else SHORT
+        length = LENGTH if self.progress > self.LONG_FROM else SHORT
         index = self.rng.sample(range(len(self.pool)), self.BATCH)
         rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
         subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
         said = [
             fragments if self.rng.random() >= self.DROP_TEXT else []
-            for fragments in self.scenes.fragments(subjects, colours, bare=self.say_barely())
+            for fragments in self.scenes.fragments(subjects, colours, bare=0.9 - 0.6 * self.progress)
         ]
         meant = self.encode_text(batch_tokens(said, length))[1]
-        ids = batch_tokens([self._strewn(fragments) for fragments in said], length)
+        strange = self.STRANGE * self.progress
+        ids = batch_tokens([strew(part, self.rng, strange, self.tags, self.tuned.stranger) for part in said], length)
         with round_weights(self.tuned if self.progress >= self.settle else None), self.place.autocast():
             text, pooled = (value.float() for value in self.tuned(ids.to(self.place.device)))
         held = (pooled - meant).square().mean() / meant.square().mean()
@@ -260,19 +262,6 @@ class StageCPart(DiffusionPart):
         self.text_ema.update(self.tuned)
         return {**taken, "held": float(held.detach()), "text_norm": norm}
 
-    def strange(self) -> float:
-        """The share of captions that strange words are strewn into."""
-        return self.STRANGE * self.progress
-
-    def _strewn(self, fragments: list[Fragment]) -> list[Fragment]:
-        """``fragments``, at times with one to three words between them that nobody knows or that tag others."""
-        fragments = list(fragments)
-        if fragments and self.rng.random() < self.strange():
-            for _ in range(self.rng.randint(1, 3)):
-                word = (self.tuned.stranger,) if self.rng.random() < 0.5 else self.rng.choice(self.tags)
-                fragments.insert(self.rng.randint(0, len(fragments)), word)
-        return fragments
-
     def average_text(self) -> TunedText:
         """The averaged text encoder, as it will ship."""
         return settle_weights(self.text_ema.copy_of(self.tuned), self.progress >= self.settle)
@@ -282,59 +271,4 @@ class StageCPart(DiffusionPart):
 
     def sheet(self) -> Tensor:
         """Sixteen held-out prompts, seen through the Previewer."""
-        previewer, canvas = load_trained(self.place, "previewer"), self.place.sizes.canvas
-        prompts = [prompt["prompt"] for prompt in self.scenes.prompts[::12]][:16]
-        latent = paint(
-            self.average_net(),
-            self.average_text(),
-            prompts,
-            list(range(16)),
-            grid_size=(canvas.prior_height, canvas.prior_width),
-        )
-        return F.interpolate(grid(previewer(latent).cpu(), 8)[None], scale_factor=3.0)[0]
-
-
-class RefineCPart(StageCPart):
-    """Stage C and its text encoder further, from what is there: as :class:`StageCPart` is in its middle, with some
-    captions at full length all the time.
-    """
-
-    name = "refine_c"
-    STEPS, SEED, LR, TEXT_LR, EMA_DECAY = 6000, 8, 5e-4, 5e-4, 0.997
-    LONG, HELD_PICTURES = 0.1, 96
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        rng = random.Random(place.seed + self.SEED)
-        scenes = Scenes(rng, **PAINTED)
-        subjects = rng.sample(range(len(scenes.subjects)), self.HELD_PICTURES)
-        self.held = make_pool(place, "held_c", scenes, subjects, {"encoder": load_trained(place, "encoder")}, held=True)
-        said = zip(self.held.subjects, self.held.colours)
-        self.held_ids = batch_tokens(
-            [[f"{scenes.subjects[i].labels['en']} on a {colour} background"] for i, colour in said]
-        )
-
-    def begin(self) -> Preconditioning:
-        return Preconditioning.found_in(self.net, load_trained(self.place, "stage_c", "stage_c"))
-
-    def begin_text(self) -> TextTower:
-        return load_trained(self.place, "text", "stage_c")
-
-    def say_barely(self) -> float:
-        return 0.6 - 0.3 * self.progress
-
-    def strange(self) -> float:
-        return self.STRANGE
-
-    def step(self, factor: float) -> dict[str, float]:
-        found = self.check() if self.ema.updates % HELD_EVERY == 0 else {}
-        return {**super().step(factor), **found}
-
-    @torch.no_grad()
-    def check(self) -> dict[str, float]:
-        """:func:`measure_held` of what would ship now."""
-        effnet = self.held.rows(list(range(len(self.held))))["effnet"].to(self.place.device)
-        text, pooled = self.average_text()(self.held_ids.to(self.place.device))
-        image = pooled.new_zeros(len(pooled), self.place.sizes.width)
-        conditions = {"clip_text": text, "clip_text_pooled": pooled, "clip_img": image}
-        return measure_held(self.place, self.average_net(), effnet, conditions)
+        return paint_sheet(self.place, self.average_net(), self.average_text(), self.scenes.prompts)

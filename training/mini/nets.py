@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cascade_studio.stages.diffusion.noise import NoiseStreams
 from cascade_studio.stages.diffusion.sampling import Guidance, pair_conditions, sample, timesteps
@@ -17,7 +18,7 @@ from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
 
 from .captions import batch_tokens
-from .loop import Place, frozen
+from .loop import Place, frozen, grid
 from .precondition import Exact, ExactConv
 from .sizes import SHIPPED, Sizes
 from .towers import TextTower, VisionTower
@@ -37,10 +38,10 @@ RESULTS = {
     "language": ("text", "vision"),
     "stage_b": ("stage_b",),
     "stage_c": ("stage_c", "text"),
-    "refine_c": ("stage_c", "text"),
     "refine": ("stage_b",),
+    "words": ("text",),
 }
-"""The nets in the result of each part; Stage C tunes the text encoder of the language part; the last refine both."""
+"""The nets in the result of each part; Stage C tunes the text encoder of the language part."""
 
 
 def configs(sizes: Sizes) -> dict[str, Any]:
@@ -112,6 +113,14 @@ def paint(
     uncond = {"clip_text": said_empty, "clip_text_pooled": pooled_empty, "clip_img": torch.zeros_like(image)}
     rows, columns = grid_size or (SHIPPED.canvas.prior_height, SHIPPED.canvas.prior_width)
     return _sample(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, said.device)
+
+
+def paint_sheet(place: Place, net: StageC, text: nn.Module, asked: list[dict[str, Any]]) -> Tensor:
+    """Sixteen of the prompts ``asked``, seen through the Previewer, as one picture."""
+    canvas, prompts = place.sizes.canvas, [prompt["prompt"] for prompt in asked[::12]][:16]
+    latent = paint(net, text, prompts, list(range(16)), grid_size=(canvas.prior_height, canvas.prior_width))
+    shown = grid(load_trained(place, "previewer")(latent).cpu(), 8)
+    return F.interpolate(shown[None], scale_factor=3.0)[0]
 
 
 @torch.no_grad()

@@ -1,0 +1,147 @@
+"""New words for a Mini that is trained: the text encoder learns on, beside a Stage C that stays as it is."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from cascade_studio.stages.training.losses import add_training_noise, epsilon_losses, sample_times, velocity_weight
+from cascade_studio.stages.training.optimiser import EMA, Optimiser
+
+from .captions import END, LENGTH, Fragment, batch_tokens
+from .compose import PAINTED
+from .generators import HELD_EVERY, StageCPart, measure_held, repeat_common, strew
+from .language import TunedText, list_known_tokens
+from .loop import Part, Place
+from .nets import TRAINING, load_trained, paint_sheet
+from .scenes import SHORT, Pool, Scenes, make_pool
+from .subjects import COLOURS, LANGUAGES
+from .words import FOREIGN_TEMPLATES, colour_words, speak
+
+HELD_PICTURES, HELD_TIME = 96, 0.9
+
+
+def first_ends(ids: Tensor) -> Tensor:
+    """Where each caption (B, N) ends."""
+    return (ids == END).int().argmax(1)
+
+
+def compare_tails(hidden: Tensor, wanted: Tensor, ids: Tensor, meant: Tensor) -> Tensor:
+    """How far apart what two captions say behind both their ends is, as a share of what it should be."""
+    behind = torch.maximum(first_ends(ids), first_ends(meant))[:, None] <= torch.arange(ids.shape[1], device=ids.device)
+    return (hidden - wanted)[behind].square().mean() / wanted[behind].square().mean()
+
+
+class WordsPart(Part):
+    """All that a picture can be called comes to mean what its plain English caption means to the Stage C that is there.
+
+    Three losses: that of Stage C's noise, through its weights, which stay; and that the pooled output, and what stands
+    behind the end of the caption, are those of the plain one. Captions beside those of the pictures only see the last
+    two, which cost little.
+    """
+
+    name = "words"
+    STEPS, SEED, LR, EMA_DECAY = 6000, 9, 1e-3, 0.997
+    BATCH, BESIDE, NOISY_FROM = 48, 144, 0.4
+    DROP_TEXT, STRANGE, LONG, FOREIGN, SHADES = 0.04, 0.3, 0.1, 0.5, 0.15
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        torch.manual_seed(place.seed + self.SEED)
+        self.net = load_trained(place, "stage_c", backend=TRAINING)
+        self.teacher = load_trained(place, "text", "stage_c")
+        self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
+        self.scenes.speaker.FOREIGN = self.FOREIGN
+        self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
+        self.tuned = TunedText(self.teacher, list_known_tokens(self.scenes.speaker).to(place.device))
+        self.ema = EMA(self.tuned, self.EMA_DECAY)
+        optimiser = Optimiser(self.tuned.parameters(), self.LR, betas=(0.9, 0.98))
+        self.state = {"text": self.tuned, "ema": self.ema, "optimiser": optimiser}
+        nets = {"encoder": load_trained(place, "encoder"), "vision": load_trained(place, "vision")}
+        subjects = repeat_common(self.scenes.subjects, StageCPart.COMMON, StageCPart.REST)
+        self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
+        self.held = self.hold_out(nets["encoder"])
+
+    def hold_out(self, encoder: torch.nn.Module) -> Pool:
+        """Pictures on backgrounds that are never learned."""
+        rng = random.Random(self.place.seed + self.SEED)
+        subjects = rng.sample(range(len(self.scenes.subjects)), HELD_PICTURES)
+        return make_pool(self.place, "held_c", Scenes(rng, **PAINTED), subjects, {"encoder": encoder}, held=True)
+
+    def caption_plainly(self, subject: int, colour: str) -> list[Fragment]:
+        """What Stage C knew a picture by."""
+        return [self.scenes.subjects[subject].labels["en"], "on a", colour, "background"]
+
+    def step(self, factor: float) -> dict[str, float]:
+        taken = self.check() if self.ema.updates % HELD_EVERY == 0 else {}
+        length = LENGTH if self.rng.random() < self.LONG else SHORT
+        index = self.rng.sample(range(len(self.pool)), self.BATCH + self.BESIDE)
+        subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
+        plain = [self.caption_plainly(*pair) for pair in zip(subjects, colours)]
+        said: list[list[Fragment]] = [
+            strew(fragments, self.rng, self.STRANGE, self.tags, self.tuned.stranger)
+            for fragments in self.scenes.fragments(subjects, colours)
+        ]
+        for row in range(len(index)):
+            if self.rng.random() < self.DROP_TEXT:
+                said[row] = plain[row] = []
+        ids, meant = (batch_tokens(captions, length).to(self.place.device) for captions in (said, plain))
+        with torch.no_grad():
+            wanted, wanted_pooled = self.teacher(meant)
+        with self.place.autocast():
+            hidden, pooled = (value.float() for value in self.tuned(ids))
+        held = (pooled - wanted_pooled).square().mean() / wanted_pooled.square().mean()
+        tails = compare_tails(hidden, wanted, ids, meant)
+        noise = self.compare_noise(index[: self.BATCH], hidden[: self.BATCH], pooled[: self.BATCH])
+        norm = self.state["optimiser"].step(noise + held + tails, factor)
+        self.ema.decay = min(self.EMA_DECAY, (1 + self.ema.updates) / (10 + self.ema.updates))
+        self.ema.update(self.tuned)
+        losses = {"noise": noise, "pooled": held, "tails": tails}
+        return {**taken, **{name: float(value.detach()) for name, value in losses.items()}, "norm": norm}
+
+    def compare_noise(self, index: list[int], text: Tensor, pooled: Tensor) -> Tensor:
+        """Stage C's loss of v on some pictures of the pool, mostly noisy, given what the text encoder says."""
+        x0 = self.pool.rows(index)["effnet"].to(self.place.device)
+        t = self.NOISY_FROM + (1 - self.NOISY_FROM) * sample_times(len(x0), device=x0.device)
+        seen = add_training_noise(x0, torch.randn_like(x0), t)
+        image = pooled.new_zeros(len(index), self.place.sizes.width)
+        with self.place.autocast():
+            predicted = self.net(seen.x, seen.r, clip_text=text, clip_text_pooled=pooled, clip_img=image)
+        return (epsilon_losses(predicted, seen.noise) * velocity_weight(seen.logsnr)).mean()
+
+    @torch.no_grad()
+    def check(self) -> dict[str, float]:
+        """The loss of Stage C on pictures held out, called in three ways, close to pure noise."""
+        text, found = self.average_text(), {}
+        for way, captions in self.call_held().items():
+            hidden, pooled = text(batch_tokens(captions).to(self.place.device))
+            image = pooled.new_zeros(len(pooled), self.place.sizes.width)
+            given = {"clip_text": hidden, "clip_text_pooled": pooled, "clip_img": image}
+            x0 = self.held.rows(list(range(len(self.held))))["effnet"].to(self.place.device)
+            found[f"held_{way}"] = sum(measure_held(self.place, self.net, x0, given, [HELD_TIME]).values())
+        return found
+
+    def call_held(self) -> dict[str, list[list[Fragment]]]:
+        """The captions of :meth:`check`: the plain one, one with the last English name, one in another language."""
+        ways: dict[str, list[list[Fragment]]] = {"plain": [], "names": [], "foreign": []}
+        for row, (subject, colour) in enumerate(zip(self.held.subjects, self.held.colours)):
+            plain = self.caption_plainly(subject, colour)
+            ways["plain"].append(plain)
+            ways["names"].append([self.scenes.speaker.names[subject]["en"][-1], *plain[1:]])
+            language = LANGUAGES[1 + row % (len(LANGUAGES) - 1)]
+            label = self.scenes.subjects[subject].labels[language]
+            ways["foreign"].append([*speak(FOREIGN_TEMPLATES[language][0], label, colour_words(colour, language)[0])])
+        return ways
+
+    def average_text(self) -> TunedText:
+        """The averaged text encoder, as it will ship."""
+        return self.ema.copy_of(self.tuned)
+
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        return {"text": self.average_text().tensors()}
+
+    def sheet(self) -> Tensor:
+        """Sixteen held-out prompts, seen through the Previewer."""
+        return paint_sheet(self.place, self.net, self.average_text(), self.scenes.prompts)
