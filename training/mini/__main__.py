@@ -18,6 +18,7 @@ from .language import LanguagePart
 from .loop import Loop, Place
 from .machine import choose_threads, has_fast_bfloat16
 from .sizes import NEXT, PLANS
+from .vocabulary import WordsPart
 
 PARTS = {
     part.name: part
