@@ -9,6 +9,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .data import OTHER_STYLES, pictures, read_split
 from .generators import settle_weights
 from .judge import SIGHT, at_sight, first_five, load_judge
 from .loop import Place, grid, save_sheet
-from .nets import KINDS, decode, encode_prompts, load_trained, paint
+from .nets import KINDS, TRAINING, decode, encode_prompts, load_trained, paint
 from .scenes import Scenes, for_encoder
 from .sizes import SHIPPED
 from .subjects import COLOURS, LANGUAGES
@@ -69,11 +70,15 @@ def silhouettes(image: Tensor, side: int = 24) -> Tensor:
     return torch.stack(cut)
 
 
-def feature_ranks(image: Tensor, subjects: list[int], colours: list[str], scenes: Scenes) -> list[int]:
-    """The rank of the asked subject among all, by distance of silhouettes, gallery on the same background."""
+def feature_ranks(
+    image: Tensor, subjects: list[int], colours: list[str], scenes: Scenes, galleries: dict[str, Tensor]
+) -> list[int]:
+    """The rank of the asked subject among all, by distance of silhouettes, gallery on the same background.
+
+    ``galleries`` keeps the silhouettes of all subjects by background.
+    """
     ranks = []
     everything = list(range(len(scenes.subjects)))
-    galleries: dict[str, Tensor] = {}
     for picture, subject, colour in zip(silhouettes(image), subjects, colours):
         if colour not in galleries:
             galleries[colour] = torch.cat(
@@ -96,16 +101,21 @@ def _real(scenes: Scenes, subjects: list[int], colour: str) -> Tensor:
 
 
 class Painter:
-    """All nets of a place, and what they make of prompts."""
+    """All nets of a place, and what they make of prompts; Stage B and C in bfloat16 where the place computes in it."""
 
     def __init__(self, place: Place) -> None:
         self.place, self.canvas = place, place.sizes.canvas
-        self.nets = {name: load_trained(place, name) for name in KINDS if name != "vision"}
+        self.nets = {name: self.load(name) for name in KINDS if name != "vision"}
+
+    def load(self, name: str) -> nn.Module:
+        """A net that may be used in bfloat16."""
+        return load_trained(self.place, name, **({"backend": TRAINING} if name in ("stage_b", "stage_c") else {}))
 
     def through_b(self, latent: Tensor, prompts: list[str], seeds: list[int], steps: int = 10) -> Tensor:
         """Stage C latents → RGB (B, 3, 256, 256) in [0, 1] through Stage B and A."""
         said, empty = (encode_prompts(self.nets["text"], words)[1] for words in (prompts, [""]))
-        made = decode(self.nets["stage_b"], latent, said, empty, seeds, steps=steps)
+        with self.place.autocast():
+            made = decode(self.nets["stage_b"], latent, said, empty, seeds, steps=steps).float()
         return self.nets["stage_a"].decode(made).float().clamp(0, 1).cpu()
 
     def picture(self, prompts: list[str], seeds: list[int]) -> Tensor:
@@ -114,7 +124,8 @@ class Painter:
         parts = []
         for start in range(0, len(prompts), BATCH):
             part = prompts[start : start + BATCH], seeds[start : start + BATCH]
-            latent = paint(self.nets["stage_c"], self.nets["text"], *part, grid_size=grid_size)
+            with self.place.autocast():
+                latent = paint(self.nets["stage_c"], self.nets["text"], *part, grid_size=grid_size).float()
             parts.append(self.through_b(latent, *part))
             log.info("evaluate: painted %d of %d prompts", start + len(part[0]), len(prompts))
         return torch.cat(parts)
@@ -124,6 +135,27 @@ class Painter:
         return self.nets["encoder"](for_encoder(rgb.to(self.place.device), self.canvas))
 
 
+class Eyes:
+    """The judge and the hand-made features, and what of pictures they tell right."""
+
+    def __init__(self, place: Place, scenes: Scenes) -> None:
+        self.place, self.scenes = place, scenes
+        self.judge, self.galleries = load_judge(place, len(scenes.subjects)), {}
+
+    @torch.no_grad()
+    def measure(self, image: Tensor, subjects: list[int], colours: list[str]) -> dict[str, float]:
+        """Shares of pictures whose subject and background are told right."""
+        seen, count = at_sight(image), len(subjects)
+        order = first_five(self.judge, seen, self.place.device)
+        ranks = feature_ranks(seen, subjects, colours, self.scenes, self.galleries)
+        return {
+            "top-1": sum(top[0] == s for top, s in zip(order, subjects)) / count,
+            "top-5": sum(s in top for top, s in zip(order, subjects)) / count,
+            "feature top-5": sum(rank < 5 for rank in ranks) / count,
+            "background": sum(a == b for a, b in zip(colour_names(seen), colours)) / count,
+        }
+
+
 # The measures
 
 
@@ -131,7 +163,7 @@ class Painter:
 def evaluate(place: Place) -> None:
     """Paint the held-out prompts, judge them and write the table and sheets."""
     painter, scenes = Painter(place), Scenes(random.Random(place.seed + 7))
-    judge = load_judge(place, len(scenes.subjects))
+    eyes = Eyes(place, scenes)
     asked = scenes.prompts
     subjects, colours = [p["subject"] for p in asked], [p["background"] for p in asked]
     prompts, seeds = [p["prompt"] for p in asked], [p["seed"] for p in asked]
@@ -145,17 +177,18 @@ def evaluate(place: Place) -> None:
             ]
         ),
     }
-    measured = {name: _measure(judge, image, subjects, colours, scenes, place) for name, image in rows.items()}
+    measured = {name: eyes.measure(image, subjects, colours) for name, image in rows.items()}
     save_sheet(grid(rows["prompts"][:48], 12), place.work / "sheets" / "evaluate.png")
     tables = [_share_table("200 held-out prompts", {**measured, "chance": _chance(len(scenes.subjects))})]
-    tables.append(_share_table(f"{FOREIGN} held-out prompts a language", measure_languages(painter, scenes, judge)))
+    tables.append(_share_table(f"{FOREIGN} held-out prompts a language", measure_languages(painter, eyes)))
     tables.append(_decibel_table(measure_decoding(painter, scenes)))
     _write(place, tables)
 
 
-def measure_languages(painter: Painter, scenes: Scenes, judge: nn.Module) -> dict[str, dict[str, float]]:
+def measure_languages(painter: Painter, eyes: Eyes) -> dict[str, dict[str, float]]:
     """Subjects and backgrounds told right for wordings of every language that training never saw."""
-    found, asked = {}, scenes.prompts[:: len(scenes.prompts) // FOREIGN][:FOREIGN]
+    found, scenes = {}, eyes.scenes
+    asked = scenes.prompts[:: len(scenes.prompts) // FOREIGN][:FOREIGN]
     subjects, colours = [p["subject"] for p in asked], [p["background"] for p in asked]
     for language in LANGUAGES[1:]:
         prompts = [
@@ -167,7 +200,7 @@ def measure_languages(painter: Painter, scenes: Scenes, judge: nn.Module) -> dic
             for p in asked
         ]
         image = painter.picture(prompts, [p["seed"] for p in asked])
-        found[language] = _measure(judge, image, subjects, colours, scenes, painter.place)
+        found[language] = eyes.measure(image, subjects, colours)
     return found
 
 
@@ -219,12 +252,13 @@ def measure_previewer(place: Place) -> dict[str, float]:
 
 def measure_eight_bits(painter: Painter, prompts: list[str]) -> float:
     """PSNR in dB between pictures of the same prompts with the weights of B, C and text as they are and in float8."""
-    seeds, exact = list(range(len(prompts))), dict(painter.nets)
+    seeds, exact, place = list(range(len(prompts))), dict(painter.nets), painter.place
+    painter.place = replace(place, bfloat16=False)
     wanted = painter.picture(prompts, seeds)
     for name in ("stage_b", "stage_c", "text"):
-        painter.nets[name] = settle_weights(load_trained(painter.place, name))
+        painter.nets[name] = settle_weights(painter.load(name))
     made = painter.picture(prompts, seeds)
-    painter.nets = exact
+    painter.nets, painter.place = exact, place
     return psnr(made, wanted, torch.ones_like(wanted[:, :1]))
 
 
@@ -261,21 +295,6 @@ def _number(image: Tensor) -> Tensor:
 def _as_painted(scenes: Scenes, subjects: list[int], colours: list[str]) -> Tensor:
     """Real pictures in the place where Stage C paints them."""
     return compose(np.stack([scenes.picture(i) for i in subjects]), colours, scenes.rng, **PAINTED)[0]
-
-
-def _measure(
-    judge: nn.Module, image: Tensor, subjects: list[int], colours: list[str], scenes: Scenes, place: Place
-) -> dict[str, float]:
-    seen = at_sight(image)
-    order = first_five(judge, seen, place.device)
-    ranks = feature_ranks(seen, subjects, colours, scenes)
-    count = len(subjects)
-    return {
-        "top-1": sum(top[0] == s for top, s in zip(order, subjects)) / count,
-        "top-5": sum(s in top for top, s in zip(order, subjects)) / count,
-        "feature top-5": sum(rank < 5 for rank in ranks) / count,
-        "background": sum(a == b for a, b in zip(colour_names(seen), colours)) / count,
-    }
 
 
 def _chance(classes: int) -> dict[str, float]:
