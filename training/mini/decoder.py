@@ -192,7 +192,7 @@ class RefinePart(StageBPart):
 
     name = "refine"
     STEPS, SEED, LR, FEATURES_FROM, EMA_DECAY = 6000, 7, 5e-4, 0.0, 0.997
-    GUESSED, BETWEEN = 0.4, (0.3, 0.98)
+    GUESSED, BETWEEN = 0.4, (0.6, 0.98)
     PAINTED, HELD_PICTURES = 1536, 48
 
     def __init__(self, place: Place) -> None:
