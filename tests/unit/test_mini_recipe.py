@@ -22,9 +22,10 @@ from cascade_studio.stages.nets.initial import initialise_unet
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
 from cascade_studio.stages.training.optimiser import Optimiser
-from training.mini import __main__ as recipe, compose, export, language, machine, nets, precondition, sizes
+from training.mini import __main__ as recipe, compose, export, language, machine, nets, precondition, sizes, vocabulary
 from training.mini.captions import END, START
-from training.mini.generators import round_weights, settle_weights
+from training.mini.decoder import RefinePart
+from training.mini.generators import round_weights, settle_weights, strew
 from training.mini.loop import Loop, Part, Place, Speed, factor_at, grid
 from training.mini.nets import TRAINING
 from training.mini.precondition import Preconditioning, eight_bits, probe, time_factor
@@ -389,6 +390,41 @@ def test_a_net_of_the_recipe_is_trained_on_in_eight_bits():
     Preconditioning(trained)
     start = Preconditioning.found_in(net, trained)
     assert start.constants == precondition.CONSTANTS and start.fits_eight_bits()
+
+
+def test_stage_b_corrects_its_own_guesses(place):
+    """A share of the batch lies around what the net guesses; what it then has to say leads to the picture."""
+    torch.manual_seed(0)
+    part = RefinePart.__new__(RefinePart)
+    part.place, part.net = place, lambda x, r, **_: x - 0.02
+    x0 = torch.randn(10, 4, 8, 8)
+    seen = part.add_noise(x0, {"effnet": torch.zeros(10, 16, 2, 2)})
+    a, b = (value.view(-1, 1, 1, 1) for value in alpha_sigma(seen.logsnr))
+    assert torch.allclose((seen.x - b * seen.noise) / a, x0, atol=5e-3 / float(a.min())), "x leads to the picture"
+    own = (seen.noise.flatten(1).square().mean(1) > 1.5)[:4]
+    assert own.any(), "the way from a guess is longer than the noise"
+
+
+def test_a_picture_is_called_plainly_and_captions_are_compared_behind_their_ends():
+    """What stands before the end of the longer caption is its own."""
+    ids = torch.tensor([[START, 5, 6, END, END, END], [START, 5, END, END, END, END]])
+    meant = torch.tensor([[START, 5, END, END, END, END], [START, 5, 6, 7, END, END]])
+    assert vocabulary.first_ends(ids).tolist() == [3, 2]
+    wanted = torch.ones(2, 6, 3)
+    hidden = wanted.clone()
+    hidden[0, :3] = hidden[1, :4] = 9
+    assert vocabulary.compare_tails(hidden, wanted, ids, meant) == 0
+    hidden[1, 4] = 2
+    assert vocabulary.compare_tails(hidden, wanted, ids, meant) == pytest.approx(1 / 5)
+
+
+def test_strange_words_are_strewn_between_the_others():
+    rng = random.Random(0)
+    said = ["a", "frog", "on", "red"]
+    assert strew(said, rng, 0.0, ["wild"], 7) == said and strew([], rng, 1.0, ["wild"], 7) == []
+    made = [strew(said, rng, 1.0, ["wild"], 7) for _ in range(50)]
+    assert all([word for word in one if word in said] == said and 5 <= len(one) <= 7 for one in made)
+    assert {word for one in made for word in one} - set(said) == {"wild", (7,)}
 
 
 def test_the_whole_run_is_made_of_the_parts_that_have_a_share():

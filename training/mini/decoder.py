@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cascade_studio.stages.diffusion.sampling import alpha_sigma
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.training.losses import Noised, add_training_noise, keep_mask, replace_dropped
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
@@ -22,6 +23,8 @@ from .precondition import Preconditioning
 from .scenes import SHORT, Pool, Scenes, make_pool
 
 PICTURES = 6000
+NOISIEST, LEAST = 0.98, 0.03
+"""The latest time at which a guess is looked at, and less than the picture's share in what is seen there."""
 
 
 def decoder_pool(place: Place, scenes: Scenes) -> Pool:
@@ -38,9 +41,9 @@ def decoder_scenes(part: Part) -> Scenes:
 
 
 def guess_clean(seen: Noised, predicted: Tensor) -> Tensor:
-    """What ``predicted`` leaves of a noisy latent, within its range."""
+    """What ``predicted`` leaves of a noisy latent, within its range. Beyond :data:`NOISIEST` rounding is most of it."""
     a, b = seen.logsnr.sigmoid().sqrt().view(-1, 1, 1, 1), (-seen.logsnr).sigmoid().sqrt().view(-1, 1, 1, 1)
-    return ((seen.x - b * predicted.float()) / a.clamp(min=0.03)).clamp(-4, 4)
+    return ((seen.x - b * predicted.float()) / a.clamp(min=LEAST)).clamp(-4, 4)
 
 
 class Critic(nn.Module):
@@ -170,9 +173,12 @@ class StageBPart(DiffusionPart):
         """The critic's distance of what the network says lies below the noise."""
         if self.progress < self.FEATURES_FROM:
             return 0.0
-        made = guess_clean(seen, predicted)
+        told = alpha_sigma(seen.logsnr)[0] >= LEAST
+        if not told.any():
+            return 0.0
+        made = guess_clean(seen, predicted)[told]
         with self.place.autocast():
-            return self.FEATURES * self.critic.distances(made, x0).mean()
+            return self.FEATURES * self.critic.distances(made, x0[told]).mean()
 
     def sheet(self) -> Tensor:
         """Rows: pictures through Stage A alone, and through encoder, Stage B and Stage A."""
@@ -191,7 +197,7 @@ class RefinePart(StageBPart):
     """
 
     name = "refine"
-    STEPS, SEED, LR, FEATURES_FROM, EMA_DECAY = 6000, 7, 5e-4, 0.0, 0.997
+    STEPS, SEED, LR, FEATURES_FROM, EMA_DECAY = 6000, 7, 3e-4, 0.0, 0.997
     GUESSED, BETWEEN = 0.4, (0.6, 0.98)
     PAINTED, HELD_PICTURES = 1536, 48
 
@@ -216,9 +222,8 @@ class RefinePart(StageBPart):
         said = [[f"{name} on {colour}"] for name, colour in zip(names, self.held.colours)]
         conditions = {"effnet": effnet, "clip": self.encode_text(batch_tokens(said))[1]}
         found = measure_held(self.place, net, latent, conditions)
-        seen = add_training_noise(
-            latent, torch.randn(latent.shape, generator=torch.Generator().manual_seed(1)), torch.ones(len(latent))
-        )
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1)).to(latent)
+        seen = add_training_noise(latent, noise, torch.full((len(latent),), NOISIEST, device=latent.device))
         with self.place.autocast():
             made = guess_clean(seen, net(seen.x, seen.r, **conditions))
         return {**found, "held_features": float(self.critic.distances(made, latent).mean())}
@@ -243,7 +248,8 @@ class RefinePart(StageBPart):
         seen, count = super().add_noise(x0, conditions), round(self.GUESSED * len(x0))
         with torch.no_grad(), self.place.autocast():
             some = {name: value[:count] for name, value in conditions.items()}
-            pure = add_training_noise(x0[:count], torch.randn_like(x0[:count]), torch.ones(count, device=x0.device))
+            t = torch.full((count,), NOISIEST, device=x0.device)
+            pure = add_training_noise(x0[:count], torch.randn_like(x0[:count]), t)
             guess = guess_clean(pure, self.net(pure.x, pure.r, **some))
         low, high = self.BETWEEN
         t = low + (high - low) * torch.rand(count, device=x0.device)
