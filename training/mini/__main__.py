@@ -31,7 +31,8 @@ SHARES = {"stage_a": 10, "encoder": 20, "language": 15, "critic": 10, "stage_b":
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.mini", description=__doc__)
     parser.add_argument(
-        "step", choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "preview", "evaluate", "free"]
+        "step",
+        choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "preview", "steps", "evaluate", "free"],
     )
     parser.add_argument("--plan", choices=list(PLANS), default=NEXT.name, help="the sizes (sizes.py)")
     parser.add_argument(
@@ -126,6 +127,10 @@ def main() -> None:
         from .evaluate import measure_previewer
 
         measure_previewer(place)
+    elif options.step == "steps":
+        from .evaluate import measure_steps
+
+        measure_steps(place)
     elif options.step == "free":
         from .evaluate import paint_free
 

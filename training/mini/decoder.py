@@ -190,16 +190,11 @@ class StageBPart(DiffusionPart):
 
 
 class RefinePart(StageBPart):
-    """Stage B further, half of it from latents that Stage C painted, with the pictures that it should have painted.
-
-    A share of every batch lies between noise and what Stage B itself guesses of pure noise, as it does while it
-    samples, and has to come out as the picture: trained on pictures alone it believes its own first guess.
-    """
+    """Stage B further, half of it from latents that Stage C painted, with the pictures that it should have painted."""
 
     name = "refine"
-    STEPS, SEED, LR, FEATURES_FROM, EMA_DECAY = 6000, 7, 3e-4, 0.0, 0.997
-    GUESSED, BETWEEN = 0.4, (0.6, 0.98)
-    PAINTED, HELD_PICTURES = 1536, 48
+    STEPS, SEED, LR, FEATURES_FROM, EMA_DECAY = 6000, 7, 1e-3, 0.0, 0.997
+    PAINTED, HELD_PICTURES = 3000, 48
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -235,28 +230,15 @@ class RefinePart(StageBPart):
     def refine(self, factor: float) -> dict[str, float]:
         """One update on as many encoded pictures as painted latents."""
         half = self.BATCH // 2
-        drawn = [(pool, i) for pool in (self.pool, self.painted) for i in self.rng.sample(range(len(pool)), half)]
-        self.rng.shuffle(drawn)
+        drawn = [(pool, self.rng.sample(range(len(pool)), half)) for pool in (self.pool, self.painted)]
         latent, effnet = (
-            torch.cat([pool.rows([i])[name] for pool, i in drawn]).to(self.place.device)
+            torch.cat([pool.rows(index)[name] for pool, index in drawn]).to(self.place.device)
             for name in ("latent", "effnet")
         )
-        subjects, colours = ([getattr(pool, name)[i] for pool, i in drawn] for name in ("subjects", "colours"))
+        subjects, colours = (
+            [getattr(pool, name)[i] for pool, index in drawn for i in index] for name in ("subjects", "colours")
+        )
         return self.decode_rows(latent, effnet, subjects, colours, factor)
-
-    def add_noise(self, x0: Tensor, conditions: dict[str, Tensor]) -> Noised:
-        seen, count = super().add_noise(x0, conditions), round(self.GUESSED * len(x0))
-        with torch.no_grad(), self.place.autocast():
-            some = {name: value[:count] for name, value in conditions.items()}
-            t = torch.full((count,), NOISIEST, device=x0.device)
-            pure = add_training_noise(x0[:count], torch.randn_like(x0[:count]), t)
-            guess = guess_clean(pure, self.net(pure.x, pure.r, **some))
-        low, high = self.BETWEEN
-        t = low + (high - low) * torch.rand(count, device=x0.device)
-        own = add_training_noise(guess, torch.randn_like(guess), t)
-        ratio = (own.logsnr / 2).exp().view(-1, 1, 1, 1)
-        own = own._replace(noise=own.noise + ratio * (guess - x0[:count]))
-        return Noised(*(torch.cat([mine, rest[count:]]) for mine, rest in zip(own, seen)))
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         return {"stage_b": self.average_net().state_dict()}

@@ -250,6 +250,28 @@ def measure_previewer(place: Place) -> dict[str, float]:
     return found
 
 
+@torch.no_grad()
+def measure_steps(place: Place) -> dict[int, dict[str, float]]:
+    """What Stage B makes of encoded pictures in one step and in more: dB inside the subject and the judge's top-1 and
+    top-5, on pictures as Stage C paints them. Logged as well.
+    """
+    painter, scenes, found = Painter(place), Scenes(random.Random(place.seed + 8), **PAINTED), {}
+    batch, eyes = scenes.batch(DECODED, held=True), Eyes(place, scenes)
+    prompts = [f"{scenes.subjects[i].labels['en']} on {colour}" for i, colour in zip(batch.subjects, batch.colours)]
+    latent = torch.cat([painter.encode(part) for part in batch.rgb.split(BATCH)])
+    for steps in (1, *STEPS):
+        parts = [slice(i, min(i + BATCH, DECODED)) for i in range(0, DECODED, BATCH)]
+        made = torch.cat([painter.through_b(latent[p], prompts[p], [*range(DECODED)][p], steps) for p in parts])
+        order = first_five(eyes.judge, at_sight(made), place.device)
+        found[steps] = {
+            "dB inside the subject": psnr(made, batch.rgb, batch.alpha),
+            "top-1": sum(top[0] == s for top, s in zip(order, batch.subjects)) / DECODED,
+            "top-5": sum(s in top for top, s in zip(order, batch.subjects)) / DECODED,
+        }
+        log.info("Stage B in %d steps: %s", steps, ", ".join(f"{n} {value:.3f}" for n, value in found[steps].items()))
+    return found
+
+
 def measure_eight_bits(painter: Painter, prompts: list[str]) -> float:
     """PSNR in dB between pictures of the same prompts with the weights of B, C and text as they are and in float8."""
     seeds, exact, place = list(range(len(prompts))), dict(painter.nets), painter.place

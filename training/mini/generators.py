@@ -114,7 +114,10 @@ class DiffusionPart(Part):
         self, x0: Tensor, conditions: dict[str, Tensor], factor: float, beside: Tensor | float = 0.0
     ) -> dict[str, float]:
         """One update on ``x0`` (B, C, H, W), and on the loss ``beside``."""
-        seen = self.add_noise(x0, conditions)
+        t = sample_times(len(x0), device=x0.device)
+        chosen = torch.rand_like(t) < self.NOISY
+        t = torch.where(chosen, self.NOISY_FROM + (1 - self.NOISY_FROM) * t, t)
+        seen = add_training_noise(x0, torch.randn_like(x0), t)
         self.state["optimiser"].clear()
         with round_weights(self.net if self.progress >= self.settle else None):
             with self.place.autocast():
@@ -135,13 +138,6 @@ class DiffusionPart(Part):
             if len(these):
                 taken[name] = float(these.mean())
         return taken
-
-    def add_noise(self, x0: Tensor, conditions: dict[str, Tensor]) -> Noised:
-        """``x0`` with noise, and what the net has to say."""
-        t = sample_times(len(x0), device=x0.device)
-        chosen = torch.rand_like(t) < self.NOISY
-        t = torch.where(chosen, self.NOISY_FROM + (1 - self.NOISY_FROM) * t, t)
-        return add_training_noise(x0, torch.randn_like(x0), t)
 
     def decay(self) -> float:
         """How much the running averages keep in a step: little at first, so that a short run forgets its start."""
