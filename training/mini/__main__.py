@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from . import data
 from .autoencoders import EncoderPart, StageAPart
 from .decoder import CriticPart, RefinePart, StageBPart
+from .evaluate import evaluate, measure_previewer, measure_steps, paint_free
 from .generators import StageCPart
 from .language import LanguagePart
 from .loop import Loop, Place
@@ -24,16 +26,19 @@ PARTS = {
     part.name: part
     for part in (StageAPart, EncoderPart, LanguagePart, CriticPart, StageBPart, StageCPart, RefinePart, WordsPart)
 }
+MEASURES: dict[str, Callable[[Place], object]] = {
+    "preview": measure_previewer,
+    "steps": measure_steps,
+    "evaluate": evaluate,
+    "free": paint_free,
+}
 SHARES = {"stage_a": 10, "encoder": 20, "language": 15, "critic": 10, "stage_b": 170, "stage_c": 300, "refine": 55}
 """Of the minutes of ``all``, about as the steps of the parts take them. What is not named is no part of it."""
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.mini", description=__doc__)
-    parser.add_argument(
-        "step",
-        choices=["split", "data", *PARTS, "all", "export", "restore", "judge", "preview", "steps", "evaluate", "free"],
-    )
+    parser.add_argument("step", choices=["split", "data", *PARTS, "all", "export", "restore", "judge", *MEASURES])
     parser.add_argument("--plan", choices=list(PLANS), default=NEXT.name, help="the sizes (sizes.py)")
     parser.add_argument(
         "--work", type=Path, help="where states and sheets are kept (default: mini/PLAN in the cache folder)"
@@ -119,22 +124,8 @@ def main() -> None:
         from .judge import train_judge
 
         train_judge(place, options.minutes)
-    elif options.step == "evaluate":
-        from .evaluate import evaluate
-
-        evaluate(place)
-    elif options.step == "preview":
-        from .evaluate import measure_previewer
-
-        measure_previewer(place)
-    elif options.step == "steps":
-        from .evaluate import measure_steps
-
-        measure_steps(place)
-    elif options.step == "free":
-        from .evaluate import paint_free
-
-        paint_free(place)
+    elif options.step in MEASURES:
+        MEASURES[options.step](place)
     elif options.step == "all":
         _train_all(options, place)
     else:
