@@ -23,7 +23,7 @@ from ..stages.files.header import load_file
 from ..stages.training import export
 from ..stages.training.cache import encode_caption, encode_set, fingerprint
 from ..stages.training.dataset import PictureFiles, TrainingSet, join_sets, show_ways
-from ..stages.training.distributed import DEVICES, Crew, find_device, from_environment
+from ..stages.training.distributed import DEVICES, Crew, find_device, from_environment, has_bfloat16
 from ..stages.training.folders import FileMemory, FolderOptions, from_folder
 from ..stages.training.pictures_io import draw_losses, read_picture, read_size
 from ..stages.training.rates import choose_rate, try_rates
@@ -165,12 +165,11 @@ def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
     samples = [Sample(prompt, dict(encode_caption(prompt, ways, store)), cells) for prompt, cells in prompts]
     given = read_ingredients(config, coders)
     facts = (fingerprint(given.weights), pictures.digest, ways.picture_mark, ways.text_mark, start_mark(settings))
-    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported() or device.type == "xpu"
     lesson = Lesson(
         settings,
         settings.identity(*facts),
         device,
-        bfloat16,
+        has_bfloat16(device),
         rows,
         empty,
         samples,

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 HALF_ROOM = 60_000.0
 """Text within this is kept in float16."""
+ROUNDING = 1e-3
 FULL_SIDE = 4 / 3
 """Side of the picture that Stage B paints to that of the picture that the image encoder sees: 1024 / 768."""
 STAGE_B_PIXELS = 8
@@ -167,8 +168,9 @@ def encode_way(picture: Picture, size: tuple[int, int], way: Way, encoders: Enco
 
 
 def shrink(hint: Tensor) -> Tensor:
-    """A hint in [0, 1] as bytes, any other in float16."""
-    return (hint * 255).round().byte() if hint.min() >= 0 and hint.max() <= 1 else hint.half()
+    """A hint in [0, 1] as bytes, any other in float16. Resizing rounds: a picture's may lie a hair outside."""
+    fits = hint.min() >= -ROUNDING and hint.max() <= 1 + ROUNDING
+    return (hint.clamp(0, 1) * 255).round().byte() if fits else hint.half()
 
 
 def encode_caption(caption: str, encoders: Encoders, cache: Path) -> dict[str, Tensor]:

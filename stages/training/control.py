@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,6 +19,10 @@ from .settings import Settings
 
 CONTROL_CHANNELS = {"canny": 1, "pictures": 3, "inpaint": 4, "super_resolution": 16}
 """Channels of each hint, as published."""
+TRUNK_SHARE = 0.3
+"""The trunk's learning rate, of that of the projections, which start from nothing."""
+HANDED = 256.0
+"""Root mean square of what the last layer of a projection is handed, times how many numbers those are."""
 LATENT = 16
 """Channels of a Stage C latent."""
 
@@ -79,6 +83,96 @@ def start_control(
             )
         net.load_state_dict({key: start[key].float() for key in net.state_dict()})
     return net.requires_grad_(True)
+
+
+class Guide(nn.Module):
+    """A ControlNet as it learns: each channel of its maps is multiplied by a gain of its own, which :meth:`fold` puts
+    into the last layers when the file is written.
+
+    What a map changes in the end differs by orders of magnitude from channel to channel and from block to block, while
+    an optimiser like Adam moves all weights by the same amount. With gains that are the smaller the more the loss hangs
+    on a channel, one learning rate suits them all.
+    """
+
+    gains: Tensor
+
+    def __init__(self, control: ControlNet) -> None:
+        super().__init__()
+        self.control = control
+        self.register_buffer("gains", torch.ones(len(control.projections), control.config.c_proj))
+
+    def forward(self, hint: Tensor) -> dict[int, Tensor]:
+        """As :meth:`.ControlNet.forward`, in float32."""
+        maps = self.control(hint)
+        return {index: values * gain[:, None, None] for (index, values), gain in zip(maps.items(), self.gains)}
+
+    @torch.no_grad()
+    def set_gains(self, gains: Tensor) -> None:
+        """Take these gains (projections, channels) and leave the maps as they are."""
+        for projection, gain in zip(self.control.projections, (gains / self.gains.cpu()).to(self.gains)):
+            weight_of(cast(Tree, projection)[2]).div_(gain[:, None, None, None])
+        self.gains.copy_(gains)
+
+    def fold(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The ControlNet's own tensors of a state of this module."""
+        found = {key.removeprefix("control."): value for key, value in tensors.items() if key != "gains"}
+        for number, gain in enumerate(tensors["gains"]):
+            key = f"projections.{number}.2.weight"
+            found[key] = found[key] * gain[:, None, None, None]
+        return found
+
+
+MOST_GAIN, SHARPNESS = 2.0, 2.0
+"""The largest gain of a channel, and the power of the median pull to its own that its gain is."""
+
+
+def choose_gains(pulls: Tensor) -> Tensor:
+    """Gains (projections, channels) from how much the loss hangs on each: the root mean square of its gradient."""
+    return (pulls.median() / pulls.clamp(min=1e-30)).pow(SHARPNESS).clamp(1e-6, MOST_GAIN)
+
+
+@torch.no_grad()
+def fit_norms(control: ControlNet, hints: Iterable[Tensor]) -> None:
+    """Give the trunk's batch norms the means and variances that they see in ``hints``: those of the image encoder are
+    of pictures, whose features are of other sizes."""
+    norms = [module for module in control.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum, norm.training = None, True
+    try:
+        for hint in hints:
+            control.backbone(hint)
+    finally:
+        for norm, momentum in zip(norms, kept):
+            norm.momentum, norm.training = momentum, False
+
+
+@torch.no_grad()
+def measure_hidden(control: ControlNet, hints: Iterable[Tensor]) -> list[float]:
+    """Root mean square of what the first layer of each projection hands to its last one, over ``hints``
+    (1, c, H, W)."""
+    found, count = torch.zeros(len(control.projections)), 0
+    for hint in hints:
+        features = control.backbone(hint.contiguous(memory_format=torch.channels_last))
+        for number, projection in enumerate(control.projections):
+            parts = cast(Tree, projection)
+            found[number] += parts[1](parts[0](features)).float().square().mean().cpu()
+        count += 1
+    return (found / max(1, count)).sqrt().tolist()
+
+
+@torch.no_grad()
+def even_out(control: ControlNet, sizes: Sequence[float]) -> None:
+    """Bring what each first layer hands on from these ``sizes`` to :data:`HANDED` over its width.
+
+    The last layers start at nothing and grow by the learning rate a step, times the sum of what they are handed: from
+    a trunk whose features are small, a hint would be heeded that much later.
+    """
+    for projection, size in zip(control.projections, sizes):
+        weight = weight_of(cast(Tree, projection)[0])
+        if size > 0:
+            weight.mul_(HANDED / len(weight) / size)
 
 
 def start_head(config: ControlNetConfig, seed: int) -> nn.Conv2d:

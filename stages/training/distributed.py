@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nets.backend import processor_has_bf16
+
 PATIENCE = timedelta(hours=12)
 """How long processes wait for each other: one of them may have far more to encode."""
 DEVICES = ("cpu", "cuda", "xpu", "mps")
@@ -86,6 +88,13 @@ def find_device() -> str:
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         return "xpu"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` computes products in bfloat16 quicker than in float32."""
+    if device.type == "cpu":
+        return processor_has_bf16()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported() or device.type == "xpu"
 
 
 ALONE = Crew()

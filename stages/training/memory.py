@@ -81,11 +81,13 @@ def plan(
     cells: int | None = None,
     text_parameters: int = 0,
     trunk: EncoderConfig = TRUNK,
+    bfloat16: bool | None = None,
 ) -> Plan:
     """The plan for training what the settings say, with a network "stage_c" or "stage_b" of ``config``.
 
     cells: of the largest latent, by default those of the settings' resolution. text_parameters: of a text encoder that
     has to stay, because words or a LoRA on it are learned. trunk: of the image encoder that a ControlNet starts from.
+    bfloat16: how products are computed, by default so but on a processor.
     """
     net = CLASSES[kind, False](config, device="meta")
     if cells is None:
@@ -102,7 +104,7 @@ def plan(
         moments, beside = ON_HOST, 0
     size = stored + (0 if fused else stored) + moments
     parts[f"{NAMES[settings.what]} with its optimiser"] = int(learned * (size + (4 if settings.ema else 0)))
-    parts["activations"] = count_activations(config, at_once, cells, settings.checkpointing, device)
+    parts["activations"] = count_activations(config, at_once, cells, settings.checkpointing, device, bfloat16)
     if settings.what == "controlnet":
         parts["hints"] = int(at_once * cells * 1024 * HINT)
     if text_parameters:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..inputs.hints import pack_inpaint
-from ..nets.controlnet import ControlNet
 from .losses import (
     add_training_noise,
     epsilon_losses,
@@ -163,7 +162,7 @@ class ControlObjective(StageCObjective):
     masked: the hint is a picture, of which another random part is hidden each time (inpainting).
     """
 
-    controlnet: ControlNet = field(kw_only=True)
+    controlnet: nn.Module = field(kw_only=True)
     masked: bool = False
 
     def conditions(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
@@ -177,8 +176,7 @@ class ControlObjective(StageCObjective):
 
 def stack_hints(rows: Sequence[Row], generators: Sequence[torch.Generator], masked: bool) -> Tensor:
     """The hints of ``rows`` (B, c, H, W) in [0, 1], or latents; each with another part hidden where ``masked``."""
-    hint = stack_rows(rows, "hint")
-    hint = hint if hint.is_floating_point() else hint / 255
+    hint = torch.stack([row["hint"].float() / (1 if row["hint"].is_floating_point() else 255) for row in rows])
     if masked:
         hint = pack_inpaint(hint, torch.stack([draw_mask(hint.shape[2:], g) for g in generators]))
     return hint
@@ -202,12 +200,17 @@ class TrunkObjective:
         """Losses of ``rows``, which have one signature."""
         rows = [choose_way(row, g) for row, g in zip(rows, generators)]
         device, latent = torch.device(self.device), stack_rows(rows, "latent")
-        hint = stack_hints(rows, generators, self.masked).to(device, memory_format=torch.channels_last)
+        hint = self.see_hints(rows, generators)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             told = self.head(self.trunk(hint)).float()
         if told.shape[2:] != latent.shape[2:]:
             told = nn.functional.interpolate(told, size=latent.shape[2:], mode="bilinear")
         return Losses((told - latent.to(device)).square().flatten(1).mean(1), None)
+
+    def see_hints(self, rows: Sequence[Row], generators: Sequence[torch.Generator]) -> Tensor:
+        """The hints of ``rows``, each shown in one way, where the trunk is."""
+        hint = stack_hints([choose_way(row, g) for row, g in zip(rows, generators)], generators, self.masked)
+        return hint.to(torch.device(self.device), memory_format=torch.channels_last)
 
 
 def draw_mask(size: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -81,7 +81,17 @@ def scale_rate(schedule: str, update: int, steps: int, warm_up: int, restarts: i
     return LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * within)) / 2
 
 
-def build(kind: str, parameters: list[nn.Parameter], lr: float, seed: int = 0, **options: Any) -> torch.optim.Optimizer:
+def split_groups(parameters: list[nn.Parameter], shares: Mapping[nn.Parameter, float]) -> list[Any]:
+    """``parameters``, or groups of them where some learn by a share of the rate."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        found.setdefault(shares.get(parameter, 1.0), []).append(parameter)
+    if set(found) <= {1.0}:
+        return list(parameters)
+    return [{"params": some, "share": share} for share, some in found.items()]
+
+
+def build(kind: str, parameters: list[Any], lr: float, seed: int = 0, **options: Any) -> torch.optim.Optimizer:
     """The optimiser that the settings call ``kind``; :class:`WrongInput` where its package is not installed."""
     if kind in PACKAGES:
         package, name = PACKAGES[kind]
@@ -105,7 +115,8 @@ class Optimiser:
     """Steps with warm-up, a schedule and clipped gradients: one ``step`` a batch.
 
     Official values: AdamW, lr 1e-4, betas (0.9, 0.999), weight decay 0.01, warm-up over 1 update, gradient norm 1.
-    ``schedule`` gives the factor of the rate from the number of the update; by default the warm-up alone.
+    ``schedule`` gives the factor of the rate from the number of the update; by default the warm-up alone. ``shares``:
+    of the rate, for parameters that learn more slowly than others.
     """
 
     def __init__(
@@ -120,11 +131,13 @@ class Optimiser:
         clip: float = 1.0,
         seed: int = 0,
         schedule: Callable[[int], float] | None = None,
+        shares: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.lr, self.clip, self.updates = lr, clip, 0
         self.schedule = schedule or (lambda update: min(1.0, update / max(1, warm_up)))
-        self.inner = build(kind, self.parameters, lr, seed, betas=betas, weight_decay=weight_decay)
+        groups = split_groups(self.parameters, shares or {})
+        self.inner = build(kind, groups, lr, seed, betas=betas, weight_decay=weight_decay)
         if hasattr(self.inner, "train"):
             self.inner.train()
         self.fused: list[Any] = []
@@ -146,13 +159,13 @@ class Optimiser:
     @property
     def rate(self) -> float:
         """The learning rate of the last update."""
-        return self.inner.param_groups[0]["lr"]
+        return max(group["lr"] for group in self.inner.param_groups)
 
     def set_rate(self, factor: float = 1.0) -> None:
         """Count an update and give its learning rate to the optimiser."""
         self.updates += 1
         for group in self.inner.param_groups:
-            group["lr"] = self.lr * factor * self.schedule(self.updates)
+            group["lr"] = self.lr * factor * self.schedule(self.updates) * group.get("share", 1.0)
 
     def update(self, factor: float = 1.0) -> float:
         """The second half of :meth:`step`, from the gradients that are there; NaN where they are not finite."""

@@ -73,6 +73,7 @@ class Lesson:
             cells=cells,
             text_parameters=text,
             trunk=self.given.encoder[0] if self.given.encoder else EncoderConfig(),
+            bfloat16=self.bfloat16,
         )
 
 
@@ -92,7 +93,9 @@ class Run:
         count = lesson.pictures or len(rows)
         apart = choose_held(count, settings.held_out, settings.seed)
         held = {number for number in range(len(rows)) if number % count in apart}
-        self.trainer = Trainer(task.objective, task.learned, rows, settings, crew, lesson.repeats or None, held)
+        self.trainer = Trainer(
+            task.objective, task.learned, rows, settings, crew, lesson.repeats or None, held, task.shares
+        )
 
     @property
     def net(self) -> nn.Module:

@@ -304,6 +304,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "subject": {"steps": 800, "learning_rate": 4e-4, "rank": 8, "alpha": 8.0, "drop_text": 0.0},
     "concept": {"steps": 2000, "learning_rate": 2e-4, "rank": 16, "alpha": 16.0, "blocks": (".attn", ".kv_mapper")},
     "large set": {"steps": 10_000, "learning_rate": 1e-4, "rank": 32, "alpha": 32.0, "batch_size": 16},
+    "controlnet": {
+        "steps": 3000,
+        "learning_rate": 1e-3,
+        "batch_size": 16,
+        "warm_up": 20,
+        "schedule": "cosine",
+        "ema": 0.9,
+        "drop_text": 0.2,
+    },
 }
 """Starting points by task."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,14 +16,28 @@ from ..files.clip import TextConfig
 from ..files.header import MARKER, marker_text
 from ..nets.encoder import EncoderConfig
 from . import export
-from .control import plan_control, plan_trunk, start_control, start_head
+from .control import (
+    TRUNK_SHARE,
+    Guide,
+    choose_gains,
+    even_out,
+    fit_norms,
+    measure_hidden,
+    plan_control,
+    plan_trunk,
+    start_control,
+    start_head,
+)
 from .frozen_net import frozen_net, learning_net
 from .lora_layers import Lora
 from .objectives import ControlObjective, DiffusionObjective, Row, StageBObjective, StageCObjective, TrunkObjective
+from .seeding import generator
 from .settings import Settings
 from .trainer import Diverged, Trainer
 from .words import TABLE, TextTower, Word, Words, WordsObjective, text_tower
 
+MEASURED = 32
+"""Pictures that a ControlNet's layers are brought to size on before its first step."""
 Text = tuple[TextConfig, Mapping[str, Tensor]]
 
 
@@ -68,6 +82,9 @@ class Task:
     learned: nn.Module
     objective: DiffusionObjective
     net: nn.Module
+
+    shares: Mapping[nn.Parameter, float] = {}
+    """Of the learning rate, for what learns more slowly."""
 
     def __init__(
         self, given: Ingredients, settings: Settings, empty: Row, device: torch.device, bfloat16: bool
@@ -239,17 +256,26 @@ class ControlTask(Task):
         self.net = self.build_frozen()
         self.config = plan_control(given.config, settings, given.encoder[0] if given.encoder else EncoderConfig())
         self.control = start_control(self.config, given.encoder, given.start, given.start_name, settings.seed)
-        self.learned = self.control.to(self.device)
+        self.learned = self.guide = Guide(self.control).to(self.device)
+        self.shares = dict.fromkeys(self.control.backbone.parameters(), TRUNK_SHARE)
         self.fresh, self.masked = given.start is None, settings.hint == "inpaint"
-        self.objective = ControlObjective(
-            self.net, self.empty, **self.told, controlnet=self.control, masked=self.masked
-        )
+        self.objective = ControlObjective(self.net, self.empty, **self.told, controlnet=self.guide, masked=self.masked)
 
     def prepare(self, trainer: Trainer, on_step: Callable[[int, int], None]) -> None:
-        steps = self.settings.trunk_steps if self.fresh else 0
+        steps, crew = self.settings.trunk_steps if self.fresh else 0, trainer.crew
         trunk = self.control.backbone
         head = start_head(self.config, self.settings.seed).to(self.device)
         objective = TrunkObjective(trunk, head, self.device, bool(self.told["bfloat16"]), self.masked)
+
+        def see() -> Iterator[Tensor]:
+            for place, index in enumerate(trainer.taught[:MEASURED]):
+                hint = objective.see_hints([trainer.rows[index]], [self.draw("hint", place)])
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.told["bfloat16"])):
+                    yield hint
+
+        if self.fresh:
+            fit_norms(self.control, see())
+            self.control.load_state_dict(crew.share(self.control.state_dict()))
         lesson = Trainer(
             objective,
             nn.ModuleDict({"trunk": trunk, "head": head}),
@@ -267,12 +293,33 @@ class ControlTask(Task):
                 f"The ControlNet's trunk did not learn, because {reason}. Lower the learning rate, or set trunk_steps "
                 "to 0."
             ) from reason
+        if self.fresh:
+            even_out(self.control, crew.share(measure_hidden(self.control, see())))
+        self.guide.set_gains(crew.share(choose_gains(self.measure_pulls(trainer))))
+
+    def measure_pulls(self, trainer: Trainer) -> Tensor:
+        """How much the loss hangs on each channel of each map (projections, channels), on average over some pictures:
+        the root mean square of its gradient."""
+        total, made = torch.zeros_like(self.guide.gains), list[dict[int, Tensor]]()
+        hook = self.guide.register_forward_hook(lambda _, __, maps: made.append(maps))
+        try:
+            for place, index in enumerate(trainer.taught[:MEASURED]):
+                raw, level = self.objective.losses([trainer.rows[index]], [self.draw("pull", place)])
+                grads = torch.autograd.grad((raw * trainer.weights(level, raw)).sum(), list(made.pop().values()))
+                total += torch.stack([grad.float().square().mean((0, 2, 3)) for grad in grads])
+        finally:
+            hook.remove()
+        return (total / len(trainer.taught[:MEASURED])).sqrt().cpu()
+
+    def draw(self, name: str, place: int) -> torch.Generator:
+        """The chance of a picture that is looked at before the first step."""
+        return generator(self.settings.seed, name, place)
 
     def write(self, result: Mapping[str, Tensor]) -> File:
-        return File(dict(result), {MARKER: marker_text("controlnet", self.config)})
+        return File(self.guide.fold(result), {MARKER: marker_text("controlnet", self.config)})
 
     def name_for_host(self, result: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(result)
+        return self.guide.fold(result)
 
 
 TASKS: dict[str, type[Task]] = {

@@ -69,7 +69,7 @@ class Trainer:
 
     With a ``crew`` every process takes its share of each batch; all end a step with the same weights. The result of
     a step depends on the settings, the rows and the step's number, not on how the batch is split. Rows whose numbers
-    are ``held`` are judged only.
+    are ``held`` are judged only; ``shares`` as in :class:`.Optimiser`.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Trainer:
         crew: Crew = ALONE,
         repeats: Sequence[int] | None = None,
         held: Collection[int] = (),
+        shares: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
         if not rows:
             raise WrongInput("There are no pictures to train on. Give at least one picture with a caption.")
@@ -108,6 +109,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             clip=settings.clip,
             seed=settings.seed,
+            shares=shares,
             schedule=lambda update: scale_rate(
                 settings.schedule, update, settings.steps, settings.warm_up, settings.restarts
             ),

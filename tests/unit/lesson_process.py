@@ -43,12 +43,10 @@ def train_here(stores_in: Path | None, crew: Crew = ALONE) -> dict[str, Any]:
     }
 
 
-def train_kind(kind: str, stores_in: Path | None, crew: Crew = ALONE) -> dict[str, Any]:
+def train_kind(kind: str, stores_in: Path | None, crew: Crew = ALONE, **changes: Any) -> dict[str, Any]:
     """Train one of :data:`lessons.KINDS`, with float32 weights, whose sums do not depend on how they are shared."""
     torch.set_num_threads(1)
-    # DoRA's m is learned as a share of |W|: what is compared is m itself, and a step is a thousandth of it, as in use.
-    rate = {"learning_rate": 1e-3} if kind == "dora" else {}
-    made = run_of(kind, crew, **{"steps": 3, "weights": "fp32", "optimiser": "adamw", "validate_every": 2, **rate})
+    made = run_of(kind, crew, **{"steps": 3, "weights": "fp32", "optimiser": "adamw", "validate_every": 2, **changes})
     run = made.trainer
     go_through(run, stores_in)
     return {"learned": made.comfyui() or run.learned.state_dict(), "losses": run.losses, "judged": run.judged}

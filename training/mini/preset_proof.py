@@ -2,7 +2,8 @@
 
 Each learns from a small set of the recipe's pictures, by the preset's settings but for fewer steps. Three prompts that
 were not shown, with three seeds each, are painted before and after, and compared with the latents of real pictures of
-them. Writes results_presets.md beside this file. Stopped, the same command goes on.
+them; the Previewer shows by how much the pictures change. Writes results_presets.md beside this file. Stopped, the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ import argparse
 import json
 import logging
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_studio.commands.places import cache_root
 from cascade_studio.commands.train import Config, TrainingProgress, prepare_run
+from cascade_studio.stages.nets.stage_c import StageC
 from cascade_studio.stages.training.distributed import ALONE
-from cascade_studio.stages.training.paint import sample_latent
 from cascade_studio.stages.training.run import Run
 from cascade_studio.stages.training.settings import PRESETS, from_dict
 
@@ -34,7 +36,8 @@ from .compose import LARGE, PAINTED, compose, random_colour
 from .data import SEED, is_there, pictures, read_split
 from .export import FILES, FOLDER, PRIOR_CODER, read_shipped
 from .loop import frozen
-from .nets import build
+from .machine import has_fast_bfloat16
+from .nets import build, paint
 from .scenes import for_encoder
 from .sizes import SHIPPED
 from .subjects import COLOURS, PLAIN
@@ -109,15 +112,24 @@ def write_set(proof: Proof, shown: Sequence[Shown], folder: Path) -> None:
 
 
 @torch.no_grad()
-def measure(run: Run, wanted: Tensor) -> float:
-    """Mean likeness (cosine) of what is painted for the watched prompts to the latents (3, 16, h, w) of real ones."""
-    lesson, found = run.lesson, []
-    for watched, target in zip(lesson.samples, wanted):
-        row = run.task.encode_sample(watched.row)
-        for seed in SEEDS:
-            made = sample_latent(run.net, row, lesson.empty, tuple(target.shape), seed=seed)
-            found.append(F.cosine_similarity(made.flatten(), target.flatten(), dim=0))
-    return float(torch.stack(found).mean())
+def paint_asked(net: nn.Module, text: nn.Module, asked: Sequence[Shown]) -> Tensor:
+    """Stage C latents (9, 16, h, w): each prompt that is asked for with each seed."""
+    prompts = [one.caption for one in asked for _ in SEEDS]
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16(torch.device("cpu"))):
+        return paint(cast(StageC, net), text, prompts, [*SEEDS] * len(asked)).float()
+
+
+def measure_likeness(made: Tensor, wanted: Tensor) -> float:
+    """Mean cosine of painted latents and those of the real pictures (3, 16, h, w) of their prompts."""
+    target = wanted.repeat_interleave(len(SEEDS), 0)
+    return float(F.cosine_similarity(made.flatten(1), target.flatten(1)).mean())
+
+
+@torch.no_grad()
+def measure_change(previewer: nn.Module, before: Tensor, after: Tensor) -> float:
+    """By how much pictures change, of 255, on average over their pixels, as the Previewer shows them."""
+    shown = [cast(Tensor, previewer(latents)).float().clamp(0, 1) for latents in (before, after)]
+    return 255 * float((shown[1] - shown[0]).abs().mean())
 
 
 def prove(name: str, work: Path) -> dict[str, Any]:
@@ -126,16 +138,18 @@ def prove(name: str, work: Path) -> dict[str, Any]:
     learned, asked = choose(proof)
     folder = work / name.replace(" ", "_")
     write_set(proof, learned, folder)
-    encoder = build(SHIPPED, "encoder")
-    encoder.load_state_dict(read_shipped()["encoder"])
+    nets = {}
+    for part in ("encoder", "previewer", "text"):
+        nets[part] = build(SHIPPED, part)
+        nets[part].load_state_dict(read_shipped()[part])
+        frozen(nets[part])
     with torch.no_grad():
-        wanted = frozen(encoder)(for_encoder(render(proof, asked, PAINTED), SHIPPED.canvas))
+        wanted = nets["encoder"](for_encoder(render(proof, asked, PAINTED), SHIPPED.canvas))
     settings = {
         **PRESETS[name],
         "name": name.replace(" ", "_"),
         "steps": proof.steps,
         "resolution": SHIPPED.canvas.encoder_size[0],
-        "sample_prompt": "\n".join(one.caption for one in asked),
         "checkpointing": False,
         "save_every": 0,
         "sample_every": 0,
@@ -151,11 +165,21 @@ def prove(name: str, work: Path) -> dict[str, Any]:
         settings=from_dict(settings),
     )
     run = Run(prepare_run(config, ALONE, torch.device("cpu")))
-    before = measure(run, wanted)
+    before, clock = paint_asked(run.net, nets["text"], asked), time.process_time()
     run.train(
         work / "state" / run.identity, lambda: work / f"{settings['name']}.safetensors", TrainingProgress(proof.steps)
     )
-    return {"before": before, "after": measure(run, wanted), "steps": proof.steps, "pictures": len(learned)}
+    clock, after = time.process_time() - clock, paint_asked(run.net, nets["text"], asked)
+    return {
+        "before": measure_likeness(before, wanted),
+        "after": measure_likeness(after, wanted),
+        "change": measure_change(nets["previewer"], before, after),
+        "losses": [run.trainer.judged[0][1], run.trainer.judged[-1][1]],
+        "seconds": clock,
+        "steps": proof.steps,
+        "pictures": len(learned),
+        "settings": dict(PRESETS[name]),
+    }
 
 
 def write_table(found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -165,10 +189,11 @@ def write_table(found: Mapping[str, Mapping[str, Any]]) -> None:
         "",
         "Written by `python3 dev.py run -m training.mini.preset_proof`: by each preset's settings but for the steps,",
         "of which there are fewer, and the loss weight that suits Mini. Likeness is the mean cosine between Stage C",
-        "latents painted for three prompts that were not shown, with three seeds each, and those of real pictures.",
+        "latents painted for three prompts that were not shown, with three seeds each, and those of real pictures; the",
+        "change is that of the same nine pictures, of 255, as the Previewer shows them. Loss: on the same noise.",
         "",
-        "| Preset | Shown | Pictures | Steps (of) | Likeness before | after |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| Preset | Shown | Pictures | Steps (of) | Likeness before | after | Change | Loss before | after | Seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, one in found.items():
         proof = PROOFS[name]
@@ -176,7 +201,8 @@ def write_table(found: Mapping[str, Mapping[str, Any]]) -> None:
         word = f", named by a word ({proof.word})" if proof.word else ""
         lines.append(
             f"| {name} | {shown}{word} | {one['pictures']} | {one['steps']} ({PRESETS[name]['steps']:,}) | "
-            f"{one['before']:.3f} | {one['after']:.3f} |"
+            f"{one['before']:.3f} | {one['after']:.3f} | {one['change']:.0f} | {one['losses'][0]:.3f} | "
+            f"{one['losses'][1]:.3f} | {one['seconds']:.0f} |"
         )
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -191,7 +217,8 @@ def main() -> None:
     record = options.work / "record.json"
     found = json.loads(record.read_text()) if record.is_file() else {}
     for name in options.presets or PROOFS:
-        if found.get(name, {}).get("steps") != PROOFS[name].steps:
+        wanted = json.loads(json.dumps([PROOFS[name].steps, PRESETS[name]]))
+        if [found.get(name, {}).get(key) for key in ("steps", "settings")] != wanted:
             found[name] = prove(name, options.work)
             options.work.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps(found, indent=1))

@@ -39,6 +39,7 @@ from ....stages.training.trainer import Trainer
 from ....stages.training.words import count_tokens
 from ....stages.units import GB
 from ..files import stamps
+from ..machine import describe_machine
 from ..out_of_memory import explain_out_of_memory, make_room
 from .show import Show, Wired
 from .weights import encoder_weights, encoders, prior_weights, text_weights
@@ -191,7 +192,7 @@ def prepare_run(wired: Wired, pictures: TrainingSet, settings: Settings) -> tupl
         given.start, given.start_name, start = comfy.utils.load_torch_file(str(path)), path.name, hash_file(path)
     facts = (fingerprint(given.weights), pictures.digest, ways.picture_mark, ways.text_mark, start)
     device = comfy.model_management.get_torch_device()
-    bfloat16 = device.type != "cpu" and comfy.model_management.should_use_bf16(device)
+    bfloat16 = describe_machine().bf16
     repeats = [picture.repeats for picture, _ in pictures.shown]
     lesson = Lesson(settings, settings.identity(*facts), device, bfloat16, rows, empty, samples, given, repeats)
     lesson.pictures = len(pictures.pictures)
