@@ -49,7 +49,7 @@ MAKES_SCHEMAS = r"nodes/\w+\.py|stages/training/settings\.py"
 STANDARD = "nodes/host/report/parameters.py"
 """Writes into files what other programs read, in their words."""
 
-COMPLETE: tuple[str, ...] = ("pictures", "downloads", "files")
+COMPLETE: tuple[str, ...] = ("pictures", "downloads", "files", "lora")
 """The groups that every language says; a test holds them to it."""
 
 PLACE = "\0"
@@ -199,10 +199,10 @@ def collect_messages() -> dict[str, str]:
 
 def is_part(template: str, told: str) -> bool:
     """Whether a tooltip has a sentence in it: it was put together there, not in a message."""
-    if sum(map(str.isalpha, template)) < ENOUGH:
+    if sum(map(str.isalpha, template)) < (ENOUGH if template.endswith(".") else 2 * ENOUGH):
         return False
     pattern = ".{1,60}".join(re.escape(part) for part in re.split(r"\{\d+\}", template))
-    return template.endswith(".") and re.search(pattern, told) is not None
+    return re.search(pattern, told) is not None
 
 
 @cache
