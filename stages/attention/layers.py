@@ -58,8 +58,8 @@ class LayeredHooks(BlockHooks):
         super().__init__(options, compiler)
         self.layers = sorted(changes.layers, key=lambda layer: layer.order)
         self.blocks = changes.blocks
-        if "attention_block" in changes.blocks.silent:
-            self.silent = type(self).silent | {"attention_block"}
+        self.silent = type(self).silent | {"attention_block", "run_block"} & changes.blocks.silent
+        self.borrowed = changes.blocks.borrowed
         self.attend_plainly = attention
 
     def run_block(self, block: Residual, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:

@@ -46,11 +46,23 @@ def cast_like(parameter: Tensor, like: Tensor) -> Tensor:
 
 
 class Weights(NamedTuple):
-    """A layer's own tensors, ready for use until ``release`` is called."""
+    """A layer's own tensors, ready for use until ``release`` is called.
+
+    ``shared`` says that they lie in a buffer that the next layers which are lent or called may write over.
+    """
 
     weight: Tensor
     bias: Tensor | None
     release: Callable[[], None] = lambda: None
+    shared: bool = False
+
+    def keep(self) -> Weights:
+        """The same for as long as one likes, whatever is lent meanwhile."""
+        if not self.shared:
+            return self
+        kept = Weights(self.weight.clone(), None if self.bias is None else self.bias.clone())
+        self.release()
+        return kept
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -71,6 +83,12 @@ def lend_weights(layer: nn.Module, like: Tensor) -> Weights | None:
     return Weights(weight_of(layer), cast(Tensor | None, layer.bias))
 
 
+def read_bias(layer: nn.Module, like: Tensor) -> Tensor | None:
+    """The bias of a plain PyTorch ``layer`` for an input ``like``, or None if the layer has to be asked at its turn."""
+    lent = lend_weights(layer, like)
+    return None if lent is None else lent.bias
+
+
 @dataclass(frozen=True)
 class Backend:
     """The layer classes take the arguments of their ``torch.nn`` namesakes, ``dtype`` and ``device`` included.
@@ -78,6 +96,7 @@ class Backend:
     ``cast(parameter, like)`` returns a raw parameter ready for use beside ``like``; every raw ``nn.Parameter`` is read
     through it. ``lend_weights(layer, like)`` returns the tensors with which a layer would compute on ``like``, patches
     included, or None where only the layer itself knows how (quantised products, a replaced ``forward``).
+    ``read_bias(layer, like)`` is the bias alone, given at any time of a pass: None where it is not at hand as it is.
     """
 
     Linear: type[nn.Module] = nn.Linear
@@ -89,6 +108,7 @@ class Backend:
     attention: AttentionFunction = torch_attention
     cast: Callable[[Tensor, Tensor], Tensor] = cast_like
     lend_weights: Callable[[nn.Module, Tensor], Weights | None] = lend_weights
+    read_bias: Callable[[nn.Module, Tensor], Tensor | None] = read_bias
 
 
 TORCH = Backend()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from functools import reduce
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,24 +70,37 @@ class Mixer(nn.Sequential):
 
     def narrow(self, h: Tensor, scale: float = 1.0, lengths: Lengths = channel_lengths) -> Tensor:
         """The response norm and what follows: (B, H, W, 4c) -> (B, H, W, c)."""
-        many = h.shape[1] * h.shape[2] >= FOLD_FROM * h.shape[-1] / 4
         eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())  # a compiler fuses the norm by itself
-        lent = self.backend.lend_weights(self[4], h) if many and eager else None
+        lent = self.backend.lend_weights(self[4], h) if self.folds(h) and eager else None
         if lent is None:
             return run_scaled(self[4], self[3](self[2](h, scale, lengths)), scale, self.backend)
         out = self.narrow_folded(h, scale, lengths, lent)
         lent.release()
         return out
 
+    @staticmethod
+    def folds(h: Tensor) -> bool:
+        """Whether ``h`` (B, H, W, 4c) has so many tokens that the weights behind the norm are cheaper to scale."""
+        return h.shape[1] * h.shape[2] >= FOLD_FROM * h.shape[-1] / 4
+
+    def fold(self, h: Tensor, scale: float, lengths: Lengths, weight: Tensor) -> Tensor:
+        """``weight`` (c, 4c) times the factors of the norm of ``h``, by sample: (B, 4c, c), a transposed view."""
+        norm = cast(GlobalResponseNorm, self[2])
+        return (weight * norm.factors(h, scale, lengths).flatten(1, 2)).transpose(1, 2)
+
+    def shift_folded(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What a folded norm adds behind ``weight``, and the ``bias``: (c)."""
+        return F.linear(cast(GlobalResponseNorm, self[2]).shift(h).flatten(), weight, bias)
+
     def narrow_folded(self, h: Tensor, scale: float, lengths: Lengths, lent: Weights) -> Tensor:
         """:meth:`narrow` with the norm in the weights: W (s h + beta) + b = (s W) h + (W beta + b), s by sample."""
-        norm, (weight, bias, _) = cast(GlobalResponseNorm, self[2]), lent
-        bias = F.linear(norm.shift(h).flatten(), weight, bias)  # (4c) -> (c)
+        weight, bias, _ = lent
+        bias = self.shift_folded(h, weight, bias)
         bias = bias if scale == 1 else bias * scale
-        folded = weight * norm.factors(h, scale, lengths).flatten(1, 2)  # (c, 4c) by (B, 1, 4c) -> (B, c, 4c)
+        folded = self.fold(h, scale, lengths, weight)
         out = h.new_empty(h.shape[0], h.shape[1] * h.shape[2], weight.shape[0])
         for sample, matrix, given in zip(h.flatten(1, 2), folded, out, strict=True):
-            torch.addmm(bias, sample, matrix.t(), out=given)  # (N, 4c) -> (N, c)
+            torch.addmm(bias, sample, matrix, out=given)  # (N, 4c) -> (N, c)
         return out.unflatten(1, h.shape[1:3])
 
 
@@ -117,9 +131,9 @@ class ResBlock(nn.Module):
         """What the mixer's input holds of its value: a norm's output is plain, a skip is raw residual stream."""
         return 1.0 if skip is None else scale
 
-    def mix(self, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
-        """What the mixer reads: the normed convolution of ``x``, and the skip behind it."""
-        return self.join_skip(run_scaled(self.depthwise, x, scale, self.backend, convolve), skip, scale)
+    def mix(self, x: Tensor, skip: Tensor | None, scale: float, held: Tensor | None = None) -> Tensor:
+        """What the mixer reads: the normed convolution of ``x``, and the skip behind it; ``held`` as in run_scaled."""
+        return self.join_skip(run_scaled(self.depthwise, x, scale, self.backend, convolve, held), skip, scale)
 
     def mix_rows(self, x: Tensor, skip: Tensor | None, scale: float, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` (exclusive) of :meth:`mix`, computed from no more rows than they depend on."""
@@ -130,10 +144,9 @@ class ResBlock(nn.Module):
     @staticmethod
     def join_skip(h: Tensor, skip: Tensor | None, scale: float) -> Tensor:
         """``h`` (B, H, W, C) normed, and the raw ``skip`` behind its channels."""
-        h = channel_norm(h, scale)
         if skip is None:
-            return h
-        return torch.cat([h if scale == 1 else h * scale, skip], dim=-1)  # (B, H, W, C + c_skip)
+            return channel_norm(h, scale)
+        return torch.cat([channel_norm(h, scale, scale), skip], dim=-1)  # (B, H, W, C + c_skip)
 
 
 class FeedForwardBlock(nn.Module):
@@ -169,34 +182,72 @@ class TimestepBlock(nn.Module):
         for name in self.names:
             self.add_module(name, backend.Linear(c_r, c * 2, dtype=dtype, device=device))
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """``modulation`` (B, 2C): the factors of :func:`map_times`, and behind them what is added."""
-        factor, shift = modulation[:, None, None].chunk(2, dim=-1)  # (B, 1, 1, C) each
-        return torch.addcmul(shift, x, factor)
+    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
+        return torch.addcmul(modulation.shift, x, modulation.factor)
+
+
+class Modulation(NamedTuple):
+    """What a TimestepBlock multiplies the stream by, and ``scale`` times what it adds: (B, 1, 1, C) each.
+
+    ``late`` (1 or 2, B, 1, 1, C) is the shift with the bias of the block before it, for a stream that it was not added
+    to yet, and that with the bias of the attention behind it; None where these biases are not at hand.
+    """
+
+    factor: Tensor
+    shift: Tensor
+    late: Tensor | None = None
+
+
+class Neighbours(NamedTuple):
+    """The biases (C) of the layers that write the stream right before and right behind a TimestepBlock, if at hand."""
+
+    before: Tensor | None = None
+    behind: Tensor | None = None
+
+
+def stack_known(biases: Sequence[Tensor | None]) -> Tensor | None:
+    """``biases`` (C) as one (n, 1, C), or None if one of them is not known."""
+    known = [bias for bias in biases if bias is not None]
+    return torch.stack(known)[:, None] if len(known) == len(biases) else None
 
 
 def map_times(
-    blocks: Sequence[TimestepBlock], times: Sequence[Tensor], scale: float, dtype: torch.dtype
-) -> list[Tensor]:
-    """1 + the scale and ``scale`` times the shift of every block, (B, 2C) each, for ``times`` (1 or B, c_r).
+    blocks: Sequence[TimestepBlock],
+    times: Sequence[Tensor],
+    scale: float,
+    dtype: torch.dtype,
+    biases: Sequence[Neighbours] = (),
+) -> dict[nn.Module, Modulation]:
+    """The modulation of every block for ``times`` (1 or B, c_r); ``biases`` are those of the layers around them.
 
-    All blocks at once: their sums are so small that on a graphics card each would cost a launch and nothing else.
+    All blocks of one width at once: their sums are so small that on a graphics card each would cost a launch and
+    nothing else.
     """
     batch = max(time.shape[0] for time in times)
     times = [time.expand(batch, -1) for time in times]
-    sums: list[Tensor] = [block.mapper(times[0]) for block in blocks]
-    for index, time in enumerate(times[1:], 1):
-        sums = list(torch._foreach_add(sums, [getattr(block, block.names[index])(time) for block in blocks]))
-    sums = [each.to(dtype) for each in sums]  # autocast may have chosen another
-    like = {each.shape[1] // 2: each for each in sums}  # by width
-    one = {c: torch.cat([each.new_ones(batch, c), each.new_zeros(batch, c)], dim=1) for c, each in like.items()}
-    sums = list(torch._foreach_add(sums, [one[each.shape[1] // 2] for each in sums]))
-    if scale == 1:
-        return sums
-    held = {
-        c: torch.cat([each.new_ones(batch, c), each.new_full((batch, c), scale)], dim=1) for c, each in like.items()
-    }
-    return list(torch._foreach_mul(sums, [held[each.shape[1] // 2] for each in sums]))
+    around = dict(zip(blocks, biases or [Neighbours()] * len(blocks), strict=True))
+    by_width: dict[int, dict[TimestepBlock, list[Tensor]]] = {}
+    for block in blocks:
+        mapped = [getattr(block, name)(time) for name, time in zip(block.names, times, strict=True)]  # (B, 2C) each
+        by_width.setdefault(mapped[0].shape[1] // 2, {})[block] = mapped
+    found: dict[nn.Module, Modulation] = {}
+    for of_width in by_width.values():
+        sums = reduce(torch.add, (torch.stack(each) for each in zip(*of_width.values(), strict=True)))
+        factor, shift = sums.to(dtype).chunk(2, dim=-1)  # autocast may have chosen another; (n, B, C) each
+        factor, late = factor + 1, None
+        before, behind = (
+            stack_known([getattr(around[block], side) for block in of_width]) for side in Neighbours._fields
+        )
+        if before is not None:
+            late = torch.addcmul(shift, factor, before)[None]
+            late = late if behind is None else torch.cat([late, late + behind])
+        if scale != 1:
+            shift, late = shift * scale, None if late is None else late * scale
+        rows = [each[:, :, None, None].unbind() for each in (factor, shift)]
+        if late is not None:
+            rows.append(late[:, :, :, None, None].unbind(1))
+        found.update(zip(of_width, (Modulation(*each) for each in zip(*rows, strict=True)), strict=True))
+    return found
 
 
 class Projections(nn.Module):
@@ -234,7 +285,7 @@ class AttnBlock(nn.Module):
         super().__init__()
         self.heads = nhead
         self.self_attn = self_attn
-        self.attend = backend.attention
+        self.attend, self.backend = backend.attention, backend
         self.attention = nn.ModuleDict({"attn": Projections(c, dtype, device, backend)})
         self.kv_mapper = nn.Sequential(nn.SiLU(), backend.Linear(c_cond, c, dtype=dtype, device=device))
 

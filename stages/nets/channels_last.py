@@ -24,9 +24,13 @@ def nhwc(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def channel_norm(x: Tensor, scale: float = 1.0) -> Tensor:
-    """LayerNorm without affine over the last axis of what ``x`` holds ``scale`` times."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS * scale**2)
+def channel_norm(x: Tensor, scale: float = 1.0, held: float = 1.0, plus: Tensor | None = None) -> Tensor:
+    """LayerNorm without affine over the last axis of what ``x`` holds ``scale`` times.
+
+    The result is ``held`` times its value, with ``plus`` (C) added.
+    """
+    weight = None if held == 1 else x.new_full(x.shape[-1:], held)
+    return F.layer_norm(x, x.shape[-1:], weight, plus, eps=EPS * scale**2)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -119,14 +119,16 @@ class BlockCompiler:
         if not isinstance(block, (ResBlock, FeedForwardBlock)) or scale != choose_stream_scale(x.dtype):
             return None
         mixer: Any = block.channelwise
-        first = mixer.backend.lend_weights(mixer[0], x)
-        second = None if first is None else mixer.backend.lend_weights(mixer[4], x)
+        first, second = mixer.backend.lend_weights(mixer[0], x), None
         try:
-            if first is None or second is None:
+            if first is None:
                 return None  # quantised products, or a replaced layer: only the layer knows how
-            norm, read = mixer[2], x
+            norm, read, first = mixer[2], x, first.keep()
             if isinstance(block, ResBlock):
                 read = run_scaled(block.depthwise, x, scale, block.backend, convolve)
+            second = mixer.backend.lend_weights(mixer[4], x)
+            if second is None:
+                return None
             vectors = (norm.cast(each, x).flatten() for each in (norm.gamma, norm.beta))
             tensors = (first.weight, first.bias, *vectors, second.weight, second.bias)
             # A parameter is a type of its own with a fixed shape to the compiler; what it holds is a tensor like any.

@@ -57,6 +57,8 @@ class BlockHooks:
     """The hooks that change nothing, which need not be called."""
     passive: frozenset[str] = frozenset()
     """The hooks that are to be called, and give back what they were given without looking at it."""
+    borrowed: frozenset[str] = frozenset()
+    """The hooks that look at what they are given, and keep nothing of it: it may be written over behind them."""
 
     def __init_subclass__(cls) -> None:
         cls.silent = frozenset(name for name in HOOKS if getattr(cls, name) is getattr(BlockHooks, name))
@@ -127,6 +129,8 @@ class BlockHooks:
         return layer(x)
 
 
-HOOKS = ("input_block", "input_block_after_skip", "middle_block", "output_block", "attention_block")
+BLOCKS = ("input_block", "input_block_after_skip", "middle_block", "output_block", "attention_block")
+"""Hooks that see the stream."""
+HOOKS = (*BLOCKS, "run_block", "attention_tokens", "attention_output")
 BlockHooks.silent = frozenset(HOOKS)
 NO_HOOKS = BlockHooks()

@@ -11,12 +11,12 @@ from ..units import CARD_SLACK
 from .guide import GuideConfig
 from .unet import UNetConfig
 
-SKIPPED_BLOCK = 9
+SKIPPED_BLOCK = 8
 """What a ResBlock with a skip holds at its peak, in units of its stream: the stream and the skip, both behind each
-other, the four-fold hidden layer, and what comes out of it."""
+other, and the four-fold hidden layer, whose result is added to the stream at once (alone.py)."""
 
-PLAIN_BLOCK = 7
-"""The same without a skip, as on the deepest level: the stream, its norm, the hidden layer and its result."""
+PLAIN_BLOCK = 6
+"""The same without a skip, as on the deepest level: the stream, its norm and the hidden layer."""
 
 NARROW_BLOCK = 3
 """The same in pieces: the stream before and after the block, and the skip."""
@@ -30,14 +30,20 @@ GUIDES = 4
 
 
 def activation_memory(
-    config: UNetConfig, batch: int, height: int, width: int, dtype_size: int, level_strides: tuple[int, ...]
+    config: UNetConfig,
+    batch: int,
+    height: int,
+    width: int,
+    dtype_size: int,
+    level_strides: tuple[int, ...],
+    cast: bool = False,
 ) -> int:
     """Peak bytes of one forward pass on a (batch, c_in, height, width) latent.
 
     ``level_strides`` are the cells of the embedded grid to one cell of each level (1 everywhere where nothing is
-    downscaled).
+    downscaled). ``cast`` says that weights lie in another format and are cast layer by layer.
     """
-    return _peak(config, batch, height, width, dtype_size, level_strides, math.inf)
+    return _peak(config, batch, height, width, dtype_size, level_strides, math.inf, cast)
 
 
 def guide_memory(config: GuideConfig, batch: int, height: int, width: int, dtype_size: int) -> int:
@@ -74,13 +80,16 @@ def _peak(
     dtype_size: int,
     level_strides: tuple[int, ...],
     elements: float,
+    cast: bool = False,
 ) -> int:
     cells = batch * -(-height // config.patch_size) * -(-width // config.patch_size)
     peak = above = 0.0  # above: the skips of the shallower levels, which are held until the way back reaches them
     for index, (channels, stride) in enumerate(zip(config.c_hidden, level_strides, strict=True)):
         level = cells * channels // stride**2
-        block = PLAIN_BLOCK if index == len(level_strides) - 1 else SKIPPED_BLOCK
+        plain = index == len(level_strides) - 1
+        block = PLAIN_BLOCK if plain else SKIPPED_BLOCK
         wide = 2 * max(elements, level / PIECE_SHARE)
-        peak = max(peak, above + min(block * level, NARROW_BLOCK * level + wide))
+        weights = cast * (4 if plain else 8) * channels**2  # of the layer before the hidden one
+        peak = max(peak, above + weights + min(block * level, NARROW_BLOCK * level + wide))
         above += level
     return int(CARD_SLACK * peak * dtype_size)  # the modulations of all blocks are within it

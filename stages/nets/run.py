@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import WrongInput
-from .blocks import AttnBlock
+from .blocks import AttnBlock, Modulation
 from .channels_last import nchw, nhwc, resize
 from .hooks import BlockHooks, Place
 
@@ -19,17 +19,20 @@ class Pass:
     """What one pass hands to its blocks; ``res_blocks`` counts the ResBlocks that have run.
 
     The stream holds ``scale`` times its value. ``time`` is the embedded noise level, ``modulations`` are those of every
-    TimestepBlock, ``mapped`` the conditions as the attentions of a level that repeats have mapped them.
+    TimestepBlock, ``mapped`` the conditions as the attentions of a level that repeats have mapped them. ``alone`` says
+    that the stream may be written over (alone.py); ``held`` are ``scale`` times the biases of the convolutions.
     """
 
     scale: float
     time: Tensor
-    modulations: dict[nn.Module, Tensor]
+    modulations: dict[nn.Module, Modulation]
     cond: Tensor
     control: Sequence[Tensor | None]
     hooks: BlockHooks
     res_blocks: int = 0
     mapped: dict[nn.Module, Tensor] | None = None
+    alone: bool = False
+    held: dict[nn.Module, Tensor] = field(default_factory=dict)
 
     def add_control(self, x: Tensor) -> Tensor:
         """``x`` (B, H, W, C) plus the control map of the ResBlock that comes next, if there is one."""

@@ -22,7 +22,7 @@ from .channels_last import convolve, run_linear
 STREAM_SCALE = 2.0**-13  # values up to 536 million, to 0.0003 or to 11 bits, whichever is coarser
 ROOM = 2048.0  # a value within this goes into a float16 layer as it is ...
 PEAK = 32.0  # ... and a larger one is brought down to this, so that the layer's weights may multiply it by 2,000
-PARTS = 2  # an activation needs a copy of what it works on: of so many parts one at a time
+PARTS = 4  # an activation needs a copy of what it works on: of so many parts one at a time
 
 
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -33,26 +33,36 @@ def choose_stream_scale(dtype: torch.dtype) -> float:
     return STREAM_SCALE if dtype == torch.float16 else 1.0
 
 
-def run_scaled(layer: nn.Module, x: Tensor, scale: float, backend: Backend, run: Run = run_linear) -> Tensor:
+def run_scaled(
+    layer: nn.Module, x: Tensor, scale: float, backend: Backend, run: Run = run_linear, held: Tensor | None = None
+) -> Tensor:
     """``scale`` times what an affine ``layer`` makes of a value of which x (B, H, W, C) holds ``scale`` times.
 
     The products scale by themselves, so only the bias has to be scaled. A layer that does not lend its tensors is
     called in its plain range instead, by :func:`run_in_range`. ``run`` calls a layer on (B, H, W, C); not every host's
-    class for matrices is a ``nn.Linear``, so it cannot be asked of the layer.
+    class for matrices is a ``nn.Linear``, so it cannot be asked of the layer. ``held`` is ``scale`` times the bias of a
+    convolution, where somebody has computed it already.
     """
-    if scale == 1:
+    pointwise = run is convolve and is_pointwise(layer)
+    if scale == 1 and (not pointwise or torch.compiler.is_compiling()):
         return run(layer, x)
     lent = None if torch.is_grad_enabled() else backend.lend_weights(layer, x)
     if lent is None:
-        return run_in_range(layer, x, scale, run)
-    if run is run_linear:
-        out = multiply(x, lent.weight, lent.bias, scale)
+        return run(layer, x) if scale == 1 else run_in_range(layer, x, scale, run)
+    if run is run_linear or pointwise:  # as a product it adds its bias in the same kernel
+        out = multiply(x, lent.weight.flatten(1), lent.bias, scale)
     else:
-        bias = None if lent.bias is None else lent.bias * scale
+        bias = held if held is not None or lent.bias is None else lent.bias * scale
         shape: Any = layer.stride, layer.padding, layer.dilation, layer.groups
         out = convolve(lambda h: F.conv2d(h, lent.weight, bias, *shape), x)
     lent.release()
     return out
+
+
+def is_pointwise(layer: Any) -> bool:
+    """Whether ``layer`` is a convolution that looks at one cell at a time."""
+    shape = tuple(getattr(layer, name, None) for name in ("kernel_size", "stride", "padding", "groups"))
+    return shape == ((1, 1), (1, 1), (0, 0), 1)
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -81,7 +91,8 @@ def activate(h: Tensor, scale: float = 1.0) -> Tensor:
         return F.gelu(h) if scale == 1 else (F.gelu(h.float() / scale) * scale).to(h.dtype)
     if scale == 1:
         return torch.ops.aten.gelu_(h)
+    nothing = h.new_zeros(())
     for part in h.flatten(0, -2).chunk(PARTS):
         # GELU(x) is x erfc(-x / sqrt 2) / 2: an infinite argument is as good as a large one.
-        part.mul_((part * (-(0.5**0.5) / scale)).erfc_().mul_(0.5))
+        torch.addcmul(nothing, part, (part * (-(0.5**0.5) / scale)).erfc_(), value=0.5, out=part)
     return h

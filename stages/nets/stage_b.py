@@ -16,6 +16,7 @@ from .backend import TORCH, Backend
 from .channels_last import channel_norm, convolve, nhwc, resize
 from .hooks import NO_HOOKS, BlockHooks
 from .run import Pass
+from .scaled import activate, run_scaled
 from .unet import CascadeUNet, UNetConfig, change_level, join_conditions
 
 
@@ -89,9 +90,10 @@ class StageB(CascadeUNet):
 
     def start(self, x: Tensor, effnet: Tensor, pixels: Tensor | None, run: Pass) -> Tensor:
         """The embedded latent with the Stage C latent and the picture added: (B, H/2, W/2, C)."""
-        h = self.embed(x, run.scale)
+        nothing = self.map_pixels(None, x).flatten() if pixels is None else None  # the same everywhere
+        h = self.embed(x, run.scale, nothing)
         h = torch.add(h, self.map_effnet(effnet, h, run.hooks), alpha=run.scale)
-        return torch.add(h, self.map_pixels(pixels, h), alpha=run.scale)
+        return h if pixels is None else torch.add(h, self.map_pixels(pixels, h), alpha=run.scale)
 
     def rescale(self, scaler: nn.Sequential, x: Tensor, run: Pass) -> Tensor:
         return run.hooks.run_rowwise(partial(change_level, scaler, run.scale), x, 8 * x.shape[-1])
@@ -110,11 +112,10 @@ class StageB(CascadeUNet):
         pixels = self.check_map("pixels", pixels, self.config.c_pixels, h)
         return resize(self.map(self.pixels_mapper, nhwc(pixels.to(h.dtype))), h.shape[1:3]).to(h.dtype)
 
-    @staticmethod
-    def map(mapper: nn.Sequential, x: Tensor) -> Tensor:
+    def map(self, mapper: nn.Sequential, x: Tensor) -> Tensor:
         """``x`` (B, H, W, C) through a mapper and the norm behind it."""
-        h = convolve(mapper, x)
-        return channel_norm(h)
+        h = activate(run_scaled(mapper[0], x, 1.0, self.backend, convolve))
+        return channel_norm(run_scaled(mapper[2], h, 1.0, self.backend, convolve))
 
     def check_map(self, name: str, value: Tensor, channels: int, like: Tensor) -> Tensor:
         """``value`` on the device of ``like``, if it is (1 or B, ``channels``, h, w)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import WrongInput
+from .alone import read_neighbours, run_group_alone, scale_biases, works_alone
 from .backend import TORCH, Backend, Tree
 from .blocks import AttnBlock, FeedForwardBlock, ResBlock, TimestepBlock, map_times, timestep_embedding
 from .channels_last import channel_norm, convolve, nchw
@@ -197,16 +198,21 @@ class CascadeUNet(nn.Module):
         given = (conds.get(name) for name in self.config.t_conds)
         levels = [r, *(zero if level is None else level for level in given)]
         times = [timestep_embedding(level, self.config.c_r).to(x.dtype) for level in levels]  # (1 or B, c_r)
-        blocks = [block for level in (*self.down_blocks, *self.up_blocks) for block in level]
-        blocks = [block for block in blocks if isinstance(block, TimestepBlock)]
-        modulations = dict(zip(blocks, map_times(blocks, times, scale, x.dtype), strict=True)) if blocks else {}
-        return Pass(scale, times[0], modulations, cond, control or (), hooks)
+        levels_of_blocks = (*self.down_blocks, *self.up_blocks)
+        alone = works_alone(hooks)
+        around = read_neighbours(levels_of_blocks, x if alone else None)
+        modulations = map_times(list(around), times, scale, x.dtype, list(around.values()))
+        run = Pass(scale, times[0], modulations, cond, control or (), hooks, alone=alone)
+        if alone and scale != 1:
+            residual = [block for level in levels_of_blocks for block in level if isinstance(block, ResBlock)]
+            run.held = scale_biases(residual, x, scale)
+        return run
 
-    def embed(self, x: Tensor, scale: float) -> Tensor:
-        """Latent (B, c_in, H, W) -> (B, H/patch, W/patch, C), normed: ``scale`` times the residual stream."""
+    def embed(self, x: Tensor, scale: float, plus: Tensor | None = None) -> Tensor:
+        """Latent (B, c_in, H, W) -> (B, H/patch, W/patch, C), normed, plus (C): ``scale`` times the residual stream."""
         rows = self.embedding[0](x).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        h = channel_norm(convolve(self.embedding[1], rows).to(x.dtype))
-        return h if scale == 1 else h * scale
+        h = run_scaled(self.embedding[1], rows, 1.0, self.backend, convolve).to(x.dtype)
+        return channel_norm(h, 1.0, scale, None if plus is None else plus * scale)
 
     def measure_grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of the embedded latent ``x`` (B, c_in, H, W)."""
@@ -272,6 +278,8 @@ class CascadeUNet(nn.Module):
 
     def run_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Pass) -> Tensor:
         """``x`` (B, H, W, C) through the blocks of one group, the ``skip`` into its first ResBlock."""
+        if run.alone:
+            return run_group_alone(group, x, skip, place, run)
         attentions = 0
         for block in group:
             if isinstance(block, ResBlock):
@@ -290,7 +298,8 @@ class CascadeUNet(nn.Module):
     def replace_group(self, group: list[nn.Module], x: Tensor, skip: Tensor | None, place: Place, run: Pass) -> Tensor:
         """As :meth:`run_group`, by a hook that may run the group or leave it out; the control maps stay in step."""
         first = run.res_blocks
-        x = run.hooks.replace_group(place, x, lambda x: self.run_group(group, x, skip, place, run))
+        # What the hook hands in is the hook's own, and may not be written over.
+        x = run.hooks.replace_group(place, x, lambda x: self.run_group(group, x.clone(), skip, place, run))
         run.res_blocks = first + sum(isinstance(block, ResBlock) for block in group)
         return x
 

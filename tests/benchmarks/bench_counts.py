@@ -31,6 +31,7 @@ from cascade_studio.stages.nets.stage_a import StageA
 from cascade_studio.stages.nets.stage_a_blocks import CARD
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
+from cascade_studio.stages.nets.unet import UNetConfig
 
 GUIDED = "Stage C guided"
 """Stage C with UltraPixel's guide, which reads a small picture first; the host has nothing beside it."""
@@ -39,7 +40,8 @@ PIECES = "Stage B in pieces"
 
 RECORD = Path(__file__).with_name("counts.json")
 RISE = 1.03
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""What each computes in; fp8 are weights of 8 bits that the host casts layer by layer."""
 RATE, BANDWIDTH = 165e12, 1.0e12  # RTX 4090: FLOP/s in 16 bit with sums in 32, and bytes/s
 WATCHED = ("kernels", "bytes_outside", "peak")
 
@@ -84,10 +86,10 @@ def plan_memory(case: Case) -> int:
         return StageA(device="meta").decode_memory(shapes_of(case)[0], size, CARD)
     key, strides = ("stage_c", (1, 1)) if case.network in ("Stage C", GUIDED) else ("stage_b", (1, 2, 4, 8))
     batch, _, height, width = shapes_of(case)[0]
+    published, cast = KINDS[key].published[case.size], case.dtype == "fp8"
     if case.network == PIECES:
-        config = KINDS[key].published[case.size]
-        return pieces_memory(config, batch, height, width, size, strides, count_elements(case))
-    needed = activation_memory(KINDS[key].published[case.size], batch, height, width, size, strides)
+        return pieces_memory(published, batch, height, width, size, strides, count_elements(case))
+    needed = activation_memory(published, batch, height, width, size, strides, cast)
     pictures = batch // 2  # the two halves of guidance read the same maps
     return needed + (guide_memory(GuideConfig(), pictures, height, width, size) if case.network == GUIDED else 0)
 
@@ -117,7 +119,21 @@ def build_net(case: Case) -> nn.Module:
     if case.thin:
         config = replace(config, blocks=tuple((1,) * len(way) for way in config.blocks))
     with torch.device("cuda"):
+        if case.dtype == "fp8":
+            return build_cast_net(key, config)
         return kind(config, dtype=DTYPES[case.dtype]).eval().requires_grad_(False)
+
+
+def build_cast_net(key: str, config: UNetConfig) -> nn.Module:
+    """Our network of 8 bits, of the host's layers that cast their weights; called as ours is."""
+    import comfy.ops
+
+    from cascade_studio.nodes.host.models.nets import HostStageB, HostStageC
+
+    kind, plain = (HostStageB, StageB) if key == "stage_b" else (HostStageC, StageC)
+    net = kind(torch.float8_e4m3fn, None, comfy.ops.manual_cast, **asdict(config)).eval().requires_grad_(False)
+    net.forward = partial(plain.forward, net)
+    return net
 
 
 def build_guided(case: Case, net: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]:

@@ -1,6 +1,9 @@
 """Time our Stage C and Stage B against the host's nets and diffusers', on the same random weights.
 
-    python3 dev.py bench [--quick] [--dtypes fp32 bf16] [--modes eager compiled] [--json FILE]
+    python3 dev.py bench [--quick] [--dtypes fp32 bf16] [--modes eager compiled] [--minutes 9] [--json FILE]
+
+``dev.py bench --times --minutes 9`` leaves the counts out and times all eight pairs (two networks, two formats, eager
+and compiled) in about nine minutes, with as many repetitions as fit. Run it on a machine that does nothing else.
 
 Every repetition runs each network once, in turn, so that what else the machine does falls on all of them; a ratio is
 the median over repetitions of our time by theirs in the same repetition, once by the clock and once by processor time.
@@ -12,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
+import math
 import statistics
 import sys
 import time
@@ -34,6 +39,7 @@ from cascade_studio.stages.nets.stage_b import StageB, StageBConfig
 from cascade_studio.stages.nets.stage_c import StageC, StageCConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LEAST = 3
 TARGETS = {"eager": 1.03, "compiled": 0.95}
 Net = Callable[..., Tensor]
 
@@ -127,19 +133,31 @@ def share_of_products(net: Net, inputs: list[Tensor]) -> float:
     return clock.seconds / whole
 
 
-def interleaved(nets: dict[str, Net], inputs: list[Tensor], repetitions: int) -> dict[str, list[Seconds]]:
-    """What every call takes after a first one to warm up; the order turns with every repetition."""
+def interleaved(
+    nets: dict[str, Net], inputs: list[Tensor], repetitions: int, until: float = math.inf
+) -> dict[str, list[Seconds]]:
+    """What every call takes after a first one to warm up; the order turns with every repetition.
+
+    No repetition begins that would not end by ``until`` (of ``time.monotonic``), beyond the first ``LEAST``.
+    """
     names = list(nets)
     for name in names:
         nets[name](*inputs)
     seconds: dict[str, list[Seconds]] = {name: [] for name in names}
+    longest = 0.0
     for i in range(repetitions):
+        started = time.monotonic()
+        if i >= LEAST and started + longest > until:
+            break
         for name in names[i % len(names) :] + names[: i % len(names)]:
             seconds[name].append(timed(nets[name], inputs))
+        longest = max(longest, time.monotonic() - started)
     return seconds
 
 
-def compare(case: Case, dtype: str, modes: list[str], device: torch.device, repetitions: int) -> list[dict]:
+def compare(
+    case: Case, dtype: str, modes: list[str], device: torch.device, repetitions: int, until: float = math.inf
+) -> list[dict]:
     """For each mode the networks' times in milliseconds, and our ratio to the faster of the other two."""
     ours = build(case, DTYPES[dtype], device)
     nets: dict[str, Net] = {
@@ -156,7 +174,7 @@ def compare(case: Case, dtype: str, modes: list[str], device: torch.device, repe
         nets["compiled"] = partial(ours, hooks=BlockHooks(compiler=BlockCompiler()))
         if "eager" not in modes:
             del nets["ours"]
-    seconds = interleaved(nets, inputs, repetitions)
+    seconds = interleaved(nets, inputs, repetitions, until)
     fastest = min(("host", "diffusers"), key=lambda name: statistics.median(seconds[name]))
     rows, share = [], share_of_products(ours, inputs)
     for mode in modes:
@@ -171,7 +189,7 @@ def compare(case: Case, dtype: str, modes: list[str], device: torch.device, repe
                 "dtype": dtype,
                 "mode": mode,
                 "device": str(device),
-                "repetitions": repetitions,
+                "repetitions": len(seconds[mine]),
                 **{name: 1000 * statistics.median(each[0] for each in values) for name, values in seconds.items()},
                 "faster": fastest,
                 "ratio": statistics.median(ratios),
@@ -202,6 +220,7 @@ def run_times(arguments: list[str]) -> int:
     parser.add_argument("--modes", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--networks", nargs="+", choices=["C", "B"], default=["C", "B"])
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="how long all may take, compiling included")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     options = parser.parse_args(arguments)
     rows = []
@@ -209,16 +228,16 @@ def run_times(arguments: list[str]) -> int:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, milliseconds\n"
         f"{'':24}{'ours':>10}{'compiled':>10}{'host':>10}{'diffusers':>10}   ratio\n"
     )
+    chosen = [case for case in cases(options.quick) if case.name[-1] in options.networks]
+    pairs, started = list(itertools.product(chosen, options.dtypes)), time.monotonic()
     with torch.inference_mode():
-        for case in cases(options.quick):
-            if case.name[-1] not in options.networks:
-                continue
-            for dtype in options.dtypes:
-                found = compare(case, dtype, options.modes, torch.device("cpu"), options.repetitions)
-                sys.stdout.write("".join(map(line, found)))
-                sys.stdout.flush()
-                rows += found
-                gc.collect()
+        for done, (case, dtype) in enumerate(pairs, 1):
+            until = started + 60 * options.minutes * done / len(pairs)
+            found = compare(case, dtype, options.modes, torch.device("cpu"), options.repetitions, until)
+            sys.stdout.write("".join(map(line, found)))
+            sys.stdout.flush()
+            rows += found
+            gc.collect()
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0 if all(row["ratio"] <= TARGETS[row["mode"]] for row in rows) else 1

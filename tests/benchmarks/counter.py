@@ -27,6 +27,7 @@ VIEWS = {
     *("lift_fresh", "diagonal", "narrow"),
 }
 EMPTY = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
+ADDING = {"addmm", "baddbmm"}
 PRODUCTS = {"addmm", "mm", "bmm", "baddbmm", "convolution", "attention"}
 
 _library = torch.library.Library("cascade_count", "FRAGMENT")
@@ -61,6 +62,8 @@ class Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func._schema.name.split("::")[1]
+        if name == "convolution" and args[0].is_contiguous(memory_format=torch.channels_last):
+            out = out.contiguous(memory_format=torch.channels_last)  # as cuDNN has it; this PyTorch may be without
         outs = [each for each in tree_flatten(out)[0] if isinstance(each, Tensor)]
         for each in outs:
             self.hold(each)
@@ -68,10 +71,15 @@ class Counter(TorchDispatchMode):
             return out
         written = [each for each in tree_flatten(kwargs.get("out"))[0] if isinstance(each, Tensor)]
         given = list(tree_flatten((args, {k: v for k, v in kwargs.items() if k != "out"}))[0])
+        given = [] if name.startswith("new_") else given  # which only looks at its shape
         moved = sum(map(span, (each for each in given if isinstance(each, Tensor)))) + sum(map(span, written or outs))
         if name == "copy_":
             moved -= span(args[0])  # which is only written
         self.kernels += 1
+        if name in ADDING and not written and given[0].dim() == outs[0].dim():  # a product onto a copy of its own
+            self.kernels += 1
+            self.outside += span(given[0]) + span(outs[0])
+        name = name.removesuffix("_")
         if name in PRODUCTS and not (name == "convolution" and args[8] == args[1].shape[0] > 1):
             self.products += moved
         else:
@@ -79,8 +87,11 @@ class Counter(TorchDispatchMode):
         if name == "attention":
             q, k = args[:2]
             self.flops += 4 * math.prod(q.shape) * k.shape[2]
-        elif func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        else:
+            # Of the form that does not write over a tensor.
+            packet = getattr(torch.ops.aten, name, func._overloadpacket)
+            if packet in flop_registry:
+                self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         return out
 
     def hold(self, tensor: Tensor) -> None:

@@ -21,12 +21,12 @@ from cascade_studio.stages.nets.stage_b import StageB  # noqa: E402
 
 count = cache(count_case)
 LIMITS = {
-    # kernels, bytes outside the products, peak: ours by the host's. Without a kernel of our own the bytes end here: of
-    # the 36 times that a block of Stage C moves its stream, 20 are four passes over the four-fold hidden layer.
-    ("Stage C", "bf16"): (0.73, 0.56, 0.60),
-    ("Stage C", "fp16"): (0.77, 0.58, 0.60),
-    ("Stage B", "bf16"): (0.75, 0.52, 0.56),
-    ("Stage B", "fp16"): (0.80, 0.56, 0.60),
+    # kernels, bytes outside the products, peak: ours by the host's. Without a kernel of our own Stage C ends here: of
+    # the 31 times that a block moves its stream, 20 are passes over the four-fold hidden layer.
+    ("Stage C", "bf16"): (0.73, 0.465, 0.52),
+    ("Stage C", "fp16"): (0.75, 0.475, 0.56),
+    ("Stage B", "bf16"): (0.75, 0.43, 0.50),
+    ("Stage B", "fp16"): (0.75, 0.455, 0.55),
 }
 
 
@@ -61,7 +61,12 @@ PLANNED = [
         Case(f"Stage {stage}", size, dtype, 1024, batch)
         for stage, size in (("C", "3.6B"), ("C", "1B"), ("B", "1.5B"), ("B", "700M"))
         for dtype in ("fp32", "bf16", "fp16")
-        for batch in (1, 2, 4)
+        for batch in (1, 2, 3, 4)
+    ),
+    *(
+        Case(f"Stage {stage}", size, "fp8", 1024, batch)
+        for stage, size in (("C", "3.6B"), ("C", "1B"), ("B", "1.5B"), ("B", "700M"))
+        for batch in (1, 4)
     ),
     *(
         Case(f"Stage {stage}", size, "bf16", pixels)
@@ -76,7 +81,7 @@ PLANNED = [
 
 @pytest.mark.parametrize("case", PLANNED, ids=lambda case: case.name)
 def test_the_plan_is_what_a_pass_holds(case):
-    """Weights kept in 8 bits are cast layer by layer, which changes nothing of this."""
+    """Where weights lie in 8 bits, the layer that is cast counts as well."""
     held = count(case, host=False)["ours"].peak
     assert 0.85 * held <= plan_memory(case) <= 1.15 * held, f"{plan_memory(case) / held:.2f} of what is held"
 

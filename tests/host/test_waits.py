@@ -9,6 +9,7 @@ import torch
 from pretend import CARD, pretended_card
 from world import Studio
 
+from cascade_studio.nodes import guidance
 from cascade_studio.nodes.host.sampling import live
 
 SEED = 5
@@ -18,6 +19,19 @@ def sample(studio: Studio, stage: str, model: Any, steps: int, prompts: dict[str
     if stage == "prior":
         return studio.sample_prior(studio.canvas()[0], model=model, seed=SEED, steps=steps, **prompts)
     return studio.sample_decoder(studio.prior_latent, model=model, seed=SEED, steps=steps, **prompts)
+
+
+GUIDED = {
+    "PerturbedAttention": {"scale": 2.0, "blocks": "everywhere", "end": 0.7, "rescale": 0.5},
+    "SelfAttentionGuidance": {"scale": 0.5, "blur": 1.0, "threshold": 1.0, "start": 0.2, "end": 0.7},
+    "CFGZero": {"strength": 1.0, "zero_steps": 1},
+    "TiledAttention": {"window": 2, "shift": True},
+}
+"""Every node of nodes/guidance.py, with settings that act in a part of the run where it knows parts."""
+
+
+def test_every_guidance_is_watched():
+    assert {f"CascadeStudio_{name}" for name in GUIDED} == {node.define_schema().node_id for node in guidance.NODES}
 
 
 INTERVAL = {"cfg_end": 1.5, "guidance_end": 0.7}
@@ -30,8 +44,13 @@ INTERVAL = {"cfg_end": 1.5, "guidance_end": 0.7}
         ("decoder", False, {"sampler": "ddim", **INTERVAL}),
         ("prior", False, {"sampler": "lcm", "cached": True}),
         ("prior", True, {}),
+        *(("prior", False, {"guidance": name}) for name in GUIDED),
+        *(("decoder", False, {"guidance": name}) for name in GUIDED),
     ],
-    ids=["ddpm", "ddim, guided in part", "lcm, cached", "ControlNet"],
+    ids=[
+        *("ddpm", "ddim, guided in part", "lcm, cached", "ControlNet"),
+        *(f"{name}, {stage}" for stage in ("prior", "decoder") for name in GUIDED),
+    ],
 )
 def test_no_step_waits(studio, monkeypatch, stage, controlled, settings):
     """Six steps ask the card for no more than three do: not our lines, nor those of the host that they run."""
@@ -56,6 +75,8 @@ def test_no_step_waits(studio, monkeypatch, stage, controlled, settings):
                 **prompts,
             )
             prompts = {"positive": made[0], "negative": made[1]}
+        if name := settings.pop("guidance", None):
+            model = studio.call(f"CascadeStudio_{name}", model=model, **GUIDED[name])
         if settings.pop("cached", False):
             model = studio.call("CascadeStudio_Cache", model=model, preset="fast")
         found = []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import relative, tiny_net
 
 from cascade_studio.stages.nets import compiled
+from cascade_studio.stages.nets.backend import TORCH, Weights
 from cascade_studio.stages.nets.compiled import BlockCompiler
 from cascade_studio.stages.nets.hooks import BlockHooks
 
@@ -58,6 +60,33 @@ def given_to(net: torch.nn.Module, size: tuple[int, int, int], dtype: torch.dtyp
         "clip_text": noise(batch, 7 + seed, config.c_clip_text),
         "clip_text_pooled": noise(batch, config.c_clip_text_pooled),
     }
+
+
+class OneBuffer:
+    """Lends all layers from one buffer, as a host that streams weights does, and writes nonsense into it when asked."""
+
+    def __init__(self) -> None:
+        self.buffer = torch.zeros(1 << 18)
+
+    def lend(self, layer: torch.nn.Module, like: torch.Tensor) -> Weights:
+        self.buffer.fill_(1e3)
+        size = layer.weight.numel()
+        weight = self.buffer[:size].view_as(layer.weight).copy_(layer.weight)
+        bias = self.buffer[size : size + layer.bias.numel()].copy_(layer.bias)
+        return Weights(weight, bias, shared=True)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_streamed_weights_are_not_written_over_before_their_use(name):
+    plain, graphs = tiny_net(name), Graphs()
+    net = type(plain)(plain.config, backend=replace(TORCH, lend_weights=OneBuffer().lend)).requires_grad_(False)
+    net.load_state_dict(plain.state_dict())
+    given = given_to(net, SIZES[1], torch.float32)
+    with torch.inference_mode():
+        found = net(**given, hooks=BlockHooks(compiler=BlockCompiler(graphs)))
+        assert relative(found, plain(**given)) < 1e-5
+        assert relative(net(**given), plain(**given)) < 1e-5, "a pass alone has no two layers at once either"
+    assert graphs.count == 2
 
 
 @pytest.mark.parametrize("dtype", CLOSE, ids=lambda dtype: str(dtype).removeprefix("torch."))

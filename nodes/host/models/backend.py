@@ -24,18 +24,36 @@ def cast(parameter: Tensor, like: Tensor) -> Tensor:
     return comfy.ops.cast_to_input(parameter, like, copy=False)
 
 
+def may_lend(layer: Any) -> bool:
+    """Whether ``layer`` computes with tensors that the host can give, and with nothing else."""
+    ops = (comfy.ops.disable_weight_init, comfy.ops.manual_cast)
+    return type(layer) in (kind for each in ops for kind in (each.Linear, each.Conv2d)) and is_bare(layer)
+
+
+def lies_ready(layer: Any) -> bool:
+    """Whether the tensors of ``layer`` are used as they lie: not streamed, cast or patched at use."""
+    return not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function)
+
+
+def read_bias(layer: Any, like: Tensor) -> Tensor | None:
+    """The bias of a layer of the host where it lies ready for an input ``like``, else None."""
+    if not may_lend(layer) or not lies_ready(layer) or layer.bias is None:
+        return None
+    return layer.bias if layer.bias.dtype == like.dtype and layer.bias.device == like.device else None
+
+
 def lend_weights(layer: torch.nn.Module, like: Tensor) -> Weights | None:
     """The tensors with which a layer of the host computes on ``like``: streamed, cast and patched by the host itself.
 
     None for layers that have products of their own (quantised ones) or whose ``forward`` was replaced.
     """
-    ops = (comfy.ops.disable_weight_init, comfy.ops.manual_cast)
-    if type(layer) not in (kind for each in ops for kind in (each.Linear, each.Conv2d)) or not is_bare(layer):
+    if not may_lend(layer):
         return None
-    if not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function):
+    if lies_ready(layer):
         return Weights(layer.weight, layer.bias)
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    return Weights(weight, bias, partial(comfy.ops.uncast_bias_weight, layer, weight, bias, stream))
+    streamed = stream is not None and stream[0] is not None  # the host has one buffer a stream, and few streams
+    return Weights(weight, bias, partial(comfy.ops.uncast_bias_weight, layer, weight, bias, stream), streamed)
 
 
 class CastBatchNorm2d(torch.nn.BatchNorm2d):
@@ -67,4 +85,5 @@ def backend_for(operations: Any) -> Backend:
         attention=attention,
         cast=cast,
         lend_weights=lend_weights,
+        read_bias=read_bias,
     )

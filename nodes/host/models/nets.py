@@ -63,7 +63,8 @@ class HostNet:
 
     def activation_memory(self, batch: int, height: int, width: int, dtype_size: int) -> int:
         """Peak bytes of one pass beside the weights."""
-        return memory.activation_memory(self.config, batch, height, width, dtype_size, self.level_strides)
+        cast = self.dtype is not None and self.dtype.itemsize != dtype_size
+        return memory.activation_memory(self.config, batch, height, width, dtype_size, self.level_strides, cast)
 
     def deepest_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the middle block for a latent of ``height`` x ``width``."""

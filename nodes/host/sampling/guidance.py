@@ -17,6 +17,7 @@ from ....stages.errors import WrongInput
 from ....stages.nets.unet import UNetConfig
 from ..models.hooks import LAYERS_KEY
 from ..models.model import CascadeModel
+from .levels import RUN_SIGMAS_KEY, read_sigma
 
 MIDDLE, MIDDLE_AND_UP, EVERYWHERE = "middle", "middle and up", "everywhere"
 BLOCKS = (MIDDLE, MIDDLE_AND_UP, EVERYWHERE)
@@ -46,9 +47,14 @@ def list_groups(config: UNetConfig, which: str) -> list[tuple[str, int]]:
     return names
 
 
+def read_options(args: dict[str, Any]) -> dict[str, Any]:
+    """The ``transformer_options`` of a step, from what the host hands to a guidance."""
+    return args["model_options"].get("transformer_options", {})
+
+
 def is_within(args: dict[str, Any], start: float, end: float) -> bool:
     """Whether this step lies in the part of the run from ``start`` to ``end``; 0 is noise and 1 the picture."""
-    sampling, sigma = args["model"].model_sampling, float(args["sigma"].max())
+    sampling, sigma = args["model"].model_sampling, read_sigma(args["sigma"], read_options(args))
     return float(sampling.percent_to_sigma(end)) <= sigma <= float(sampling.percent_to_sigma(start))
 
 
@@ -166,10 +172,13 @@ def make_zero_star(strength: float, zero_steps: int) -> Callable[[dict[str, Any]
 
 def find_step(args: dict[str, Any]) -> int:
     """Which step of the run this is, from 0; a sampler may evaluate a step several times."""
-    sigmas = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
+    options = read_options(args)
+    sigmas = options.get(RUN_SIGMAS_KEY)
     if sigmas is None:
-        return 0
-    return int((sigmas.to(torch.float32).cpu() > float(args["sigma"].max()) * (1 + 1e-4)).sum())
+        given = options.get("sample_sigmas")
+        sigmas = [] if given is None else given.float().tolist()
+    now = read_sigma(args["sigma"], options) * (1 + 1e-4)
+    return sum(each > now for each in sigmas)
 
 
 def patch_windows(model: Any, window: int, shift: bool) -> Any:

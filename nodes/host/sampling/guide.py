@@ -21,6 +21,7 @@ from ....stages.nets.memory import guide_memory
 from .. import latents
 from ..models.hooks import CHANGES_KEY
 from ..models.load_guide import check_guide
+from .levels import read_sigma
 
 GUIDE_KEY = "cascade_studio_guide"
 """Of the wrappers, of the nets beside a model, and in ``transformer_options`` of the :class:`Guide` itself."""
@@ -44,12 +45,12 @@ class Guide:
     end: float = 1.0
     rounded: bool = True
 
-    def is_active(self, sampling: Any, sigma: Tensor) -> bool:
-        """Whether it acts at ``sigma`` (B,); a whole run needs no look at the device."""
+    def is_active(self, sampling: Any, sigma: Tensor, options: dict[str, Any]) -> bool:
+        """Whether it acts at ``sigma`` (B,), told the ``transformer_options``; a whole run needs no look at either."""
         if (self.start, self.end) == (0.0, 1.0):
             return self.strength != 0
         first, last = (float(sampling.percent_to_sigma(share)) for share in (self.start, self.end))
-        return self.strength != 0 and last <= float(sigma.max()) <= first
+        return self.strength != 0 and last <= read_sigma(sigma, options) <= first
 
 
 @dataclass
@@ -149,7 +150,7 @@ def apply_guide(
 ) -> Tensor:
     """Around a pass: adds the hooks that correct it."""
     model, run = executor.class_obj, options[RUN_KEY]
-    if run.guide.is_active(model.model_sampling, t):
+    if run.guide.is_active(model.model_sampling, t, options):
         dtype = model.get_dtype_inference()
         read = run.read_features(x, torch.float32 if dtype == torch.float16 else dtype)  # fp16 hooks see true values
         changes = options.get(CHANGES_KEY, NO_CHANGES)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ....stages.diffusion.sampling import logsnr_from_sigma
 
-LEVEL_KEY = "cascade_studio_level"
-"""In ``transformer_options``: logsnr of the evaluation, where the sampler is ours and knows it."""
+LEVEL_KEY, SIGMA_KEY = "cascade_studio_level", "cascade_studio_sigma"
+"""In ``transformer_options``: logsnr and sigma of the evaluation, where the sampler is ours and knows them."""
+RUN_SIGMAS_KEY = "cascade_studio_run_sigmas"
+"""Likewise those of the whole run, a list of numbers."""
 
 
 class Sigma(Tensor):
@@ -42,10 +44,12 @@ class LeveledModel:
     def __init__(self, model: Any, sigmas: Tensor):
         self.model, self.inner_model = model, model.inner_model
         self.levels: list[float] = logsnr_from_sigma(sigmas).tolist()
+        self.sigmas: list[float] = sigmas.tolist()
         self.step = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], **more: Any) -> Tensor:
-        options = {**model_options.get("transformer_options", {}), LEVEL_KEY: self.levels[self.step]}
+        known = {LEVEL_KEY: self.levels[self.step], SIGMA_KEY: self.sigmas[self.step], RUN_SIGMAS_KEY: self.sigmas}
+        options = {**model_options.get("transformer_options", {}), **known}
         self.step += 1
         return self.model(x, sigma, model_options={**model_options, "transformer_options": options}, **more)
 
@@ -54,6 +58,12 @@ def read_level(sigma: Tensor, model_options: dict[str, Any]) -> float:
     """logsnr of the evaluation at ``sigma`` (B,): as our sampler says, else as the device says."""
     level = model_options.get("transformer_options", {}).get(LEVEL_KEY)
     return float(logsnr_from_sigma(sigma.float().max())) if level is None else level
+
+
+def read_sigma(sigma: Tensor, transformer_options: dict[str, Any]) -> float:
+    """The highest of ``sigma`` (B,): as our sampler says, else as the device says."""
+    known = transformer_options.get(SIGMA_KEY)
+    return float(sigma.max()) if known is None else known
 
 
 def bring_noise(noise: Tensor, like: Tensor) -> Tensor:
