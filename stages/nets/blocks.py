@@ -94,7 +94,7 @@ class Mixer(nn.Sequential):
 
     def narrow_folded(self, h: Tensor, scale: float, lengths: Lengths, lent: Weights) -> Tensor:
         """:meth:`narrow` with the norm in the weights: W (s h + beta) + b = (s W) h + (W beta + b), s by sample."""
-        weight, bias, _ = lent
+        weight, bias = lent.weight, lent.bias
         bias = self.shift_folded(h, weight, bias)
         bias = bias if scale == 1 else bias * scale
         folded = self.fold(h, scale, lengths, weight)

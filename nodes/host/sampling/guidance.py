@@ -7,7 +7,6 @@ from typing import Any
 
 import comfy.model_patcher
 import comfy.samplers
-import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
