@@ -142,7 +142,9 @@ def modulate_into_room(x: Tensor, modulation: Modulation, spare: int) -> Tensor:
     return room
 
 
-def attend_in_room(block: AttnBlock, x: Tensor, room: Tensor, modulation: Modulation, place: Place, run: Pass) -> Tensor:
+def attend_in_room(
+    block: AttnBlock, x: Tensor, room: Tensor, modulation: Modulation, place: Place, run: Pass
+) -> Tensor:
     """``block`` on x (B, H, W, C) after its ``modulation``, which lies in ``room`` (B, N + M, C) behind which there is
     room for the M condition tokens. To spare the sum a pass and a rounding, x is modulated again, with its bias."""
     attn, length = cast(Projections, block.attention["attn"]), place.grid[0] * place.grid[1]
