@@ -21,6 +21,7 @@ from .hooks import BLOCKS, BlockHooks, Place
 from .response import GlobalResponseNorm, channel_lengths
 from .run import Pass
 
+AUTOCASTS = ("cpu", "cuda", "xpu")
 SPARE = 32  # queries that nobody asked for may be one of so many
 
 
@@ -28,6 +29,8 @@ def works_alone(hooks: BlockHooks) -> bool:
     """Whether nothing but the network itself holds the stream between its blocks, and nobody replaces a block."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or hooks.compiler:
         return False
+    if any(torch.is_autocast_enabled(kind) for kind in AUTOCASTS):
+        return False  # which chooses formats for layers that are called
     return "run_block" in hooks.silent and set(BLOCKS) <= hooks.silent | hooks.passive | hooks.borrowed
 
 
