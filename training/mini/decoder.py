@@ -206,7 +206,7 @@ class RefinePart(StageBPart):
         self.held = make_pool(place, "held_b", scenes, subjects, nets, held=True)
 
     def begin(self) -> Preconditioning:
-        return Preconditioning.found_in(self.net, load_trained(self.place, "stage_b", "stage_b"))
+        return Preconditioning.find_in(self.net, load_trained(self.place, "stage_b", "stage_b"))
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:

@@ -41,9 +41,6 @@ STEPS = (4, 6, 10)
 """Of Stage B."""
 
 
-# Hand-made features
-
-
 def background(image: Tensor) -> Tensor:
     """The median colour of the picture's rim, (B, 3, H, W) → (B, 3)."""
     rim = max(2, image.shape[-1] // 32)
@@ -95,9 +92,6 @@ def _real(scenes: Scenes, subjects: list[int], colour: str) -> Tensor:
     source = pictures()
     chosen = np.stack([source[i] for i in subjects])
     return compose(chosen, [colour] * len(subjects), scenes.rng, SIGHT, centred=True)[0]
-
-
-# Painting
 
 
 class Painter:
@@ -154,9 +148,6 @@ class Eyes:
             "feature top-5": sum(rank < 5 for rank in ranks) / count,
             "background": sum(a == b for a, b in zip(colour_names(seen), colours)) / count,
         }
-
-
-# The measures
 
 
 @torch.no_grad()

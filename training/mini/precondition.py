@@ -109,7 +109,7 @@ class Preconditioning:
             self.adopt()
 
     @classmethod
-    def found_in(cls, net: StageB | StageC, trained: StageB | StageC) -> Preconditioning:
+    def find_in(cls, net: StageB | StageC, trained: StageB | StageC) -> Preconditioning:
         """``net`` with the weights of ``trained``, held to the start that is found in them, whatever its numbers."""
         start = cls(net, count_constants(trained))
         net.load_state_dict(trained.state_dict())
