@@ -379,7 +379,7 @@ def test_what_ships_is_trained_on_from_as_it_is(kind):
     shipped, net = (nets.build(sizes.SHIPPED, kind, backend=TRAINING) for _ in range(2))
     shipped.load_state_dict(export.read_shipped()[kind])
     initialise_unet(net)
-    start = Preconditioning.found_in(net, shipped)
+    start = Preconditioning.find_in(net, shipped)
     assert start.constants == 2, "the files that ship carry one pair"
     assert not start.fits_eight_bits(), "so their last part is not trained in eight bits"
     for r in (1.0, 0.6):
@@ -399,7 +399,7 @@ def test_a_net_of_the_recipe_is_trained_on_in_eight_bits():
     for each in (trained, net):
         initialise_unet(each)
     Preconditioning(trained)
-    start = Preconditioning.found_in(net, trained)
+    start = Preconditioning.find_in(net, trained)
     assert start.constants == precondition.CONSTANTS and start.fits_eight_bits()
 
 
