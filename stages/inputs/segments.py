@@ -7,6 +7,7 @@ or as a plain tuple in the order (picture, mask, confidence, crop region, box, l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -202,6 +203,11 @@ def fit_segment(
 ) -> Segment:
     """A segment out of ``box`` and its ``mask``, None for all of it, cut at the edges of the picture."""
     height, width = size
+    if not all(map(math.isfinite, box)) or not (mask is None or torch.isfinite(torch.as_tensor(mask)).all()):
+        raise WrongInput(
+            f"{where} got a thing on 'segments' with NaN or infinite numbers in its box or mask. Look at the detector "
+            "that made it."
+        )
     left, right = (round(value * scale[0]) for value in (box[0], box[2]))
     top, bottom = (round(value * scale[1]) for value in (box[1], box[3]))
     inside = max(0, left), max(0, top), min(width, right), min(height, bottom)

@@ -7,9 +7,12 @@ its grain (iterative back-projection: Irani and Peleg, Improving Resolution by I
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from ..errors import WrongInput
 from .inpaint import resample_image
 from .masks import blur_mask
 
@@ -25,6 +28,8 @@ def keep_source(painted: Tensor, source: Tensor, share: float = 1.0) -> Tensor:
     What the two differ by counts as far as it is more than the source's grain (Wiener's filter), so that grain stays
     away where painting took it off. A share of 0 changes nothing.
     """
+    if not math.isfinite(share):
+        raise WrongInput(f"keep_source is {share}, which is no share of a picture: give a number from 0 to 1.")
     if not share:
         return painted
     (height, width), (rows, columns) = painted.shape[1:3], source.shape[1:3]

@@ -152,7 +152,7 @@ def test_what_is_kept_of_a_part(studio, image, both):
     for each in (painted, kept):
         lost = [(each - soft)[:, top:bottom, left:right] for left, top, right, bottom in FACES]
         errors.append(sum(float(resample_image(part, 20, 20).square().mean()) for part in lost))
-    assert errors[1] < 0.1 * errors[0], errors
+    assert errors[1] < 0.3 * errors[0], errors
     assert torch.equal(detail(studio, image, mask=mask, keep_source=0.0)[0], both[0])
 
 

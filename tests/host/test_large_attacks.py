@@ -63,8 +63,8 @@ def test_what_cannot_be_enlarged_is_explained(studio):
     broken[0, 0, 0, 0] = torch.nan
     for image, inputs, words in (
         (broken, {}, ("NaN", "image")),
-        (picture(8, 8), {}, ("16 x 16", "64")),
-        (picture(1, 1), {"scale": 4.0}, ("4 x 4", "64")),
+        (picture(8, 8), {}, ("width", "16", "64")),
+        (picture(1, 1), {"scale": 4.0}, ("width", "4", "64")),
         (picture(channels=2), {}, ("2 channels",)),
         (picture()[:0], {}, ("0 pictures",)),
         (picture()[0], {}, ("batch, height, width, channels",)),
@@ -77,6 +77,14 @@ def test_what_cannot_be_enlarged_is_explained(studio):
 
 
 # Detailer for Cascade
+
+
+def test_a_picture_smaller_than_any_model_takes(studio):
+    """Its part is enlarged to what is worked on, and made small again."""
+    image = picture(32, 40)
+    result, where = studio.call(DETAILER, range(2), **detail(studio, image, mask=marked(32, 40, (10, 10, 20, 20))))
+    assert result.shape == image.shape and torch.equal(result[where == 0], image[where == 0])
+    assert changed(result[where > 0], image[where > 0])
 
 
 MASKS = {
@@ -176,12 +184,14 @@ def test_what_cannot_be_detailed_is_explained(studio):
         (picture(), {"mask": -marked()}, ("mask",)),
         (picture(), {"mask": torch.zeros(1, HEIGHT, WIDTH)}, ("empty",)),
         (picture(), {"mask": torch.ones(3, HEIGHT, WIDTH)}, ("3", "mask")),
-        (picture(32, 32), {"mask": torch.ones(1, 32, 32)}, ("32 x 32", "64")),
         (picture(), {"segments": "faces"}, ("segments",)),
         (picture(), {"segments": 5}, ("segments",)),
         (picture(), {"segments": [None]}, ("segments",)),
         (picture(), {"segments": ((HEIGHT, WIDTH), [None])}, ("segments",)),
-        (picture(), {"segments": [[float("nan"), 0, 10, 10]]}, ("segments",)),
+        (picture(), {"segments": [[float("nan"), 0, 10, 10]]}, ("segments", "NaN")),
+        (picture(), {"segments": [[float("inf"), 0, 10, 10]]}, ("segments", "infinite")),
+        (picture(), {"segments": things(cropped_mask=np.full((40, 40), np.nan, np.float32))}, ("segments", "NaN")),
+        (picture(), {"mask": marked(), "keep_source": float("nan")}, ("keep_source",)),
         (picture(), {"segments": [[10, 10, 10, 10]]}, ("10",)),
         (picture(), {"segments": [[50, 50, 20, 20]]}, ("50",)),
         (picture(), {"segments": [[500, 500, 600, 600]]}, ("500",)),
