@@ -197,6 +197,12 @@ class Page:
     def setting(self, name: str, value: Any) -> None:
         self.browser.run("await app.extensionManager.setting.set(arguments[0], arguments[1])", name, value)
 
+    def speak(self, code: str) -> None:
+        """Switch the language, and wait until the frontend has loaded the graph anew, which it does a moment later."""
+        self.browser.run("window.before = app.rootGraph.nodes[0]")
+        self.setting("Comfy.Locale", code)
+        self.browser.wait("app.rootGraph.nodes.length > 0 && app.rootGraph.nodes[0] !== window.before")
+
     def fit(self, share: float = 0.75) -> None:
         """Zoom so that the whole graph takes this share of the screen: the host's own command, without its gliding."""
         self.browser.run(

@@ -168,13 +168,6 @@ def test_the_help_page_opens(page):
     page.browser.run("app.extensionManager.rightSidePanel?.closePanel?.()")
 
 
-def language(page: Page, code: str) -> None:
-    """Switch, and wait until the frontend has loaded the workflow anew, which it does a moment later."""
-    page.browser.run("window.before = app.rootGraph.nodes[0]")
-    page.setting("Comfy.Locale", code)
-    page.browser.wait("app.rootGraph.nodes.length > 0 && app.rootGraph.nodes[0] !== window.before")
-
-
 def reopened(page: Page, small: Small) -> None:
     """The workflow opened anew: names of inputs are given to a node when it is made, and the first time the frontend
     may make it before it has fetched them."""
@@ -200,7 +193,7 @@ def test_the_language_switches(page, small):
         "an input": names["CascadeStudio_Canvas"]["inputs"]["width"]["name"],
     }
     try:
-        language(page, "fr")
+        page.speak("fr")
         for what, words in french.items():
             if what == "an input":
                 reopened(page, small)
@@ -208,7 +201,7 @@ def test_the_language_switches(page, small):
             assert words != english[what]
         page.browser.wait(f"{shown['the Run button']} !== arguments[0]", english["the Run button"])
     finally:
-        language(page, "en")
+        page.speak("en")
         reopened(page, small)
     for what, words in english.items():
         page.browser.wait(f"{shown[what]} === arguments[0]", words)
@@ -224,10 +217,10 @@ def test_notes_of_bundled_workflows_are_in_the_users_language(page, small):
     shown = "app.rootGraph.nodes.filter((node) => node.type === 'MarkdownNote').map((node) => node.widgets[0].value)"
     page.load(small.workflow)
     try:
-        language(page, "fr")
+        page.speak("fr")
         page.load(content)
         page.browser.wait(f"{shown}.join().includes(arguments[0])", words[blocks[0]])
         told = "\n".join(page.browser.run(f"return {shown}"))
         assert all(words[block] in told for block in blocks)
     finally:
-        language(page, "en")
+        page.speak("en")
