@@ -85,7 +85,7 @@ def start_control(
     return net.requires_grad_(True)
 
 
-class Guide(nn.Module):
+class LearningControl(nn.Module):
     """A ControlNet as it learns: each channel of its maps is multiplied by a gain of its own, which :meth:`fold` puts
     into the last layers when the file is written.
 

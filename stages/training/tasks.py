@@ -18,7 +18,7 @@ from ..nets.encoder import EncoderConfig
 from . import export
 from .control import (
     TRUNK_SHARE,
-    Guide,
+    LearningControl,
     choose_gains,
     even_out,
     fit_norms,
@@ -256,7 +256,7 @@ class ControlTask(Task):
         self.net = self.build_frozen()
         self.config = plan_control(given.config, settings, given.encoder[0] if given.encoder else EncoderConfig())
         self.control = start_control(self.config, given.encoder, given.start, given.start_name, settings.seed)
-        self.learned = self.guide = Guide(self.control).to(self.device)
+        self.learned = self.guide = LearningControl(self.control).to(self.device)
         self.shares = dict.fromkeys(self.control.backbone.parameters(), TRUNK_SHARE)
         self.fresh, self.masked = given.start is None, settings.hint == "inpaint"
         self.objective = ControlObjective(self.net, self.empty, **self.told, controlnet=self.guide, masked=self.masked)
