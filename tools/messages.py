@@ -49,9 +49,6 @@ MAKES_SCHEMAS = r"nodes/\w+\.py|stages/training/settings\.py"
 STANDARD = "nodes/host/report/parameters.py"
 """Writes into files what other programs read, in their words."""
 
-COMPLETE: tuple[str, ...] = ("pictures", "downloads", "files", "lora")
-"""The groups that every language says; a test holds them to it."""
-
 PLACE = "\0"
 FOREIGN = set(
     "ValueError TypeError KeyError LookupError AttributeError NotImplementedError RuntimeError OSError".split()

@@ -228,7 +228,7 @@ class Lora(nn.Module):
                 f"{name} holds {first}, which is no part of a {self.method} of {', '.join(self.layers) or 'nothing'}"[
                     :300
                 ]
-                + ". Give its method and its blocks in the settings, or convert it with Convert LoRA first."
+                + ". Give its method and its blocks in the settings, or convert it with Convert Cascade LoRA first."
             )
 
 

@@ -221,11 +221,7 @@ class Settings:
         free=True,
     )
     trunk_steps: int = _number(
-        0,
-        "Steps in which a new ControlNet's trunk first learns to tell the picture from its hint alone; 500 make it "
-        "heed the hint far sooner.",
-        0,
-        100_000,
+        0, "Steps in which a new ControlNet's trunk first learns to tell the picture from its hint alone.", 0, 100_000
     )
 
     def __post_init__(self) -> None:
