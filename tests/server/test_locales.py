@@ -46,7 +46,7 @@ def test_english_says_everything(definitions):
 
 @every_language
 def test_nothing_is_missing(language):
-    """Names, tooltips, help pages, menus, panels, notes, titles and messages; ``tools.translate missing`` lists them."""
+    """Names, tooltips, help pages, menus, panels, notes, titles, messages; ``tools.translate missing`` lists them."""
     assert translate.find_missing(language) == {kind: {} for kind in locales.KINDS}
 
 
