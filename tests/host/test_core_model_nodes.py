@@ -168,7 +168,7 @@ def test_deep_shrink(studio, plain, stage, after_skip):
         getattr(model, method)(patch)
         return sample(studio, stage, model)
 
-    assert torch.equal(shrink(1.0), plain[stage])
+    assert relative(shrink(1.0), plain[stage]) <= 1e-5  # rounding: test_core_patches.ROUNDING
     small = shrink(0.5)
     assert small.shape == plain[stage].shape and torch.isfinite(small).all()
     assert stage == "decoder" or changed(small, plain[stage])

@@ -67,12 +67,17 @@ PATCHES = {
 }
 
 
+ROUNDING = 1e-5
+"""A patch that looks takes the blocks off the way on which they write over the stream: the same but for rounding."""
+
+
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("kind", PATCHES)
 def test_patches(studio, plain, name, kind):
     make, groups = PATCHES[kind]
     seen = Seen(make(1.0))
-    assert torch.equal(sample(studio, name, patched(studio, name, "set_model_patch", seen, kind)), plain[name])
+    neutral = sample(studio, name, patched(studio, name, "set_model_patch", seen, kind))
+    assert relative(neutral, plain[name]) <= ROUNDING
     assert {group for group, _ in seen.blocks} == groups
     assert all("sigmas" in options or "sigmas" in options["transformer_options"] for options in seen.options)
     result = sample(studio, name, patched(studio, name, "set_model_patch", make(5.0), kind))
