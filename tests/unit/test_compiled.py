@@ -128,14 +128,14 @@ def broken(graph: torch.fx.GraphModule, example_inputs: list) -> object:
 
 
 def test_a_compiler_that_fails_is_told_once(caplog):
-    """And the picture is what it is without."""
+    """And the picture is what it is without, but for rounding: with a compiler no block writes over the stream."""
     hooks = BlockHooks(compiler=BlockCompiler(broken))
     net = tiny_net("stage_b_tiny")
     given = given_to(net, SIZES[1], torch.float32)
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         expected = net(**given)
         for _ in range(2):
-            assert torch.equal(net(**given, hooks=hooks), expected)
+            assert relative(net(**given, hooks=hooks), expected) <= CLOSE[torch.float32]
     (told,) = caplog.records
     assert "no such compiler" in told.getMessage()
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_lent_runs_as_it_is():
             real = layer.forward
             layer.forward = lambda x, real=real: 1.5 * real(x)
         changed = net(**given)
-        assert torch.equal(net(**given, hooks=hooks), changed)
+        assert relative(net(**given, hooks=hooks), changed) <= CLOSE[torch.float32]
     assert graphs.count == 0 and relative(changed, plain) > 0.01
 
 
