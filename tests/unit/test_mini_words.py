@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import os
 import random
+from dataclasses import replace
 
 import harness
 import pytest
 import torch
 
-from training.mini import evaluate
-from training.mini.captions import HELD_TEMPLATES, SHADES, Speaker, join_caption, tokens
+from cascade_studio.stages.training.optimiser import Optimiser
+from training.mini import evaluate, sizes
+from training.mini.captions import END, HELD_TEMPLATES, SHADES, START, Speaker, join_caption, tokens, word_tokens
 from training.mini.compose import GROUNDS, random_colour
 from training.mini.data import read_split
 from training.mini.decoder import Critic
 from training.mini.generators import repeat_common
-from training.mini.language import list_known_tokens
+from training.mini.language import TunedText, list_known_tokens, settle_table
 from training.mini.pilot import GRIDS, SmallDecoder
 from training.mini.subjects import COLOURS, LANGUAGES, PLAIN
+from training.mini.towers import TextTower
+from training.mini.vocabulary import hold_rows, list_english_tokens
 from training.mini.words import FOREIGN_TEMPLATES, HELD_FOREIGN, colour_words, everyday, nominative, speak
 
 SUBJECTS, PROMPTS = read_split()
@@ -163,3 +167,32 @@ def test_the_sheet_of_free_prompts_is_numbered_in_another_order(tmp_path, monkey
     listed = [prompt["name"] for prompt in json.loads(evaluate.FREE.read_text(encoding="utf-8"))]
     assert sorted(key.values()) == names == sorted(listed)
     assert list(key.values()) not in (names, listed) and (tmp_path / "free" / "free.png").is_file()
+
+
+def test_new_words_leave_what_english_captions_say():
+    """After a step on every row a caption of held tokens says the same, bit for bit, and one with a new token does not."""
+    torch.manual_seed(0)
+    tower = TextTower(replace(sizes.TEXT, vocab_size=49408, num_hidden_layers=1))
+    table = tower.text_model.embeddings.token_embedding.weight
+    with torch.no_grad():
+        table.copy_(settle_table(table, torch.tensor([7, 20, 4000, START, END])))
+    tuned = TunedText(tower, torch.tensor([7, 20, 4000, START, END]))
+    rows = hold_rows(tuned, torch.tensor([7, START, END]))
+    optimiser = Optimiser([rows], 0.1, weight_decay=0.0)
+    english, stranger = torch.tensor([[START, 7, tuned.stranger, END]]), torch.tensor([[START, 20, 7, END]])
+    before = [tower(ids)[0] for ids in (english, stranger)]
+    optimiser.step(sum(tuned(ids)[0].square().sum() for ids in (english, stranger, torch.tensor([[START, 4000, END]]))))
+    after = TextTower(tower.config)
+    after.load_state_dict(tuned.tensors())
+    with torch.no_grad():
+        assert torch.equal(after(english)[0], before[0]) and not torch.allclose(
+            after(stranger)[0], before[1], atol=1e-3
+        )
+    assert [parameter.requires_grad for parameter in tuned.parameters()].count(True) == 1
+
+
+def test_english_captions_are_all_held(speaker):
+    """Every token of a label in English and of the held-out prompts."""
+    held = set(list_english_tokens(SUBJECTS).tolist())
+    said = [*LABELS, *(prompt["prompt"] for prompt in PROMPTS)]
+    assert {token for text in said for token in word_tokens(text)} <= held

@@ -20,11 +20,21 @@ from .language import LanguagePart
 from .loop import Loop, Place
 from .machine import choose_threads, has_fast_bfloat16
 from .sizes import NEXT, PLANS
-from .vocabulary import WordsPart
+from .vocabulary import NewWordsPart, WordsPart
 
 PARTS = {
     part.name: part
-    for part in (StageAPart, EncoderPart, LanguagePart, CriticPart, StageBPart, StageCPart, RefinePart, WordsPart)
+    for part in (
+        StageAPart,
+        EncoderPart,
+        LanguagePart,
+        CriticPart,
+        StageBPart,
+        StageCPart,
+        RefinePart,
+        WordsPart,
+        NewWordsPart,
+    )
 }
 MEASURES: dict[str, Callable[[Place], object]] = {
     "preview": measure_previewer,

@@ -40,6 +40,7 @@ RESULTS = {
     "stage_c": ("stage_c", "text"),
     "refine": ("stage_b",),
     "words": ("text",),
+    "new_words": ("text",),
 }
 """The nets in the result of each part; Stage C tunes the text encoder of the language part."""
 

@@ -10,15 +10,25 @@ from torch import Tensor
 from cascade_studio.stages.training.losses import add_training_noise, epsilon_losses, sample_times, velocity_weight
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
-from .captions import END, LENGTH, Fragment, batch_tokens
+from .captions import (
+    COLOUR_TEMPLATES,
+    END,
+    HELD_TEMPLATES,
+    LENGTH,
+    PLAIN_TEMPLATES,
+    START,
+    Fragment,
+    batch_tokens,
+    word_tokens,
+)
 from .compose import PAINTED
 from .generators import HELD_EVERY, StageCPart, measure_held, repeat_common, strew
 from .language import TunedText, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_trained, paint_sheet
 from .scenes import SHORT, Pool, Scenes, make_pool
-from .subjects import COLOURS, LANGUAGES
-from .words import FOREIGN_TEMPLATES, colour_words, speak
+from .subjects import COLOURS, LANGUAGES, Subject
+from .words import FOREIGN_TEMPLATES, C, N, S, colour_words, speak
 
 HELD_PICTURES, HELD_TIME = 96, 0.9
 
@@ -43,7 +53,7 @@ class WordsPart(Part):
     """
 
     name = "words"
-    STEPS, SEED, LR, EMA_DECAY = 6000, 9, 1e-3, 0.997
+    STEPS, SEED, LR, EMA_DECAY, DECAY = 6000, 9, 1e-3, 0.997, 0.01
     BATCH, BESIDE, NOISY_FROM = 48, 144, 0.4
     DROP_TEXT, STRANGE, LONG, FOREIGN, SHADES = 0.04, 0.3, 0.1, 0.5, 0.15
 
@@ -57,12 +67,16 @@ class WordsPart(Part):
         self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
         self.tuned = TunedText(self.teacher, list_known_tokens(self.scenes.speaker).to(place.device))
         self.ema = EMA(self.tuned, self.EMA_DECAY)
-        optimiser = Optimiser(self.tuned.parameters(), self.LR, betas=(0.9, 0.98))
+        optimiser = Optimiser(self.choose_parameters(), self.LR, betas=(0.9, 0.98), weight_decay=self.DECAY)
         self.state = {"text": self.tuned, "ema": self.ema, "optimiser": optimiser}
         nets = {"encoder": load_trained(place, "encoder"), "vision": load_trained(place, "vision")}
         subjects = repeat_common(self.scenes.subjects, StageCPart.COMMON, StageCPart.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
         self.held = self.hold_out(nets["encoder"])
+
+    def choose_parameters(self) -> list[torch.nn.Parameter]:
+        """What learns: the whole text encoder."""
+        return list(self.tuned.parameters())
 
     def hold_out(self, encoder: torch.nn.Module) -> Pool:
         """Pictures on backgrounds that are never learned."""
@@ -145,3 +159,37 @@ class WordsPart(Part):
     def sheet(self) -> Tensor:
         """Sixteen held-out prompts, seen through the Previewer."""
         return paint_sheet(self.place, self.net, self.average_text(), self.scenes.prompts)
+
+
+def list_english_tokens(subjects: list[Subject]) -> Tensor:
+    """Tokens of the English captions that a Mini without everyday words learned from, and of the held-out ones."""
+    templates = (*PLAIN_TEMPLATES, *COLOUR_TEMPLATES, *HELD_TEMPLATES)
+    said = {part for template in templates for part in template} - {S, C, N}
+    said |= {name for subject in subjects for name in (subject.labels["en"], *subject.tags)} | {*COLOURS}
+    return torch.tensor(sorted({START, END, *(token for word in said for token in word_tokens(word))}))
+
+
+def hold_rows(tuned: TunedText, tokens: Tensor) -> torch.nn.Parameter:
+    """The token rows of ``tuned``, of which those of ``tokens``, and the one of all that nothing says, never get a
+    gradient; nor does the tower.
+    """
+    tuned.tower.requires_grad_(False)
+    rows = tuned.rows.weight
+    free = torch.ones(len(rows), 1, device=rows.device)
+    free[tuned.place[tokens]] = 0
+    free[-1] = 0
+    rows.register_hook(lambda gradient: gradient * free)
+    return rows
+
+
+class NewWordsPart(WordsPart):
+    """As :class:`WordsPart`, but only the rows of tokens that no English caption had learn: what English captions say
+    stays as it is, bit for bit, since neither their rows nor the tower change.
+    """
+
+    name = "new_words"
+    LR, DECAY, BATCH, BESIDE, FOREIGN = 2e-3, 0.0, 24, 104, 0.8
+
+    def choose_parameters(self) -> list[torch.nn.Parameter]:
+        """The token rows, of which those of English stay."""
+        return [hold_rows(self.tuned, list_english_tokens(self.scenes.subjects).to(self.place.device))]
