@@ -170,7 +170,7 @@ def test_the_sheet_of_free_prompts_is_numbered_in_another_order(tmp_path, monkey
 
 
 def test_new_words_leave_what_english_captions_say():
-    """After a step on every row a caption of held tokens says the same, bit for bit, and one with a new token does not."""
+    """After a step on all rows: held tokens say the same bit for bit, a new token does not."""
     torch.manual_seed(0)
     tower = TextTower(replace(sizes.TEXT, vocab_size=49408, num_hidden_layers=1))
     table = tower.text_model.embeddings.token_embedding.weight
