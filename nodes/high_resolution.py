@@ -43,9 +43,9 @@ class CascadeStudioTileDecoder(io.ComfyNode):
                     ),
                 ),
                 *tile_inputs(
-                    Sides(1024, 1024),
+                    Sides(1024),
                     256,
-                    Sides(256, 256),
+                    Sides(256),
                     (
                         "The wide layers hold no more at once than a picture of a quarter of this side needs, or a "
                         "sixteenth of what they read; smaller needs less memory.",

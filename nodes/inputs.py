@@ -11,7 +11,7 @@ from .host.files.native import Sides
 def side_input(
     name: str, sides: Sides, tooltip: str, *, min: int, max: int, step: int, advanced: bool | None = None
 ) -> io.Int.Input:
-    """A side of the picture in pixels. What it begins with follows this machine, so that ``authored`` goes with it."""
+    """A side of the picture in pixels. Where what it begins with follows this machine, ``authored`` goes with it."""
     return io.Int.Input(
         name,
         default=sides.here,
@@ -19,7 +19,7 @@ def side_input(
         max=max,
         step=step,
         advanced=advanced,
-        extra_dict={"authored": sides.authored},
+        extra_dict=None if sides.authored is None else {"authored": sides.authored},
         tooltip=tooltip,
     )
 

@@ -19,10 +19,10 @@ PRIOR = "prior"
 
 
 class Sides(NamedTuple):
-    """What an input for a side of the picture begins with: here, and in files that are handed on."""
+    """What an input for a side of the picture begins with: here, and in files that are handed on if that may differ."""
 
     here: int
-    authored: int
+    authored: int | None = None
 
 
 def find_sides() -> Sides:
