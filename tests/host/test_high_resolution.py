@@ -48,7 +48,8 @@ def test_methods_of_older_workflows_are_done_in_pieces(studio, prior, plain, met
 
 
 def test_a_picture_of_one_piece_stays_as_it_is(studio, prior, plain):
-    assert torch.equal(sample(studio, prior, tiled(studio, PIECES, tile_size=4096)), plain)
+    """But for rounding: without pieces the blocks write over the stream."""
+    assert relative(sample(studio, prior, tiled(studio, PIECES, tile_size=4096)), plain) <= 1e-5
 
 
 def test_core_samplers_patches_and_areas(studio, prior):
