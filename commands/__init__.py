@@ -10,7 +10,7 @@ from .messages import say
 
 COMMANDS = {
     "models": "list, plan, fetch and verify checkpoints",
-    "train": "train a LoRA from a configuration file",
+    "train": "train a LoRA, words, a stage or a ControlNet from a configuration file",
     "batch": "paint many pictures from a list, on one machine or many",
 }
 COMES_WITH_COMFYUI = ("torch", "numpy", "safetensors", "transformers", "PIL")
