@@ -184,7 +184,7 @@ def test_the_counts_see_files_folders_and_tensors(tmp_path):
     assert {event for event, path in touched if path == str(tmp_path)} == LISTINGS
 
 
-FROM_FILES = {"Canvas", "InpaintCrop"}
+FROM_FILES = {"Canvas", "InpaintCrop", "Upscale"}
 """Nodes without files of their own whose defaults follow the files that are here."""
 
 

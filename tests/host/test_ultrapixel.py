@@ -66,7 +66,8 @@ def test_neutral_settings_change_nothing(studio, nets, small, large, plain):
     late = guided(studio, nets, small, start_percent=1.0)
     assert torch.equal(sample(studio, large, late), plain)
     kept = studio.sample_prior(studio.canvas(*SMALL)[0], steps=2, seed=SEED)
-    assert torch.equal(kept["samples"], small["samples"]) and "cascade_studio_features" not in kept
+    assert relative(kept["samples"], small["samples"]) <= 1e-5, "what keeps features looks at the stream"
+    assert "cascade_studio_features" not in kept
     assert "cascade_studio_guide" not in studio.parts.prior.additional_models
 
 

@@ -94,9 +94,9 @@ class TransformerHooks(LayeredHooks):
         super().__init__(Changes(every, changes.blocks), attention, options, options.get(COMPILER_KEY))
         self.patches = options.get("patches", {})
         if not (self.patches.get("attn1_patch") or self.patches.get("attn2_patch")):
-            self.silent |= {"attention_tokens"}
+            self.silent = self.silent | {"attention_tokens"}  # PyTorch's compiler cannot follow |=
         if not (self.patches.get("attn1_output_patch") or self.patches.get("attn2_output_patch")):
-            self.silent |= {"attention_output"}
+            self.silent = self.silent | {"attention_output"}
         self.passive = frozenset(hook for hook, name in BLOCK_PATCHES.items() if not self.patches.get(name))
         self.replace = options.get("patches_replace", {})
         self.down_groups = sum(n * repeat for n, repeat in zip(config.blocks[0], config.block_repeat[0]))
