@@ -101,13 +101,13 @@ def test_the_plan_of_the_small_nets_is_what_they_hold(kind, name, dtype, pixels,
 
 
 def test_blocks_that_follow_each_other_hold_no_more():
-    """So a thin network says what Stage B holds in pieces."""
+    """So a thin one says what Stage B holds in pieces; what each block holds beside does not grow with the picture."""
     full, thin = (
         count_case(Case(bench_counts.PIECES, "1.5B", "bf16", 1024, thin=thin), host=False)["ours"]
         for thin in (False, True)
     )
     assert thin.kernels < full.kernels / 3
-    assert abs(thin.peak - full.peak) < 0.01 * full.peak
+    assert 0 <= full.peak - thin.peak < 1.5e6
 
 
 def test_8192_pixels_in_pieces_fit_into_12_gb():
