@@ -18,6 +18,8 @@ READY = f"!document.querySelector('.p-progressspinner') && !!document.querySelec
 OURS, CODE = "cascade", (f"/extensions/{PACK}/js/", f"/extensions/{PACK}/css/")
 NOT_THERE = "Failed to load resource"
 """The frontend asks for thumbnails, and for help in the user's language, whether there are any or not."""
+SET_ASIDE = "[proxyWidgetMigration] source widget has no backing input slot"
+"""The frontend's own warning on what becomes of a seed after a run, on the face of any block: it stays inside."""
 
 TEMPLATES = '[data-testid="template-workflows-content"]'
 CARD = '[data-testid="template-workflow-%s"]'
