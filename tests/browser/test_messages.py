@@ -14,8 +14,8 @@ from tools.server import PACK, HostServer
 
 WORDS = json.loads((REPOSITORY / "web" / "messages" / "fr.json").read_text(encoding="utf-8"))
 ADVICE = (
-    "Put the Stage B sampler between the Stage C sampler and this node, or decode a Stage C latent with the preview "
-    "decoder."
+    "Wire the output of the Stage B sampler, the canvas node's Stage B latent or a picture encoded by Stage A into "
+    "this input."
 )
 NOTHING = "Load Stable Cascade has no Stage C VAE to give: no file is chosen for 'image_encoder' nor for 'previewer'."
 CANVAS = {"class_type": "CascadeStudio_Canvas", "inputs": {"width": 128, "height": 128, "compression": 0}}
@@ -38,7 +38,7 @@ def wire_wrong(files: dict[str, Any]) -> dict[str, Any]:
     return {
         "1": use("CascadeStudio_Load", **files),
         "2": CANVAS,
-        "3": use("CascadeStudio_DecodeStageA", latent=["2", 0], vae=["1", 3]),
+        "3": use("CascadeStudio_DecodeStageA", latent=["2", 0], vae=["1", 4]),
         "4": use("PreviewImage", images=["3", 0]),
     }
 
@@ -48,7 +48,7 @@ def wire_nothing(files: dict[str, Any]) -> dict[str, Any]:
     return {
         "1": use("CascadeStudio_Load", **files),
         "2": CANVAS,
-        "3": use("VAEDecode", samples=["2", 0], vae=["1", 4]),
+        "3": use("VAEDecode", samples=["2", 0], vae=["1", 5]),
         "4": use("PreviewImage", images=["3", 0]),
     }
 
