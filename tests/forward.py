@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +28,22 @@ def inputs_for(config: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         return noise(1, 16, 6, 6), r, conditions
     conditions = {"effnet": noise(1, 16, 4, 4, seed=1), "clip": noise(1, 1, config.c_clip, seed=2)}
     return noise(1, 4, 32, 32), r, conditions
+
+
+@contextmanager
+def streamed(model: Any) -> Iterator[Any]:
+    """The network of ``model`` as the host loads it in part: its layers stay where they are and are cast at use."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    partly = model.clone(disable_dynamic=True) if model.is_dynamic() else model.clone()
+    partly.load(torch.device("cpu"), lowvram_model_memory=1)
+    try:
+        net = partly.model.diffusion_model
+        assert any(getattr(module, "comfy_cast_weights", False) for module in net.modules())
+        yield net
+    finally:
+        partly.detach()
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from forward import comfyui, forward, inputs_for, low_rank
+from forward import comfyui, forward, inputs_for, low_rank, streamed
 from graphs import FILES
 from world import FP32, Studio, relative
 
@@ -91,21 +91,11 @@ def test_all_that_acts_goes_on_acting(studio, lora, graphs):
 
 def test_streamed_weights_run_compiled(studio, lora, graphs):
     """Of a partly loaded model, layers in the processor's memory are cast and patched at use, compiled or not."""
-    import comfy.model_management
-
     model = with_lora(studio, studio.parts.prior, lora, 1.0)
     expected = forward(model)
-    comfy.model_management.unload_all_models()
-    streamed = model.clone(disable_dynamic=True) if model.is_dynamic() else model.clone()
-    streamed.load(torch.device("cpu"), lowvram_model_memory=1)
-    try:
-        net = streamed.model.diffusion_model
+    with streamed(model) as net, torch.inference_mode():
         x, r, conditions = inputs_for(net.config)
-        assert any(getattr(module, "comfy_cast_weights", False) for module in net.modules())
-        with torch.inference_mode():
-            found = net(x, r, transformer_options={COMPILER_KEY: BlockCompiler()}, **conditions)
-    finally:
-        streamed.detach()
+        found = net(x, r, transformer_options={COMPILER_KEY: BlockCompiler()}, **conditions)
     assert relative(found, expected) < 1e-4
     assert graphs.count == 2
 

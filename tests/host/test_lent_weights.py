@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from forward import comfyui, forward, inputs_for, low_rank
+from forward import comfyui, forward, inputs_for, low_rank, streamed
 from world import Studio, relative
 
 
@@ -69,23 +69,13 @@ def test_asking_and_calling_give_the_same(studio, lora, patched):
 @pytest.mark.parametrize("patched", [False, True], ids=["plain", "LoRA"])
 def test_streamed_weights(studio, lora, patched):
     """Layers that stay in the processor's memory are cast and patched at use, by the host's own functions."""
-    import comfy.model_management
-
     model = studio.parts.decoder
     if patched:
         model = studio.call("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)
     expected = forward(model)
-    comfy.model_management.unload_all_models()
-    streamed = model.clone(disable_dynamic=True) if model.is_dynamic() else model.clone()
-    streamed.load(torch.device("cpu"), lowvram_model_memory=1)
-    try:
-        net = streamed.model.diffusion_model
+    with streamed(model) as net, torch.inference_mode():
         x, r, conditions = inputs_for(net.config)
-        assert any(module.comfy_cast_weights for module in net.modules() if hasattr(module, "comfy_cast_weights"))
-        with torch.inference_mode():
-            given = net(x, r, transformer_options={}, **conditions)
-    finally:
-        streamed.detach()
+        given = net(x, r, transformer_options={}, **conditions)
     assert relative(given, expected) < 1e-4
 
 

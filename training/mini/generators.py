@@ -39,6 +39,12 @@ HELD_TIMES, HELD_EVERY = (0.98, 0.9, 0.75, 0.5), 100
 """When :func:`measure_held` looks, and after how many steps again."""
 
 
+def ease_decay(most: float, updates: int) -> float:
+    """How much running averages keep in a step after ``updates``: little at first, so that a short run forgets its
+    start, and ``most`` in the end."""
+    return min(most, (1 + updates) / (10 + updates))
+
+
 class MatrixOptimiser:
     """Muon (Jordan et al. 2024) with updates of AdamW's size; gradients are those that the other optimiser left."""
 
@@ -130,7 +136,7 @@ class DiffusionPart(Part):
         if math.isfinite(norm):
             self.state["matrices"].update(factor)
         self.start.hold()
-        self.ema.decay = self.decay()
+        self.ema.decay = ease_decay(self.EMA_DECAY, self.ema.updates)
         self.ema.update(self.net)
         taken = {"loss": float(losses.detach().mean()), "weighted": float(weighted.detach().mean()), "norm": norm}
         for name, low, high in (("noisy", -99, -4), ("middle", -4, 0), ("clear", 0, 99)):
@@ -138,10 +144,6 @@ class DiffusionPart(Part):
             if len(these):
                 taken[name] = float(these.mean())
         return taken
-
-    def decay(self) -> float:
-        """How much the running averages keep in a step: little at first, so that a short run forgets its start."""
-        return min(self.EMA_DECAY, (1 + self.ema.updates) / (10 + self.ema.updates))
 
     def judge_guess(self, seen: Noised, predicted: Tensor, x0: Tensor) -> Tensor | float:
         """A loss on what ``predicted`` makes of the noise in ``seen``, beside that of the noise."""
@@ -258,7 +260,7 @@ class StageCPart(DiffusionPart):
         self.state["text_optimiser"].clear()
         taken = self.learn(rows["effnet"], conditions, factor, self.HELD * held)
         norm = self.state["text_optimiser"].update(factor)
-        self.text_ema.decay = self.decay()
+        self.text_ema.decay = ease_decay(self.EMA_DECAY, self.ema.updates)
         self.text_ema.update(self.tuned)
         return {**taken, "held": float(held.detach()), "text_norm": norm}
 

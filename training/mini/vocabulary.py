@@ -22,7 +22,7 @@ from .captions import (
     word_tokens,
 )
 from .compose import PAINTED
-from .generators import HELD_EVERY, StageCPart, measure_held, repeat_common, strew
+from .generators import HELD_EVERY, StageCPart, ease_decay, measure_held, repeat_common, strew
 from .language import TunedText, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_trained, paint_sheet
@@ -110,7 +110,7 @@ class WordsPart(Part):
         tails = compare_tails(hidden, wanted, ids, meant)
         noise = self.compare_noise(index[: self.BATCH], hidden[: self.BATCH], pooled[: self.BATCH])
         norm = self.state["optimiser"].step(noise + held + tails, factor)
-        self.ema.decay = min(self.EMA_DECAY, (1 + self.ema.updates) / (10 + self.ema.updates))
+        self.ema.decay = ease_decay(self.EMA_DECAY, self.ema.updates)
         self.ema.update(self.tuned)
         losses = {"noise": noise, "pooled": held, "tails": tails}
         return {**taken, **{name: float(value.detach()) for name, value in losses.items()}, "norm": norm}

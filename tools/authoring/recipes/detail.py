@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..flow import Flow, FlowNode
 from . import parts
 
@@ -60,10 +62,8 @@ LoRAs go on the wires of the models, as ever. The hint of a ControlNet on the pr
     return flow
 
 
-def upscale() -> Flow:
-    """A picture enlarged by Stage B in tiles, each of which follows its own part of the Stage C latent."""
-    flow = Flow("upscale")
-    load = parts.load(flow, PRESET, WITHOUT)
+def _enlarge(flow: Flow, load: FlowNode, **inputs: Any) -> tuple[FlowNode, FlowNode]:
+    """A picture and the node that enlarges it, which gets ``inputs`` beside what both ways of it share."""
     flow.step("Load a picture")
     image = parts.load_picture(flow)
     flow.step("Prompt: what the picture shows")
@@ -76,8 +76,16 @@ def upscale() -> Flow:
         negative=negative[0],
         scale=2.0,
         **TILES,
-        **_models(load),
+        **inputs,
     )
+    return image, after
+
+
+def upscale() -> Flow:
+    """A picture enlarged by Stage B in tiles, each of which follows its own part of the Stage C latent."""
+    flow = Flow("upscale")
+    load = parts.load(flow, PRESET, WITHOUT)
+    image, after = _enlarge(flow, load, **_models(load))
     _finish(flow, image, after)
     flow.feature(after, denoise=0.01)
     flow.note(
@@ -100,22 +108,7 @@ def upscale_steered() -> Flow:
     flow = Flow("upscale_steered")
     load = parts.load(flow, PRESET, WITHOUT)
     net = flow.add("CascadeStudio_LoadControlNet", controlnet=parts.files.name("controlnet_super_resolution"))
-    flow.step("Load a picture")
-    image = parts.load_picture(flow)
-    flow.step("Prompt: what the picture shows")
-    positive, negative = parts.prompts(flow, load["clip"], "a house on green hills, sharp and detailed")
-    flow.step("Enlarge")
-    after = flow.add(
-        "CascadeStudio_Upscale",
-        image=image["IMAGE"],
-        positive=positive[0],
-        negative=negative[0],
-        control_net=net[0],
-        scale=2.0,
-        denoise=0.6,
-        **TILES,
-        **_models(load, "prior"),
-    )
+    image, after = _enlarge(flow, load, control_net=net[0], denoise=0.6, **_models(load, "prior"))
     _finish(flow, image, after, "controlnet_super_resolution")
     flow.feature(after, control_strength=0.0)
     flow.note(
