@@ -53,14 +53,15 @@ class Page:
         self.browser.wait(f"document.readyState == 'complete' && !!window.app && {READY}", timeout=OPENING)
         # The frontend restores or makes a first graph a moment later.
         self.browser.wait("app.extensionManager.workflow?.activeWorkflow != null")
+        heard = [error for error in self.browser.take_errors() if not error.startswith(UNHEARD)]
+        self.browser.errors[:0] = heard
 
     def complaints(self) -> list[str]:
         """The console errors and warnings since the last time that name this pack."""
         return [
             error
             for error in self.browser.take_errors()
-            if (OURS in error.lower() and not error.startswith((NOT_THERE, UNHEARD)))
-            or any(path in error for path in CODE)
+            if (OURS in error.lower() and not error.startswith(NOT_THERE)) or any(path in error for path in CODE)
         ]
 
     def clear(self) -> None:
