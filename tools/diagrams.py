@@ -1,77 +1,170 @@
-"""Drawn diagrams for the template browser: how the pictures come about that Cascade Mini cannot paint."""
+"""Drawn diagrams for the template browser: what the workflows do that Cascade Mini cannot paint.
+
+They fill their square as painted cards do and say what they say without words, but for sizes and a name, in letters
+that can be read at 250 pixels. The picture in them is one of those that workflows load (:mod:`tools.example_pictures`).
+"""
 
 from __future__ import annotations
 
 import io
-from functools import partial
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .example_pictures import draw_hills
 from .icon import GROUND
 from .titles import title_of
 
 SIDE = 1024
 """Pixels of a diagram before it becomes a thumbnail."""
 
-INK, FADED, FRAME = (240, 240, 240), (150, 158, 170), (86, 96, 112)
-SMALL, LARGE, FLOW = (232, 150, 60), (78, 148, 214), (226, 186, 90)
-NETS = 4
+MARGIN = 40
+INK, FLOW, SHADE = (250, 250, 250), (255, 196, 87), (70, 78, 92)
+LARGE_LETTERS, LETTERS = 92, 66
+"""Of 1024 pixels: 22 and 16 of 250."""
+
+WIDE = 10
+"""Pixels of a frame or a line."""
+
+GUIDES = 4
+"""UltraPixel's guide nets."""
+
+Box = tuple[int, int, int, int]
 
 
-def draw_guided(small: tuple[int, int], large: tuple[int, int]) -> bytes:
-    """A PNG: a small grid of cells, four guide nets that read it, and the large grid that they correct.
+@lru_cache(maxsize=1)
+def _hills() -> Image.Image:
+    return draw_hills().resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
-    ``small`` and ``large`` are width and height of the two pictures in pixels.
-    """
-    picture = Image.new("RGB", (SIDE, SIDE), GROUND)
-    drawn = ImageDraw.Draw(picture)
-    aspect = large[1] / large[0]
-    left = (60, 400, 270, 400 + round(210 * aspect))
-    right = (520, 250, 964, 250 + round(444 * aspect))
-    grids = [tuple(max(1, round(side * 24 / 1024)) for side in size) for size in (small, large)]
-    draw_grid(drawn, left, grids[0], SMALL)
-    draw_grid(drawn, right, grids[1], LARGE)
-    middle = (left[1] + left[3]) // 2
-    for net in range(NETS):
-        down = middle - 120 + 80 * net
-        box = (350, down - 24, 440, down + 24)
-        drawn.line([(left[2] + 8, middle), (box[0], down)], fill=FLOW, width=4)
-        drawn.line([(box[2], down), (right[0] - 8, (right[1] + right[3]) // 2 - 90 + 60 * net)], fill=FLOW, width=4)
-        drawn.rounded_rectangle(box, 12, fill=FRAME, outline=FLOW, width=3)
-    texts = (
-        ("UltraPixel", SIDE // 2, 90, 76, INK),
-        ("a small picture guides a large one", SIDE // 2, 165, 38, FADED),
-        (f"{small[0]} x {small[1]}", (left[0] + left[2]) // 2, left[3] + 40, 36, INK),
-        (f"{grids[0][0]} x {grids[0][1]} cells", (left[0] + left[2]) // 2, left[3] + 82, 28, FADED),
-        ("guide nets", 395, middle + 190, 28, FADED),
-        (f"{large[0]} x {large[1]}", (right[0] + right[2]) // 2, right[3] + 46, 48, INK),
-        (f"{grids[1][0]} x {grids[1][1]} cells", (right[0] + right[2]) // 2, right[3] + 98, 32, FADED),
-        ("needs the full Stage C and UltraPixel's file", SIDE // 2, SIDE - 70, 32, FADED),
-    )
-    for text, across, down, size, colour in texts:
-        drawn.text((across, down), text, fill=colour, font=ImageFont.load_default(size), anchor="mm")
+
+def coarsen(picture: Image.Image, cells: int) -> Image.Image:
+    """The picture in so many cells across, each of one colour."""
+    return picture.resize((cells, cells), Image.Resampling.BOX).resize(picture.size, Image.Resampling.NEAREST)
+
+
+def write_label(drawn: ImageDraw.ImageDraw, text: str, at: tuple[int, int], size: int, anchor: str) -> Box:
+    """Letters on a dark plate whose corner or middle, by ``anchor`` of Pillow, lies at ``at``; returns the plate."""
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = (round(edge) for edge in drawn.textbbox((0, 0), text, font=font, anchor="lt"))
+    width, height = right - left + size // 2, bottom - top + size // 2
+    x = at[0] - {"l": 0, "m": width // 2, "r": width}[anchor[0]]
+    y = at[1] - {"t": 0, "m": height // 2, "b": height}[anchor[1]]
+    plate = (x, y, x + width, y + height)
+    drawn.rounded_rectangle(plate, size // 4, fill=GROUND)
+    drawn.text((x + width / 2, y + height / 2), text, fill=INK, font=font, anchor="mm")
+    return plate
+
+
+def draw_arrow(drawn: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """A line with a head."""
+    angle = math.atan2(end[1] - start[1], end[0] - start[0])
+    head = 5 * WIDE
+    neck = (end[0] - 0.8 * head * math.cos(angle), end[1] - 0.8 * head * math.sin(angle))
+    drawn.line([start, neck], fill=FLOW, width=round(1.4 * WIDE))
+    sides = [(end[0] - head * math.cos(angle + way), end[1] - head * math.sin(angle + way)) for way in (-0.5, 0.5)]
+    drawn.polygon([end, *sides], fill=FLOW)
+
+
+def draw_enlarged(small: tuple[int, int], large: tuple[int, int], name: str = "") -> Image.Image:
+    """A small picture, to scale in a corner of the large one that is made of it; with ``name``, guide nets lead it."""
+    whole = _hills().copy()
+    drawn = ImageDraw.Draw(whole)
+    side = round(SIDE * small[0] / large[0] * 0.8)
+    corner = (MARGIN, SIDE - MARGIN - side)
+    whole.paste(coarsen(_hills(), 32).resize((side, side), Image.Resampling.NEAREST), corner)
+    inset = (corner[0], corner[1], corner[0] + side, corner[1] + side)
+    drawn.rectangle(inset, outline=INK, width=WIDE)
+    begin = (inset[2] + 2 * WIDE, inset[1] - 2 * WIDE)
+    if name:
+        write_label(drawn, name, (SIDE - MARGIN, SIDE - MARGIN), LETTERS, "rb")
+        for number in range(GUIDES):
+            angle = math.radians(18 + 54 * number / (GUIDES - 1))
+            reach = 0.42 * SIDE
+            draw_arrow(drawn, begin, (begin[0] + reach * math.cos(angle), begin[1] - reach * math.sin(angle)))
+    else:
+        draw_arrow(drawn, begin, (begin[0] + 0.3 * SIDE, begin[1] - 0.3 * SIDE))
+    middle = ((inset[0] + inset[2]) // 2, (inset[1] + inset[3]) // 2)
+    write_label(drawn, str(small[0]), middle, LETTERS, "mm")
+    write_label(drawn, f"{large[0]} x {large[1]}", (SIDE - MARGIN, MARGIN), LARGE_LETTERS, "rt")
+    return whole
+
+
+def join_halves(before: Image.Image, after: Image.Image) -> Image.Image:
+    """``before`` at the left and below, ``after`` at the right and above, a line between them."""
+    mask = Image.new("L", (SIDE, SIDE), 0)
+    ImageDraw.Draw(mask).polygon([(0, 0), (SIDE, 0), (SIDE, SIDE)], fill=255)
+    whole = Image.composite(after, before, mask)
+    ImageDraw.Draw(whole).line([(0, 0), (SIDE, SIDE)], fill=INK, width=WIDE)
+    return whole
+
+
+def draw_upscaled(small: int, large: int, tiles: int = 0, name: str = "") -> Image.Image:
+    """Coarse below, fine above, with both sizes; ``tiles`` across, where the fine one is painted in tiles."""
+    fine = _hills().copy()
+    drawn = ImageDraw.Draw(fine)
+    for number in range(1, tiles):
+        at = SIDE * number // tiles
+        for ends in ([(at, 0), (at, SIDE)], [(0, at), (SIDE, at)]):
+            drawn.line(ends, fill=INK, width=WIDE // 2)
+    whole = join_halves(coarsen(_hills(), 32), fine)
+    drawn = ImageDraw.Draw(whole)
+    write_label(drawn, str(small), (MARGIN, SIDE - MARGIN), LARGE_LETTERS, "lb")
+    write_label(drawn, str(large), (SIDE - MARGIN, MARGIN), LARGE_LETTERS, "rt")
+    if name:
+        write_label(drawn, name, (SIDE - MARGIN, SIDE - MARGIN), LETTERS, "rb")
+    return whole
+
+
+def draw_board(size: tuple[int, int], square: int = 32) -> Image.Image:
+    """What image programs show where nothing is: a board of two greys."""
+    small = Image.new("L", (-(-size[0] // square), -(-size[1] // square)))
+    small.putdata([150 if (x + y) % 2 else 205 for y in range(small.height) for x in range(small.width)])
+    return small.resize((small.width * square, small.height * square), Image.Resampling.NEAREST).crop((0, 0, *size))
+
+
+def draw_inpainted() -> Image.Image:
+    """A hole in the picture, and the same place painted."""
+    hole = Image.new("L", (SIDE, SIDE), 0)
+    place = tuple(round(part * SIDE) for part in (0.38, 0.30, 0.74, 0.74))
+    ImageDraw.Draw(hole).ellipse(place, fill=255)
+    before = Image.composite(draw_board((SIDE, SIDE)).convert("RGB"), _hills(), hole)
+    whole = join_halves(before, _hills())
+    ImageDraw.Draw(whole).ellipse(place, outline=FLOW, width=WIDE)
+    return whole
+
+
+def draw_outpainted() -> Image.Image:
+    """The picture as it was in the middle, what is painted beyond its borders paler, and the ways that it grows."""
+    whole = Image.blend(_hills(), Image.new("RGB", (SIDE, SIDE), INK), 0.45)
+    start, end = round(0.25 * SIDE), round(0.75 * SIDE)
+    whole.paste(_hills().crop((start, start, end, end)), (start, start))
+    drawn = ImageDraw.Draw(whole)
+    drawn.rectangle((start, start, end, end), outline=INK, width=WIDE)
+    middle, near, far = SIDE / 2, 2 * WIDE, start - MARGIN
+    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+        half = (end - start) / 2
+        begin, reach = half + near, half + far
+        draw_arrow(drawn, (middle + x * begin, middle + y * begin), (middle + x * reach, middle + y * reach))
+    return whole
+
+
+def draw_diagram(name: str) -> bytes:
+    """The diagram of the workflow ``name`` as a PNG."""
     made = io.BytesIO()
-    picture.save(made, "PNG")
+    DIAGRAMS[name]().save(made, "PNG")
     return made.getvalue()
 
 
-def draw_grid(
-    drawn: ImageDraw.ImageDraw, box: tuple[int, int, int, int], cells: tuple[int, int], colour: tuple
-) -> None:
-    """A frame with the cells of a latent in it."""
-    left, top, right, bottom = box
-    thin = tuple(part * 2 // 5 for part in colour)
-    for number in range(1, cells[0]):
-        across = left + (right - left) * number / cells[0]
-        drawn.line([(across, top), (across, bottom)], fill=thin, width=1)
-    for number in range(1, cells[1]):
-        down = top + (bottom - top) * number / cells[1]
-        drawn.line([(left, down), (right, down)], fill=thin, width=1)
-    drawn.rectangle(box, outline=colour, width=5)
-
-
-DIAGRAMS = {
-    title_of("ultrapixel_2k"): partial(draw_guided, (1024, 1024), (2048, 2048)),
-    title_of("ultrapixel_4k"): partial(draw_guided, (1280, 720), (3840, 2160)),
+DIAGRAMS: dict[str, Callable[[], Image.Image]] = {
+    title_of("high_resolution_2k"): partial(draw_enlarged, (1024, 768), (2048, 1536)),
+    title_of("high_resolution_4k"): partial(draw_enlarged, (1024, 576), (3840, 2160)),
+    title_of("ultrapixel_2k"): partial(draw_enlarged, (1024, 1024), (2048, 2048), "UltraPixel"),
+    title_of("ultrapixel_4k"): partial(draw_enlarged, (1280, 720), (3840, 2160), "UltraPixel"),
+    title_of("super_resolution"): partial(draw_upscaled, 768, 2048),
+    title_of("upscale_steered"): partial(draw_upscaled, 1024, 2048, 3, "ControlNet"),
+    title_of("inpaint"): draw_inpainted,
+    title_of("outpaint"): draw_outpainted,
 }
 """By workflow: what draws its diagram."""

@@ -124,40 +124,6 @@ def kit_for(converted: Converted) -> Kit:
     return small if small.covers(roles_of(converted)) else FAMILY
 
 
-def without_nets(converted: Converted, kit: Kit) -> None:
-    """Take out ControlNets that the kit lacks, as bypassing them does: prompts go past, hints are not asked for."""
-    prompt = converted.prompt
-    lacking = {
-        key
-        for key, node in prompt.items()
-        if node["class_type"] == "CascadeStudio_LoadControlNet"
-        and role_of("controlnet", node["inputs"]["controlnet"]) not in kit.files
-    }
-    for key in lacking:
-        del prompt[key]
-    applied = {
-        key: node["inputs"]
-        for key, node in prompt.items()
-        if node["class_type"] == "CascadeStudio_ApplyControl" and node["inputs"]["control_net"][0] in lacking
-    }
-    past = {
-        (key, slot): inputs[name]
-        for key, inputs in applied.items()
-        for slot, name in enumerate(("positive", "negative"))
-    }
-    for key in applied:
-        del prompt[key]
-    for node in prompt.values():
-        node["inputs"] = {
-            name: value
-            for name, value in node["inputs"].items()
-            if not (isinstance(value, list) and value[0] in lacking)
-        }
-        for name, value in node["inputs"].items():
-            while isinstance(value, list) and tuple(value) in past:
-                value = node["inputs"][name] = past[tuple(value)]
-
-
 def for_mini(converted: Converted, definitions: dict[str, Any], scene: Scene | None, picture: str = "") -> bool:
     """Let a workflow paint ``scene`` with Mini at its own size; False, and nothing is changed, where Mini lacks a part.
 

@@ -1,8 +1,8 @@
 """``python3 dev.py run -m tools.workflow_thumbnails [NAME ...]``: a picture of 512 pixels beside each workflow.
 
 Every workflow runs on a real server with Cascade Mini, at the size that Mini paints and with a prompt that it knows;
-what it saves becomes the template browser's picture. ControlNets that Mini lacks are bypassed; a workflow that needs
-another part which Mini lacks gets a drawn diagram where there is one (:mod:`tools.diagrams`), else it is left alone.
+what it saves becomes the template browser's picture. A workflow that Mini cannot show, since it lacks a part of it or
+is lost at its size, has a drawn diagram (:mod:`tools.diagrams`), which takes no server.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cascade_studio.commands.messages import Stop, say, speak_plainly
 from cascade_studio.commands.workflow.api_prompt import convert
 
 from . import small
 from .authoring.__main__ import WORKFLOWS, current_setup
-from .diagrams import DIAGRAMS
+from .diagrams import DIAGRAMS, draw_diagram
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .scenes import FIRST, SCENES, SILENT
@@ -33,13 +33,10 @@ SOURCE, EXAMPLE = title_of("text_to_image"), "cascade_mini_example.png"
 
 
 def thumbnail(data: bytes) -> bytes:
-    """A JPEG of the picture, 512 pixels on its longer side, on white."""
+    """A JPEG of the picture's middle square, 512 pixels wide and high."""
     with Image.open(io.BytesIO(data)) as picture:
-        picture = picture.convert("RGB")
-        scale = SIDE / max(picture.size)
-        size = tuple(max(1, round(side * scale)) for side in picture.size)
         made = io.BytesIO()
-        picture.resize(size, Image.Resampling.LANCZOS).save(made, "JPEG", quality=QUALITY)
+        ImageOps.fit(picture.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS).save(made, "JPEG", quality=QUALITY)
     return made.getvalue()
 
 
@@ -57,9 +54,8 @@ def with_hole(data: bytes) -> bytes:
 
 
 def prepare_prompt(name: str, definitions: dict[str, Any]) -> dict[str, Any] | None:
-    """The prompt on Mini, or None where Mini lacks a part other than a ControlNet."""
+    """The prompt on Mini, or None where Mini lacks a part."""
     converted = convert(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), definitions)
-    small.without_nets(converted, small.mini())
     scene = None if name in SILENT else SCENES.get(name)
     if not small.for_mini(converted, definitions, scene, EXAMPLE):
         return None
@@ -94,8 +90,6 @@ def run(server: HostServer, names: list[str]) -> int:
         images = server.client.run(prompt).images() if prompt else []
         if images:
             write_thumbnail(name, server.client.view(images[0]))
-        elif name in DIAGRAMS:
-            write_thumbnail(name, DIAGRAMS[name]())
         else:
             say(f"{name}: left out, {'it saves no picture' if prompt else 'Cascade Mini has not all of its parts'}.")
             left_out += 1
@@ -105,17 +99,23 @@ def run(server: HostServer, names: list[str]) -> int:
 def main(arguments: list[str]) -> int:
     """Write the pictures of all workflows, or of those that are named; returns the exit code."""
     known = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-    unknown = sorted(set(arguments) - set(known))
+    names = arguments or known
+    unknown = sorted(set(names) - set(known))
     try:
         if unknown:
             raise Stop(f"There is no workflow {', '.join(unknown)}. There are {', '.join(known)}.")
+        for name in sorted(set(names) & set(DIAGRAMS)):
+            write_thumbnail(name, draw_diagram(name))
+        painted = [name for name in names if name not in DIAGRAMS]
+        if not painted:
+            return 0
         if not small.mini().covers(small.PAINTS):
             raise Stop(f"Cascade Mini is not whole in {small.MINI_FOLDER}, and it paints these pictures.")
         setup = current_setup()
         base = Base()
         try:
             with HostServer(setup, base, cpu=not has_accelerator(setup)) as server:
-                run(server, arguments or known)
+                run(server, painted)
         finally:
             base.close()
     except Stop as stop:

@@ -207,29 +207,6 @@ def test_a_workflow_is_made_fit_for_mini_as_a_whole_or_not_at_all(monkeypatch):
     assert found["4"]["image"] == "apple.png" and found["5"]["steps"] == 20 and found["6"]["text"] == FIRST.prompt
 
 
-def test_nets_that_are_not_there_are_bypassed():
-    prompt = {
-        "1": {"class_type": "CLIPTextEncode", "inputs": {"text": "a"}},
-        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}},
-        "3": {"class_type": "CascadeStudio_LoadControlNet", "inputs": {"controlnet": "canny.safetensors"}},
-        "4": {"class_type": "CascadeStudio_LoadControlNet", "inputs": {"controlnet": "inpainting.safetensors"}},
-    }
-    for key, net, start in (("5", "3", "1"), ("6", "4", "5"), ("7", "4", "6")):
-        prompt[key] = {
-            "class_type": "CascadeStudio_ApplyControl",
-            "inputs": {
-                "positive": [start, 0],
-                "negative": ["2", 0] if start == "1" else [start, 1],
-                "control_net": [net, 0],
-            },
-        }
-    prompt["8"] = {"class_type": "Sample", "inputs": {"positive": ["7", 0], "negative": ["7", 1]}}
-    converted = Converted(prompt)
-    small.without_nets(converted, small.Kit("Mini", {"controlnet_canny": "mini_canny.safetensors"}))
-    assert set(converted.prompt) == {"1", "2", "3", "5", "8"}
-    assert converted.prompt["8"]["inputs"] == {"positive": ["5", 0], "negative": ["5", 1]}
-
-
 def test_files_of_the_pack_never_stand_in_for_those_of_another_model():
     """The nearest name may be Mini's, whose parts fit each other alone."""
     converted = Converted(

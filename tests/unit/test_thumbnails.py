@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from harness import REPOSITORY
-from PIL import Image
+from PIL import Image, ImageChops, ImageDraw, ImageStat
 
 from cascade_studio.commands.messages import Stop
 from tools import sheet, workflow_thumbnails as tool
 from tools.authoring.recipes import parts
+from tools.diagrams import DIAGRAMS, LARGE_LETTERS, LETTERS, MARGIN, SIDE, draw_diagram, draw_enlarged, write_label
 from tools.scenes import SHEET
 
 WORKFLOWS = REPOSITORY / "workflows"
@@ -22,10 +24,44 @@ def png(size: tuple[int, int]) -> bytes:
     return made.getvalue()
 
 
-@pytest.mark.parametrize("size, expected", [((256, 256), (512, 512)), ((2048, 512), (512, 128))])
-def test_a_thumbnail_is_a_jpeg_of_512_pixels(size, expected):
+@pytest.mark.parametrize("size", [(256, 256), (2048, 512), (300, 400)])
+def test_a_thumbnail_is_a_square_jpeg_of_512_pixels(size):
     with Image.open(io.BytesIO(tool.thumbnail(png(size)))) as picture:
-        assert picture.format == "JPEG" and picture.size == expected
+        assert picture.format == "JPEG" and picture.size == (512, 512)
+
+
+def values_of(name: str, kind: str) -> list:
+    """The widgets of the one node of its kind in a workflow."""
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    (node,) = [node for node in workflow["nodes"] if node["type"] == kind]
+    return node["widgets_values"]
+
+
+def test_diagrams_tell_the_sizes_of_their_workflows():
+    enlarged = {name: draw.args for name, draw in DIAGRAMS.items() if getattr(draw, "func", None) is draw_enlarged}
+    assert len(enlarged) == 4
+    for name, (small, large, *guide) in enlarged.items():
+        size = values_of(name, "CascadeStudio_Canvas")[:2]
+        scale = values_of(name, "CascadeStudio_HighResolutionPrior")[0]
+        assert list(small) == size and list(large) == [round(side * scale) for side in size], name
+        assert bool(guide) == ("UltraPixel" in name)
+
+
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_a_diagram_is_the_workflows_card_and_differs_from_the_others(name):
+    with Image.open(io.BytesIO(tool.thumbnail(draw_diagram(name)))) as drawn:
+        for other in DIAGRAMS:
+            with Image.open(WORKFLOWS / f"{other}.jpg") as card:
+                away = max(ImageStat.Stat(ImageChops.difference(drawn, card)).mean)
+            assert away < 2 if other == name else away > 4, other
+
+
+def test_labels_of_diagrams_stay_inside_of_them():
+    picture = Image.new("RGB", (SIDE, SIDE))
+    for size, corner, anchor in ((LARGE_LETTERS, (SIDE - MARGIN, MARGIN), "rt"), (LETTERS, (MARGIN, SIDE), "lb")):
+        left, top, right, bottom = write_label(ImageDraw.Draw(picture), "3840 x 2160", corner, size, anchor)
+        assert 0 <= left < right <= SIDE and 0 <= top < bottom <= SIDE
+        assert (bottom - top) * 250 / SIDE >= 16, "plates of letters that can be read on a card"
 
 
 def test_the_example_has_a_hole_that_keeps_its_colours():
@@ -43,7 +79,7 @@ def test_every_workflow_has_its_picture():
     assert {path.stem for path in pictures} == {path.stem for path in WORKFLOWS.glob("*.json")}
     for path in pictures:
         with Image.open(path) as picture:
-            assert picture.format == "JPEG" and max(picture.size) == tool.SIDE, path.name
+            assert picture.format == "JPEG" and picture.size == (tool.SIDE, tool.SIDE), path.name
         assert path.stat().st_size < 150_000, path.name
 
 
