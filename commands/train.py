@@ -231,8 +231,21 @@ def run(config: Config, device: str | None = None) -> Path:
                 log.info("Learned word %s: %s.safetensors", word, stem)
             save_plot(training.trainer.losses, name, path.with_suffix(".loss.png"))
             log.info("%s, %d steps", path, training.trainer.step)
-        crew.wait()
+        crew.part()
         return path
+    finally:
+        crew.close()
+
+
+def look_ahead(config: Config, device: str | None, rates: bool) -> None:
+    """Check everything and print the memory plan; with ``rates`` try learning rates too."""
+    crew, here = from_environment(device or find_device())
+    try:
+        lesson = prepare_run(config, crew, here)
+        log.info("%s", lesson.plan(crew.size).describe())
+        if rates:
+            find_rate(lesson)
+        crew.part()
     finally:
         crew.close()
 
@@ -275,11 +288,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.steps:
             config = replace(config, settings=replace(config.settings, steps=options.steps))
         if options.plan or options.rates:
-            crew, here = from_environment(options.device or find_device())
-            lesson = prepare_run(config, crew, here)
-            log.info("%s", lesson.plan(crew.size).describe())
-            if options.rates:
-                find_rate(lesson)
+            look_ahead(config, options.device, options.rates)
             return 0
         run(config, options.device)
     except CascadeError as error:

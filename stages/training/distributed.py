@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import CascadeError
 from ..nets.backend import processor_has_bf16
 
 PATIENCE = timedelta(hours=12)
 """How long processes wait for each other: one of them may have far more to encode."""
+GOODBYE, LOOK = 60.0, 0.02
+"""Seconds that a process waits at most for the others to be done with the last exchange, and between two looks."""
+DONE = "cascade_studio/done"
+"""How many processes are done, in the group's store."""
+BROKEN = ("connection", "socket", "timed out", "broken pipe", "remote process")
+"""What errors of a group say when another process has gone."""
 DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
+class LostProcess(CascadeError):
+    """Another process of the group has ended before its work was done."""
 
 
 class Crew:
@@ -32,6 +47,9 @@ class Crew:
     def wait(self) -> None:
         """Until all processes are here."""
 
+    def part(self) -> None:
+        """The end of the work: until all processes are here, and are done with hearing so."""
+
     def close(self) -> None:
         """Leave."""
 
@@ -43,8 +61,13 @@ class Processes(Crew):
     """
 
     def __init__(self, backend: str, device: torch.device | str = "cpu") -> None:
-        torch.distributed.init_process_group(backend, timeout=PATIENCE)
-        self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        from torch.distributed.rendezvous import rendezvous
+
+        self.store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
+        self.store.set_timeout(PATIENCE)
+        torch.distributed.init_process_group(
+            backend, timeout=PATIENCE, store=self.store, rank=self.rank, world_size=self.size
+        )
         self.device = torch.device(device)
 
     def carry(self, tensor: Tensor) -> Tensor:
@@ -53,19 +76,53 @@ class Processes(Crew):
 
     def sum(self, tensor: Tensor) -> Tensor:
         there = self.carry(tensor)
-        torch.distributed.all_reduce(there)
+        with explain_loss():
+            torch.distributed.all_reduce(there)
         return there.to(tensor.device)
 
     def share(self, value: Any) -> Any:
         box = [value if self.rank == 0 else None]
-        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        with explain_loss():
+            torch.distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def wait(self) -> None:
         self.sum(torch.zeros(1))
 
+    def part(self) -> None:
+        """A process that leaves closes its connections, and what another has not read of them by then is lost to it. On
+        a busy machine that is the last answer itself, so each tells the store when it has that."""
+        self.wait()
+        ends = time.monotonic() + GOODBYE
+        try:
+            done = self.store.add(DONE, 1)
+            while done < self.size and time.monotonic() < ends:
+                time.sleep(LOOK)
+                done = self.store.add(DONE, 0)
+        except RuntimeError:  # the process that keeps the store saw that all are done, and has left
+            return
+
     def close(self) -> None:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def explain_loss() -> Iterator[None]:
+    """A broken connection as a sentence.
+
+    PyTorch's own error would keep the group alive in the variables of its traceback. Its threads then outlive the
+    interpreter, which aborts the process instead of ending it with that error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error).lower() for word in BROKEN):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        raise LostProcess(
+            f"Another process of this run has ended too early ({str(error).splitlines()[0][:200]}). Look into its "
+            "output for the reason, and start all of them again: the run goes on from its last state."
+        ) from None
 
 
 def from_environment(device: str = "cpu") -> tuple[Crew, torch.device]:

@@ -139,7 +139,7 @@ def test_two_processes_by_both_launchers(config, tmp_path):
         options = ("train", "--config", str(config), "--device", "cpu", "--threads", "1")
         done = subprocess.run(
             [sys.executable, "-m", *launcher, port, script, *options],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONFAULTHANDLER": "1"},
             cwd=Path(script).parents[2],
             timeout=400,
             capture_output=True,

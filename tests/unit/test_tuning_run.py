@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import signal
@@ -378,8 +379,9 @@ def test_what_processes_share_lies_on_their_device(monkeypatch):
     seen = []
     for name in ("init_process_group", "broadcast_object_list", "all_reduce"):
         monkeypatch.setattr(torch.distributed, name, lambda *args, name=name, **kw: seen.append((name, args, kw)))
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    meeting = importlib.import_module("torch.distributed.rendezvous")
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(meeting, "rendezvous", lambda url, timeout: iter([(store, 0, 2)]))
     crew = distributed.Processes("cuda:gloo", "meta")
     assert seen[0][2]["timeout"].total_seconds() >= 3600, "one process may encode for long"
     crew.share({"a": 1})
