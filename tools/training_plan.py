@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from cascade_studio.stages.files.clip import TextConfig
 from cascade_studio.stages.files.kinds import KINDS
 from cascade_studio.stages.training.memory import plan
 from cascade_studio.stages.training.settings import Settings
@@ -25,8 +26,6 @@ ROWS = (
     ("whole stage, adamw_cpu", "stage", {"optimiser": "adamw_cpu"}),
     ("whole stage, adamw, fp32", "stage", {"weights": "fp32"}),
 )
-TEXT = 695_000_000
-"""Numbers in the published text encoder."""
 
 
 def make_table() -> list[str]:
@@ -41,8 +40,8 @@ def make_table() -> list[str]:
                 cells.append("–")
                 continue
             settings = Settings(what=kind if what == "stage" else what, **changes)
-            text = TEXT if what == "text_lora" else 0
-            made = plan(kind, KINDS[kind].published[size], settings, text_parameters=text)
+            text = TextConfig() if what == "text_lora" else None
+            made = plan(kind, KINDS[kind].published[size], settings, text=text)
             beside = f" (+ {made.host / GB:.1f})" if made.host else ""
             cells.append(f"{made.total / GB:.1f} GB{beside}")
         lines.append(f"| {title} | {' | '.join(cells)} |")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..files.clip import TextConfig
 from ..nets.backend import weight_of
 from ..nets.controlnet import ControlNet
 from ..nets.encoder import EncoderConfig
@@ -23,6 +24,8 @@ GROUP = {False: 58, True: 36}
 """Bytes that a C, T, A group keeps for its way back, to a cell and channel: the four-fold wide hidden layer before and
 after GELU and GRN, norms, projections; with products in float32 and in bfloat16. Counted by
 tests/unit/test_tuning_plan.py."""
+TAUGHT = {False: 32, True: 20}
+"""Bytes beside these where the group's own weights learn: what each layer has read."""
 SCORES = {False: 4, True: 6}
 """Bytes of each product of a head, a cell and a token that a processor's attention keeps: after the softmax in float32,
 and in the values' dtype where that is another."""
@@ -30,8 +33,13 @@ SPOKEN = {False: 8, True: 4}
 """Bytes of keys and values to a token and channel."""
 BACKWARD = 1.9
 """What one group keeps, with the gradients that live beside it."""
-FIXED = 800_000_000
-"""Libraries, kernels and what an allocator leaves unused."""
+FIXED = {False: 800_000_000, True: 650_000_000}
+"""On a card: libraries, kernels and what an allocator leaves unused. On a processor: Python with PyTorch and
+what that loads on its way, most of it code."""
+MOST_SCORES = 1024
+"""Cells from which a processor's attention keeps no products (:func:`.frozen_net.attention`)."""
+UPDATE = {"adamw_8bit": 32, "adafactor": 16}
+"""Bytes for a number of the largest weight while it is updated."""
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.04, "adafactor": 0.02, "prodigy": 16.0, "schedule_free": 8.0, "adamw_cpu": 0.0}
 """Bytes that an optimiser keeps of a learned number, float32; of a bfloat16 one AdamW keeps half of it."""
 ON_HOST = 12.0
@@ -79,40 +87,50 @@ def plan(
     device: str = "cuda",
     processes: int = 1,
     cells: int | None = None,
-    text_parameters: int = 0,
+    text: TextConfig | None = None,
     trunk: EncoderConfig = TRUNK,
     bfloat16: bool | None = None,
+    pictures: int = 0,
 ) -> Plan:
     """The plan for training what the settings say, with a network "stage_c" or "stage_b" of ``config``.
 
-    cells: of the largest latent, by default those of the settings' resolution. text_parameters: of a text encoder that
-    has to stay, because words or a LoRA on it are learned. trunk: of the image encoder that a ControlNet starts from.
-    bfloat16: how products are computed, by default so but on a processor.
+    cells: of the largest latent, by default those of the settings' resolution. text: a text encoder that has to stay,
+    because words or a LoRA on it are learned. trunk: of the image encoder that a ControlNet starts from. bfloat16: how
+    products are computed, by default so but on a processor. pictures: bytes of all that is encoded, which stays in the
+    computer's memory.
     """
     net = CLASSES[kind, False](config, device="meta")
     if cells is None:
         cells = (settings.resolution // 32) ** 2 if kind == "stage_c" else (settings.resolution // 6) ** 2 // 4
     at_once = -(-settings.batch_size // (processes * settings.accumulation))
-    learned, stored = count_learned(net, config, settings, trunk), 4
+    learned, stored, cpu = count_learned(net, config, settings, trunk, text), 4, device == "cpu"
+    whole = settings.what in ("stage_c", "stage_b")
     parts = {"frozen weights": count_weight_bytes(net, settings.base_on(device))}
-    if settings.what in ("stage_c", "stage_b"):
+    if whole:
         parts, stored = {}, 2 if settings.stored == "bf16" else 4
     fused = stored == 2 and settings.optimiser in SLIM and processes * settings.accumulation == 1
     moments = MOMENTS[settings.optimiser] / (2 if stored == 2 and settings.optimiser not in SLIM else 1)
     beside = int(learned * ON_HOST) if settings.optimiser == "adamw_cpu" else 0
-    if device == "cpu" and beside:
+    if cpu and beside:
         moments, beside = ON_HOST, 0
     size = stored + (0 if fused else stored) + moments
-    parts[f"{NAMES[settings.what]} with its optimiser"] = int(learned * (size + (4 if settings.ema else 0)))
-    parts["activations"] = count_activations(config, at_once, cells, settings.checkpointing, device, bfloat16)
+    largest = max(parameter.numel() for parameter in net.parameters())
+    update = largest * UPDATE.get(settings.optimiser, 0) if fused else 0
+    parts[f"{NAMES[settings.what]} with its optimiser"] = int(learned * (size + (4 if settings.ema else 0))) + update
+    parts["activations"] = count_activations(config, at_once, cells, settings.checkpointing, device, bfloat16, whole)
     if settings.what == "controlnet":
         parts["hints"] = int(at_once * cells * 1024 * HINT)
-    if text_parameters:
-        parts["text encoder"] = 2 * text_parameters + GROUP[False] * 77 * 1280 * 32 * at_once
-    return Plan({**parts, "overhead": FIXED}, beside)
+    if text is not None:
+        plain = 4 if settings.base_on(device) == "fp32" else 2
+        parts["text encoder"] = plain * count_text(text) + count_text_activations(text, at_once)
+    if cpu and pictures:
+        parts["pictures"] = pictures
+    return Plan({**parts, "overhead": FIXED[cpu]}, beside)
 
 
-def count_learned(net: nn.Module, config: UNetConfig, settings: Settings, trunk: EncoderConfig) -> int:
+def count_learned(
+    net: nn.Module, config: UNetConfig, settings: Settings, trunk: EncoderConfig, text: TextConfig | None = None
+) -> int:
     """Numbers that learn."""
     if settings.what in ("stage_c", "stage_b"):
         return sum(parameter.numel() for parameter in net.parameters())
@@ -121,13 +139,30 @@ def count_learned(net: nn.Module, config: UNetConfig, settings: Settings, trunk:
             control = ControlNet(plan_control(config, settings, trunk))
         return sum(parameter.numel() for parameter in control.parameters())
     if settings.what in ("words", "text_lora"):
-        return len(settings.tokens) * 1280 + (settings.what == "text_lora") * 32 * settings.rank * 4 * 2 * 1280
+        tower = text or TextConfig()
+        adapters = tower.num_hidden_layers * 4 * settings.rank * 2 if settings.what == "text_lora" else 0
+        return (len(settings.tokens) + adapters) * tower.hidden_size
     layers = [weight_of(layer).shape[:2] for _, layer in find_layers(net, settings.blocks)]
     if settings.method == "loha":
         return sum(2 * settings.rank * sum(shape) for shape in layers)
     if settings.method == "lokr":
         return sum(64 + settings.rank * sum(shape) // 8 for shape in layers)
     return sum(settings.rank * sum(shape) + (shape[0] if settings.method == "dora" else 0) for shape in layers)
+
+
+def count_text(text: TextConfig) -> int:
+    """Numbers of a text encoder."""
+    width, wide = text.hidden_size, text.intermediate_size
+    layer = 4 * width * (width + 1) + 2 * width * wide + wide + 5 * width
+    tables = (text.vocab_size + text.max_position_embeddings) * width
+    return tables + text.num_hidden_layers * layer + 2 * width + width * text.projection_dim
+
+
+def count_text_activations(text: TextConfig, batch: int) -> int:
+    """Bytes that a text encoder keeps of ``batch`` prompts: what its layers hand on, and one layer's own."""
+    width, tokens = text.hidden_size, batch * text.max_position_embeddings
+    own = 2 * text.intermediate_size + 8 * width
+    return int(STREAM * tokens * (text.num_hidden_layers * width + BACKWARD * own))
 
 
 def count_weight_bytes(net: nn.Module, base: str) -> int:
@@ -144,12 +179,18 @@ def count_weight_bytes(net: nn.Module, base: str) -> int:
 
 
 def count_activations(
-    config: UNetConfig, batch: int, cells: int, checkpointing: bool, device: str = "cuda", bfloat16: bool | None = None
+    config: UNetConfig,
+    batch: int,
+    cells: int,
+    checkpointing: bool,
+    device: str = "cuda",
+    bfloat16: bool | None = None,
+    whole: bool = False,
 ) -> int:
     """Bytes that ``batch`` latents of ``cells`` (of the embedded grid) keep until the way back, and its peak.
 
     On a processor attention keeps its products, one for each head, cell and token; the kernels of cards keep none.
-    bfloat16: how products are computed, by default so but on a processor.
+    bfloat16: how products are computed, by default so but on a processor. whole: the network itself learns.
     """
     cpu = device == "cpu"
     narrow = not cpu if bfloat16 is None else bfloat16
@@ -166,9 +207,11 @@ def count_activations(
         size = batch * grid * channels
         attention = "A" in config.level_config[level]
         tokens = TOKENS + grid
-        scores = batch * config.nhead[level] * grid * tokens * SCORES[narrow] if attention and cpu else 0
+        scores = 0
+        if attention and cpu and grid <= MOST_SCORES:
+            scores = batch * config.nhead[level] * grid * tokens * SCORES[narrow]
         spoken = batch * tokens * channels * SPOKEN[narrow] if attention else 0
-        kept.append(GROUP[narrow] * size + scores + spoken)
+        kept.append((GROUP[narrow] + (TAUGHT[narrow] if whole else 0)) * size + scores + spoken)
         handed.append(STREAM * size)
     largest = max(kept)
     if not checkpointing:

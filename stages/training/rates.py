@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from .heap import return_memory
 from .optimiser import Optimiser
 from .trainer import Diverged, Trainer
 
@@ -34,11 +35,12 @@ def try_rates(
             trainer.learned.parameters(), rate, kind=settings.optimiser, weight_decay=settings.weight_decay, warm_up=1
         )
         try:
-            for _ in range(steps):
-                trainer.update()
-                if on_step is not None:
-                    on_step(trainer)
-            trainer.judge()
+            with return_memory():
+                for _ in range(steps):
+                    trainer.update()
+                    if on_step is not None:
+                        on_step(trainer)
+                trainer.judge()
             found[rate] = trainer.judged[-1][1]
         except Diverged:
             found[rate] = math.inf

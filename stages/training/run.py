@@ -16,6 +16,7 @@ from ..nets.encoder import EncoderConfig
 from . import export
 from .checkpoint import Store, check_target, train
 from .distributed import ALONE, Crew
+from .heap import return_memory
 from .memory import Plan, plan
 from .objectives import ALL, Row
 from .paint import sample_latent
@@ -63,7 +64,6 @@ class Lesson:
     def plan(self, processes: int = 1) -> Plan:
         """The memory that a process of the run will take."""
         cells = max(math.prod(row[name].shape[-2:]) for row in self.rows for name in LATENTS if name in row)
-        text = sum(value.numel() for value in self.given.text[1].values()) if self.given.text else 0
         return plan(
             self.given.kind,
             self.given.config,
@@ -71,9 +71,10 @@ class Lesson:
             device=self.device.type,
             processes=processes,
             cells=cells,
-            text_parameters=text,
+            text=self.given.text[0] if self.given.text else None,
             trunk=self.given.encoder[0] if self.given.encoder else EncoderConfig(),
             bfloat16=self.bfloat16,
+            pictures=sum(value.nbytes for row in self.rows for value in row.values()),
         )
 
 
@@ -145,7 +146,8 @@ class Run:
                 on_step(trainer)
 
         try:
-            train(self.trainer, Store(folder, self.identity), follow, on_save, begin, prepare)
+            with return_memory():
+                train(self.trainer, Store(folder, self.identity), follow, on_save, begin, prepare)
         except BadValues:
             if first and self.trainer.step:
                 self.save(target())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from lessons import randn
 
+from cascade_studio.stages.files.clip import TextConfig
 from cascade_studio.stages.files.kinds import KINDS
 from cascade_studio.stages.nets.encoder import EncoderConfig
 from cascade_studio.stages.nets.stage_c import StageCConfig
@@ -15,6 +19,7 @@ from cascade_studio.stages.training import memory as plans
 from cascade_studio.stages.training.frozen_net import CLASSES, FROZEN, frozen_net
 from cascade_studio.stages.training.lora_layers import Lora
 from cascade_studio.stages.training.settings import Settings
+from cascade_studio.stages.training.words import TextTower, Words
 
 FULL, LITE = (KINDS["stage_c"].published[name] for name in ("3.6B", "1B"))
 MIDDLE = StageCConfig(
@@ -45,7 +50,7 @@ def test_the_plan_counts_its_parts():
     assert plans.plan("stage_c", FULL, Settings(base="fp32")).parts["frozen weights"] == 4 * 3_589_103_632
     averaged = plans.plan("stage_c", FULL, Settings(ema=0.9)).parts
     assert averaged["LoRA with its optimiser"] == 1.25 * plan.parts["LoRA with its optimiser"]
-    words = plans.plan("stage_c", FULL, Settings(), text_parameters=695_000_000)
+    words = plans.plan("stage_c", FULL, Settings(), text=TextConfig())
     assert words.parts["text encoder"] >= 1.39e9 and words.total <= 13.5e9
 
 
@@ -133,3 +138,44 @@ def test_checkpointing_keeps_what_the_groups_hand_on():
     outside = kept_bytes(True, True, 12)
     assert outside <= 0.15 * kept_bytes(False, True, 12)
     assert HANDED_ON + outside <= plans.count_activations(MIDDLE, 2, 144, True)
+
+
+def test_a_text_encoder_is_counted_by_its_sizes():
+    """Its numbers and those of adapters on it are what the built ones have; what it keeps grows with the batch."""
+    small = TextConfig(hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=2, vocab_size=99)
+    for config in (TextConfig(), small):
+        tower = TextTower(config, Words([], torch.zeros(1, config.hidden_size)))
+        assert plans.count_text(config) == sum(parameter.numel() for parameter in tower.parameters())
+    tower = TextTower(small, Words([], torch.zeros(1, 64))).to_empty(device="cpu")
+    adapters = sum(parameter.numel() for parameter in Lora(tower, 5, 5.0, (".self_attn",)).parameters())
+    settings = Settings(what="text_lora", rank=5)
+    net = CLASSES["stage_c", False](MIDDLE, device="meta")
+    assert plans.count_learned(net, MIDDLE, settings, EncoderConfig(), small) == adapters
+    one, four = (plans.count_text_activations(small, batch) for batch in (1, 4))
+    assert four == pytest.approx(4 * one)
+
+
+def test_a_processor_is_planned_with_what_it_alone_keeps():
+    """Pictures in memory, a text encoder in float32, and no products of attention where the fused kernel is taken."""
+    settings = Settings(what="words", tokens=(("[x]", "dog"),))
+    card, processor = (
+        plans.plan("stage_c", MIDDLE, settings, device=device, text=TextConfig(), pictures=10**8)
+        for device in ("cuda", "cpu")
+    )
+    assert processor.parts["pictures"] == 10**8 and "pictures" not in card.parts
+    grown = processor.parts["text encoder"] - card.parts["text encoder"]
+    assert grown == 2 * plans.count_text(TextConfig())
+    below, above = (
+        plans.count_activations(MIDDLE, 1, cells, True, "cpu") / cells
+        for cells in (plans.MOST_SCORES, plans.MOST_SCORES + 1)
+    )
+    assert above < 0.6 * below
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are counted by Linux")
+def test_the_plan_is_what_a_process_takes():
+    """Within a quarter, for a run that reads, trains and saves in a process of its own."""
+    script = Path(__file__).parents[1] / "benchmarks" / "measure_training.py"
+    done = subprocess.run([sys.executable, str(script), "--check", "LoRA"], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
