@@ -48,7 +48,7 @@ def test_the_lora_stays_below_its_size(stage_c, tmp_path):
     lora = Lora(net, settings.rank, settings.alpha, settings.blocks)
     path = tmp_path / "lora.safetensors"
     export.save_tensors(export.comfyui_names(lora, lora.state_dict()), path, export.metadata(settings, "x", 1))
-    assert 500_000 < path.stat().st_size <= style_lora.MOST and len(load_file(path)) == 3 * len(lora.layers)
+    assert 500_000 < path.stat().st_size <= style_lora.Style().most and len(load_file(path)) == 3 * len(lora.layers)
     json.dumps(settings.as_dict())
 
 

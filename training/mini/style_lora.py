@@ -1,7 +1,8 @@
-"""A LoRA for Mini from 60 pictures of another emoji style: python3 dev.py run -m training.mini.style_lora
+"""The example LoRAs of Mini: python3 dev.py run -m training.mini.style_lora [--style noto | chalk]
 
-Writes the folder with pictures and captions, trains on it with the trainer of the nodes and puts the result into
-mini/loras. Subjects of the held-out prompts are left out. Stopped, the same command goes on.
+"chalk" learns from the drawings that ship (mini/pictures/chalk). Any other style is one of the recipe's emoji: 60 of
+its pictures with captions are written into a folder, but none of the held-out prompts' subjects. The trainer is that of
+the nodes, and the result goes into mini/loras. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import random
 import shutil
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ from .subjects import PLAIN
 
 log = logging.getLogger(__name__)
 
-COUNT, MOST = 60, 1_000_000
+COUNT = 60
 SETTINGS = Settings(
     steps=400,
     batch_size=16,
@@ -51,6 +53,26 @@ SETTINGS = Settings(
     sample_every=0,
     seed=SEED,
 )
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a named style is learned; ``drawn``: from a folder that ships. ``most``: bytes of its file."""
+
+    settings: Settings = SETTINGS
+    most: int = 1_000_000
+    drawn: Path | None = None
+
+
+STYLES = {
+    "noto": Style(),
+    "chalk": Style(
+        replace(SETTINGS, steps=120, batch_size=8, warm_up=10, rank=6, alpha=6.0),
+        500_000,
+        FOLDER / "pictures" / "chalk",
+    ),
+}
+"""Those that ship."""
 
 
 class OutOfTime(Exception):
@@ -87,7 +109,8 @@ def limit_minutes(minutes: float | None, progress: TrainingProgress):
 
 def train(models: Path, work: Path, style: str, settings: Settings, minutes: float | None, device: str) -> Path:
     """Train; returns the file in the work folder."""
-    folder = work / "pictures"
+    drawn = STYLES.get(style, Style()).drawn
+    folder = drawn or work / "pictures"
     if not folder.is_dir():
         write_set(style, work / "pictures.new")
         (work / "pictures.new").rename(folder)
@@ -100,7 +123,9 @@ def train(models: Path, work: Path, style: str, settings: Settings, minutes: flo
         )
     }
     lesson = prepare_run(
-        Config(**files, pictures=str(folder), output=str(work), settings=settings), ALONE, torch.device(device)
+        Config(**files, pictures=str(folder), mirrored=drawn is not None, output=str(work), settings=settings),
+        ALONE,
+        torch.device(device),
     )
     log.info("%s", lesson.plan().describe())
     run, path = Run(lesson), work / f"{settings.name}.safetensors"
@@ -112,20 +137,22 @@ def train(models: Path, work: Path, style: str, settings: Settings, minutes: flo
 
 
 def main() -> None:
-    """Train the LoRA that ships."""
+    """Train one that ships."""
     parser = argparse.ArgumentParser(prog="training.mini.style_lora", description=__doc__.split("\n")[0])
     parser.add_argument("--style", default="noto", help="the style of the pictures (default: noto)")
     parser.add_argument("--models", type=Path, default=FOLDER, help="Mini's files (default: mini/)")
     parser.add_argument("--work", type=Path, default=cache_root() / "mini-lora", help="where the state is kept")
-    parser.add_argument("--steps", type=int, default=SETTINGS.steps)
+    parser.add_argument("--steps", type=int, help="other than the style's own")
     parser.add_argument("--minutes", type=float, default=14.0, help="the most that training may take")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    settings = Settings(**{**SETTINGS.as_dict(), "name": f"cascade_mini_{options.style}", "steps": options.steps})
+    style = STYLES.get(options.style, Style())
+    settings = replace(style.settings, name=f"cascade_mini_{options.style}")
+    settings = replace(settings, steps=options.steps or settings.steps)
     path = train(options.models, options.work / options.style, options.style, settings, options.minutes, options.device)
-    if path.stat().st_size > MOST:
-        raise SystemExit(f"{path.name} takes {path.stat().st_size:,} bytes, more than {MOST:,}. Lower the rank.")
+    if path.stat().st_size > style.most:
+        raise SystemExit(f"{path.name} takes {path.stat().st_size:,} bytes, more than {style.most:,}. Lower the rank.")
     target = FOLDER / "loras" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, target)
