@@ -44,7 +44,14 @@ WORDS = {
 }
 """By the name of the recipe."""
 
+SEARCHED = "cascade"
+"""What one types to find them."""
+
 
 def title_of(recipe: str) -> str:
     """The name of a workflow's file, without its ending; one that has no words here is called after its recipe."""
     return f"{FAMILY} - {WORDS.get(recipe) or recipe.replace('_', ' ')}"
+
+
+FIRST = title_of("a_first_picture")
+"""The one that a search for what all have in common lists first."""

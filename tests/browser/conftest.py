@@ -15,6 +15,7 @@ from browser.shop import IN_THE_WAY, Shop
 from harness import REPOSITORY
 
 from tools.env import current_setup
+from tools.frontend import frontend_flags
 from tools.server import Base, HostServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the small family's layers mostly wait for each other on more
@@ -49,11 +50,15 @@ def shop(family_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="session")
 def server(family_models: Path, shop: Shop) -> Iterator[HostServer]:
-    """A running server whose user has been here before: no welcome dialogs. What it fetches comes from the shop."""
+    """A running server whose user has been here before: no welcome dialogs. What it fetches comes from the shop.
+
+    It shows the frontend that its host was made with, which for an older host is not the environment's.
+    """
     base = Base()
     try:
         shutil.copytree(family_models, base.models, dirs_exist_ok=True)
-        running = HostServer(current_setup(), base, cpu=True)
+        setup = current_setup()
+        running = HostServer(setup, base, cpu=True, flags=frontend_flags(setup))
         with pytest.MonkeyPatch.context() as environment:  # of this one process: other tests stay offline
             for name in IN_THE_WAY:
                 environment.delenv(name, raising=False)

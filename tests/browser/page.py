@@ -25,6 +25,8 @@ SET_ASIDE = "[proxyWidgetMigration] source widget has no backing input slot"
 
 TEMPLATES = '[data-testid="template-workflows-content"]'
 CARD = '[data-testid="template-workflow-%s"]'
+FIRST_CARD = "document.querySelector('[data-testid^=template-workflow-]')"
+"""Expression of a page: the card that the template browser shows first."""
 
 OPENING = 240.0
 """Seconds that the frontend may take to open, on a machine that is busy with something else."""
@@ -110,6 +112,14 @@ class Page:
         self.browser.run(f"if (!{category}) {group}.click()")
         self.browser.wait(f"!!{category}")
         self.browser.run(f"{category}.click()")
+
+    def search_templates(self, words: str) -> None:
+        """Type into the search of the template browser."""
+        self.browser.run(
+            "const field = document.querySelector('[role=dialog] input:not([type=checkbox])');"
+            "field.focus(); field.value = arguments[0]; field.dispatchEvent(new Event('input', { bubbles: true }))",
+            words,
+        )
 
     def find_template(self, name: str) -> str:
         """Scroll the template browser until a workflow is listed; returns the selector of its card."""

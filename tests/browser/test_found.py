@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
-from browser.page import CARD, Page
+from browser.page import CARD, FIRST_CARD, Page
 from harness import REPOSITORY
 
+from tools.titles import FIRST, SEARCHED
+
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
-FIRST = "Stable Cascade - first picture"
 PAGE = 11
 """Nodes that the host's search shows at once in a window of 1000 pixels."""
 
@@ -29,13 +30,8 @@ def listed(page: Page) -> list[str]:
 
 def test_a_search_for_cascade_lists_every_workflow_and_the_first_picture_first(page: Page):
     page.browse_templates()
-    page.browser.run(
-        "const field = [...document.querySelectorAll('[role=dialog] input')].find((one) => one.type !== 'checkbox');"
-        "field.focus(); field.value = 'cascade'; field.dispatchEvent(new Event('input', { bubbles: true }))"
-    )
-    page.browser.wait(
-        "document.querySelector('[data-testid^=template-workflow-]')?.dataset.testid.includes(arguments[0])", FIRST
-    )
+    page.search_templates(SEARCHED)
+    page.browser.wait(f"{FIRST_CARD}?.dataset.testid.includes(arguments[0])", FIRST)
     page.find_template(WORKFLOWS[0].stem)
     found = listed(page)
     page.dismiss()

@@ -1,6 +1,6 @@
 """The way to the first picture in screenshots: the nodes are there, templates, the workflow, its run, the picture.
 
-``python3 dev.py run tests/browser/shoot.py OUT_DIR NAME --walk`` takes them.
+``python3 dev.py run tests/browser/retake.py`` takes them, and those of the way on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from browser.driver import FRAMES
-from browser.page import QUEUE, Page, Small
+from browser.page import FIRST_CARD, QUEUE, Page, Small
+
+from tools.titles import FIRST, SEARCHED
 
 STEPS = {1: "installed", 2: "templates", 3: "workflow", 4: "running", 5: "picture"}
 LONGEST = 3600.0
@@ -51,7 +53,8 @@ def walk(page: Page, folder: Path, template: str, prepare: Callable[[Page], None
     shoot()
     page.browser.run("await app.extensionManager.command.execute(arguments[0])", LIBRARY)
     page.browse_templates()
-    page.find_template(template)
+    page.search_templates(SEARCHED)
+    page.browser.wait(f"{FIRST_CARD}?.dataset.testid.includes(arguments[0])", FIRST)
     page.wait_still()
     shoot()
     page.open_template(template)

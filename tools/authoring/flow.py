@@ -7,8 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-POSITIVE, NEGATIVE, NOTE, TOUCH = ("#232", "#353"), ("#322", "#533"), ("#222", "#000"), ("#432", "#653")
-"""The colours of the official templates: prompt, negative prompt, note, and what a newcomer should change."""
+POSITIVE, NEGATIVE, NOTE, TOUCH = ("#232", "#353"), ("#322", "#533"), ("#222", "#383838"), ("#432", "#653")
+"""The colours of the official templates: prompt, negative prompt, note, and what a newcomer should change.
+
+Notes are a grey where official ones are black: the light theme lightens what it is given by half, and on the grey that
+it makes of black links cannot be read.
+"""
 
 
 @dataclass(frozen=True)
