@@ -1,4 +1,4 @@
-"""Writes ``locales/<language>/{main,nodeDefs}.json``, help pages and notes: English in the words of ``tools/words``.
+"""Writes ``locales/<language>/{main,nodeDefs}.json``, messages and notes: English in the words of ``tools/words``.
 
 English comes from the schemas, from ``web/js/text.js``, the pages in ``web/docs`` and the workflows' notes alone. A
 word list has
@@ -254,29 +254,4 @@ def render_locales(definitions: dict[str, Any]) -> dict[Path, Texts]:
         main = {**({KEY: nest(texts)} if texts else {}), **({"nodeCategories": menu} if menu else {})}
         found[LOCALES / language / "nodeDefs.json"] = nodes
         found[LOCALES / language / "main.json"] = main
-    return found
-
-
-def translate_block(block: str, texts: dict[str, str]) -> str:
-    """A block of a help page, or itself where ``texts`` lacks it; the heading of a page is the name of its node."""
-    title = block.removeprefix("# ")
-    if block not in texts and title in texts:
-        return f"# {texts[title]}"
-    return texts.get(block, block)
-
-
-def render_help() -> dict[Path, str]:
-    """The help page of every node in every language; a block that has no translation stays English.
-
-    Where most of a page would be English there is none, and the frontend takes the English one.
-    """
-    found: dict[Path, str] = {}
-    for language in LANGUAGES[1:]:
-        texts = words(language)["texts"]
-        for page in sorted(PAGES.glob(f"{PREFIX}*.md")):
-            english = page.read_text(encoding="utf-8")
-            wanted = blocks.cut(english)
-            if sum(translate_block(block, texts) != block for block in wanted) * 2 >= len(wanted):
-                page_text = blocks.replace_blocks(english, lambda block, texts=texts: translate_block(block, texts))
-                found[PAGES / page.stem / f"{language}.md"] = page_text
     return found

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cascade_studio.commands.messages import say, speak_plainly
 
-from . import locales, messages
+from . import locales, messages, quotes
 from .blocks import ASIDE, join_lines
 
 PLACES = re.compile(r"\{\w+\}")
@@ -66,6 +66,8 @@ def find_fault(english: str, translation: str) -> str | None:
     for what, pattern in (("code, picture or address", ASIDE), ("place", PLACES)):
         if sorted(pattern.findall(english)) != sorted(pattern.findall(translation)):
             return f"a {what} differs: {pattern.findall(english)} and {pattern.findall(translation)}"
+    if lost := [quote for quote in quotes.find_quotes(english) if quote not in translation]:
+        return f"messages are quoted in English, and said in the language by tools.authoring: {lost}"
     mark = re.compile(r"^ *(#+ |[-*] |\d+\. |\|)?")
     if mark.match(english).group() != mark.match(translation).group() or english.count("|") != translation.count("|"):
         return "the mark at its beginning or the columns of the table differ"

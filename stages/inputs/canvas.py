@@ -115,8 +115,7 @@ class Canvas:
 # Checks
 
 
-def _whole(value: Any, name: str, low: int, high: int, unit: str) -> int:
-    need = f"it has to be a whole number of {unit} from {low} to {high}"
+def _whole(value: Any, name: str, low: int, high: int, need: str) -> int:
     try:
         number = operator.index(value)
     except TypeError:
@@ -128,11 +127,14 @@ def _whole(value: Any, name: str, low: int, high: int, unit: str) -> int:
 
 
 def _side(value: object, name: str) -> int:
-    return _whole(value, name, MIN_SIDE, MAX_SIDE, "pixels")
+    need = f"it has to be a whole number of pixels from {MIN_SIDE} to {MAX_SIDE}"
+    return _whole(value, name, MIN_SIDE, MAX_SIDE, need)
 
 
 def _cells(value: object, name: str) -> int:
-    return _whole(value, f"Stage C latent's {name}", 1, MAX_SIDE // LATENT_PIXELS, "cells")
+    most = MAX_SIDE // LATENT_PIXELS
+    need = f"it has to be a whole number of cells from 1 to {most}"
+    return _whole(value, f"Stage C latent's {name}", 1, most, need)
 
 
 def _check_compression(compression: object) -> float:

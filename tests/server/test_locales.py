@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from table import each
 
-from tools import locales, translate
+from tools import help_pages, locales, translate
 
 OTHERS = locales.LANGUAGES[1:]
 every_language = each(OTHERS)
@@ -35,8 +35,8 @@ def test_the_files_are_what_the_schemas_and_word_lists_give(definitions):
     for path, content in locales.render_locales(definitions).items():
         assert json.loads(path.read_text(encoding="utf-8")) == content, path
     pages = set(locales.PAGES.glob("*/*.md"))
-    assert pages == set(locales.render_help())
-    assert not [path for path, page in locales.render_help().items() if path.read_text(encoding="utf-8") != page]
+    assert pages == set(help_pages.render_help())
+    assert not [path for path, page in help_pages.render_help().items() if path.read_text(encoding="utf-8") != page]
 
 
 def test_english_says_everything(definitions):

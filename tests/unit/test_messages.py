@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from said import say
 from table import each
 
 from cascade_studio.nodes.checkpoints.addresses import check_url
@@ -113,22 +114,6 @@ def mark_templates() -> dict[str, dict[str, str]]:
     return {"templates": {text: f"[{text}]" for text in messages.collect_messages()}, "names": {}}
 
 
-def say(texts: list[str], table: dict[str, dict[str, str]]) -> list[str]:
-    """The texts as the page says them."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("Node.js is not here, and the page's side is JavaScript.")
-    module = (REPOSITORY / "web" / "js" / "templates.js").as_uri()
-    code = (
-        f"import {{ makeTranslator }} from {json.dumps(module)}; let text = ''; process.stdin.on('data', (part) => "
-        "text += part).on('end', () => { const [texts, table] = JSON.parse(text); "
-        "process.stdout.write(JSON.stringify(texts.map(makeTranslator(table)))); });"
-    )
-    command = [node, "--input-type=module", "-e", code]
-    done = subprocess.run(command, input=json.dumps([texts, table]), capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
 def unknown_in(said: str) -> str:
     """What of a text stands in no brackets."""
     while said != (inner := re.sub(r"\[[^\[\]]*\]", "", said)):
@@ -161,12 +146,17 @@ def test_places_are_said_in_words_too():
             "a latent": "ein Latent",
             "peak memory {0} GiB": "{0} GiB Speicher",
             "Choose another.": "Nimm noch eins.",
+            "The {0} is {1}, but {2}.": "{0} ist {1}, aber {2}.",
+            "take a small one, and enlarge it": "nimm es klein und vergrößere es",
         },
         "names": {"Sample Stage C": "Stage C sampeln"},
     }
     told = {
         "Sample Stage C got a latent, of shape 3. Choose another.": "Stage C sampeln: ein Latent (3). Nimm noch eins.",
         "The file got a. b, of shape 3.\n  Choose another.": "The file: a. b (3).\n  Nimm noch eins.",
+        "The file is 9, but large: take a small one, and enlarge it.": (
+            "file ist 9, aber large: nimm es klein und vergrößere es."
+        ),
         "Stage C: 24 cells: 2.00 s, peak memory 1.50 GiB.": "Stage C: 24 cells: 2.00 s, 1.50 GiB Speicher.",
         "Nothing that is known, a latent (or so).": "Nothing that is known, a latent (or so).",
         "": "",

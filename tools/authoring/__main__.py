@@ -11,7 +11,7 @@ from typing import Any
 from cascade_studio.commands.messages import Stop, say, speak_plainly
 from cascade_studio.commands.workflow.api_prompt import convert
 
-from .. import locales
+from .. import help_pages, locales
 from ..env import REPOSITORY, current_setup
 from ..server import Base, HostServer
 from . import pictures
@@ -50,7 +50,7 @@ def main() -> int:
     finally:
         base.close()
     write_changed({path: as_text(content) for path, content in found.items()})
-    write_changed(locales.render_help())
+    write_changed(help_pages.render_help())
     write_changed(pictures.of_files(list(RECIPES)))
     return 0
 

@@ -4,6 +4,8 @@ const SENTENCE = /(?<=[.!?])(\s+)/;
 const PIECE = /([,;:]\s+|\s*[()]\s*|[.,;:]$)/;
 /** A sentence may hold this many ends of sentences in its places, as names of files do. */
 const MOST_ENDS = 4;
+/** A text with marks in itself has so many parts, marks among them, at the most. */
+const MOST_PARTS = 9;
 /** Letters that a template needs to be looked for in what is not the place of another one. */
 const ENOUGH = 10;
 const EDGES = /^([\s,;:(]*)([^]*?)([\s,;:]*)$/;
@@ -40,11 +42,28 @@ export function makeTranslator({ templates = {}, names = {} }) {
     return Object.hasOwn(names, said) ? names[said] : sentence(said, 1) ?? pieces(text, 1);
   }
 
+  /** Where a text that has marks in itself ends, such as `choose a smaller one, and enlarge it`; or the next part. */
+  function endOfText(parts, at, least) {
+    for (let end = Math.min(parts.length, at + MOST_PARTS); end > at + 1; end -= 1) {
+      const text = parts.slice(at, end).join("");
+      if (whole.has(text) && sizeOf(text) >= least) return end;
+    }
+    return at + 1;
+  }
+
+  /** Every known text of several, or of one that holds more than is known. */
   function pieces(text, least) {
     const parts = text.split(PIECE);
     if (parts.length === 1) return text;
     const known = (part) => (least === 1 && Object.hasOwn(names, part) ? names[part] : sentence(part, least) ?? part);
-    return parts.map((part, index) => (index % 2 || !part ? part : known(part))).join("");
+    const said = [];
+    for (let at = 0; at < parts.length; at += 1) {
+      const end = endOfText(parts, at, least);
+      if (end > at + 1) said.push(whole.get(parts.slice(at, end).join("")));
+      else said.push(at % 2 || !parts[at] ? parts[at] : known(parts[at]));
+      at = end - 1;
+    }
+    return said.join("");
   }
 
   /** Sentence by sentence; one that is not known is tried together with the next ones. */
