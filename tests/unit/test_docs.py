@@ -1,12 +1,19 @@
-"""The documents name what exists: every workflow, every node, and no dead link."""
+"""The documents name what exists: every workflow, every node, every command with its options, and no dead link."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
+from pathlib import Path
 
 from harness import REPOSITORY
 from sources import node_names
 from table import each
+
+from cascade_studio.commands import COMMANDS
+from cascade_studio.nodes.checkpoints.catalogue import load
+from tools.authoring.recipes import RECIPES
 
 DOCUMENTS = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
 FEATURES = (REPOSITORY / "docs" / "features.md").read_text(encoding="utf-8")
@@ -60,3 +67,85 @@ def test_the_three_long_walks_are_short():
     for start, most in (("**A file**", 5), ("**A training run**", 12), ("**A prior through", 5)):
         walk = text[text.index(start) :].split("\n\n")[0]
         assert 1 < len(set(re.findall(r"`[a-z_/]+\.py`", walk))) <= most, start
+
+
+README = REPOSITORY / "README.md"
+PAGES = [README, *DOCUMENTS[:-1], *sorted((REPOSITORY / "web" / "docs").glob("*.md"))]
+"""What tells its readers to run something; the change log tells of commands as they were."""
+COMMAND = re.compile(r"python3? (dev|studio)\.py ([^`#\n]+)")
+OPTION = re.compile(r"(?<!\S)--[a-z][\w-]*")
+
+
+def find_sources(script: str, words: list[str]) -> list[Path]:
+    """The files that read the options of a command; fails where there is no such command."""
+    if script == "studio":
+        assert words[0] in COMMANDS, words
+        return sorted((REPOSITORY / "commands").rglob("*.py"))
+    own = REPOSITORY / "dev.py"
+    assert re.search(rf"^def {words[0]}\(", own.read_text(encoding="utf-8"), re.MULTILINE), words
+    if words[0] == "bench":
+        return sorted((REPOSITORY / "tests" / "benchmarks").glob("*.py"))
+    if words[0] != "run":
+        return [own]
+    if words[1] == "-m":
+        at = REPOSITORY.joinpath(*words[2].split("."))
+        if at.is_dir():
+            return sorted(at.glob("*.py"))
+        top = words[2].split(".")[0]
+        if (REPOSITORY / top).is_dir():
+            assert at.with_suffix(".py").is_file(), words
+            return [at.with_suffix(".py")]
+        assert importlib.util.find_spec(top), words
+        return []
+    if words[1] == "-c":
+        return []
+    assert (REPOSITORY / words[1]).is_file(), words
+    return [REPOSITORY / words[1]]
+
+
+def find_wrong_commands(text: str) -> list[str]:
+    """Commands that there are not, and options that they do not know."""
+    wrong = []
+    for script, rest in COMMAND.findall(text):
+        try:
+            found = find_sources(script, rest.split())
+        except AssertionError:
+            wrong.append(rest)
+            continue
+        code = "".join(path.read_text(encoding="utf-8") for path in found)
+        wrong += [f"{option} of {rest}" for option in OPTION.findall(rest) if found and f'"{option}"' not in code]
+    return wrong
+
+
+@each(PAGES, lambda path: path.name)
+def test_commands_in_the_text_exist(path):
+    assert find_wrong_commands(path.read_text(encoding="utf-8")) == []
+
+
+def test_wrong_commands_are_seen():
+    for command in ("dev.py paint", "studio.py upscale", "dev.py run tests/no_file.py", "dev.py run -m tools.none"):
+        assert len(find_wrong_commands(f"python3 {command}")) == 1, command
+    assert find_wrong_commands("`python3 dev.py demo --prompt x`, python studio.py models list") == []
+    assert len(find_wrong_commands("python3 dev.py demo --no-such-option")) == 1
+
+
+def test_the_pages_count_the_apps():
+    """The page on the first picture says how many workflows open as apps."""
+    count = sum(recipe().shown_in_app is not None for recipe in RECIPES.values())
+    words = "no one two three four five six seven eight nine ten eleven twelve".split()
+    page = (REPOSITORY / "docs" / "first_picture.md").read_text(encoding="utf-8")
+    assert f"{words[count].capitalize()} workflows open as apps" in page
+
+
+def test_the_readme_tells_what_is_fetched():
+    """As the catalogue has it: for the files that text to image names, and for the preset beside it."""
+    known, readme = load(), README.read_text(encoding="utf-8")
+    path = REPOSITORY / "workflows" / "Stable Cascade - text to image.json"
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    loader = next(node for node in workflow["nodes"] if node["type"] == "CascadeStudio_Load")
+    named = [entry for entry in known.entries.values() if entry.name in loader["widgets_values"]]
+    preset = known.presets["lite-bf16"]
+    for entries in (named, [known.entries[key] for key in preset.entries]):
+        size = sum(entry.size or 0 for entry in entries)
+        assert f"{size / 1e9:.1f} GB" in readme, size
+    assert preset.title in readme
