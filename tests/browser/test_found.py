@@ -7,6 +7,7 @@ import json
 from browser.page import CARD, FIRST_CARD, Page
 from harness import REPOSITORY
 
+from tools.authoring.recipes import RECIPES
 from tools.titles import FIRST, SEARCHED
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
@@ -79,7 +80,10 @@ def test_a_loose_wire_is_offered_our_nodes(page: Page):
 
 
 def test_apps_show_widgets_and_results_that_are_there(page: Page):
-    """Every input of an app is a widget of its node by that name, every output a node that shows something."""
+    """Every input of an app is a widget of its node by that name, every output a node that shows something.
+
+    Those that the recipes show as apps are, and no others.
+    """
     apps = {}
     for path in WORKFLOWS:
         workflow = json.loads(path.read_text(encoding="utf-8"))
@@ -99,4 +103,6 @@ def test_apps_show_widgets_and_results_that_are_there(page: Page):
         )
         assert results and all(results), path.stem
         apps[path.stem] = [name for _, name in shown["inputs"]]
-    assert FIRST in apps and len(apps) >= 6 and all("text" in names for names in apps.values()), apps
+    meant = {name for name, recipe in RECIPES.items() if recipe().shown_in_app is not None}
+    assert set(apps) == meant and FIRST in meant, apps
+    assert all("text" in names for names in apps.values()), apps

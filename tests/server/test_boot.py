@@ -10,6 +10,7 @@ import harness
 import pytest
 
 from cascade_studio.commands.messages import Stop
+from tools import locales
 from tools.env import current_setup
 from tools.server import PACK, Base, HostServer
 
@@ -41,6 +42,22 @@ def test_the_pictures_of_the_help_are_served_as_pictures(server):
     ) as answer:
         assert answer.headers.get_content_type() == "image/svg+xml"
         assert answer.read() == (harness.REPOSITORY / "web" / "docs" / name).read_bytes()
+
+
+def test_every_node_has_its_help_where_the_frontend_looks(server):
+    """In each language, in the folder that the node's module names; pictures and links lead to files that are there."""
+    nodes = locales.own(server.client.get("/object_info"))
+    targets = set()
+    for name, node in nodes.items():
+        docs = f"/extensions/{node['python_module'].split('.')[1]}/docs"
+        for page in (f"{name}.md", *(f"{name}/{language}.md" for language in locales.LANGUAGES[1:])):
+            text = (locales.PAGES / page).read_text(encoding="utf-8")
+            assert server.client.fetch(f"{docs}/{page}").decode() == text, page
+            found = re.findall(r"\]\(([^)#]+)\)", text)
+            targets |= {f"{docs}/{target}" for target in found if not target.startswith("https://")}
+    assert len(targets) > len(nodes), "each page has a picture of its own"
+    for target in sorted(targets):
+        assert server.client.fetch(target), target
 
 
 @pytest.mark.parametrize(
