@@ -13,6 +13,7 @@ from table import each
 
 from cascade_studio.commands import COMMANDS
 from cascade_studio.nodes.checkpoints.catalogue import load
+from cascade_studio.stages.diffusion.official import list_tasks
 from tools.authoring.recipes import RECIPES
 
 DOCUMENTS = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
@@ -149,3 +150,34 @@ def test_the_readme_tells_what_is_fetched():
         size = sum(entry.size or 0 for entry in entries)
         assert f"{size / 1e9:.1f} GB" in readme, size
     assert preset.title in readme
+
+
+def test_the_pages_tell_what_settings_fill_in():
+    """The page on settings and the help of both samplers, by task."""
+    prior, decoder = list_tasks("stage_c"), list_tasks("stage_b")
+    page, first, second = (
+        (REPOSITORY / path).read_text(encoding="utf-8")
+        for path in (
+            "docs/settings.md",
+            "web/docs/CascadeStudio_SamplePrior.md",
+            "web/docs/CascadeStudio_SampleDecoder.md",
+        )
+    )
+    denoise = prior["image to image"]["denoise"]
+    for told in (
+        f"(*draft*: {prior['draft']['steps']})",
+        f"(*fine*: {prior['fine']['steps']} and {decoder['fine']['steps']})",
+        f"(*image to image*: {denoise})",
+    ):
+        assert told in page, told
+    for told in (
+        f"*draft* ({prior['draft']['steps']} steps)",
+        f"*fine* ({prior['fine']['steps']} steps)",
+        f"*image to image* (denoise {denoise})",
+    ):
+        assert told in re.sub(r"\s+", " ", first), told
+    for told in (
+        f"*draft* ({decoder['draft']['steps']} steps at cfg {decoder['draft']['cfg']:g})",
+        f"*fine* ({decoder['fine']['steps']} steps)",
+    ):
+        assert told in re.sub(r"\s+", " ", second), told
