@@ -14,7 +14,7 @@ from .host.sampling import features as small_features, guide as guides
 from .host.sampling.guidance import check_own
 
 CATEGORY = "Cascade Studio/high resolution"
-GUIDE = "Guide Stage C"
+GUIDE = "Guide Stage C with UltraPixel"
 EXTRA_PASS, LAST_STEP = "extra pass", "last step"
 AS_TRAINED, EXACT = "as trained", "exact"
 
@@ -48,7 +48,7 @@ class CascadeStudioGuideStageC(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CascadeStudio_GuideStageC",
-            display_name="Guide Stage C with UltraPixel",
+            display_name=GUIDE,
             category=CATEGORY,
             description=(
                 "Lets a finished small picture guide Stage C through a large one: the structure comes from the small "

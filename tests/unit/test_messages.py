@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from said import say
+from sources import node_names
 from table import each
 
 from cascade_studio.nodes.checkpoints.addresses import check_url
@@ -75,6 +76,20 @@ def test_every_error_of_the_pack_is_listed():
                 templates = map(messages.number_places, filter(messages.is_prose, sentences))
                 missing += [f"{path.name}: {template}" for template in templates if template not in found]
     assert not missing
+
+
+def test_messages_name_nodes_as_they_are_shown():
+    """Names that node modules keep for their messages: another name would stay English on the page."""
+    shown = {re.sub(r" \([^)]*\)$", "", name) for name in node_names().values()}
+    kept = {}
+    for path in sorted((REPOSITORY / "nodes").glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign):
+                values = [value.value for value in ast.walk(node.value) if isinstance(value, ast.Constant)]
+                named = [value for value in values if re.fullmatch(r"[A-Z][\w-]*( [\w-]+)+", str(value))]
+                kept.update(dict.fromkeys(named, path.name))
+    assert len(kept) > 20
+    assert {name: path for name, path in kept.items() if name not in shown} == {}
 
 
 def list_kinds(kind: type) -> list[type]:
