@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
 
 from ..files.clip import TextConfig
 from ..nets.backend import weight_of
-from ..nets.controlnet import ControlNet
+from ..nets.controlnet import ControlNet, ControlNetConfig
 from ..nets.encoder import EncoderConfig
 from ..nets.unet import UNetConfig
 from ..units import GB
@@ -33,7 +35,7 @@ SPOKEN = {False: 8, True: 4}
 """Bytes of keys and values to a token and channel."""
 BACKWARD = 1.9
 """What one group keeps, with the gradients that live beside it."""
-FIXED = {False: 800_000_000, True: 650_000_000}
+FIXED = {False: 800_000_000, True: 690_000_000}
 """On a card: libraries, kernels and what an allocator leaves unused. On a processor: Python with PyTorch and
 what that loads on its way, most of it code."""
 MOST_SCORES = 1024
@@ -46,8 +48,9 @@ ON_HOST = 12.0
 """Bytes that adamw_cpu keeps of a learned number in the computer's memory."""
 TOKENS = 77 + 8
 """Tokens of a prompt beside the cells: its words, its pooled text and its picture, four each."""
-HINT = 40
-"""Bytes that a ControlNet's trunk keeps of a hint's pixel."""
+HALVED = {False: 1.0, True: 0.55}
+"""What a ControlNet keeps where products are computed in bfloat16, of what it keeps in float32: some layers stay wide.
+Beside it are its weights in bfloat16."""
 TRUNK = EncoderConfig()
 """The published image encoder."""
 NAMES = {
@@ -94,14 +97,14 @@ def plan(
 ) -> Plan:
     """The plan for training what the settings say, with a network "stage_c" or "stage_b" of ``config``.
 
-    cells: of the largest latent, by default those of the settings' resolution. text: a text encoder that has to stay,
-    because words or a LoRA on it are learned. trunk: of the image encoder that a ControlNet starts from. bfloat16: how
-    products are computed, by default so but on a processor. pictures: bytes of all that is encoded, which stays in the
-    computer's memory.
+    cells: of the largest latent as the network embeds it, by default those of the settings' resolution. text: a
+    text encoder that has to stay, because words or a LoRA on it are learned. trunk: of the image encoder that a
+    ControlNet starts from. bfloat16: how products are computed, by default so but on a processor. pictures: bytes
+    of all that is encoded, which stays in the computer's memory.
     """
     net = CLASSES[kind, False](config, device="meta")
     if cells is None:
-        cells = (settings.resolution // 32) ** 2 if kind == "stage_c" else (settings.resolution // 6) ** 2 // 4
+        cells = (settings.resolution // 32) ** 2 if kind == "stage_c" else (settings.resolution // 6) ** 2
     at_once = -(-settings.batch_size // (processes * settings.accumulation))
     learned, stored, cpu = count_learned(net, config, settings, trunk, text), 4, device == "cpu"
     whole = settings.what in ("stage_c", "stage_b")
@@ -119,7 +122,9 @@ def plan(
     parts[f"{NAMES[settings.what]} with its optimiser"] = int(learned * (size + (4 if settings.ema else 0))) + update
     parts["activations"] = count_activations(config, at_once, cells, settings.checkpointing, device, bfloat16, whole)
     if settings.what == "controlnet":
-        parts["hints"] = int(at_once * cells * 1024 * HINT)
+        narrow = not cpu if bfloat16 is None else bfloat16
+        kept = count_control(plan_control(config, settings, trunk), math.isqrt(cells)) * HALVED[narrow]
+        parts["activations of the ControlNet"] = int(at_once * kept) + (2 * learned if narrow else 0)
     if text is not None:
         plain = 4 if settings.base_on(device) == "fp32" else 2
         parts["text encoder"] = plain * count_text(text) + count_text_activations(text, at_once)
@@ -148,6 +153,28 @@ def count_learned(
     if settings.method == "lokr":
         return sum(64 + settings.rank * sum(shape) // 8 for shape in layers)
     return sum(settings.rank * sum(shape) + (shape[0] if settings.method == "dora" else 0) for shape in layers)
+
+
+@cache
+def count_control(config: ControlNetConfig, side: int) -> int:
+    """Bytes in float32 that a ControlNet keeps of one hint for ``side`` x ``side`` cells until the way back, counted in
+    its graph without any numbers."""
+    with torch.device("meta"):
+        net = ControlNet(config)
+        hint = torch.empty(1, config.c_in, side * config.cell, side * config.cell)
+    known = {id(parameter) for parameter in net.parameters()}
+    kept: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in known:
+            known.add(id(tensor))
+            kept.append(tensor)  # also so that no other gets its id
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(hint)
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(storages.values())
 
 
 def count_text(text: TextConfig) -> int:

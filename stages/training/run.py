@@ -64,6 +64,7 @@ class Lesson:
     def plan(self, processes: int = 1) -> Plan:
         """The memory that a process of the run will take."""
         cells = max(math.prod(row[name].shape[-2:]) for row in self.rows for name in LATENTS if name in row)
+        cells = -(-cells // self.given.config.patch_size**2)
         return plan(
             self.given.kind,
             self.given.config,

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lessons import randn
+from lessons import SMALL_B, lesson, randn
 
 from cascade_studio.stages.files.clip import TextConfig
 from cascade_studio.stages.files.kinds import KINDS
+from cascade_studio.stages.nets.controlnet import ControlNet, ControlNetConfig
 from cascade_studio.stages.nets.encoder import EncoderConfig
 from cascade_studio.stages.nets.stage_c import StageCConfig
 from cascade_studio.stages.training import memory as plans
@@ -138,6 +139,37 @@ def test_checkpointing_keeps_what_the_groups_hand_on():
     outside = kept_bytes(True, True, 12)
     assert outside <= 0.15 * kept_bytes(False, True, 12)
     assert HANDED_ON + outside <= plans.count_activations(MIDDLE, 2, 144, True)
+
+
+def test_a_controlnets_activations_are_what_its_graph_keeps():
+    """The graph is built without numbers; a real one keeps as much."""
+    trunk = EncoderConfig(
+        c_stem=8, widths=(8, 16), repeats=(1, 2), expansions=(1, 4), strides=(2, 8), fused=(True, False)
+    )
+    config = ControlNetConfig(c_in=1, c_proj=64, proj_blocks=(0, 1), trunk=trunk)
+    net, kept = ControlNet(config).requires_grad_(True), dict[int, tuple[int, torch.Tensor]]()
+    known = {value.untyped_storage().data_ptr() for value in net.state_dict().values()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(torch.rand(1, 1, 192, 192))
+    counted = sum(size for size, _ in kept.values())
+    assert 0.9 <= plans.count_control(config, 6) / counted <= 1.1
+
+
+def test_stage_b_is_planned_by_the_cells_that_it_embeds():
+    """Two pixels of its latent to a cell: 1024 px are 256 x 256 in the latent, and 128 x 128 cells."""
+    lesson_b = lesson("lora_b")
+    by_hand = plans.plan("stage_b", SMALL_B, lesson_b.settings, device="cpu", cells=8 * 8, bfloat16=False)
+    assert lesson_b.plan().parts["activations"] == by_hand.parts["activations"]
+    whole = KINDS["stage_b"].published["700M"]
+    by_default = plans.plan("stage_b", whole, Settings(resolution=768)).parts["activations"]
+    assert by_default == plans.count_activations(whole, 4, 128 * 128, True)
 
 
 def test_a_text_encoder_is_counted_by_its_sizes():
