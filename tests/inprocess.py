@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,15 +63,15 @@ class Result:
     progress: list[tuple[str, float, float]] = field(default_factory=list)
 
 
-def prepare() -> Path:
-    """Give ComfyUI's argument parser our flags and a temporary base folder; returns that folder."""
+def prepare(flags: Sequence[str] = FLAGS) -> Path:
+    """Give ComfyUI's argument parser ``flags`` and a temporary base folder; returns that folder."""
     current_setup()
     base = Path(tempfile.mkdtemp(prefix="cascade-studio-tests-"))
     for name in ("models", "custom_nodes", "input", "output", "user", "temp"):
         (base / name).mkdir()
     atexit.register(_discard, base)
     arguments = sys.argv
-    sys.argv = ["main.py", "--base-directory", str(base), *FLAGS]
+    sys.argv = ["main.py", "--base-directory", str(base), *flags]
     try:
         import comfy.options
 
