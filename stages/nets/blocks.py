@@ -149,10 +149,9 @@ class ResBlock(nn.Module):
 
     def widen(self, x: Tensor, skip: Tensor | None, scale: float, held: Tensor | None) -> Tensor:
         """The mixer's wide activation (B, H, W, 4C), of a skip that is not joined; ``held`` as in run_scaled."""
-        h = run_scaled(self.depthwise, x, scale, self.backend, convolve, held)
-        if skip is None:
-            return self.channelwise.widen(channel_norm(h, scale))
-        return self.channelwise.widen_two(channel_norm(h, scale, scale), skip, scale)
+        held_norm = 1.0 if skip is None else scale
+        h = channel_norm(run_scaled(self.depthwise, x, scale, self.backend, convolve, held), scale, held_norm)
+        return self.channelwise.widen(h) if skip is None else self.channelwise.widen_two(h, skip, scale)
 
     def mix_rows(self, x: Tensor, skip: Tensor | None, scale: float, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` (exclusive) of :meth:`mix`, computed from no more rows than they depend on."""
