@@ -107,7 +107,8 @@ def find_sources(script: str, words: list[str]) -> list[Path]:
 def find_wrong_commands(text: str) -> list[str]:
     """Commands that there are not, and options that they do not know."""
     wrong = []
-    for script, rest in COMMAND.findall(text):
+    whole = re.sub(r"(?<!`)`[^`]+`(?!`)", lambda code: re.sub(r"\s+", " ", code[0]), text)
+    for script, rest in COMMAND.findall(whole):
         try:
             found = find_sources(script, rest.split())
         except AssertionError:
@@ -128,6 +129,7 @@ def test_wrong_commands_are_seen():
         assert len(find_wrong_commands(f"python3 {command}")) == 1, command
     assert find_wrong_commands("`python3 dev.py demo --prompt x`, python studio.py models list") == []
     assert len(find_wrong_commands("python3 dev.py demo --no-such-option")) == 1
+    assert find_wrong_commands("`python3 dev.py run -m\ntools.icon`, ```\npython3 dev.py host\n```") == []
 
 
 def test_the_pages_count_the_apps():
