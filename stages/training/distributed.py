@@ -22,7 +22,7 @@ GOODBYE, LOOK = 60.0, 0.02
 """Seconds that a process waits at most for the others to be done with the last exchange, and between two looks."""
 DONE = "cascade_studio/done"
 """How many processes are done, in the group's store."""
-BROKEN = ("connection", "socket", "timed out", "broken pipe", "remote process")
+BROKEN = ("connection", "socket", "timed", "pipe", "remote")
 """What errors of a group say when another process has gone."""
 DEVICES = ("cpu", "cuda", "xpu", "mps")
 

@@ -124,7 +124,7 @@ def plan(
     if settings.what == "controlnet":
         narrow = not cpu if bfloat16 is None else bfloat16
         kept = count_control(plan_control(config, settings, trunk), math.isqrt(cells)) * HALVED[narrow]
-        parts["activations of the ControlNet"] = int(at_once * kept) + (2 * learned if narrow else 0)
+        parts["hints"] = int(at_once * kept) + (2 * learned if narrow else 0)
     if text is not None:
         plain = 4 if settings.base_on(device) == "fp32" else 2
         parts["text encoder"] = plain * count_text(text) + count_text_activations(text, at_once)
