@@ -1,8 +1,8 @@
-"""The example LoRAs of Mini: python3 dev.py run -m training.mini.style_lora [--style noto | chalk]
+"""A style LoRA for Mini: python3 dev.py run -m training.mini.style_lora [--style noto | chalk]
 
-"chalk" learns from the drawings that ship (mini/pictures/chalk). Any other style is one of the recipe's emoji: 60 of
-its pictures with captions are written into a folder, but none of the held-out prompts' subjects. The trainer is that of
-the nodes, and the result goes into mini/loras. Stopped, the same command goes on.
+"noto" ships, and goes into mini/loras. "chalk" learns from the drawings that ship (mini/pictures/chalk). Any other
+style is one of the recipe's emoji: 60 of its pictures with captions are written into a folder, but none of the held-out
+prompts' subjects. The trainer is that of the nodes. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -64,15 +64,16 @@ class Style:
     drawn: Path | None = None
 
 
+SHIPS = "noto"
 STYLES = {
-    "noto": Style(),
+    SHIPS: Style(),
     "chalk": Style(
         replace(SETTINGS, steps=120, batch_size=8, warm_up=10, rank=6, alpha=6.0),
         500_000,
         FOLDER / "pictures" / "chalk",
     ),
 }
-"""Those that ship."""
+"""Those with settings of their own."""
 
 
 class OutOfTime(Exception):
@@ -137,9 +138,9 @@ def train(models: Path, work: Path, style: str, settings: Settings, minutes: flo
 
 
 def main() -> None:
-    """Train one that ships."""
+    """Train one; that which ships is put into mini/loras."""
     parser = argparse.ArgumentParser(prog="training.mini.style_lora", description=__doc__.split("\n")[0])
-    parser.add_argument("--style", default="noto", help="the style of the pictures (default: noto)")
+    parser.add_argument("--style", default=SHIPS, help="the style of the pictures (default: noto)")
     parser.add_argument("--models", type=Path, default=FOLDER, help="Mini's files (default: mini/)")
     parser.add_argument("--work", type=Path, default=cache_root() / "mini-lora", help="where the state is kept")
     parser.add_argument("--steps", type=int, help="other than the style's own")
@@ -153,6 +154,9 @@ def main() -> None:
     path = train(options.models, options.work / options.style, options.style, settings, options.minutes, options.device)
     if path.stat().st_size > style.most:
         raise SystemExit(f"{path.name} takes {path.stat().st_size:,} bytes, more than {style.most:,}. Lower the rank.")
+    if options.style != SHIPS:
+        log.info("%s, %d bytes", path, path.stat().st_size)
+        return
     target = FOLDER / "loras" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, target)

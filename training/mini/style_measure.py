@@ -1,8 +1,9 @@
-"""What the style LoRA does, in numbers: python3 dev.py run -m training.mini.style_measure
+"""What a style LoRA does, in numbers: python3 dev.py run -m training.mini.style_measure [--style noto | chalk]
 
-A linear judge of the style is fitted to latents of real renders in both styles, and tried on renders of other subjects.
+A linear judge of the style is fitted to latents of real pictures in both styles, and tried on those of other subjects.
 Then the held-out prompts are painted with and without the LoRA: how often the judge says the new style, and how often
-the judge of subjects (``training.mini judge``) still finds the asked one. Writes results_lora.md beside this file.
+the judge of subjects (``training.mini judge``) still finds the asked one. All networks but that judge are those that
+ship. Writes results_lora.md beside this file, or results_lora_STYLE.md for another style than Noto's.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import argparse
 import logging
 import random
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,17 +27,19 @@ from cascade_studio.stages.nets.stage_c import StageC
 
 from .compose import LARGE, compose, random_colour
 from .data import MAIN, SEED, SIDE, is_there, pictures, read_split
-from .export import FOLDER
+from .export import FOLDER, read_shipped
 from .judge import at_sight, first_five, load_judge
 from .loop import Place, frozen, grid, save_sheet
-from .nets import decode, encode_prompts, load_trained, paint
+from .nets import build, decode, encode_prompts, paint
 from .scenes import for_encoder
 from .sizes import SHIPPED
+from .style_lora import SHIPS, STYLES, Style
 
 log = logging.getLogger(__name__)
 
-TABLE = Path(__file__).with_name("results_lora.md")
 RENDERS, PROMPTS, RIDGE = 800, 48, 10.0
+MOVED = (-8, 0, 8)
+"""Pixels by which drawings are moved, so that a few are seen in many ways."""
 
 
 def features(latent: Tensor) -> Tensor:
@@ -77,6 +83,27 @@ def renders(style: str, chosen: list[int], encoder: torch.nn.Module) -> Tensor:
     return torch.cat(found)
 
 
+@torch.no_grad()
+def drawings(folder: Path, encoder: torch.nn.Module) -> Tensor:
+    """Latents of the pictures in a folder, each moved and mirrored; all ways of one stand together."""
+    found = []
+    for path in sorted(folder.glob("*.png")):
+        rgb = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).movedim(-1, 0).float() / 255
+        ways = [
+            torch.roll(rgb.flip(2) if mirrored else rgb, (down, across), (1, 2))
+            for mirrored, down, across in product((False, True), MOVED, MOVED)
+        ]
+        found.append(encoder(for_encoder(torch.stack(ways), SHIPPED.canvas)))
+    return torch.cat(found)
+
+
+def load_shipped(name: str, known: dict[str, dict[str, Tensor]]) -> torch.nn.Module:
+    """One of the networks that ship."""
+    net = build(SHIPPED, name)
+    net.load_state_dict(known[name])
+    return frozen(net)
+
+
 def with_lora(net: StageC, path: Path) -> StageC:
     """A copy of ``net`` with the LoRA at strength 1."""
     tensors = net.state_dict()
@@ -94,13 +121,17 @@ def with_lora(net: StageC, path: Path) -> StageC:
 @torch.no_grad()
 def measure(place: Place, path: Path, style: str) -> list[str]:
     """The table as lines of Markdown."""
-    nets = {name: load_trained(place, name) for name in ("stage_a", "encoder", "text", "stage_b", "stage_c")}
+    known, drawn = read_shipped(), STYLES.get(style, Style()).drawn
+    nets: dict[str, Any] = {
+        name: load_shipped(name, known) for name in ("stage_a", "encoder", "text", "stage_b", "stage_c")
+    }
     subjects, prompts = read_split()
-    array = pictures(style)
-    there = np.flatnonzero(is_there(array)).tolist()
+    there = np.flatnonzero(is_there(pictures(MAIN if drawn else style))).tolist()
     random.Random(SEED).shuffle(there)
-    latents = {name: renders(name, there[:RENDERS], nets["encoder"]) for name in (MAIN, style)}
-    fit = RENDERS * 3 // 4
+    latents = {style: drawings(drawn, nets["encoder"]) if drawn else renders(style, there[:RENDERS], nets["encoder"])}
+    count = len(latents[style])
+    latents[MAIN] = renders(MAIN, there[:count], nets["encoder"])
+    fit = count * 3 // 4
     judge = StyleJudge.fit(torch.cat([latents[MAIN][:fit], latents[style][:fit]]), torch.arange(2 * fit) >= fit)
     right = [1 - judge.share(latents[MAIN][fit:]), judge.share(latents[style][fit:])]
     eyes = load_judge(place, len(subjects))
@@ -115,13 +146,13 @@ def measure(place: Place, path: Path, style: str) -> list[str]:
         kept = sum(prompt["subject"] in found for prompt, found in zip(asked, order)) / len(asked)
         rows.append(f"| {name} | {100 * judge.share(latent):.1f} % | {100 * kept:.1f} % |")
         shown.append(image[:12])
-    save_sheet(grid(torch.cat(shown), 12), place.work / "sheets" / "style_lora.png")
+    save_sheet(grid(torch.cat(shown), 12), place.work / "sheets" / f"style_lora_{style}.png")
     return [
         f"# {path.stem}, measured",
         "",
-        "Written by `python3 dev.py run -m training.mini.style_measure`.",
+        f"Written by `python3 dev.py run -m training.mini.style_measure --style {style}`.",
         "",
-        f"The judge of styles is right on {100 * sum(right) / 2:.1f} % of {2 * (RENDERS - fit)} renders of other "
+        f"The judge of styles is right on {100 * sum(right) / 2:.1f} % of {2 * (count - fit)} pictures of other "
         "subjects than it was fitted to.",
         "",
         f"| {len(asked)} held-out prompts | {style} style | subject in the top 5 |",
@@ -133,13 +164,18 @@ def measure(place: Place, path: Path, style: str) -> list[str]:
 def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(prog="training.mini.style_measure", description=__doc__.split("\n")[0])
-    parser.add_argument("--style", default="noto")
+    parser.add_argument("--style", default=SHIPS)
+    parser.add_argument("--lora", type=Path, help="the file (default: that of the style in mini/loras)")
     parser.add_argument("--mini", type=Path, default=SHIPPED.work, help="the recipe's work folder")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     place = Place(options.mini, torch.device("cpu"))
-    lines = measure(place, FOLDER / "loras" / f"cascade_mini_{options.style}.safetensors", options.style)
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = options.lora or FOLDER / "loras" / f"cascade_mini_{options.style}.safetensors"
+    lines = measure(place, path, options.style)
+    table = Path(__file__).with_name(
+        "results_lora.md" if options.style == SHIPS else f"results_lora_{options.style}.md"
+    )
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     log.info("\n%s", "\n".join(lines))
 
 
