@@ -3,8 +3,7 @@
 From step to step the predicted picture (x0) changes little, while the noise around it changes as the sampler says. So
 a step may take x0 of the last computed one, and the sampler goes on with the noise of its own level. What that costs
 was measured on Cascade Mini (``tests/benchmarks/measure_cache.py``): it is least where the computed steps lie about
-evenly in r, the noise level in [0, 1] that the networks are told. The official schedule is denser than that at the
-picture's end, and for Stage C sparser in the middle.
+evenly in r, the noise level in [0, 1] that the networks are told, or, of few steps, in a power of it.
 """
 
 from __future__ import annotations
@@ -19,13 +18,16 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class Rule:
-    """Computed steps are at least ``gap`` apart in r; ``slope`` of the last change of x0 over logsnr is carried on.
+    """Computed steps are at least ``gap`` apart in r to the ``power``; ``slope`` of the last change of x0 over logsnr
+    is carried on.
 
-    The noise that Stage C's sampler adds makes its changes wild, so that carrying them on makes things worse.
+    The noise that Stage C's sampler adds makes its changes wild, so that carrying them on makes things worse. A power
+    below 1 leaves out less of the end of a run, one above 1 less of its beginning.
     """
 
     gap: float
     slope: float = 0.0
+    power: float = 1.0
 
     def may_reuse(self, r: float, computed: Sequence[float], last: float) -> bool:
         """Whether the step at noise level ``r`` may do without the network; ``computed`` are the levels before it.
@@ -34,7 +36,7 @@ class Rule:
         """
         if len(computed) < (2 if self.slope else 1) or r <= last + ROUNDING:
             return False
-        return computed[-1] - r < self.gap - ROUNDING
+        return computed[-1] ** self.power - r**self.power < self.gap - ROUNDING
 
 
 RULES = {

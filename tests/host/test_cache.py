@@ -88,14 +88,23 @@ def test_two_runs_know_nothing_of_each_other(studio):
     assert torch.equal(sample(studio, "prior", model)["samples"], first)
 
 
+@pytest.mark.parametrize("power", [1.0, 0.5])
 @pytest.mark.parametrize("slope", [0.0, 0.5])
 @pytest.mark.parametrize("key", KEYS.values())
-def test_the_rule(key, slope):
+def test_the_rule(key, slope, power):
     levels = levels_of(key)
     for gap in (0.0, 0.05, 0.1, 0.3, 2.0):
-        chosen = choose_steps(reuse.Rule(gap, slope), levels)
+        chosen = choose_steps(reuse.Rule(gap, slope, power), levels)
         assert chosen[0] == 0 and chosen[-1] == len(levels) - 1
         assert chosen == sorted(set(chosen)) and (not slope or chosen[1] == 1)
-    assert choose_steps(reuse.Rule(0.0, slope), levels) == list(range(len(levels)))
-    assert choose_steps(reuse.Rule(2.0, slope), levels) == [0, *([1] if slope else []), len(levels) - 1]
-    assert choose_steps(reuse.Rule(1.0, slope), []) == []
+    assert choose_steps(reuse.Rule(0.0, slope, power), levels) == list(range(len(levels)))
+    assert choose_steps(reuse.Rule(2.0, slope, power), levels) == [0, *([1] if slope else []), len(levels) - 1]
+    assert choose_steps(reuse.Rule(1.0, slope, power), []) == []
+
+
+def test_a_power_below_one_keeps_the_end():
+    """As many steps, of which more lie at the end, where r falls in the largest steps."""
+    levels = levels_of("stage_c")
+    even, late = (choose_steps(reuse.Rule(gap, 0.0, power), levels) for gap, power in ((0.1, 1.0), (0.07, 0.5)))
+    assert len(even) == len(late) == 8
+    assert sum(late) > sum(even) and late[-3:] == [17, 18, 19]
