@@ -10,8 +10,8 @@ machine hits all rows alike. Distance is the PSNR to the exact picture, as the m
 
 The presets are chosen on captions of the kind that Mini was trained with (``--gaps`` tries others beside them, as
 Stage C's gap and Stage B's, with Stage B at cfg 1); ``--held-out`` takes prompts that neither they nor Mini's training
-have seen. ``--write`` puts the rows into the help page, in all languages (``python3 dev.py run -m tools.authoring`` then
-writes the pages).
+have seen. ``--write`` puts the rows into the help page, in all languages; ``python3 dev.py run -m tools.authoring``
+then writes the pages.
 """
 
 from __future__ import annotations
