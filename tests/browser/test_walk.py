@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+from browser.onward import STEPS as ONWARD
 from browser.walk import STEPS, illustrate, illustrated, tiny, walk
 from harness import REPOSITORY
 from PIL import Image
@@ -50,3 +51,9 @@ def test_screenshots_are_linked_from_where_the_page_is(tmp_path):
         "# Page\n\n## 1. One\n\n![Step 1: One](pictures/a.png)\n\nWords.\n\n"
         "## 2. Two\n\n![Step 2: Two](../b.png)\n\nMore.\n"
     )
+
+
+def test_the_page_shows_every_screenshot_there_is():
+    shown = re.findall(r"\]\((pictures/first_\w+\.png)\)", PAGE.read_text(encoding="utf-8"))
+    names = [f"pictures/first_{number}_{name}.png" for number, name in {**STEPS, **ONWARD}.items()]
+    assert shown == names and all((PAGE.parent / name).is_file() for name in names)

@@ -168,3 +168,21 @@ def test_one_folder_alone_holds_templates():
     """ComfyUI serves the first it finds of these names; a second one hides every workflow and its picture."""
     names = {"example_workflows", "example", "examples", "workflow", "workflows"}
     assert {path.name for path in REPOSITORY.iterdir() if path.is_dir()} & names == {"workflows"}
+
+
+def test_links_of_notes_can_be_read_in_both_themes():
+    """WCAG 2's ratio of the browser's own link colours and a note's ground, which the light theme lightens by half."""
+
+    def find_ratio(one: str, other: str) -> float:
+        parts = [[int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)] for text in (one, other)]
+        linear = [[p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in each] for each in parts]
+        dark, light = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear)
+        return (light + 0.05) / (dark + 0.05)
+
+    _, ground = colours.NOTE
+    red, green, blue = (int(ground[at : at + 2], 16) for at in (1, 3, 5))
+    assert red == green == blue, "of a grey, the lightness is each part"
+    assert (
+        find_ratio(ground, "#9e9eff") >= 4.5
+        and find_ratio(f"#{red + 128:02x}" + 2 * f"{red + 128:02x}", "#0000ee") >= 4.5
+    )
