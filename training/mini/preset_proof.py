@@ -197,7 +197,7 @@ def write_table(found: Mapping[str, Mapping[str, Any]]) -> None:
         "with three seeds each. The way: how far these nine lie, as latents of Stage C, between the real picture in",
         "the style that Mini learned first (0) and the same picture in the new one (1); farther: how many of the nine",
         "have come on. The change is that of the nine pictures, of 255, as the Previewer shows them. Loss: on the same",
-        "noise. Each takes less than a minute of one core.",
+        "noise.",
         "",
         "| Preset | Shown | Pictures | Steps (of) | Way before | after | Farther | Change | Loss before | after |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
