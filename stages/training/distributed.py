@@ -22,8 +22,6 @@ GOODBYE, LOOK = 60.0, 0.02
 """Seconds that a process waits at most for the others to be done with the last exchange, and between two looks."""
 DONE = "cascade_studio/done"
 """How many processes are done, in the group's store."""
-BROKEN = ("connection", "socket", "timed", "pipe", "remote")
-"""What errors of a group say when another process has gone."""
 DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
@@ -108,7 +106,7 @@ class Processes(Crew):
 
 @contextmanager
 def explain_loss() -> Iterator[None]:
-    """A broken connection as a sentence.
+    """An exchange that fails as a sentence: tensors are where the group takes them, so another process is gone.
 
     PyTorch's own error would keep the group alive in the variables of its traceback. Its threads then outlive the
     interpreter, which aborts the process instead of ending it with that error.
@@ -116,8 +114,6 @@ def explain_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(word in str(error).lower() for word in BROKEN):
-            raise
         traceback.clear_frames(error.__traceback__)
         raise LostProcess(
             f"Another process of this run has ended too early ({str(error).splitlines()[0][:200]}). Look into its "
