@@ -118,7 +118,7 @@ class ProductsClock(TorchDispatchMode):
     seconds = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        name = func._schema.name.split("::")[1]
+        name = func._schema.name.split("::")[1].rstrip("_")  # in place it is the same product
         product = name in PRODUCTS or "convolution" in name or "attention" in name
         started = time.process_time()
         out = func(*args, **(kwargs or {}))
