@@ -13,7 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
 from cascade_studio.stages import from_file
@@ -25,6 +27,8 @@ from cascade_studio.stages.training.losses import add_training_noise
 from cascade_studio.stages.training.optimiser import Optimiser
 from training.mini import (
     __main__ as recipe,
+    autoencoders,
+    codes,
     compose,
     decoder,
     export,
@@ -36,7 +40,7 @@ from training.mini import (
     vocabulary,
 )
 from training.mini.captions import END, START
-from training.mini.generators import round_weights, settle_weights, strew
+from training.mini.generators import round_weights, settle_weights, strew, take_deep_blocks
 from training.mini.loop import Loop, Part, Place, Speed, factor_at, grid
 from training.mini.nets import TRAINING
 from training.mini.precondition import Preconditioning, eight_bits, probe, time_factor
@@ -144,7 +148,9 @@ def test_grid_places_pictures_in_rows():
 
 @pytest.mark.parametrize("plan", sizes.PLANS)
 def test_exported_files_rebuild_their_nets_within_the_size_limits(plan, tmp_path, monkeypatch):
-    """Untrained nets of Mini's sizes, through the files that would ship and the pack's own loader."""
+    """Untrained nets of Mini's sizes, Stage B's in eight bits, through the files that would ship and the pack's own
+    loader.
+    """
     place = Place(tmp_path, torch.device("cpu"), sizes=sizes.PLANS[plan])
 
     def fresh(_: Place, name: str) -> nn.Module:
@@ -153,13 +159,16 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(plan, tmp_path
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.uniform_(-1, 1)
-        return net
+        return settle_weights(net, name == "stage_b")
 
     monkeypatch.setattr(export, "load_trained", fresh)
     files = export.export(place, tmp_path)
     assert sum(files.values()) <= 44_600_000, "a LoRA and a ControlNet have to fit into the 48 MB as well"
     for part in ("stage_a", "stage_b", "stage_c"):
-        net = from_file(tmp_path / f"{export.FILES[part][1]}.safetensors")
+        path = tmp_path / f"{export.FILES[part][1]}.safetensors"
+        net = from_file(path)
+        stored = {value.dtype for value in load_file(path).values() if value.dim() == 2}
+        assert stored == {language.FLOAT8 if part == "stage_b" else torch.float16}
         assert net.config == getattr(place.sizes, part)
         wanted = fresh(place, part).state_dict()
         assert all(
@@ -241,6 +250,7 @@ def test_what_ships_is_only_restored_for_its_own_sizes(tmp_path):
     place = Place(tmp_path, torch.device("cpu"), sizes=sizes.NEXT)
     with pytest.raises(SystemExit, match="has other sizes than the plan 'next'"):
         export.restore(place)
+    assert not list(tmp_path.iterdir()), "nothing is written before all fits"
     export.restore_kept(place)
     shipped, kept = export.read_shipped(), nets.load_trained(place, "stage_a").state_dict()
     assert all(torch.equal(value, shipped["stage_a"][key]) for key, value in kept.items())
@@ -345,10 +355,11 @@ def test_factors_of_time_are_numbers_of_eight_bits():
         assert error.abs().max() < 0.01 and error[-1].abs() < 1e-3
 
 
-@pytest.mark.parametrize("kind", ["b", "c"])
-def test_networks_start_as_v_prediction_and_are_held_there(kind):
+@pytest.mark.parametrize("plan", sizes.PLANS)
+@pytest.mark.parametrize("kind", ["stage_b", "stage_c"])
+def test_networks_start_as_v_prediction_and_are_held_there(plan, kind):
     """A fresh net answers b x, however near to pure noise; training moves what is free and nothing else."""
-    net = StageB(sizes.STAGE_B, backend=TRAINING) if kind == "b" else StageC(sizes.STAGE_C, backend=TRAINING)
+    net = nets.build(sizes.PLANS[plan], kind, backend=TRAINING)
     torch.manual_seed(0)
     initialise_unet(net)
     start = Preconditioning(net)
@@ -395,6 +406,28 @@ def test_what_ships_is_trained_on_from_as_it_is(kind):
     assert after < before + 0.01, "pure noise is still said to be noise"
 
 
+def test_a_grown_net_answers_as_the_trained_one_and_has_a_start_of_eight_bits():
+    """Its new blocks say nothing yet, and another start is in it that does the same."""
+    torch.manual_seed(0)
+    trained = nets.build(sizes.SHIPPED, "stage_b", backend=TRAINING)
+    config = sizes.SHIPPED.stage_b
+    down, up = config.blocks
+    net = StageB(replace(config, blocks=((*down[:3], down[3] + 1), (up[0] + 2, up[1] + 1, *up[2:]))), backend=TRAINING)
+    for each in (trained, net):
+        initialise_unet(each)
+    old = Preconditioning(trained, 2, 100.0)
+    with torch.no_grad():
+        for parameter, where, value in old.pins:
+            parameter[where] = value * 1.01
+    old.adopt()
+    assert not old.fits_eight_bits()
+    start = Preconditioning.renew_in(net, trained)
+    assert start.fits_eight_bits() and start.constants == 2 and start.large == 104
+    for r in (0.9, 0.5):
+        mine, its = probe(net, r)[1], probe(trained, r)[1]
+        assert (mine - its).square().mean().sqrt() < 0.05 * its.square().mean().sqrt(), r
+
+
 def test_a_net_of_the_recipe_is_trained_on_in_eight_bits():
     torch.manual_seed(0)
     trained, net = (nets.build(sizes.NEXT, "stage_c", backend=TRAINING) for _ in range(2))
@@ -403,6 +436,45 @@ def test_a_net_of_the_recipe_is_trained_on_in_eight_bits():
     Preconditioning(trained)
     start = Preconditioning.find_in(net, trained)
     assert start.constants == precondition.CONSTANTS and start.fits_eight_bits()
+
+
+def test_what_an_earlier_stage_c_knows_is_taken_where_sizes_agree():
+    torch.manual_seed(0)
+    net, earlier = nets.build(sizes.NEXT, "stage_c"), nets.build(sizes.SHIPPED, "stage_c")
+    for each in (net, earlier):
+        initialise_unet(each)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    take_deep_blocks(net, earlier.state_dict())
+    taken = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("down_blocks.1.") for name in taken) and "clip_txt_mapper.weight" in taken
+    assert not any(name.startswith(("down_blocks.0.", "up_blocks.1.", "embedding", "clf")) for name in taken)
+    assert all(torch.equal(net.state_dict()[name], earlier.state_dict()[name]) for name in taken)
+
+
+@pytest.mark.parametrize("cells", [6, 8, 12])
+def test_a_linear_code_says_more_than_the_colours_of_its_cells(cells, tmp_path):
+    """Smooth pictures come back from it, better where the decoder sees the neighbours; saved, it is the same."""
+    torch.manual_seed(0)
+    rgb = F.interpolate(torch.rand(24, 3, 9, 9), size=(256, 256), mode="bicubic").clamp(0, 1)
+    code = codes.LinearCode(rgb[:20], cells)
+    said = code.encode(rgb)
+    assert said.shape == (24, 16, cells, cells)
+    assert code.encode(rgb[:20]).square().mean() == pytest.approx(1, rel=0.02)
+    plain = F.interpolate(F.interpolate(rgb, size=(cells, cells), mode="area"), size=(256, 256), mode="bicubic")
+    errors = [(made - rgb[20:]).square().mean() for made in (plain[20:], code.decode_alone(said[20:]))]
+    assert errors[1] < 0.5 * errors[0]
+    learned = [(way(said[:20]) - rgb[:20]).square().mean() for way in (code.decode_alone, code.decode)]
+    assert learned[1] < learned[0]
+    torch.save(code.state_dict(), tmp_path / "code.pt")
+    again = codes.LinearCode.from_state(torch.load(tmp_path / "code.pt", weights_only=False))
+    assert torch.equal(again.encode(rgb), said)
+
+
+def test_the_norm_of_a_code_leaves_it_as_it_is():
+    norm = nn.BatchNorm2d(4, affine=False)
+    autoencoders.leave_as_said(norm)
+    latent = 3 * torch.randn(2, 4, 5, 5) + 1
+    assert torch.allclose(norm(latent), latent, atol=1e-5)
 
 
 def test_a_guess_is_the_picture_until_rounding_is_most_of_it():

@@ -13,6 +13,7 @@ from cascade_studio.stages.nets.previewer import Previewer
 from cascade_studio.stages.nets.stage_a import StageA
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
+from .codes import load_code
 from .loop import Part, Place, grid
 from .scenes import Scenes, for_encoder
 
@@ -182,31 +183,12 @@ class StageAPart(Part):
         return {self.name: self.average_net().state_dict()}
 
 
-class Sketch(nn.Sequential):
-    """A decoder that is thrown away: Stage C latents → RGB at 16 pixels a cell, so that latents learn detail."""
-
-    def __init__(self, c_in: int = 16, widths: tuple[int, ...] = (192, 160, 96, 64)) -> None:
-        layers: list[nn.Module] = [
-            nn.Conv2d(c_in, widths[0], 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(widths[0], widths[0], 3, padding=1),
-        ]
-        for c, c_next in zip(widths, widths[1:]):
-            layers += [
-                nn.GELU(),
-                nn.Conv2d(c, 4 * c_next, 1),
-                nn.PixelShuffle(2),
-                nn.GELU(),
-                nn.Conv2d(c_next, c_next, 3, padding=1),
-            ]
-        super().__init__(*layers, nn.GELU(), nn.Conv2d(widths[-1], 12, 1), nn.PixelShuffle(2))
-
-
 class EncoderPart(Part):
-    """The image encoder as an autoencoder through two decoders: the Previewer, and a finer one that is thrown away.
+    """The image encoder learns to give the code of a picture (:mod:`.codes`), and the Previewer to read it.
 
-    Noise on the latents keeps them smooth, so that what Stage C gets slightly wrong still decodes. It starts from the
-    encoder that shipped before where the work folder has one (``encoder.start.pt``, see :func:`.export.restore_kept`).
+    Noise on the code keeps the Previewer smooth, so that what Stage C gets slightly wrong still decodes. They start
+    from those that shipped before where the work folder has them (``encoder.start.pt``, see
+    :func:`.export.restore_kept`).
     """
 
     name = "encoder"
@@ -216,11 +198,10 @@ class EncoderPart(Part):
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         torch.manual_seed(place.seed + 1)
-        self.scenes = Scenes(self.rng, self.OTHERS, sizes=self.SIZES, mirrored=self.MIRRORED)
-        self.canvas = place.sizes.canvas
+        self.scenes = Scenes(self.rng, self.OTHERS, sizes=self.SIZES, mirrored=self.MIRRORED, shades=0.15)
+        self.canvas, self.code = place.sizes.canvas, load_code(place)
         self.encoder, self.previewer = ImageEncoder(place.sizes.encoder), Previewer(place.sizes.previewer)
-        self.sketch = Sketch()
-        for net in (self.encoder, self.previewer, self.sketch):
+        for net in (self.encoder, self.previewer):
             for module in net.modules():
                 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -229,48 +210,51 @@ class EncoderPart(Part):
         if start.is_file():
             for name, tensors in torch.load(start, map_location=place.device).items():
                 getattr(self, name).load_state_dict(tensors)
-        self.following = Following(self.encoder.mapper[1])
-        nets = nn.ModuleList([self.encoder, self.previewer, self.sketch])
-        self.ema = EMA(nets, 0.995)
-        self.nets = nets
+        leave_as_said(self.encoder.mapper[1])
+        self.nets = nn.ModuleList([self.encoder, self.previewer])
+        self.ema = EMA(self.nets, 0.995)
         self.state = {
-            "nets": nets,
-            "following": self.following,
+            "nets": self.nets,
             "ema": self.ema,
-            "optimiser": Optimiser(nets.parameters(), self.LR, weight_decay=1e-3),
+            "optimiser": Optimiser(self.nets.parameters(), self.LR, weight_decay=1e-3),
         }
 
     def step(self, factor: float) -> dict[str, float]:
-        self.following.active = self.progress < FINISH
-        for net in (self.encoder, self.previewer):
+        for net in (self.encoder.backbone, self.previewer):
             settle_norms(net, self.progress < SETTLE)
         batch = self.scenes.batch(self.BATCH)
         rgb, alpha = batch.rgb.to(self.place.device), batch.alpha.to(self.place.device)
+        wanted = self.code.encode(batch.rgb).to(self.place.device)
         with self.place.autocast():
-            latent = self.encoder(for_encoder(rgb, self.canvas)).float()
-            strength = self.NOISE * torch.rand(len(latent), 1, 1, 1, device=latent.device)
-            latent = latent + strength * torch.randn_like(latent)
-            losses = {}
-            for name, net, pixels in (("sketch", self.sketch, 16), ("preview", self.previewer, 8)):
-                size = [pixels * side for side in latent.shape[2:]]
-                wanted, mask = (F.interpolate(x, size=size, mode="area") for x in (rgb, alpha))
-                losses[name] = picture_loss(net(latent).float(), wanted, 1 + mask)
-        self.state["optimiser"].step(losses["sketch"] + losses["preview"], factor)
+            made = self.encoder(for_encoder(rgb, self.canvas)).float()
+            error = (made - wanted).square().mean()
+            strength = self.NOISE * torch.rand(len(wanted), 1, 1, 1, device=wanted.device)
+            shown = self.previewer(wanted + strength * torch.randn_like(wanted)).float()
+        seen, mask = (F.interpolate(x, size=shown.shape[2:], mode="area") for x in (rgb, alpha))
+        preview = picture_loss(shown, seen, 1 + mask)
+        self.state["optimiser"].step(error + preview, factor)
         self.ema.update(self.nets)
-        return {name: value.item() for name, value in losses.items()}
+        return {"error": error.item(), "preview": preview.item()}
 
     def average_net(self) -> nn.ModuleList:
-        """Encoder, Previewer and sketch decoder, averaged."""
+        """Encoder and Previewer, averaged."""
         return self.ema.copy_of(self.nets)
 
     def sheet(self) -> Tensor:
-        """Rows: pictures, finer decoder, Previewer."""
-        encoder, previewer, sketch = self.average_net()
+        """Rows: pictures, the best that a linear decoder makes of their codes, the Previewer of what is encoded."""
+        encoder, previewer = self.average_net()
         batch = self.scenes.batch(8)
         latent = encoder(for_encoder(batch.rgb.to(self.place.device), self.canvas))
-        rows = [F.interpolate(x.cpu(), size=(192, 192)) for x in (batch.rgb, sketch(latent), previewer(latent))]
-        return grid(torch.cat(rows), 8)
+        rows = (batch.rgb, self.code.decode(self.code.encode(batch.rgb)), previewer(latent).cpu())
+        return grid(torch.cat([F.interpolate(x, size=(192, 192)) for x in rows]), 8)
 
     def result(self) -> dict[str, dict[str, Tensor]]:
-        encoder, previewer, _ = self.average_net()
+        encoder, previewer = self.average_net()
         return {"encoder": encoder.state_dict(), "previewer": previewer.state_dict()}
+
+
+def leave_as_said(norm: nn.Module) -> None:
+    """The norm of a latent changes nothing: what goes into it has the sizes that it should have."""
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    norm.eval()

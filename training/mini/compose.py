@@ -15,8 +15,8 @@ from .words import SHADES
 
 SIZES, LARGE = (0.66, 0.92), (0.86, 0.92)
 """Side of the subject's picture as a share of the canvas; and where it should nearly fill it."""
-PAINTED = {"sizes": (0.88, 0.90), "mirrored": 0.0, "room": 0.1}
-"""What Stage C paints: :func:`compose`'s arguments. Every motion is a latent of its own, so there is hardly any."""
+PAINTED = {"sizes": (0.89, 0.89), "mirrored": 0.0, "room": 0.0}
+"""What Stage C paints: :func:`compose`'s arguments. Every motion is a latent of its own, so there is none."""
 MIRRORED = 0.5
 ROOM = 0.6
 """How much of the room around the subject its place may use."""

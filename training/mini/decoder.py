@@ -15,23 +15,25 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .autoencoders import settle_norms
 from .captions import batch_tokens
+from .codes import load_code
 from .compose import PAINTED
 from .generators import HELD_EVERY, DiffusionPart, measure_held, repeat_common
 from .loop import Part, Place, frozen, grid, write_atomically
-from .nets import TRAINING, decode, load_trained, paint
+from .nets import TRAINING, decode, load_reader, load_trained, paint
 from .precondition import Preconditioning
 from .scenes import SHORT, Pool, Scenes, make_pool
+from .sizes import SHIPPED
 
-PICTURES = 6000
+PICTURES = 4000
 NOISIEST, LEAST = 0.98, 0.03
 """The latest time at which a guess is looked at, and less than the picture's share in what is seen there."""
 
 
 def decoder_pool(place: Place, scenes: Scenes) -> Pool:
-    """Pictures through image encoder and Stage A; the commonest subjects come three times as often."""
+    """Pictures as codes and through Stage A; the commonest subjects come three times as often."""
     numbers = repeat_common(scenes.subjects, 3, 1)
     subjects = [scenes.rng.choice(numbers) for _ in range(PICTURES)]
-    nets = {"stage_a": load_trained(place, "stage_a"), "encoder": load_trained(place, "encoder")}
+    nets = {"stage_a": load_trained(place, "stage_a"), "code": load_code(place)}
     return make_pool(place, "pool_b", scenes, subjects, nets)
 
 
@@ -140,6 +142,7 @@ class StageBPart(DiffusionPart):
     STEPS, BATCH, SEED, NOISY, NOISY_FROM = 20000, 24, 4, 0.7, 0.6
     DROP_TEXT, DROP_EFFNET, NOISE = 0.1, 0.05, 0.2
     FEATURES_FROM, FEATURES = 0.6, 0.5
+    PAINTED, PAINTINGS = 14, 3000
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageB(place.sizes.stage_b, backend=TRAINING))
@@ -147,16 +150,32 @@ class StageBPart(DiffusionPart):
         self.pool = decoder_pool(place, self.scenes)
         self.stage_a, self.critic = load_trained(place, "stage_a"), load_critic(place, len(self.scenes.subjects))
         self.nothing = self.encode_text(batch_tokens([[]], SHORT))[1]
+        self.painted: Pool | None = None
+
+    def begin(self) -> Preconditioning:
+        """From an earlier Stage B where the work folder has one (``stage_b.start.pt``), else from nothing."""
+        path = self.place.work / "stage_b.start.pt"
+        if not path.is_file():
+            return super().begin()
+        earlier = StageB(SHIPPED.stage_b)
+        earlier.load_state_dict(torch.load(path)["stage_b"])
+        return Preconditioning.renew_in(self.net, earlier)
 
     def step(self, factor: float) -> dict[str, float]:
-        index = self.rng.sample(range(len(self.pool)), self.BATCH)
-        latent, effnet = (self.pool.rows(index)[name].to(self.place.device) for name in ("latent", "effnet"))
-        strength = self.NOISE * torch.rand(len(effnet), 1, 1, 1, device=effnet.device)
+        share = self.PAINTED if self.painted else 0
+        index = self.rng.sample(range(len(self.pool)), self.BATCH - share)
+        rows = self.pool.rows(index)
+        strength = self.NOISE * torch.rand(len(index), 1, 1, 1)
+        drawn = [(self.pool, index, rows["latent"], rows["effnet"] + strength * torch.randn_like(rows["effnet"]))]
+        if self.painted:
+            index = self.rng.sample(range(len(self.painted)), share)
+            rows = self.painted.rows(index)
+            drawn.append((self.painted, index, rows["latent"], rows["effnet"]))
         return self.decode_rows(
-            latent,
-            effnet + strength * torch.randn_like(effnet),
-            [self.pool.subjects[i] for i in index],
-            [self.pool.colours[i] for i in index],
+            torch.cat([latent for _, _, latent, _ in drawn]).to(self.place.device),
+            torch.cat([effnet for _, _, _, effnet in drawn]).to(self.place.device),
+            [pool.subjects[i] for pool, index, _, _ in drawn for i in index],
+            [pool.colours[i] for pool, index, _, _ in drawn for i in index],
             factor,
         )
 
@@ -193,8 +212,8 @@ class RefinePart(StageBPart):
     """Stage B further, half of it from latents that Stage C painted, with the pictures that it should have painted."""
 
     name = "refine"
-    STEPS, SEED, LR, FEATURES_FROM, EMA_DECAY = 6000, 7, 1e-3, 0.0, 0.997
-    PAINTED, HELD_PICTURES = 3000, 48
+    STEPS, SEED, LR, FEATURES_FROM, EMA_DECAY = 20000, 7, 7e-4, 0.4, 0.998
+    HELD_PICTURES = 48
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -202,7 +221,7 @@ class RefinePart(StageBPart):
         rng = random.Random(place.seed + self.SEED)
         scenes = Scenes(rng, **PAINTED)
         subjects = rng.sample(range(len(scenes.subjects)), self.HELD_PICTURES)
-        nets = {"stage_a": self.stage_a, "encoder": load_trained(place, "encoder")}
+        nets = {"stage_a": self.stage_a, **load_reader(place)}
         self.held = make_pool(place, "held_b", scenes, subjects, nets, held=True)
 
     def begin(self) -> Preconditioning:
@@ -225,27 +244,14 @@ class RefinePart(StageBPart):
 
     def step(self, factor: float) -> dict[str, float]:
         found = self.check() if self.ema.updates % HELD_EVERY == 0 else {}
-        return {**self.refine(factor), **found}
-
-    def refine(self, factor: float) -> dict[str, float]:
-        """One update on as many encoded pictures as painted latents."""
-        half = self.BATCH // 2
-        drawn = [(pool, self.rng.sample(range(len(pool)), half)) for pool in (self.pool, self.painted)]
-        latent, effnet = (
-            torch.cat([pool.rows(index)[name] for pool, index in drawn]).to(self.place.device)
-            for name in ("latent", "effnet")
-        )
-        subjects, colours = (
-            [getattr(pool, name)[i] for pool, index in drawn for i in index] for name in ("subjects", "colours")
-        )
-        return self.decode_rows(latent, effnet, subjects, colours, factor)
+        return {**super().step(factor), **found}
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         return {"stage_b": self.average_net().state_dict()}
 
 
 @torch.no_grad()
-def paint_pool(place: Place, part: RefinePart) -> Pool:
+def paint_pool(place: Place, part: StageBPart) -> Pool:
     """What Stage C paints of ``PAINTED`` captions (``effnet``), and real pictures of the same (``latent``)."""
     path = place.work / "pool_painted.pt"
     if path.is_file():
@@ -256,7 +262,7 @@ def paint_pool(place: Place, part: RefinePart) -> Pool:
     numbers = repeat_common(scenes.subjects, 3, 1)
     rows: dict[str, list[Tensor]] = {"latent": [], "effnet": []}
     subjects, colours = [], []
-    while len(subjects) < part.PAINTED:
+    while len(subjects) < part.PAINTINGS:
         batch = scenes.batch(0, part.rng.sample(numbers, 32))
         prompts = [" ".join(fragments) for fragments in scenes.fragments(batch.subjects, batch.colours)]
         seeds = [part.rng.randrange(2**32) for _ in prompts]

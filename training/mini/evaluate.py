@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .autoencoders import psnr
 from .captions import join_caption
+from .codes import load_code
 from .compose import PAINTED, compose
 from .data import OTHER_STYLES, pictures, read_split
 from .generators import settle_weights
@@ -99,7 +100,10 @@ class Painter:
 
     def __init__(self, place: Place) -> None:
         self.place, self.canvas = place, place.sizes.canvas
-        self.nets = {name: self.load(name) for name in KINDS if name != "vision"}
+        trained = place.weights("encoder").is_file()
+        later = ("vision",) if trained else ("vision", "encoder", "previewer")
+        self.nets = {name: self.load(name) for name in KINDS if name not in later}
+        self.code = None if trained else load_code(place)
 
     def load(self, name: str) -> nn.Module:
         """A net that may be used in bfloat16."""
@@ -125,7 +129,9 @@ class Painter:
         return torch.cat(parts)
 
     def encode(self, rgb: Tensor) -> Tensor:
-        """Stage C latents of pictures."""
+        """Stage C latents of pictures; while no encoder is trained, those that it is to give."""
+        if self.code:
+            return self.code.encode(rgb).to(self.place.device)
         return self.nets["encoder"](for_encoder(rgb.to(self.place.device), self.canvas))
 
 

@@ -1,4 +1,7 @@
-"""Writes the finished nets as the files that ship: float16, the token table in float8, configs in the metadata."""
+"""Writes the finished nets as the files that ship, with their configs in the metadata.
+
+Numbers are float16; the token table, and matrices that were trained to be such, float8.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from tools.small import MINI_FILES, MINI_FOLDER as FOLDER
 from .language import FLOAT8, TABLE
 from .loop import Place, write_atomically
 from .nets import RESULTS, build, configs, load_trained
+from .precondition import eight_bits
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +65,9 @@ def restore(place: Place, folder: Path = FOLDER) -> None:
     Raises SystemExit where these were made with other sizes.
     """
     nets = read_shipped(folder)
+    for name in {name for names in RESULTS.values() for name in names}:
+        _check_sizes(place, name, nets[name])
     for part, names in RESULTS.items():
-        for name in names:
-            _check_sizes(place, name, nets[name])
         write_atomically({name: nets[name] for name in names}, place.weights(part))
 
 
@@ -117,6 +121,12 @@ def put_on_record(folder: Path = FOLDER, catalogue: Path = CATALOGUE) -> None:
     catalogue.write_text(text, encoding="utf-8")
 
 
+def list_small_matrices(tensors: dict[str, Tensor]) -> set[str]:
+    """The matrices of a net that was trained to its end in eight bits, which float8 keeps exactly; none of another."""
+    matrices = {key: value for key, value in tensors.items() if value.is_floating_point() and value.dim() > 1}
+    return set(matrices) if all(torch.equal(value, eight_bits(value)) for value in matrices.values()) else set()
+
+
 def _says(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
     """Whether the file has these contents already; written anew it could differ in the order of its metadata."""
     if not path.is_file():
@@ -141,11 +151,12 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def _save(folder: Path, name: str, kind: str, config: Any, tensors: dict[str, Tensor]) -> int:
     path = folder / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    compact = {}
+    compact, small = {}, list_small_matrices(tensors)
     for key, value in tensors.items():
         if value.is_floating_point():
             statistic = key.rpartition(".")[2].startswith("running_")  # few, and their range is that of the data
-            value = value.to(FLOAT8 if key == TABLE else torch.float32 if statistic else torch.float16)
+            eight = key == TABLE or key in small
+            value = value.to(FLOAT8 if eight else torch.float32 if statistic else torch.float16)
             if not torch.isfinite(value.float()).all():
                 raise SystemExit(f"{key} of {path.name} does not fit into {value.dtype}: train it to the end.")
         compact[key] = value.contiguous().cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from cascade_studio.stages.training.losses import (
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import LENGTH, Fragment, batch_tokens
+from .codes import load_code
 from .compose import PAINTED
 from .language import TunedText, list_known_tokens
 from .loop import Part, Place
@@ -35,7 +37,7 @@ from .scenes import SHORT, Scenes, make_pool
 from .subjects import COLOURS, Subject
 from .words import everyday
 
-HELD_TIMES, HELD_EVERY = (0.98, 0.9, 0.75, 0.5), 100
+HELD_TIMES, HELD_EVERY = (0.98, 0.9, 0.75, 0.5), 250
 """When :func:`measure_held` looks, and after how many steps again."""
 
 
@@ -209,6 +211,15 @@ def repeat_common(subjects: list[Subject], common: int, rest: int) -> list[int]:
     return [i for i, subject in enumerate(subjects) for _ in range(common if subject.labels["en"] in known else rest)]
 
 
+@torch.no_grad()
+def take_deep_blocks(net: StageC, tensors: dict[str, Tensor]) -> None:
+    """Into ``net``, what of an earlier Stage C reads conditions and thinks in the deeper level, where sizes agree."""
+    mine = net.state_dict()
+    for name, value in tensors.items():
+        if name.startswith(("clip_", "down_blocks.1.", "up_blocks.0.")) and mine[name].shape == value.shape:
+            mine[name].copy_(value)
+
+
 class StageCPart(DiffusionPart):
     """Stage C from captions, and at times from the image embedding of the vision tower.
 
@@ -219,24 +230,29 @@ class StageCPart(DiffusionPart):
     """
 
     name = "stage_c"
-    STEPS, BATCH, SEED, NOISY = 25000, 64, 5, 0.5
+    STEPS, BATCH, SEED, NOISY = 40000, 40, 5, 0.5
     COMMON, REST, SHADES = 18, 6, 0.15
     DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.3
-    LR, TEXT_LR, HELD = 1e-3, 1e-3, 1.0
+    LR, TEXT_LR, HELD = 1e-3, 5e-4, 1.0
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageC(place.sizes.stage_c, backend=TRAINING))
+        begun = place.work / "stage_c.start.pt"
+        earlier = torch.load(begun) if begun.is_file() else {}
+        take_deep_blocks(self.net, earlier.get("stage_c", {}))
+        tower = copy.deepcopy(self.text)
+        tower.load_state_dict(earlier.get("text", {}) or tower.state_dict())
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
         self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
         known = list_known_tokens(self.scenes.speaker).to(place.device)
-        self.tuned = TunedText(self.text, known)
+        self.tuned = TunedText(tower, known)
         self.text_ema = EMA(self.tuned, self.EMA_DECAY)
         self.state.update(
             text=self.tuned,
             text_ema=self.text_ema,
             text_optimiser=Optimiser(self.tuned.parameters(), self.TEXT_LR, betas=(0.9, 0.98)),
         )
-        nets = {"encoder": load_trained(place, "encoder"), "vision": load_trained(place, "vision")}
+        nets = {"code": load_code(place), "vision": load_trained(place, "vision")}
         subjects = repeat_common(self.scenes.subjects, self.COMMON, self.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
 

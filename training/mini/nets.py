@@ -18,6 +18,7 @@ from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
 
 from .captions import batch_tokens
+from .codes import load_code
 from .loop import Place, frozen, grid
 from .precondition import Exact, ExactConv
 from .sizes import SHIPPED, Sizes
@@ -69,6 +70,12 @@ def load_trained(place: Place, name: str, part: str | None = None, **options: An
     return frozen(net).to(place.device)
 
 
+def load_reader(place: Place) -> dict[str, Any]:
+    """What makes latents of pictures for :func:`.scenes.make_pool`: the code if there is one, or the image encoder."""
+    coded = place.weights("code").is_file()
+    return {"code": load_code(place)} if coded else {"encoder": load_trained(place, "encoder")}
+
+
 def small_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None
 ) -> Tensor:
@@ -117,11 +124,12 @@ def paint(
 
 
 def paint_sheet(place: Place, net: StageC, text: nn.Module, asked: list[dict[str, Any]]) -> Tensor:
-    """Sixteen of the prompts ``asked``, seen through the Previewer, as one picture."""
+    """Sixteen of the prompts ``asked`` as one picture: by the decoder of the code if there is one, or the Previewer."""
     canvas, prompts = place.sizes.canvas, [prompt["prompt"] for prompt in asked[::12]][:16]
     latent = paint(net, text, prompts, list(range(16)), grid_size=(canvas.prior_height, canvas.prior_width))
-    shown = grid(load_trained(place, "previewer")(latent).cpu(), 8)
-    return F.interpolate(shown[None], scale_factor=3.0)[0]
+    if place.weights("code").is_file():
+        return grid(F.interpolate(load_code(place).decode(latent.cpu()), size=(192, 192), mode="area"), 8)
+    return grid(F.interpolate(load_trained(place, "previewer")(latent).cpu(), size=(192, 192)), 8)
 
 
 @torch.no_grad()

@@ -77,8 +77,8 @@ class ExactConv(nn.Conv2d):
 class Preconditioning:
     """Writes the start into ``net`` (already initialised as the official constructors do) and holds it there."""
 
-    def __init__(self, net: StageB | StageC, constants: int = CONSTANTS) -> None:
-        self.net, self.constants, self._places = net, constants, []
+    def __init__(self, net: StageB | StageC, constants: int = CONSTANTS, large: float = LARGE) -> None:
+        self.net, self.constants, self.large, self._places = net, constants, large, []
         width, n = net.embedding[1].weight.shape[:2]
         if width < carrying(n, constants) + 2:
             raise ValueError(
@@ -92,11 +92,12 @@ class Preconditioning:
             slice(0, carrying(n, constants)),
             slice(carrying(n, constants), width),
         )
-        self.size = (width / constants) ** 0.5 / LARGE  # of the signal behind a norm
+        self.size = (width / constants) ** 0.5 / large  # of the signal behind a norm
         with torch.no_grad():
             self._embedding()
+            crosses = self.crosses(net)
             for level, (down, up) in enumerate(zip(net.down_blocks, reversed(net.up_blocks))):
-                if net.config.c_hidden[level] == width and (level == 0 or isinstance(net, StageC)):
+                if level == 0 or not crosses:
                     for block in (*down, *up):
                         self._block(block)
             self._scalers()
@@ -104,9 +105,15 @@ class Preconditioning:
             if isinstance(net, StageB):
                 self._silent(net.effnet_mapper[2])
                 self._silent(net.pixels_mapper[2])
+            if crosses:
                 self._transport(net.up_blocks[-1][0])
             self._read_out()
             self.adopt()
+
+    @staticmethod
+    def crosses(net: StageB | StageC) -> bool:
+        """Whether the signal goes across, beside the deeper levels, since those have fewer cells."""
+        return isinstance(net, StageB) or any(net.config.switch_level)
 
     @classmethod
     def find_in(cls, net: StageB | StageC, trained: StageB | StageC) -> Preconditioning:
@@ -114,6 +121,21 @@ class Preconditioning:
         start = cls(net, count_constants(trained))
         net.load_state_dict(trained.state_dict())
         start.adopt()
+        return start
+
+    @classmethod
+    def renew_in(cls, net: StageB | StageC, trained: StageB | StageC) -> Preconditioning:
+        """``net`` with the weights of ``trained``, but with a start that float8 keeps instead of the one in them.
+
+        ``net`` may have more blocks at the end of a level than ``trained``; they begin by saying nothing.
+        """
+        large = float(eight_bits(trained.embedding[1].bias.detach().abs().max()))
+        start = cls(net, count_constants(trained), large)
+        missing, unknown = net.load_state_dict(trained.state_dict(), strict=False)
+        if unknown:
+            raise ValueError(f"The network has no room for {unknown[0]} of the trained one.")
+        silence_blocks(net, {name.rsplit(".", 1)[0] for name in missing})
+        start.hold()
         return start
 
     @torch.no_grad()
@@ -158,7 +180,7 @@ class Preconditioning:
         bias.zero_()
         eye = torch.eye(self.n, device=weight.device)[:, :, None, None]
         weight[self.plus], weight[self.minus] = eye, -eye
-        bias[self.constant] = torch.tensor([LARGE, -LARGE] * (self.constants // 2), device=bias.device)
+        bias[self.constant] = torch.tensor([self.large, -self.large] * (self.constants // 2), device=bias.device)
         self._pin(weight, self.fixed)
         self._pin(bias, self.fixed)
 
@@ -187,18 +209,21 @@ class Preconditioning:
                     self._pin(parameter, both)
 
     def _scalers(self) -> None:
-        """Stage C carries the signal through its deeper level; Stage B hands it across, beside it."""
+        """Stage C carries the signal through a deeper level of the same size; else it is handed across, beside it."""
         net = self.net
-        if isinstance(net, StageC):
+        if not self.crosses(net):
             for scaler in (net.down_downscalers[1][1].blocks[0], net.up_upscalers[0][1].blocks[1]):
                 nn.init.eye_(scaler.weight[:, :, 0, 0])
                 nn.init.zeros_(scaler.bias)
                 self._pin(scaler.weight, self.fixed)
                 self._pin(scaler.bias, self.fixed)
         else:
-            self._listening(net.down_downscalers[1][1].weight)
-            up = net.up_upscalers[-2][1]  # weights (in, out, 2, 2)
-            for parameter, where in ((up.weight, (slice(None), self.fixed)), (up.bias, self.fixed)):
+            down, up = net.down_downscalers[1][1], net.up_upscalers[-2][1]
+            here = (slice(None), self.fixed)  # a transposed convolution's weights are (in, out, 2, 2)
+            if isinstance(net, StageC):
+                down, up, here = down.blocks[0], up.blocks[1], self.fixed
+            self._listening(down.weight)
+            for parameter, where in ((up.weight, here), (up.bias, self.fixed)):
                 parameter[where] = 0
                 self._pin(parameter, where)
 
@@ -238,7 +263,7 @@ class Preconditioning:
         enter.weight[units], enter.bias[units] = 0, 0
         leave.weight[:, units] = 0
         for channel in range(self.fixed.stop):
-            gain = power_of_two(1 / self.size if channel < 2 * self.n else 1 / (LARGE * self.size))
+            gain = power_of_two(1 / self.size if channel < 2 * self.n else 1 / (self.large * self.size))
             for unit, sign in ((2 * channel, 1), (2 * channel + 1, -1)):
                 enter.weight[unit, width + channel] = sign * gain
                 leave.weight[channel, unit] = sign / gain
@@ -261,6 +286,23 @@ class Preconditioning:
         clf.weight.mul_(scale)
         self._last_time(net.up_blocks[-1], _gain(net))
         self._pin(clf.weight, (slice(None), self.fixed))
+
+
+@torch.no_grad()
+def silence_blocks(net: nn.Module, names: set[str]) -> None:
+    """Blocks of ``net`` with a layer in ``names`` add nothing to what goes through them."""
+    for name, block in net.named_modules():
+        if any(layer.startswith(f"{name}.") for layer in names):
+            if isinstance(block, ResBlock):
+                layers = [block.channelwise[4]]
+            elif isinstance(block, AttnBlock):
+                layers = [block.attention["attn"].out_proj]
+            elif isinstance(block, TimestepBlock):
+                layers = [getattr(block, each) for each in block.names]
+            else:
+                continue
+            for parameter in (each for layer in layers for each in layer.parameters()):
+                parameter.zero_()
 
 
 def _gain(net: StageB | StageC) -> float:

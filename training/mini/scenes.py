@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cascade_studio.stages.inputs.canvas import Canvas
@@ -131,11 +131,11 @@ class Pool:
 
 @torch.no_grad()
 def make_pool(
-    place: Place, name: str, scenes: Scenes, subjects: list[int], nets: dict[str, nn.Module], held: bool = False
+    place: Place, name: str, scenes: Scenes, subjects: list[int], nets: dict[str, Any], held: bool = False
 ) -> Pool:
     """Compose and encode one picture for each entry of ``subjects``; read from the file ``name`` if it is there.
 
-    ``nets``: "encoder" gives ``effnet``, "stage_a" gives ``latent``, "vision" gives ``image``; kept in float16.
+    ``nets``: "encoder" or "code" gives ``effnet``, "stage_a" ``latent``, "vision" ``image``; kept in float16.
     ``held``: on the backgrounds that are held out for each subject.
     """
     path = place.work / f"{name}.pt"
@@ -149,6 +149,8 @@ def make_pool(
         found = {}
         if "encoder" in nets:
             found["effnet"] = nets["encoder"](for_encoder(rgb, place.sizes.canvas))
+        if "code" in nets:
+            found["effnet"] = nets["code"].encode(batch.rgb)
         if "stage_a" in nets:
             found["latent"] = nets["stage_a"].encode(rgb)
         if "vision" in nets:

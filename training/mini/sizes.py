@@ -41,7 +41,7 @@ class Sizes:
     @cached_property
     def canvas(self) -> Canvas:
         """The grids of a picture."""
-        return plan_canvas(SIDE, SIDE, SIDE / self.cells if SIDE % self.cells == 0 else None)
+        return plan_canvas(SIDE, SIDE, None if self.cells == 6 else SIDE / self.cells)
 
     @property
     def work(self) -> Path:
@@ -102,18 +102,14 @@ STAGE_C = StageCConfig(
 SHIPPED = Sizes("shipped", 6, TEXT, VISION, STAGE_A, ENCODER, PREVIEWER, STAGE_B, STAGE_C)
 """What lies in mini/: all files together take 46 MB, none more than 20."""
 
-NARROW = 128
 NEXT = replace(
     SHIPPED,
     name="next",
-    cells=8,
-    text=text_sizes(NARROW),
-    vision=replace(VISION, projection_dim=NARROW),
-    stage_b=replace(
-        STAGE_B, c_clip=NARROW, c_hidden=(64, 128, 256, 256), nhead=(-1, -1, 4, 4), blocks=((1, 2, 2, 1), (1, 2, 2, 2))
+    cells=12,
+    stage_c=replace(
+        STAGE_C, c_hidden=(128, 256), nhead=(2, 4), blocks=((1, 3), (3, 1)), switch_level=(True,), c_cond=256
     ),
-    stage_c=replace(STAGE_C, c_clip_text=NARROW, c_clip_text_pooled=NARROW, c_clip_img=NARROW),
 )
-"""What the recipe trains: the grid that the pilot chose, a narrower text table, and its bytes in Stage B instead."""
+"""What the recipe trains: the grid on which eyes can be told, with most of Stage C at half its sides."""
 
 PLANS = {sizes.name: sizes for sizes in (SHIPPED, NEXT)}

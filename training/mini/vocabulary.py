@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cascade_studio.stages.training.losses import add_training_noise, epsilon_losses, sample_times, velocity_weight
+from cascade_studio.stages.training.losses import add_training_noise, sample_times, velocity_weight
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import (
@@ -25,7 +26,7 @@ from .compose import PAINTED
 from .generators import HELD_EVERY, StageCPart, ease_decay, measure_held, repeat_common, strew
 from .language import TunedText, list_known_tokens
 from .loop import Part, Place
-from .nets import TRAINING, load_trained, paint_sheet
+from .nets import TRAINING, load_reader, load_trained, paint_sheet
 from .scenes import SHORT, Pool, Scenes, make_pool
 from .subjects import COLOURS, LANGUAGES, Subject
 from .words import FOREIGN_TEMPLATES, C, N, S, colour_words, speak
@@ -47,14 +48,16 @@ def compare_tails(hidden: Tensor, wanted: Tensor, ids: Tensor, meant: Tensor) ->
 class WordsPart(Part):
     """All that a picture can be called comes to mean what its plain English caption means to the Stage C that is there.
 
-    Three losses: that of Stage C's noise, through its weights, which stay; and that the pooled output, and what stands
-    behind the end of the caption, are those of the plain one. Captions beside those of the pictures only see the last
-    two, which cost little.
+    Three losses: that Stage C, whose weights stay, answers as it does to the plain caption; and that the pooled output,
+    and what stands behind the end of the caption, are those of the plain one. Captions beside those of the pictures
+    only see the last two, which cost little. The tower learns slowly, since English has to stay; the rows of its tokens
+    do not.
     """
 
     name = "words"
-    STEPS, SEED, LR, EMA_DECAY, DECAY = 6000, 9, 1e-3, 0.997, 0.01
-    BATCH, BESIDE, NOISY_FROM = 48, 144, 0.4
+    STEPS, SEED, LR, EMA_DECAY, DECAY = 6000, 9, 4e-4, 0.998, 0.01
+    ROWS_LR = 2e-3
+    BATCH, BESIDE, NOISY_FROM = 32, 160, 0.5
     DROP_TEXT, STRANGE, LONG, FOREIGN, SHADES = 0.04, 0.3, 0.1, 0.5, 0.15
 
     def __init__(self, place: Place) -> None:
@@ -67,22 +70,26 @@ class WordsPart(Part):
         self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
         self.tuned = TunedText(self.teacher, list_known_tokens(self.scenes.speaker).to(place.device))
         self.ema = EMA(self.tuned, self.EMA_DECAY)
-        optimiser = Optimiser(self.choose_parameters(), self.LR, betas=(0.9, 0.98), weight_decay=self.DECAY)
-        self.state = {"text": self.tuned, "ema": self.ema, "optimiser": optimiser}
-        nets = {"encoder": load_trained(place, "encoder"), "vision": load_trained(place, "vision")}
+        rows, tower = self.choose_parameters()
+        self.state = {"text": self.tuned, "ema": self.ema}
+        self.state["rows"] = Optimiser(rows, self.ROWS_LR, betas=(0.9, 0.98))
+        if tower:
+            self.state["tower"] = Optimiser(tower, self.LR, betas=(0.9, 0.98), weight_decay=self.DECAY)
+        reader = load_reader(place)
+        nets = {**reader, "vision": load_trained(place, "vision")}
         subjects = repeat_common(self.scenes.subjects, StageCPart.COMMON, StageCPart.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
-        self.held = self.hold_out(nets["encoder"])
+        self.held = self.hold_out(reader)
 
-    def choose_parameters(self) -> list[torch.nn.Parameter]:
-        """What learns: the whole text encoder."""
-        return list(self.tuned.parameters())
+    def choose_parameters(self) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+        """What learns: the rows of tokens, and the rest of the text encoder."""
+        return [self.tuned.rows.weight], list(self.tuned.tower.parameters())
 
-    def hold_out(self, encoder: torch.nn.Module) -> Pool:
+    def hold_out(self, reader: dict[str, Any]) -> Pool:
         """Pictures on backgrounds that are never learned."""
         rng = random.Random(self.place.seed + self.SEED)
         subjects = rng.sample(range(len(self.scenes.subjects)), HELD_PICTURES)
-        return make_pool(self.place, "held_c", Scenes(rng, **PAINTED), subjects, {"encoder": encoder}, held=True)
+        return make_pool(self.place, "held_c", Scenes(rng, **PAINTED), subjects, reader, held=True)
 
     def caption_plainly(self, subject: int, colour: str) -> list[Fragment]:
         """What Stage C knew a picture by."""
@@ -108,22 +115,38 @@ class WordsPart(Part):
             hidden, pooled = (value.float() for value in self.tuned(ids))
         held = (pooled - wanted_pooled).square().mean() / wanted_pooled.square().mean()
         tails = compare_tails(hidden, wanted, ids, meant)
-        noise = self.compare_noise(index[: self.BATCH], hidden[: self.BATCH], pooled[: self.BATCH])
-        norm = self.state["optimiser"].step(noise + held + tails, factor)
+        part = slice(self.BATCH)
+        answer = self.compare_answers(index[part], (hidden[part], pooled[part]), (wanted[part], wanted_pooled[part]))
+        norm = self.update(answer + held + tails, factor)
         self.ema.decay = ease_decay(self.EMA_DECAY, self.ema.updates)
         self.ema.update(self.tuned)
-        losses = {"noise": noise, "pooled": held, "tails": tails}
+        losses = {"answer": answer, "pooled": held, "tails": tails}
         return {**taken, **{name: float(value.detach()) for name, value in losses.items()}, "norm": norm}
 
-    def compare_noise(self, index: list[int], text: Tensor, pooled: Tensor) -> Tensor:
-        """Stage C's loss of v on some pictures of the pool, mostly noisy, given what the text encoder says."""
+    def update(self, loss: Tensor, factor: float) -> float:
+        """One step of everything that learns; returns the norm of the rows' gradient."""
+        optimisers = [self.state[name] for name in ("rows", "tower") if name in self.state]
+        for optimiser in optimisers:
+            optimiser.clear()
+        loss.backward()
+        return [optimiser.update(factor) for optimiser in optimisers][0]
+
+    def compare_answers(self, index: list[int], said: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor]) -> Tensor:
+        """How far apart what Stage C answers is, as v, given what the text encoder says of two captions each; for some
+        pictures of the pool, mostly noisy. Against the loss of the noise itself this has no noise of its own.
+        """
         x0 = self.pool.rows(index)["effnet"].to(self.place.device)
         t = self.NOISY_FROM + (1 - self.NOISY_FROM) * sample_times(len(x0), device=x0.device)
         seen = add_training_noise(x0, torch.randn_like(x0), t)
-        image = pooled.new_zeros(len(index), self.place.sizes.width)
-        with self.place.autocast():
-            predicted = self.net(seen.x, seen.r, clip_text=text, clip_text_pooled=pooled, clip_img=image)
-        return (epsilon_losses(predicted, seen.noise) * velocity_weight(seen.logsnr)).mean()
+        image = x0.new_zeros(len(index), self.place.sizes.width)
+
+        def ask(text: Tensor, pooled: Tensor) -> Tensor:
+            with self.place.autocast():
+                return self.net(seen.x, seen.r, clip_text=text, clip_text_pooled=pooled, clip_img=image).float()
+
+        with torch.no_grad():
+            wanted = ask(*plain)
+        return ((ask(*said) - wanted).square().flatten(1).mean(1) * velocity_weight(seen.logsnr)).mean()
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:
@@ -188,8 +211,8 @@ class NewWordsPart(WordsPart):
     """
 
     name = "new_words"
-    LR, DECAY, BATCH, BESIDE, FOREIGN = 2e-3, 0.0, 24, 104, 0.8
+    BATCH, BESIDE, FOREIGN = 24, 104, 0.8
 
-    def choose_parameters(self) -> list[torch.nn.Parameter]:
+    def choose_parameters(self) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
         """The token rows, of which those of English stay."""
-        return [hold_rows(self.tuned, list_english_tokens(self.scenes.subjects).to(self.place.device))]
+        return [hold_rows(self.tuned, list_english_tokens(self.scenes.subjects).to(self.place.device))], []

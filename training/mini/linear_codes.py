@@ -1,0 +1,65 @@
+"""What 16 numbers a cell can say at all: python3 dev.py run -m training.mini.linear_codes --work DIR
+
+The image encoder and its decoder have to be trained; the best linear code of a cell needs none: the sixteen directions
+in which the cells of pictures differ most (principal components), and a linear decoder that sees a cell and its eight
+neighbours. What it reaches is a bar for what is trained: PSNR inside the subject, and what the judge tells right, on
+backgrounds that neither saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+from pathlib import Path
+
+import torch
+
+from .autoencoders import psnr
+from .codes import LinearCode
+from .compose import PAINTED
+from .data import SEED
+from .evaluate import DECODED
+from .judge import at_sight, first_five, load_judge
+from .loop import Place, frozen, grid, save_sheet
+from .scenes import Scenes
+
+log = logging.getLogger(__name__)
+
+GRIDS = (6, 8, 12, 16)
+LEARNED = 400
+"""Pictures to learn from."""
+
+
+def main() -> None:
+    """Measure every grid and print the table."""
+    parser = argparse.ArgumentParser(prog="training.mini.linear_codes", description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="the recipe's work folder, with a judge in it")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(1)
+    place = Place(options.work, torch.device("cpu"), seed=SEED)
+    learned = Scenes(random.Random(SEED), shades=0.1, **PAINTED).batch(LEARNED).rgb
+    batch = Scenes(random.Random(SEED + 1), **PAINTED).batch(DECODED, held=True)
+    judge = frozen(load_judge(place, 1258))
+    rows, shown = [], [batch.rgb[:10]]
+    for cells in GRIDS:
+        code = LinearCode(learned, cells)
+        said = code.encode(batch.rgb)
+        alone, made = code.decode_alone(said), code.decode(said)
+        order = first_five(judge, at_sight(made), place.device)
+        right = [top.index(subject) if subject in top else 5 for top, subject in zip(order, batch.subjects)]
+        rows.append(
+            f"| {cells} x {cells} | {psnr(alone, batch.rgb, batch.alpha):.1f} | "
+            f"{psnr(made, batch.rgb, batch.alpha):.1f} | {100 * right.count(0) / len(right):.1f} % | "
+            f"{100 * sum(rank < 5 for rank in right) / len(right):.1f} % |"
+        )
+        log.info("%s", rows[-1])
+        shown.append(made[:10])
+    save_sheet(grid(torch.cat(shown), 10), place.work / "sheets" / "linear_codes.png")
+    head = "| grid | dB, a cell alone | dB, with its neighbours | top-1 | top-5 |\n| --- | --- | --- | --- | --- |"
+    log.info("\n%s\n%s", head, "\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
