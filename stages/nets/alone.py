@@ -106,7 +106,7 @@ def add_residual(block: ResBlock, x: Tensor, skip: Tensor | None, modulation: Mo
     same with the bias of the attention behind that, if it is at hand.
     """
     scale, own, mixer = run.scale, block.mixer_scale(skip, run.scale), block.channelwise
-    h = block.widen(x, skip, scale, run.held.get(block))
+    h = mixer.widen(block.mix(x, skip, scale, run.held.get(block)), own)
     lent = mixer.backend.lend_weights(mixer[4], h)
     if lent is None or not x.dtype == h.dtype == lent.weight.dtype:
         if lent is not None:

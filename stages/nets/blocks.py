@@ -19,7 +19,7 @@ from .channels_last import channel_norm, convolve
 from .hooks import NO_HOOKS, BlockHooks, Place
 from .portable import choose_exact
 from .response import GlobalResponseNorm, channel_lengths
-from .scaled import activate, multiply, run_scaled
+from .scaled import activate, run_scaled
 
 Lengths = Callable[[Tensor], Tensor]
 """The L2 norm of every channel over the picture: (B, H, W, C) -> (B, 1, 1, C)."""
@@ -67,18 +67,6 @@ class Mixer(nn.Sequential):
     def widen(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """Before the response norm: (B, H, W, c_in) -> (B, H, W, 4c)."""
         return activate(run_scaled(self[0], x, scale, self.backend), scale)
-
-    def widen_two(self, x: Tensor, skip: Tensor, scale: float) -> Tensor:
-        """:meth:`widen` of x (B, H, W, C) with ``skip`` behind its channels: two products, and nobody joins them."""
-        lent, c = self.backend.lend_weights(self[0], x), x.shape[-1]
-        if lent is None or not x.dtype == skip.dtype == lent.weight.dtype:
-            if lent is not None:
-                lent.release()
-            return self.widen(torch.cat([x, skip], dim=-1), scale)
-        h = multiply(x, lent.weight[:, :c], lent.bias, scale)
-        h.view(-1, h.shape[-1]).addmm_(skip.flatten(0, 2), lent.weight[:, c:].t())
-        lent.release()
-        return activate(h, scale)
 
     def narrow(self, h: Tensor, scale: float = 1.0, lengths: Lengths = channel_lengths) -> Tensor:
         """The response norm and what follows: (B, H, W, 4c) -> (B, H, W, c)."""
@@ -143,15 +131,9 @@ class ResBlock(nn.Module):
         """What the mixer's input holds of its value: a norm's output is plain, a skip is raw residual stream."""
         return 1.0 if skip is None else scale
 
-    def mix(self, x: Tensor, skip: Tensor | None, scale: float) -> Tensor:
-        """What the mixer reads: the normed convolution of ``x``, and the skip behind it."""
-        return self.join_skip(run_scaled(self.depthwise, x, scale, self.backend, convolve), skip, scale)
-
-    def widen(self, x: Tensor, skip: Tensor | None, scale: float, held: Tensor | None) -> Tensor:
-        """The mixer's wide activation (B, H, W, 4C), of a skip that is not joined; ``held`` as in run_scaled."""
-        held_norm = 1.0 if skip is None else scale
-        h = channel_norm(run_scaled(self.depthwise, x, scale, self.backend, convolve, held), scale, held_norm)
-        return self.channelwise.widen(h) if skip is None else self.channelwise.widen_two(h, skip, scale)
+    def mix(self, x: Tensor, skip: Tensor | None, scale: float, held: Tensor | None = None) -> Tensor:
+        """What the mixer reads: the normed convolution of ``x``, and the skip behind it; ``held`` as in run_scaled."""
+        return self.join_skip(run_scaled(self.depthwise, x, scale, self.backend, convolve, held), skip, scale)
 
     def mix_rows(self, x: Tensor, skip: Tensor | None, scale: float, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` (exclusive) of :meth:`mix`, computed from no more rows than they depend on."""

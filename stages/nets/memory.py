@@ -11,10 +11,9 @@ from ..units import CARD_SLACK
 from .guide import GuideConfig
 from .unet import UNetConfig
 
-SKIPPED_BLOCK = 7.25
-"""What a ResBlock with a skip holds at its peak, in units of its stream: the stream and the skip, the norm of the
-stream, and the four-fold hidden layer, whose result is added to the stream at once (alone.py); and what scaling takes
-in float16."""
+SKIPPED_BLOCK = 8
+"""What a ResBlock with a skip holds at its peak, in units of its stream: the stream and the skip, both behind each
+other, and the four-fold hidden layer, whose result is added to the stream at once (alone.py)."""
 
 PLAIN_BLOCK = 6
 """The same without a skip, as on the deepest level: the stream, its norm and the hidden layer."""
@@ -47,13 +46,12 @@ def activation_memory(
     return _peak(config, batch, height, width, dtype_size, level_strides, math.inf, cast)
 
 
-def guide_memory(config: GuideConfig, pictures: int, batch: int, height: int, width: int, dtype_size: int) -> int:
-    """Bytes that the four guide nets keep over a run of ``pictures`` on a latent of ``height`` x ``width``, and the
-    copy of a skip and the stream that a pass of ``batch`` joins where they look.
+def guide_memory(config: GuideConfig, batch: int, height: int, width: int, dtype_size: int) -> int:
+    """Bytes that the four guide nets keep over a run of ``batch`` pictures on a latent of ``height`` x ``width``.
 
     What they hold while a block of Stage C waits for them is less than the block itself holds at its peak.
     """
-    return height * width * (pictures * GUIDES * (config.c // 4) + batch * config.c) * dtype_size
+    return GUIDES * batch * height * width * (config.c // 4) * dtype_size
 
 
 def pieces_memory(

@@ -91,7 +91,7 @@ def plan_memory(case: Case) -> int:
         return pieces_memory(published, batch, height, width, size, strides, count_elements(case))
     needed = activation_memory(published, batch, height, width, size, strides, cast)
     pictures = batch // 2  # the two halves of guidance read the same maps
-    return needed + (guide_memory(GuideConfig(), pictures, batch, height, width, size) if case.network == GUIDED else 0)
+    return needed + (guide_memory(GuideConfig(), pictures, height, width, size) if case.network == GUIDED else 0)
 
 
 def count_elements(case: Case) -> int:

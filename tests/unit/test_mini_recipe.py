@@ -40,10 +40,11 @@ from training.mini import (
     vocabulary,
 )
 from training.mini.captions import END, START
+from training.mini.eight_bits import eight_bits, time_factor
 from training.mini.generators import round_weights, settle_weights, strew, take_deep_blocks
 from training.mini.loop import Loop, Part, Place, Speed, factor_at, grid
 from training.mini.nets import TRAINING
-from training.mini.precondition import Preconditioning, eight_bits, probe, time_factor
+from training.mini.precondition import Preconditioning, probe
 from training.mini.subjects import COLOURS
 from training.mini.towers import TextTower
 

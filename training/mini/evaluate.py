@@ -101,7 +101,7 @@ class Painter:
     def __init__(self, place: Place) -> None:
         self.place, self.canvas = place, place.sizes.canvas
         trained = place.weights("encoder").is_file()
-        later = ("vision",) if trained else ("vision", "encoder", "previewer")
+        later = {"vision"} if trained else {"vision", "encoder", "previewer"}
         self.nets = {name: self.load(name) for name in KINDS if name not in later}
         self.code = None if trained else load_code(place)
 
@@ -226,9 +226,7 @@ def measure_decoding(painter: Painter, scenes: Scenes) -> dict[str, float]:
 
 @torch.no_grad()
 def measure_previewer(place: Place) -> dict[str, float]:
-    """What the image encoder keeps, before Stage B has its turn: the Previewer's dB inside the subject, and the judge's
-    top-1 and top-5, on pictures as Stage C paints them. Logged as well.
-    """
+    """What the image encoder keeps: the Previewer's dB inside the subject, and the judge's top-1 and top-5."""
     batch = Scenes(random.Random(place.seed + 8), **PAINTED).batch(DECODED, held=True)
     encoder, previewer = load_trained(place, "encoder"), load_trained(place, "previewer")
     parts = [
@@ -249,9 +247,7 @@ def measure_previewer(place: Place) -> dict[str, float]:
 
 @torch.no_grad()
 def measure_steps(place: Place) -> dict[int, dict[str, float]]:
-    """What Stage B makes of encoded pictures in one step and in more: dB inside the subject and the judge's top-1 and
-    top-5, on pictures as Stage C paints them. Logged as well.
-    """
+    """What Stage B makes of encoded pictures in one step and in more, as :func:`measure_previewer` measures it."""
     painter, scenes, found = Painter(place), Scenes(random.Random(place.seed + 8), **PAINTED), {}
     batch, eyes = scenes.batch(DECODED, held=True), Eyes(place, scenes)
     prompts = [f"{scenes.subjects[i].labels['en']} on {colour}" for i, colour in zip(batch.subjects, batch.colours)]

@@ -21,10 +21,10 @@ from tools.cache import sha256
 from tools.edit import CATALOGUE
 from tools.small import MINI_FILES, MINI_FOLDER as FOLDER
 
+from .eight_bits import eight_bits
 from .language import FLOAT8, TABLE
 from .loop import Place, write_atomically
 from .nets import RESULTS, build, configs, load_trained
-from .precondition import eight_bits
 
 log = logging.getLogger(__name__)
 

@@ -29,10 +29,11 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 from .captions import LENGTH, Fragment, batch_tokens
 from .codes import load_code
 from .compose import PAINTED
+from .eight_bits import eight_bits
 from .language import TunedText, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_trained, paint_sheet
-from .precondition import Preconditioning, eight_bits
+from .precondition import Preconditioning
 from .scenes import SHORT, Scenes, make_pool
 from .subjects import COLOURS, Subject
 from .words import everyday

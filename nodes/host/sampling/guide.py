@@ -175,5 +175,4 @@ def measure_guide(model: Any, shape: Any) -> int:
         return 0
     dtype = model.model.get_dtype_inference()
     size = 4 if dtype == torch.float16 else dtype.itemsize
-    pictures = min(len(guide.features[0]), shape[0])
-    return guide_memory(guide.nets.config, pictures, *shape[:1], *shape[-2:], size)
+    return guide_memory(guide.nets.config, min(len(guide.features[0]), shape[0]), shape[-2], shape[-1], size)
