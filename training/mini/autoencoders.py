@@ -19,6 +19,8 @@ from .scenes import Scenes, for_encoder
 
 SETTLE = 0.6
 """From this share of the budget on, batch norms keep their running statistics, as they will when used."""
+ADDED = 1e-5
+"""What PyTorch's batch norm adds to a variance."""
 FINISH = 0.9
 """From here on the statistics of the latents stay, too."""
 
@@ -256,5 +258,4 @@ class EncoderPart(Part):
 def leave_as_said(norm: nn.Module) -> None:
     """The norm of a latent changes nothing: what goes into it has the sizes that it should have."""
     norm.running_mean.zero_()
-    norm.running_var.fill_(1 - norm.eps)
-    norm.eval()
+    norm.running_var.fill_(1 - ADDED)
