@@ -208,10 +208,8 @@ class EncoderPart(Part):
                 if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             net.to(place.device)
-        start = place.work / "encoder.start.pt"
-        if start.is_file():
-            for name, tensors in torch.load(start, map_location=place.device).items():
-                getattr(self, name).load_state_dict(tensors)
+        for name, tensors in place.read_start(self.name).items():
+            getattr(self, name).load_state_dict(tensors)
         leave_as_said(self.encoder.mapper[1])
         self.nets = nn.ModuleList([self.encoder, self.previewer])
         self.ema = EMA(self.nets, 0.995)

@@ -37,10 +37,9 @@ from tools.small import MINI_FILES
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, join_caption
 from .compose import LARGE
 from .data import SEED
-from .export import FILES, FOLDER, PRIOR_CODER, read_shipped
-from .loop import frozen
+from .export import FILES, FOLDER, PRIOR_CODER, load_shipped
 from .machine import has_fast_bfloat16
-from .nets import build, decode, encode_prompts, paint
+from .nets import decode, encode_prompts, paint
 from .scenes import Scenes
 from .sizes import SHIPPED
 from .subjects import PLAIN
@@ -49,6 +48,8 @@ log = logging.getLogger(__name__)
 
 TABLE = Path(__file__).with_name("results_control.md")
 PAIRS, SCENE_COUNT, SEEN_SIDE = 2000, 12, 64
+PAINTS = ("stage_a", "text", "stage_b", "stage_c")
+"""Nets that paint."""
 TEST_SCENES = (Scene("rocket", "blue"), Scene("house", "pink"), Scene("snowman", "purple"))
 """Those of tests/host/test_mini_examples.py."""
 SETTINGS = {
@@ -196,17 +197,6 @@ def measure(nets: Mapping[str, nn.Module], controls: Mapping[str, Path], count: 
     return found
 
 
-def load_shipped() -> dict[str, nn.Module]:
-    """The nets that ship."""
-    nets = {}
-    for name, tensors in read_shipped().items():
-        if name in ("stage_a", "text", "stage_b", "stage_c"):
-            nets[name] = build(SHIPPED, name)
-            nets[name].load_state_dict(tensors)
-            frozen(nets[name])
-    return nets
-
-
 def describe(run: Mapping[str, float], found: Mapping[str, float], count: int) -> list[str]:
     """The record."""
     return [
@@ -236,10 +226,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     controls = {"the net that ships": FOLDER / f"{MINI_FILES['controlnet_canny']}.safetensors"}
     if options.measure:
-        measure(load_shipped(), controls, options.scenes)
+        measure(load_shipped(*PAINTS), controls, options.scenes)
         return
     path, run = train_net(options.work, options.steps)
-    found = measure(load_shipped(), {**controls, "the new one": path}, options.scenes)
+    found = measure(load_shipped(*PAINTS), {**controls, "the new one": path}, options.scenes)
     TABLE.write_text("\n".join(describe(run, found, options.scenes)) + "\n", encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,10 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .autoencoders import settle_norms
 from .captions import batch_tokens
-from .codes import load_code
 from .compose import PAINTED
 from .generators import HELD_EVERY, DiffusionPart, measure_held, repeat_common
 from .loop import Part, Place, frozen, grid, write_atomically
-from .nets import TRAINING, decode, load_reader, load_trained, paint
+from .nets import TRAINING, decode, load_code_reader, load_reader, load_trained, paint
 from .precondition import Preconditioning
 from .scenes import SHORT, Pool, Scenes, make_pool
 from .sizes import SHIPPED
@@ -33,7 +33,7 @@ def decoder_pool(place: Place, scenes: Scenes) -> Pool:
     """Pictures as codes and through Stage A; the commonest subjects come three times as often."""
     numbers = repeat_common(scenes.subjects, 3, 1)
     subjects = [scenes.rng.choice(numbers) for _ in range(PICTURES)]
-    nets = {"stage_a": load_trained(place, "stage_a"), "code": load_code(place)}
+    nets = {"stage_a": load_trained(place, "stage_a"), "reader": load_code_reader(place)}
     return make_pool(place, "pool_b", scenes, subjects, nets)
 
 
@@ -131,6 +131,21 @@ class CriticPart(Part):
         return self.ema.copy_of(self.net).state_dict()
 
 
+@dataclass
+class Drawn:
+    """Some pictures of a pool: their tensors and what they show."""
+
+    rows: dict[str, Tensor]
+    subjects: list[int]
+    colours: list[str]
+
+
+def draw_rows(pool: Pool, rng: random.Random, count: int) -> Drawn:
+    """``count`` pictures of ``pool`` at random."""
+    index = rng.sample(range(len(pool)), count)
+    return Drawn(pool.rows(index), [pool.subjects[i] for i in index], [pool.colours[i] for i in index])
+
+
 class StageBPart(DiffusionPart):
     """Stage B from latents of the image encoder, with a little noise on them, and the pooled caption.
 
@@ -142,7 +157,6 @@ class StageBPart(DiffusionPart):
     STEPS, BATCH, SEED, NOISY, NOISY_FROM = 20000, 24, 4, 0.7, 0.6
     DROP_TEXT, DROP_EFFNET, NOISE = 0.1, 0.05, 0.2
     FEATURES_FROM, FEATURES = 0.6, 0.5
-    PAINTED, PAINTINGS = 14, 3000
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageB(place.sizes.stage_b, backend=TRAINING))
@@ -150,39 +164,36 @@ class StageBPart(DiffusionPart):
         self.pool = decoder_pool(place, self.scenes)
         self.stage_a, self.critic = load_trained(place, "stage_a"), load_critic(place, len(self.scenes.subjects))
         self.nothing = self.encode_text(batch_tokens([[]], SHORT))[1]
-        self.painted: Pool | None = None
 
     def begin(self) -> Preconditioning:
         """From an earlier Stage B where the work folder has one (``stage_b.start.pt``), else from nothing."""
-        path = self.place.work / "stage_b.start.pt"
-        if not path.is_file():
+        found = self.place.read_start("stage_b")
+        if not found:
             return super().begin()
         earlier = StageB(SHIPPED.stage_b)
-        earlier.load_state_dict(torch.load(path)["stage_b"])
+        earlier.load_state_dict(found["stage_b"])
         return Preconditioning.renew_in(self.net, earlier)
 
-    def step(self, factor: float) -> dict[str, float]:
-        share = self.PAINTED if self.painted else 0
-        index = self.rng.sample(range(len(self.pool)), self.BATCH - share)
-        rows = self.pool.rows(index)
-        strength = self.NOISE * torch.rand(len(index), 1, 1, 1)
-        drawn = [(self.pool, index, rows["latent"], rows["effnet"] + strength * torch.randn_like(rows["effnet"]))]
-        if self.painted:
-            index = self.rng.sample(range(len(self.painted)), share)
-            rows = self.painted.rows(index)
-            drawn.append((self.painted, index, rows["latent"], rows["effnet"]))
-        return self.decode_rows(
-            torch.cat([latent for _, _, latent, _ in drawn]).to(self.place.device),
-            torch.cat([effnet for _, _, _, effnet in drawn]).to(self.place.device),
-            [pool.subjects[i] for pool, index, _, _ in drawn for i in index],
-            [pool.colours[i] for pool, index, _, _ in drawn for i in index],
-            factor,
-        )
+    def draw(self) -> list[Drawn]:
+        """The rows of a batch."""
+        return [self.draw_encoded(self.BATCH)]
 
-    def decode_rows(
-        self, latent: Tensor, effnet: Tensor, subjects: list[int], colours: list[str], factor: float
-    ) -> dict[str, float]:
-        """One update on Stage A latents, given Stage C latents and what they show."""
+    def draw_encoded(self, count: int) -> Drawn:
+        """Rows of the pool, with a little noise on what Stage B is given."""
+        drawn = draw_rows(self.pool, self.rng, count)
+        effnet = drawn.rows["effnet"]
+        strength = self.NOISE * torch.rand(count, 1, 1, 1)
+        drawn.rows["effnet"] = effnet + strength * torch.randn_like(effnet)
+        return drawn
+
+    def step(self, factor: float) -> dict[str, float]:
+        parts = self.draw()
+        latent, effnet = (
+            torch.cat([part.rows[name] for part in parts]).to(self.place.device) for name in ("latent", "effnet")
+        )
+        subjects, colours = (
+            [each for part in parts for each in getattr(part, name)] for name in ("subjects", "colours")
+        )
         ids = self.scenes.captions(subjects, colours)
         clip = replace_dropped(self.encode_text(ids)[1], keep_mask(len(subjects), self.DROP_TEXT), self.nothing)
         effnet = replace_dropped(effnet, keep_mask(len(subjects), self.DROP_EFFNET))
@@ -209,11 +220,11 @@ class StageBPart(DiffusionPart):
 
 
 class RefinePart(StageBPart):
-    """Stage B further, half of it from latents that Stage C painted, with the pictures that it should have painted."""
+    """Stage B further, most of it from latents that Stage C painted, with the pictures that it should have painted."""
 
     name = "refine"
     STEPS, SEED, LR, FEATURES_FROM, EMA_DECAY = 20000, 7, 7e-4, 0.4, 0.998
-    HELD_PICTURES = 48
+    PAINTED, PAINTINGS, HELD_PICTURES = 14, 3000, 48
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -221,11 +232,14 @@ class RefinePart(StageBPart):
         rng = random.Random(place.seed + self.SEED)
         scenes = Scenes(rng, **PAINTED)
         subjects = rng.sample(range(len(scenes.subjects)), self.HELD_PICTURES)
-        nets = {"stage_a": self.stage_a, **load_reader(place)}
+        nets = {"stage_a": self.stage_a, "reader": load_reader(place)}
         self.held = make_pool(place, "held_b", scenes, subjects, nets, held=True)
 
     def begin(self) -> Preconditioning:
         return Preconditioning.find_in(self.net, load_trained(self.place, "stage_b", "stage_b"))
+
+    def draw(self) -> list[Drawn]:
+        return [self.draw_encoded(self.BATCH - self.PAINTED), draw_rows(self.painted, self.rng, self.PAINTED)]
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:
@@ -251,7 +265,7 @@ class RefinePart(StageBPart):
 
 
 @torch.no_grad()
-def paint_pool(place: Place, part: StageBPart) -> Pool:
+def paint_pool(place: Place, part: RefinePart) -> Pool:
     """What Stage C paints of ``PAINTED`` captions (``effnet``), and real pictures of the same (``latent``)."""
     path = place.work / "pool_painted.pt"
     if path.is_file():

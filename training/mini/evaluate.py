@@ -20,13 +20,12 @@ from torch.nn import functional as F
 
 from .autoencoders import psnr
 from .captions import join_caption
-from .codes import load_code
 from .compose import PAINTED, compose
 from .data import OTHER_STYLES, pictures, read_split
 from .generators import settle_weights
-from .judge import SIGHT, at_sight, first_five, load_judge
+from .judge import SIGHT, at_sight, first_five, load_judge, measure_told
 from .loop import Place, grid, save_sheet
-from .nets import KINDS, TRAINING, decode, encode_prompts, load_trained, paint
+from .nets import TRAINING, decode, encode_prompts, load_code_reader, load_encoder, load_trained, paint
 from .scenes import Scenes, for_encoder
 from .sizes import SHIPPED
 from .subjects import COLOURS, LANGUAGES
@@ -100,10 +99,9 @@ class Painter:
 
     def __init__(self, place: Place) -> None:
         self.place, self.canvas = place, place.sizes.canvas
-        trained = place.weights("encoder").is_file()
-        later = {"vision"} if trained else {"vision", "encoder", "previewer"}
-        self.nets = {name: self.load(name) for name in KINDS if name not in later}
-        self.code = None if trained else load_code(place)
+        self.nets = {name: self.load(name) for name in ("stage_a", "text", "stage_b", "stage_c")}
+        self.encode = (load_encoder if place.weights("encoder").is_file() else load_code_reader)(place)
+        """Makes Stage C latents of pictures; while no encoder is trained, those that it is to give."""
 
     def load(self, name: str) -> nn.Module:
         """A net that may be used in bfloat16."""
@@ -128,12 +126,6 @@ class Painter:
             log.info("evaluate: painted %d of %d prompts", start + len(part[0]), len(prompts))
         return torch.cat(parts)
 
-    def encode(self, rgb: Tensor) -> Tensor:
-        """Stage C latents of pictures; while no encoder is trained, those that it is to give."""
-        if self.code:
-            return self.code.encode(rgb).to(self.place.device)
-        return self.nets["encoder"](for_encoder(rgb.to(self.place.device), self.canvas))
-
 
 class Eyes:
     """The judge and the hand-made features, and what of pictures they tell right."""
@@ -149,8 +141,7 @@ class Eyes:
         order = first_five(self.judge, seen, self.place.device)
         ranks = feature_ranks(seen, subjects, colours, self.scenes, self.galleries)
         return {
-            "top-1": sum(top[0] == s for top, s in zip(order, subjects)) / count,
-            "top-5": sum(s in top for top, s in zip(order, subjects)) / count,
+            **measure_told(order, subjects),
             "feature top-5": sum(rank < 5 for rank in ranks) / count,
             "background": sum(a == b for a, b in zip(colour_names(seen), colours)) / count,
         }
@@ -208,9 +199,10 @@ def measure_decoding(painter: Painter, scenes: Scenes) -> dict[str, float]:
     batch = Scenes(rng, **PAINTED).batch(DECODED, held=True)
     prompts = [f"{scenes.subjects[i].labels['en']} on {colour}" for i, colour in zip(batch.subjects, batch.colours)]
     latent = torch.cat([painter.encode(part) for part in batch.rgb.split(BATCH)])
+    previewer = load_trained(painter.place, "previewer")
     ways: dict[str, Callable[..., Tensor]] = {
         "encoder, Previewer": lambda part, *_: F.interpolate(
-            painter.nets["previewer"](part).float().clamp(0, 1).cpu(), size=batch.rgb.shape[2:], mode="bilinear"
+            previewer(part).float().clamp(0, 1).cpu(), size=batch.rgb.shape[2:], mode="bilinear"
         )
     }
     ways |= {f"encoder, Stage B in {steps} steps, A": partial(painter.through_b, steps=steps) for steps in STEPS}
@@ -238,8 +230,7 @@ def measure_previewer(place: Place) -> dict[str, float]:
         "dB inside the subject": psnr(
             F.interpolate(small, size=batch.rgb.shape[2:], mode="bilinear"), batch.rgb, batch.alpha
         ),
-        "top-1": sum(top[0] == s for top, s in zip(order, batch.subjects)) / DECODED,
-        "top-5": sum(s in top for top, s in zip(order, batch.subjects)) / DECODED,
+        **measure_told(order, batch.subjects),
     }
     log.info("encoder, Previewer: %s", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return found
@@ -258,8 +249,7 @@ def measure_steps(place: Place) -> dict[int, dict[str, float]]:
         order = first_five(eyes.judge, at_sight(made), place.device)
         found[steps] = {
             "dB inside the subject": psnr(made, batch.rgb, batch.alpha),
-            "top-1": sum(top[0] == s for top, s in zip(order, batch.subjects)) / DECODED,
-            "top-5": sum(s in top for top, s in zip(order, batch.subjects)) / DECODED,
+            **measure_told(order, batch.subjects),
         }
         log.info("Stage B in %d steps: %s", steps, ", ".join(f"{n} {value:.3f}" for n, value in found[steps].items()))
     return found

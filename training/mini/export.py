@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cascade_studio.stages.files.header import MARKER, marker_text
 from cascade_studio.stages.nets.prior_coder import PriorCoderConfig
@@ -21,10 +21,11 @@ from tools.cache import sha256
 from tools.edit import CATALOGUE
 from tools.small import MINI_FILES, MINI_FOLDER as FOLDER
 
-from .eight_bits import eight_bits
-from .language import FLOAT8, TABLE
-from .loop import Place, write_atomically
+from .eight_bits import FLOAT8, eight_bits
+from .language import TABLE
+from .loop import Place, frozen, write_atomically
 from .nets import RESULTS, build, configs, load_trained
+from .sizes import SHIPPED
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def restore_kept(place: Place, folder: Path = FOLDER) -> None:
         _check_sizes(place, name, nets[name])
     if not place.weights("stage_a").is_file():
         write_atomically({"stage_a": nets["stage_a"]}, place.weights("stage_a"))
-    start = place.work / "encoder.start.pt"
+    start = place.start("encoder")
     if not start.is_file():
         write_atomically({name: nets[name] for name in ("encoder", "previewer")}, start)
 
@@ -89,6 +90,16 @@ def read_shipped(folder: Path = FOLDER) -> dict[str, dict[str, Tensor]]:
     for key, value in _wide(folder / f"{PRIOR_CODER}.safetensors").items():
         net, _, name = key.partition(".")
         nets.setdefault(net, {})[name] = value
+    return nets
+
+
+def load_shipped(*names: str) -> dict[str, nn.Module]:
+    """Nets that ship, by name; eval mode, no gradients."""
+    tensors, nets = read_shipped(), {}
+    for name in names:
+        nets[name] = build(SHIPPED, name)
+        nets[name].load_state_dict(tensors[name])
+        frozen(nets[name])
     return nets
 
 

@@ -27,12 +27,11 @@ from cascade_studio.stages.training.losses import (
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import LENGTH, Fragment, batch_tokens
-from .codes import load_code
 from .compose import PAINTED
 from .eight_bits import eight_bits
 from .language import TunedText, list_known_tokens
 from .loop import Part, Place
-from .nets import TRAINING, load_trained, paint_sheet
+from .nets import TRAINING, load_code_reader, load_trained, paint_sheet
 from .precondition import Preconditioning
 from .scenes import SHORT, Scenes, make_pool
 from .subjects import COLOURS, Subject
@@ -238,11 +237,9 @@ class StageCPart(DiffusionPart):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageC(place.sizes.stage_c, backend=TRAINING))
-        begun = place.work / "stage_c.start.pt"
-        earlier = torch.load(begun) if begun.is_file() else {}
-        take_deep_blocks(self.net, earlier.get("stage_c", {}))
-        tower = copy.deepcopy(self.text)
-        tower.load_state_dict(earlier.get("text", {}) or tower.state_dict())
+        tower, earlier = copy.deepcopy(self.text), place.read_start("stage_c")
+        if earlier:
+            tower.load_state_dict(earlier["text"])
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
         self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
         known = list_known_tokens(self.scenes.speaker).to(place.device)
@@ -253,9 +250,16 @@ class StageCPart(DiffusionPart):
             text_ema=self.text_ema,
             text_optimiser=Optimiser(self.tuned.parameters(), self.TEXT_LR, betas=(0.9, 0.98)),
         )
-        nets = {"code": load_code(place), "vision": load_trained(place, "vision")}
+        nets = {"reader": load_code_reader(place), "vision": load_trained(place, "vision")}
         subjects = repeat_common(self.scenes.subjects, self.COMMON, self.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
+
+    def begin(self) -> Preconditioning:
+        """With what an earlier Stage C knows where the work folder has one (``stage_c.start.pt``)."""
+        start = super().begin()
+        take_deep_blocks(self.net, self.place.read_start("stage_c").get("stage_c", {}))
+        start.hold()
+        return start
 
     def step(self, factor: float) -> dict[str, float]:
         length = LENGTH if self.progress > self.LONG_FROM else SHORT

@@ -105,3 +105,12 @@ def first_five(judge: nn.Module, seen: Tensor, device: torch.device) -> list[lis
     """The five subjects that the judge finds likeliest in each picture of :func:`at_sight`."""
     scores = torch.cat([judge(part.to(device)).float().cpu() for part in seen.split(50)])
     return scores.topk(5).indices.tolist()
+
+
+def measure_told(order: list[list[int]], subjects: list[int]) -> dict[str, float]:
+    """Shares of pictures whose subject is the first, and one of the five, of :func:`first_five`."""
+    pairs = list(zip(order, subjects, strict=True))
+    return {
+        "top-1": sum(top[0] == subject for top, subject in pairs) / len(pairs),
+        "top-5": sum(subject in top for top, subject in pairs) / len(pairs),
+    }

@@ -13,11 +13,11 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import END, START, Speaker, word_tokens
 from .compose import GROUNDS
+from .eight_bits import FLOAT8
 from .loop import Part, Place, grid
 from .scenes import Scenes, for_vision
 from .towers import TextTower, VisionTower, contrastive_loss
 
-FLOAT8 = torch.float8_e4m3fn
 TABLE = "text_model.embeddings.token_embedding.weight"
 
 

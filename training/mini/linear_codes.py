@@ -20,8 +20,8 @@ from .codes import LinearCode
 from .compose import PAINTED
 from .data import SEED
 from .evaluate import DECODED
-from .judge import at_sight, first_five, load_judge
-from .loop import Place, frozen, grid, save_sheet
+from .judge import at_sight, first_five, load_judge, measure_told
+from .loop import Place, grid, save_sheet
 from .scenes import Scenes
 
 log = logging.getLogger(__name__)
@@ -40,19 +40,18 @@ def main() -> None:
     torch.set_num_threads(1)
     place = Place(options.work, torch.device("cpu"), seed=SEED)
     learned = Scenes(random.Random(SEED), shades=0.1, **PAINTED).batch(LEARNED).rgb
-    batch = Scenes(random.Random(SEED + 1), **PAINTED).batch(DECODED, held=True)
-    judge = frozen(load_judge(place, 1258))
+    scenes = Scenes(random.Random(SEED + 1), **PAINTED)
+    batch, judge = scenes.batch(DECODED, held=True), load_judge(place, len(scenes.subjects))
     rows, shown = [], [batch.rgb[:10]]
     for cells in GRIDS:
         code = LinearCode(learned, cells)
         said = code.encode(batch.rgb)
         alone, made = code.decode_alone(said), code.decode(said)
-        order = first_five(judge, at_sight(made), place.device)
-        right = [top.index(subject) if subject in top else 5 for top, subject in zip(order, batch.subjects)]
+        told = measure_told(first_five(judge, at_sight(made), place.device), batch.subjects)
         rows.append(
             f"| {cells} x {cells} | {psnr(alone, batch.rgb, batch.alpha):.1f} | "
-            f"{psnr(made, batch.rgb, batch.alpha):.1f} | {100 * right.count(0) / len(right):.1f} % | "
-            f"{100 * sum(rank < 5 for rank in right) / len(right):.1f} % |"
+            f"{psnr(made, batch.rgb, batch.alpha):.1f} | {100 * told['top-1']:.1f} % | "
+            f"{100 * told['top-5']:.1f} % |"
         )
         log.info("%s", rows[-1])
         shown.append(made[:10])

@@ -45,6 +45,14 @@ class Place:
         """The finished tensors of a part."""
         return self.work / f"{name}.pt"
 
+    def start(self, name: str) -> Path:
+        """The tensors of an earlier one that a part begins with, if they are there."""
+        return self.work / f"{name}.start.pt"
+
+    def read_start(self, name: str) -> dict[str, Any]:
+        """Those by net; nothing where the part begins from nothing."""
+        return torch.load(self.start(name), map_location=self.device) if self.start(name).is_file() else {}
+
 
 class Part:
     """One thing to train, for at most ``STEPS`` steps. ``state`` names everything with a state_dict that a resumed run

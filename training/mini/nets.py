@@ -21,6 +21,7 @@ from .captions import batch_tokens
 from .codes import load_code
 from .loop import Place, frozen, grid
 from .precondition import Exact, ExactConv
+from .scenes import Reader, for_encoder
 from .sizes import SHIPPED, Sizes
 from .towers import TextTower, VisionTower
 
@@ -70,10 +71,21 @@ def load_trained(place: Place, name: str, part: str | None = None, **options: An
     return frozen(net).to(place.device)
 
 
-def load_reader(place: Place) -> dict[str, Any]:
-    """What makes latents of pictures for :func:`.scenes.make_pool`: the code if there is one, or the image encoder."""
-    coded = place.weights("code").is_file()
-    return {"code": load_code(place)} if coded else {"encoder": load_trained(place, "encoder")}
+def load_encoder(place: Place) -> Reader:
+    """The trained image encoder."""
+    net = load_trained(place, "encoder")
+    return lambda rgb: net(for_encoder(rgb.to(place.device), place.sizes.canvas))
+
+
+def load_code_reader(place: Place) -> Reader:
+    """The code that the image encoder learns to give."""
+    code = load_code(place)
+    return lambda rgb: code.encode(rgb.cpu()).to(place.device)
+
+
+def load_reader(place: Place) -> Reader:
+    """The code if there is one, or the image encoder."""
+    return load_code_reader(place) if place.weights("code").is_file() else load_encoder(place)
 
 
 def small_attention(

@@ -29,7 +29,7 @@ from .autoencoders import Following, picture_loss, psnr, settle_norms
 from .compose import LARGE
 from .data import SEED
 from .export import PRIOR_CODER, _wide
-from .judge import SIGHT, first_five, load_judge
+from .judge import SIGHT, first_five, load_judge, measure_told
 from .loop import Place, factor_at, frozen, grid, save_sheet
 from .nets import TRAINING
 from .scenes import SHORT, Scenes
@@ -143,9 +143,8 @@ def measure(place: Place, cells: int, encoder: nn.Module, decoder: nn.Module, ju
     save_sheet(grid(torch.cat([wanted[:10], made[:10]]), 10), place.work / "sheets" / f"pilot-{cells}.png")
     return {
         "dB inside the subject": psnr(made, wanted, mask),
-        "top-1": sum(top[0] == s for top, s in zip(order, batch.subjects)) / HELD,
-        "top-5": sum(s in top for top, s in zip(order, batch.subjects)) / HELD,
-        "top-1 of the pictures themselves": sum(top[0] == s for top, s in zip(real, batch.subjects)) / HELD,
+        **measure_told(order, batch.subjects),
+        "top-1 of the pictures themselves": measure_told(real, batch.subjects)["top-1"],
     }
 
 

@@ -33,10 +33,9 @@ from cascade_studio.stages.training.settings import PRESETS, from_dict
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, join_caption
 from .compose import LARGE, PAINTED, compose, random_colour
 from .data import MAIN, SEED, is_there, pictures, read_split
-from .export import FILES, FOLDER, PRIOR_CODER, read_shipped
-from .loop import frozen
+from .export import FILES, FOLDER, PRIOR_CODER, load_shipped
 from .machine import has_fast_bfloat16
-from .nets import build, paint
+from .nets import paint
 from .scenes import for_encoder
 from .sizes import SHIPPED
 from .subjects import COLOURS, PLAIN
@@ -138,11 +137,7 @@ def prove(name: str, work: Path) -> dict[str, Any]:
     learned, asked = choose(proof)
     folder = work / name.replace(" ", "_")
     write_set(proof, learned, folder)
-    nets = {}
-    for part in ("encoder", "previewer", "text"):
-        nets[part] = build(SHIPPED, part)
-        nets[part].load_state_dict(read_shipped()[part])
-        frozen(nets[part])
+    nets = load_shipped("encoder", "previewer", "text")
     with torch.no_grad():
         plain, wanted = (
             nets["encoder"](for_encoder(render(style, asked, PAINTED), SHIPPED.canvas)) for style in (MAIN, proof.style)

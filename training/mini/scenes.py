@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,13 +130,17 @@ class Pool:
         return {name: value[index].float() for name, value in self.tensors.items()}
 
 
+Reader = Callable[[Tensor], Tensor]
+"""Makes Stage C latents of pictures, RGB (B, 3, 256, 256) in [0, 1]."""
+
+
 @torch.no_grad()
 def make_pool(
     place: Place, name: str, scenes: Scenes, subjects: list[int], nets: dict[str, Any], held: bool = False
 ) -> Pool:
     """Compose and encode one picture for each entry of ``subjects``; read from the file ``name`` if it is there.
 
-    ``nets``: "encoder" or "code" gives ``effnet``, "stage_a" ``latent``, "vision" ``image``; kept in float16.
+    ``nets``: "reader" gives ``effnet``, "stage_a" gives ``latent``, "vision" gives ``image``; kept in float16.
     ``held``: on the backgrounds that are held out for each subject.
     """
     path = place.work / f"{name}.pt"
@@ -147,10 +152,8 @@ def make_pool(
         batch = scenes.batch(0, subjects[start : start + 32], held)
         rgb = batch.rgb.to(place.device)
         found = {}
-        if "encoder" in nets:
-            found["effnet"] = nets["encoder"](for_encoder(rgb, place.sizes.canvas))
-        if "code" in nets:
-            found["effnet"] = nets["code"].encode(batch.rgb)
+        if "reader" in nets:
+            found["effnet"] = nets["reader"](rgb)
         if "stage_a" in nets:
             found["latent"] = nets["stage_a"].encode(rgb)
         if "vision" in nets:

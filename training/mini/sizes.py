@@ -103,12 +103,7 @@ SHIPPED = Sizes("shipped", 6, TEXT, VISION, STAGE_A, ENCODER, PREVIEWER, STAGE_B
 """What lies in mini/: all files together take 46 MB, none more than 20."""
 
 NEXT = replace(
-    SHIPPED,
-    name="next",
-    cells=12,
-    stage_c=replace(
-        STAGE_C, c_hidden=(128, 256), nhead=(2, 4), blocks=((1, 3), (3, 1)), switch_level=(True,), c_cond=256
-    ),
+    SHIPPED, name="next", cells=12, stage_c=replace(STAGE_C, c_hidden=(128, 256), nhead=(2, 4), switch_level=(True,))
 )
 """What the recipe trains: the grid on which eyes can be told, with most of Stage C at half its sides."""
 

@@ -27,10 +27,10 @@ from cascade_studio.stages.nets.stage_c import StageC
 
 from .compose import LARGE, compose, random_colour
 from .data import MAIN, SEED, SIDE, is_there, pictures, read_split
-from .export import FOLDER, read_shipped
+from .export import FOLDER, load_shipped
 from .judge import at_sight, first_five, load_judge
 from .loop import Place, frozen, grid, save_sheet
-from .nets import build, decode, encode_prompts, paint
+from .nets import decode, encode_prompts, paint
 from .scenes import for_encoder
 from .sizes import SHIPPED
 from .style_lora import SHIPS, STYLES, Style
@@ -97,13 +97,6 @@ def drawings(folder: Path, encoder: torch.nn.Module) -> Tensor:
     return torch.cat(found)
 
 
-def load_shipped(name: str, known: dict[str, dict[str, Tensor]]) -> torch.nn.Module:
-    """One of the networks that ship."""
-    net = build(SHIPPED, name)
-    net.load_state_dict(known[name])
-    return frozen(net)
-
-
 def with_lora(net: StageC, path: Path) -> StageC:
     """A copy of ``net`` with the LoRA at strength 1."""
     tensors = net.state_dict()
@@ -121,10 +114,8 @@ def with_lora(net: StageC, path: Path) -> StageC:
 @torch.no_grad()
 def measure(place: Place, path: Path, style: str) -> list[str]:
     """The table as lines of Markdown."""
-    known, drawn = read_shipped(), STYLES.get(style, Style()).drawn
-    nets: dict[str, Any] = {
-        name: load_shipped(name, known) for name in ("stage_a", "encoder", "text", "stage_b", "stage_c")
-    }
+    drawn = STYLES.get(style, Style()).drawn
+    nets: dict[str, Any] = {**load_shipped("stage_a", "encoder", "text", "stage_b", "stage_c")}
     subjects, prompts = read_split()
     there = np.flatnonzero(is_there(pictures(MAIN if drawn else style))).tolist()
     random.Random(SEED).shuffle(there)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from .generators import HELD_EVERY, StageCPart, ease_decay, measure_held, repeat
 from .language import TunedText, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_reader, load_trained, paint_sheet
-from .scenes import SHORT, Pool, Scenes, make_pool
+from .scenes import SHORT, Pool, Reader, Scenes, make_pool
 from .subjects import COLOURS, LANGUAGES, Subject
 from .words import FOREIGN_TEMPLATES, C, N, S, colour_words, speak
 
@@ -76,7 +75,7 @@ class WordsPart(Part):
         if tower:
             self.state["tower"] = Optimiser(tower, self.LR, betas=(0.9, 0.98), weight_decay=self.DECAY)
         reader = load_reader(place)
-        nets = {**reader, "vision": load_trained(place, "vision")}
+        nets = {"reader": reader, "vision": load_trained(place, "vision")}
         subjects = repeat_common(self.scenes.subjects, StageCPart.COMMON, StageCPart.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
         self.held = self.hold_out(reader)
@@ -85,11 +84,11 @@ class WordsPart(Part):
         """What learns: the rows of tokens, and the rest of the text encoder."""
         return [self.tuned.rows.weight], list(self.tuned.tower.parameters())
 
-    def hold_out(self, reader: dict[str, Any]) -> Pool:
+    def hold_out(self, reader: Reader) -> Pool:
         """Pictures on backgrounds that are never learned."""
         rng = random.Random(self.place.seed + self.SEED)
         subjects = rng.sample(range(len(self.scenes.subjects)), HELD_PICTURES)
-        return make_pool(self.place, "held_c", Scenes(rng, **PAINTED), subjects, reader, held=True)
+        return make_pool(self.place, "held_c", Scenes(rng, **PAINTED), subjects, {"reader": reader}, held=True)
 
     def caption_plainly(self, subject: int, colour: str) -> list[Fragment]:
         """What Stage C knew a picture by."""
