@@ -23,7 +23,7 @@ from ..stages.files.header import load_file
 from ..stages.training import export
 from ..stages.training.cache import encode_caption, encode_set, fingerprint
 from ..stages.training.dataset import PictureFiles, TrainingSet, join_sets, show_ways
-from ..stages.training.distributed import DEVICES, Crew, find_device, from_environment, has_bfloat16
+from ..stages.training.distributed import DEVICES, Crew, find_device, has_bfloat16, join_crew
 from ..stages.training.folders import FileMemory, FolderOptions, from_folder
 from ..stages.training.pictures_io import draw_losses, read_picture, read_size
 from ..stages.training.rates import choose_rate, try_rates
@@ -210,8 +210,7 @@ def describe_pictures(pictures: TrainingSet) -> str:
 
 def run(config: Config, device: str | None = None) -> Path:
     """Train as ``config`` says; returns the result's file."""
-    crew, here = from_environment(device or find_device())
-    try:
+    with join_crew(device or find_device()) as (crew, here):
         lesson = prepare_run(config, crew, here)
         if crew.rank == 0:
             log.info("%s %d process%s.", lesson.plan(crew.size).describe(), crew.size, "es" if crew.size > 1 else "")
@@ -231,23 +230,16 @@ def run(config: Config, device: str | None = None) -> Path:
                 log.info("Learned word %s: %s.safetensors", word, stem)
             save_plot(training.trainer.losses, name, path.with_suffix(".loss.png"))
             log.info("%s, %d steps", path, training.trainer.step)
-        crew.part()
-        return path
-    finally:
-        crew.close()
+    return path
 
 
 def look_ahead(config: Config, device: str | None, rates: bool) -> None:
     """Check everything and print the memory plan; with ``rates`` try learning rates too."""
-    crew, here = from_environment(device or find_device())
-    try:
+    with join_crew(device or find_device()) as (crew, here):
         lesson = prepare_run(config, crew, here)
         log.info("%s", lesson.plan(crew.size).describe())
         if rates:
             find_rate(lesson)
-        crew.part()
-    finally:
-        crew.close()
 
 
 def find_rate(lesson: Lesson) -> float:

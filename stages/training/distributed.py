@@ -121,6 +121,17 @@ def explain_loss() -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def join_crew(device: str = "cpu") -> Iterator[tuple[Crew, torch.device]]:
+    """As :func:`from_environment`, for a piece of work: the processes part when it is done, and leave in any case."""
+    crew, here = from_environment(device)
+    try:
+        yield crew, here
+        crew.part()
+    finally:
+        crew.close()
+
+
 def from_environment(device: str = "cpu") -> tuple[Crew, torch.device]:
     """The group that the launcher's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) describe, or one
     process; and the device of this process, for "cuda" with the number that is its own, or that ``device`` names."""

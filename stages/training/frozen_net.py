@@ -22,6 +22,8 @@ from ..nets.stage_b import StageB
 from ..nets.stage_c import StageC
 from ..nets.unet import CascadeUNet
 
+MOST_SCORES = 1024
+"""Cells up to which attention on a processor is plain products, which it keeps until the way back."""
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest number of float8_e4m3fn."""
@@ -98,7 +100,7 @@ class FrozenConvTranspose2d(nn.ConvTranspose2d):
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, options: Any = None, mask: Tensor | None = None) -> Tensor:
     """Attention; by plain products on a processor, whose fused kernel trains slower on few tokens."""
-    if q.device.type != "cpu" or q.shape[1] > 1024:
+    if q.device.type != "cpu" or q.shape[1] > MOST_SCORES:
         return torch_attention(q, k, v, heads, options, mask)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)

@@ -9,14 +9,14 @@ from functools import cache
 import torch
 from torch import nn
 
-from ..files.clip import TextConfig
+from ..files.clip import TextConfig, tower_shapes
 from ..nets.backend import weight_of
 from ..nets.controlnet import ControlNet, ControlNetConfig
 from ..nets.encoder import EncoderConfig
 from ..nets.unet import UNetConfig
 from ..units import GB
 from .control import plan_control
-from .frozen_net import CLASSES
+from .frozen_net import CLASSES, MOST_SCORES
 from .lora_layers import find_layers
 from .settings import SLIM, Settings
 
@@ -38,8 +38,6 @@ BACKWARD = 1.9
 FIXED = {False: 800_000_000, True: 690_000_000}
 """On a card: libraries, kernels and what an allocator leaves unused. On a processor: Python with PyTorch and
 what that loads on its way, most of it code."""
-MOST_SCORES = 1024
-"""Cells from which a processor's attention keeps no products (:func:`.frozen_net.attention`)."""
 UPDATE = {"adamw_8bit": 32, "adafactor": 16}
 """Bytes for a number of the largest weight while it is updated."""
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.04, "adafactor": 0.02, "prodigy": 16.0, "schedule_free": 8.0, "adamw_cpu": 0.0}
@@ -179,10 +177,7 @@ def count_control(config: ControlNetConfig, side: int) -> int:
 
 def count_text(text: TextConfig) -> int:
     """Numbers of a text encoder."""
-    width, wide = text.hidden_size, text.intermediate_size
-    layer = 4 * width * (width + 1) + 2 * width * wide + wide + 5 * width
-    tables = (text.vocab_size + text.max_position_embeddings) * width
-    return tables + text.num_hidden_layers * layer + 2 * width + width * text.projection_dim
+    return sum(map(math.prod, tower_shapes(text).values()))
 
 
 def count_text_activations(text: TextConfig, batch: int) -> int:
