@@ -41,7 +41,7 @@ KEYS = set(
     "keep {0}|fetch {0}|hub cache|can't allocate memory|No space left|activation text|latent {0} {1}|hint {0} {1} {2}|"
     "stage a {0} {1} {2}|text {0} {1}|patch {0} {1} {2}|{0}, received_type({1}) mismatch input_type({2})|official host|"
     "official page|official commit|from the checkpoint|other name|middle block|file name|{0} and {1}|and in|"
-    "timed out|broken pipe|remote process|it holds {0}|bitsandbytes int8|bitsandbytes 4 bits|{0}    seed {1}".split("|")
+    "it holds {0}|bitsandbytes int8|bitsandbytes 4 bits|{0}    seed {1}".split("|")
 )
 """Names of threads and records, and what is looked for in the errors of others."""
 
