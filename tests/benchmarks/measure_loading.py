@@ -28,6 +28,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.append(str(TESTS))
 
 import torch  # noqa: E402
+from own_memory import read_status, reset_peak  # noqa: E402
 
 MIB = 2**20
 FILES = ("stage_c", "stage_b", "text_encoder")
@@ -82,14 +83,6 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def read_status() -> dict[str, int]:
-    """Bytes of this process by the names of ``/proc/self/status``."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return {
-        name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest
-    }
-
-
 def read_counters() -> dict[str, int]:
     """What this process read so far: ``read_bytes`` from disk, ``rchar`` by calls that copy."""
     lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
@@ -99,7 +92,7 @@ def read_counters() -> dict[str, int]:
 @contextmanager
 def watching(found: dict[str, int]) -> Iterator[None]:
     """Fill ``found`` with the peaks above now, what stays, and what was read, of what is done inside."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    reset_peak()
     start, counters, highest, done = read_status(), read_counters(), [0], threading.Event()
 
     def watch() -> None:

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path[:0] = [str(REPOSITORY), *(str(REPOSITORY / "tests" / name) for name in (".", "unit"))]
 from studio import load_pack  # noqa: E402
 
 load_pack()
 
 import torch  # noqa: E402
+from letters import Letters  # noqa: E402
+from own_memory import read_status, reset_peak  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -72,23 +74,6 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 SIDE, SIDE_B, BATCH = 20, 96, 4
 QUARTER = 0.25
-
-
-class Letters:
-    """A tokenizer whose token for a word is its length."""
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [49406, *(100 + len(word) for word in text.split()), 49407]}
-
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        """A name for each token."""
-        return [f"{token}.</w>" for token in ids]
-
-
-def read_peak() -> int:
-    """The most bytes that this process has held since they were counted anew."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def write_weights(net: nn.Module, path: Path) -> None:
@@ -146,9 +131,9 @@ def measure(name: str) -> dict[str, float]:
         folder = Path(place)
         lesson = make_lesson(name, folder)
         plan, run = lesson.plan(), Run(lesson)
-        Path("/proc/self/clear_refs").write_text("5")  # count anew, now that the files are let go of
+        reset_peak()  # now that the files are let go of
         run.train(folder / "state", lambda: folder / "result.safetensors")
-    return {"plan": plan.total, "peak": read_peak()}
+    return {"plan": plan.total, "peak": read_status()["VmHWM"]}
 
 
 def main() -> int:

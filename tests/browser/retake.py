@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 
 import harness
-from browser.driver import Browser, BrowserError, find_chromium
+from browser.driver import Browser
 from browser.onward import shoot_fetching, shoot_files, shoot_lora
 from browser.page import Page
-from browser.shoot import CHROME, WALK_SIZE
+from browser.shoot import CHROME, WALK_SIZE, take_pictures
 from browser.shop import IN_THE_WAY, Shop
 from browser.walk import illustrate, walk
 from family import write_family
 
-from cascade_studio.commands.messages import Stop, say
+from cascade_studio.commands.messages import say
 from tools.env import current_setup
 from tools.server import Base, HostServer, has_accelerator
 from tools.titles import FIRST
@@ -44,36 +44,28 @@ def retake(base: Base, folder: Path, shop: Shop) -> list[Path]:
         return [*walked, shoot_files(page, folder), shoot_fetching(page, folder, shop), shoot_lora(page, folder)]
 
 
+def take_all(base: Base, folder: Path) -> None:
+    """All of them; files come from a shop of their own."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        write_family(Path(scratch, "models"))
+        shop = Shop(Path(scratch, "models"), Path(scratch))
+        try:
+            for name in IN_THE_WAY:
+                os.environ.pop(name, None)
+            os.environ.update(shop.environment)
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # Mini's layers mostly wait for each other on more
+            for path in retake(base, folder, shop):
+                say(str(path))
+        finally:
+            shop.close()
+    say(f"Taken in {time.monotonic() - begun:.0f} s.")
+
+
 def main(arguments: list[str]) -> int:
     """Take them all; returns the exit code."""
     folder = Path(arguments[0]).resolve() if arguments else PICTURES
-    begun, base = time.monotonic(), Base()
-    try:
-        if find_chromium() is None:
-            raise Stop("No Chromium is installed. Install one (apt-get install chromium) and try again.")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            write_family(Path(scratch, "models"))
-            shop = Shop(Path(scratch, "models"), Path(scratch))
-            try:
-                for name in IN_THE_WAY:
-                    os.environ.pop(name, None)
-                os.environ.update(shop.environment)
-                os.environ.setdefault("OMP_NUM_THREADS", "1")  # Mini's layers mostly wait for each other on more
-                for path in retake(base, folder, shop):
-                    say(str(path))
-            finally:
-                shop.close()
-    except Stop as stop:
-        say(str(stop))
-        return 1
-    except BrowserError as error:
-        say(f"The browser could not do it: {error}")
-        return 1
-    finally:
-        base.close()
-    say(f"Taken in {time.monotonic() - begun:.0f} s.")
-    return 0
+    return take_pictures(folder, lambda base: take_all(base, folder))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
@@ -66,18 +67,14 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
-    options = read_options(arguments)
+def take_pictures(folder: Path, take: Callable[[Base], None]) -> int:
+    """Let ``take`` write screenshots into ``folder``, made if it is not there; returns the exit code."""
     base = Base()
     try:
         if find_chromium() is None:
             raise Stop("No Chromium is installed. Install one (apt-get install chromium) and try again.")
-        missing = [name for name in options.names if not (WORKFLOWS / f"{name}.json").is_file()]
-        if missing:
-            raise Stop(f"There is no workflow {', '.join(missing)}. Names are those of the files in workflows/.")
-        options.folder.mkdir(parents=True, exist_ok=True)
-        shoot_all(base, options)
+        folder.mkdir(parents=True, exist_ok=True)
+        take(base)
     except Stop as stop:
         say(str(stop))
         return 1
@@ -87,6 +84,16 @@ def main(arguments: list[str]) -> int:
     finally:
         base.close()
     return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    options = read_options(arguments)
+    missing = [name for name in options.names if not (WORKFLOWS / f"{name}.json").is_file()]
+    if missing:
+        say(f"There is no workflow {', '.join(missing)}. Names are those of the files in workflows/.")
+        return 1
+    return take_pictures(options.folder, lambda base: shoot_all(base, options))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,15 @@ PLAN = {
         ],
     },
 }
+PROGRESS = {
+    "done": 10**9,
+    "total": 3_100_000_000,
+    "speed": 5e7,
+    "left": 42.0,
+    "note": "",
+    "text": "",
+    "finished": False,
+}
 
 
 def loader(page: Page, small) -> str:
@@ -102,20 +111,7 @@ def test_progress_shows_and_cancel_interrupts(page, small):
         " && Object.values(d.nodes).some((n) => n.state === 'running' && n.max > 100 && n.value > 2))"
     )
     page.send("cascade_studio.plan", {"node": node, **PLAN, "state": "fetches"})
-    page.send(
-        "cascade_studio.progress",
-        {
-            "node": node,
-            "file": "stage_b.safetensors",
-            "done": 10**9,
-            "total": 3_100_000_000,
-            "speed": 5e7,
-            "left": 42.0,
-            "note": "",
-            "text": "",
-            "finished": False,
-        },
-    )
+    page.send("cascade_studio.progress", {"node": node, "file": "stage_b.safetensors", **PROGRESS})
     panel = ".cascade-studio-download"
     text = page.browser.wait(f"document.querySelector('{panel} .words')?.textContent")
     assert "1.0 GB of 3.1 GB" in text and "50.0 MB/s" in text and "42 s" in text, text

@@ -10,7 +10,7 @@ import numpy
 import pytest
 from browser.contrast import contrast, measure_letters
 from browser.page import Page
-from browser.test_plan import PLAN
+from browser.test_plan import PLAN, PROGRESS
 from PIL import Image
 
 READABLE = 4.5
@@ -21,15 +21,6 @@ BROWN, RED = ("#432", "#653"), ("#322", "#533")
 
 NODES = ("Load", "Canvas", "Canvas", "SamplePrior", "ReportCard", "DraftBoard", "Compare")
 PANELS = ("canvas", "download", "stages", "text", "board", "compare", "repair")
-PROGRESS = {
-    "done": 10**9,
-    "total": 3_100_000_000,
-    "speed": 5e7,
-    "left": 42.0,
-    "note": "",
-    "text": "",
-    "finished": False,
-}
 
 
 @pytest.fixture(params=["dark", "light"])

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from letters import Letters
 from tiny import NETS, index, tiny_weights
 from torch import Tensor
 
@@ -99,16 +100,6 @@ SMALL_B = StageBConfig(
     blocks=((1, 1, 1, 1), (1, 1, 1, 1)),
     block_repeat=((1, 1, 1, 1), (1, 1, 1, 1)),
 )
-
-
-class Letters:
-    """A tokenizer whose token for a word is its length."""
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [49406, *(100 + len(word) for word in text.split()), 49407]}
-
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        return [f"{token}.</w>" for token in ids]
 
 
 @cache

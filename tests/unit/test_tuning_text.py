@@ -8,6 +8,7 @@ import lessons
 import pytest
 import torch
 from lessons import SHORT, randn
+from letters import Letters
 
 from cascade_studio.stages.errors import WrongInput
 from cascade_studio.stages.files.clip import TextConfig
@@ -21,17 +22,7 @@ CONFIG = TextConfig(
 )
 
 
-class OneATokenAWord:
-    """A tokenizer whose token for a word is its length."""
-
-    def __call__(self, words: str) -> dict[str, list[int]]:
-        return {"input_ids": [49406, *(100 + len(word) for word in words.split()), 49407]}
-
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        return [f"{token}.</w>" for token in ids]
-
-
-WORDS = OneATokenAWord()
+WORDS = Letters()
 
 
 @pytest.fixture(scope="module")
