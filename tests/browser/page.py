@@ -34,6 +34,16 @@ OPENING = 240.0
 TITLE = 30
 """Pixels of a node's title, which its position leaves out."""
 
+SHOWN = """(() => {
+  const { ds } = app.canvas;
+  if (ds.scale !== 1 || ds.offset[0] || ds.offset[1]) { ds.scale = 1; ds.offset = [0, 0]; }
+  app.canvas.setDirty(true, true);
+  const widgets = app.rootGraph.getNodeById(arguments[0]).widgets ?? [];
+  return widgets.every(({ hidden, element }) => hidden || !element || element.getBoundingClientRect().height > 0);
+})()"""
+"""Whether a node is drawn with its panels, but for hidden ones. Out of sight there are none, and a page may still move
+while it opens."""
+
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.Persist": False,
@@ -145,17 +155,12 @@ class Page:
             "for (const [name, value] of Object.entries(arguments[2])) {"
             "  const widget = node.widgets.find((w) => w.name === name); widget.value = value;"
             "  widget.callback?.(value); }"
-            "app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true);"
             "return node.id",
             kind,
             list(at),
             values,
         )
-        self.browser.wait(
-            "app.rootGraph.getNodeById(arguments[0]).widgets?.every(({ element }) =>"
-            " !element || element.getBoundingClientRect().height > 0) ?? true",
-            node,
-        )
+        self.browser.wait(SHOWN, node)
         self.browser.run(FRAMES)
         return node
 
