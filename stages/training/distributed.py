@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CascadeError
 from ..nets.backend import processor_has_bf16
@@ -22,6 +22,8 @@ GOODBYE, LOOK = 60.0, 0.02
 """Seconds that a process waits at most for the others to be done with the last exchange, and between two looks."""
 DONE = "cascade_studio/done"
 """How many processes are done, in the group's store."""
+TOGETHER = 25_000_000
+"""Numbers of gradients that are summed over the processes at once."""
 DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
@@ -102,6 +104,27 @@ class Processes(Crew):
 
     def close(self) -> None:
         torch.distributed.destroy_process_group()
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], crew: Crew) -> None:
+    """Every process gets the sum of all gradients. A parameter that took no part has the gradient 0."""
+    waiting: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        grad = parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        waiting.append(grad)
+        size += grad.numel()
+        if size >= TOGETHER:
+            _sum_together(waiting, crew)
+            waiting, size = [], 0
+    _sum_together(waiting, crew)
+
+
+def _sum_together(tensors: list[Tensor], crew: Crew) -> None:
+    if crew.size > 1 and tensors:
+        together = crew.sum(torch.cat([one.flatten().float() for one in tensors]))
+        for one, summed in zip(tensors, together.split([one.numel() for one in tensors])):
+            one.copy_(summed.view_as(one))
 
 
 @contextmanager

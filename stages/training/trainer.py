@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WrongInput
-from .distributed import ALONE, Crew
+from .distributed import ALONE, Crew, sum_gradients
 from .losses import AdaptiveLossWeight, min_snr_weight, p2_weight, velocity_weight
 from .objectives import Losses, Row, row_signature
 from .optimiser import EMA, Optimiser, scale_rate
@@ -26,8 +26,6 @@ JUDGED, JUDGED_GROWTH = 16, 1.5
 They have little chance in them: a good run does not give back a half of what it started from."""
 MOST_JUDGED = 64
 """Held-out pictures that are looked at."""
-TOGETHER = 25_000_000
-"""Numbers of gradients that are summed over the processes at once."""
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "p2": p2_weight,
@@ -228,18 +226,7 @@ class Trainer:
 
     def sum_gradients(self) -> None:
         """Every process gets the sum of all gradients. A parameter that took no part has the gradient 0."""
-        grads, waiting, size = [], [], 0
-        for parameter in self.optimiser.parameters:
-            grad = parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            grads.append(grad)
-        for number, grad in enumerate(grads if self.crew.size > 1 else ()):
-            waiting.append(grad)
-            size += grad.numel()
-            if size >= TOGETHER or number == len(grads) - 1:
-                together = self.crew.sum(torch.cat([one.flatten().float() for one in waiting]))
-                for one, summed in zip(waiting, together.split([one.numel() for one in waiting])):
-                    one.copy_(summed.view_as(one))
-                waiting, size = [], 0
+        sum_gradients(self.optimiser.parameters, self.crew)
 
     def result(self) -> dict[str, Tensor]:
         """The learned tensors, averaged ones where they are kept."""

@@ -23,6 +23,7 @@ from cascade_studio.stages.diffusion.sampling import alpha_sigma, logsnr, noise_
 from cascade_studio.stages.nets.initial import initialise_unet
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
+from cascade_studio.stages.training.distributed import ALONE, Crew
 from cascade_studio.stages.training.losses import add_training_noise
 from cascade_studio.stages.training.optimiser import Optimiser
 from training.mini import (
@@ -32,6 +33,7 @@ from training.mini import (
     compose,
     decoder,
     export,
+    generators,
     language,
     machine,
     nets,
@@ -109,6 +111,42 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(end, place, tmp_path
     again = Steps(Line(place, stop=1), minutes=0.5)
     again.run()
     assert again.steps == 30, "the minutes are used up"
+
+
+class Double(Crew):
+    """Two processes that happen to have the same numbers."""
+
+    size = 2
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor * 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_share_clock_and_weights_and_only_the_first_writes(rank, place, tmp_path):
+    crew = Double()
+    crew.rank = rank
+    loop = Steps(Line(replace(place, crew=crew)), minutes=0.5)
+    loop.run()
+    assert loop.steps == 30 and loop.used == 30
+    assert bool(list(tmp_path.iterdir())) == (rank == 0)
+
+
+def test_a_step_of_two_processes_learns_from_the_mean_of_their_losses(place, monkeypatch):
+    monkeypatch.setattr(generators, "load_trained", lambda *_: None)
+    shape = replace(sizes.NEXT.stage_c, c_hidden=(48, 32), nhead=(2, 2), blocks=((1, 1), (1, 1)))
+    x0, text = torch.randn(2, 16, 4, 4), torch.randn(2, 5, shape.c_clip_text)
+    conditions = {"clip_text": text, "clip_text_pooled": text[:, 0]}
+    learned = []
+    for crew in (ALONE, Double()):
+        torch.manual_seed(0)
+        part = generators.DiffusionPart(replace(place, crew=crew, bfloat16=False), StageC(shape))
+        before = {name: value.clone() for name, value in part.net.state_dict().items()}
+        part.learn(x0, conditions, 1.0)
+        learned.append(part.net.state_dict())
+    assert any(not torch.equal(value, before[name]) for name, value in learned[0].items())
+    for name, value in learned[0].items():
+        assert torch.allclose(value, learned[1][name], atol=1e-6), name
 
 
 def test_learning_rate_rises_then_falls_to_its_end():

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from cascade_studio.stages.training.distributed import Crew, join_crew
+
 from . import data
 from .autoencoders import EncoderPart, StageAPart
 from .decoder import CriticPart, RefinePart, StageBPart
@@ -69,8 +71,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _place(options: argparse.Namespace) -> Place:
-    device, sizes = torch.device(options.device), PLANS[options.plan]
+def _place(options: argparse.Namespace, crew: Crew, device: torch.device) -> Place:
+    sizes = PLANS[options.plan]
     if device.type == "cpu":
         choose_threads(options.threads)
     work = options.work or sizes.work
@@ -84,7 +86,7 @@ def _place(options: argparse.Namespace) -> Place:
         sizes.name,
         work,
     )
-    return Place(work, device, bfloat16, options.seed, sizes)
+    return Place(work, device, bfloat16, options.seed, sizes, crew)
 
 
 def _train(names: list[str], minutes: float | None, place: Place, rate: float = 1.0) -> None:
@@ -115,7 +117,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     if hasattr(os, "nice"):
         os.nice(max(0, 19 - os.nice(0)))
-    place = _place(options)
+    with join_crew(options.device) as (crew, device):
+        _run(options, _place(options, crew, device))
+
+
+def _run(options: argparse.Namespace, place: Place) -> None:
     if options.step == "split":
         data.write_split()
     elif options.step == "data":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cascade_studio.stages.nets.initial import initialise_unet
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
+from cascade_studio.stages.training.distributed import sum_gradients
 from cascade_studio.stages.training.losses import (
     Noised,
     add_training_noise,
@@ -132,7 +133,9 @@ class DiffusionPart(Part):
                 predicted = self.net(seen.x, seen.r, **conditions)
             losses = epsilon_losses(predicted, seen.noise)
             weighted = losses * velocity_weight(seen.logsnr)
-            (weighted.mean() + beside + self.judge_guess(seen, predicted, x0)).backward()
+            loss = weighted.mean() + beside + self.judge_guess(seen, predicted, x0)
+            (loss / self.place.crew.size).backward()
+        sum_gradients(self.learned(), self.place.crew)
         self.start.still()
         norm = self.state["optimiser"].update(factor)
         if math.isfinite(norm):
@@ -146,6 +149,10 @@ class DiffusionPart(Part):
             if len(these):
                 taken[name] = float(these.mean())
         return taken
+
+    def learned(self) -> list[nn.Parameter]:
+        """What gets a gradient in :meth:`learn`."""
+        return list(self.net.parameters())
 
     def judge_guess(self, seen: Noised, predicted: Tensor, x0: Tensor) -> Tensor | float:
         """A loss on what ``predicted`` makes of the noise in ``seen``, beside that of the noise."""
@@ -253,6 +260,9 @@ class StageCPart(DiffusionPart):
         nets = {"reader": load_code_reader(place), "vision": load_trained(place, "vision")}
         subjects = repeat_common(self.scenes.subjects, self.COMMON, self.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
+
+    def learned(self) -> list[nn.Parameter]:
+        return [*super().learned(), *self.tuned.parameters()]
 
     def begin(self) -> Preconditioning:
         """With what an earlier Stage C knows where the work folder has one (``stage_c.start.pt``)."""

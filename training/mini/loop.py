@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cascade_studio.stages.training.distributed import ALONE, Crew
+
 from .sizes import SHIPPED, Sizes
 
 log = logging.getLogger(__name__)
@@ -27,8 +29,8 @@ WARM_UP, FINAL = 0.02, 0.03
 
 @dataclass(frozen=True)
 class Place:
-    """Where, what and how to train: the work folder, the device, whether products are computed in bfloat16, the seed
-    and the sizes of the nets.
+    """Where, what and how to train: the work folder, the device, whether products are computed in bfloat16, the seed,
+    the sizes of the nets, and the processes that take a batch each.
     """
 
     work: Path
@@ -36,6 +38,7 @@ class Place:
     bfloat16: bool = True
     seed: int = 0
     sizes: Sizes = SHIPPED
+    crew: Crew = ALONE
 
     def autocast(self) -> torch.autocast:
         """Products in bfloat16, sums and weights in float32."""
@@ -139,7 +142,8 @@ class Loop:
     ``rate`` is a factor of the learning rate.
 
     On a CPU those are minutes of a calm machine, processor time over threads, so that other work beside the training
-    makes it longer but not worse. What of the two is nearer to its end sets the learning rate.
+    makes it longer but not worse. What of the two is nearer to its end sets the learning rate. With several processes
+    the minutes are the mean of theirs, and the first writes what is written.
     """
 
     def __init__(self, part: Part, minutes: float | None = None, rate: float = 1.0) -> None:
@@ -168,11 +172,20 @@ class Loop:
             self.used, self.steps = saved["used"], saved["steps"]
             self.part.rng.setstate(saved["random"])
             torch.set_rng_state(saved["torch"])
+            self._part_ways()
             self.speed.last = self.steps, self.used
             log.info("%s: continues after %d steps and %.1f minutes", self.part.name, self.steps, self.used / 60)
 
+    def _part_ways(self) -> None:
+        """Each process but the first draws other numbers than that."""
+        if rank := self.part.place.crew.rank:
+            self.part.rng.seed(f"{rank} {self.steps}")
+            torch.manual_seed(self.part.rng.getrandbits(63))
+
     def save(self) -> None:
         """Everything that :meth:`load` needs, and the result so far."""
+        if self.part.place.crew.rank:
+            return
         state = {name: value.state_dict() for name, value in self.part.state.items()}
         write_atomically(
             {
@@ -188,18 +201,21 @@ class Loop:
 
     def run(self) -> None:
         """Train. An interrupt saves first."""
+        self._part_ways()
         self.load()
         if self.progress >= 1:
             log.info("%s: done, after %d steps and %.0f minutes", self.part.name, self.steps, self.used / 60)
             return
-        saved = sheet = logged = time.monotonic()
+        crew, saved = self.part.place.crew, time.monotonic()
+        sheet = logged = saved
         try:
             while self.progress < 1:
                 started = self.now()
                 self.part.progress = self.progress
                 for name, value in self.part.step(self.rate * factor_at(self.part.progress)).items():
                     self.taken[name].append(value)
-                self.used += self.now() - started
+                taken = torch.tensor([self.now() - started], dtype=torch.float64)
+                self.used += float(crew.sum(taken)) / crew.size
                 self.steps += 1
                 now = time.monotonic()
                 if now - logged > LOG_SECONDS:
@@ -217,7 +233,7 @@ class Loop:
         self._sheet()
 
     def _log(self) -> None:
-        if not self.taken:
+        if not self.taken or self.part.place.crew.rank:
             return
         means = {name: sum(values) / len(values) for name, values in self.taken.items()}
         self.taken.clear()
@@ -242,6 +258,8 @@ class Loop:
         )
 
     def _sheet(self) -> None:
+        if self.part.place.crew.rank:
+            return
         with torch.no_grad():
             save_sheet(self.part.sheet(), self.part.place.work / "sheets" / f"{self.part.name}-{self.steps:06d}.png")
 
