@@ -119,6 +119,7 @@ class Coders:
             stage_a_mark="" if self.stage_a is None else fingerprint(self.stage_a[1]),
             hint=make_hint_maker(hint, partial(Coders.encode_picture, self)) if hint else None,
             hint_mark=f"{hint} {mark if hint == 'super_resolution' else ''}",
+            cell=self.image[0].native_compression,
         )
 
     def close(self) -> None:

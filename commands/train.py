@@ -158,7 +158,7 @@ def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
         config.image_encoder, config.text_encoder, config.stage_a if config.kind == "stage_b" else "", device
     )
     ways = coders.encoders(settings.hint if settings.what == "controlnet" else "")
-    prompts = parse_prompts(settings.sample_prompt, settings.resolution, pictures.pictures[0].caption)
+    prompts = parse_prompts(settings.sample_prompt, settings.resolution, pictures.pictures[0].caption, ways.cell)
     if crew.rank == 0:
         log.info("%s", describe_pictures(pictures))
     rows, empty = encode_set(pictures, ways, store, log_every(LOG_SECONDS, "encoding pictures"), crew)

@@ -77,7 +77,8 @@ class CascadeStudioCanvas(io.ComfyNode):
         asked = None if compression <= AUTOMATIC else compression
         canvas = plan_canvas(width, height, asked, official=grid == OFFICIAL)
         return io.NodeOutput(
-            latents.make_empty_prior(canvas, batch_size), latents.make_empty_decoder(canvas, batch_size)
+            latents.make_empty_prior(canvas, batch_size, automatic=asked is None),
+            latents.make_empty_decoder(canvas, batch_size),
         )
 
 

@@ -134,10 +134,10 @@ class CascadeStudioEncodeImage(io.ComfyNode):
         vaes.expect_stage_c(vae, ENCODE)
         rgb = pictures.to_rgb(pictures.check_pictures(image, ENCODE))
         if target is None:
-            canvas = latents.plan_canvas_for_image(rgb, compression or None)
+            canvas = latents.plan_canvas_for_image(rgb, compression or vaes.read_compression(vae))
             samples = vaes.encode_for_prior(vae, latents.pad_to_canvas(rgb, canvas), canvas)
         else:
-            canvas = latents.find_prior_canvas(latents.fit_empty_prior(target), ENCODE)
+            canvas = latents.find_prior_canvas(latents.fit_empty_prior(target, vaes.read_compression(vae)), ENCODE)
             samples = vaes.encode_picture(vae, to_image(lay_on_canvas(rgb.movedim(-1, 1), canvas)).clamp(0.0, 1.0))
         return io.NodeOutput(
             latents.make_prior_latent(samples, canvas), latents.make_empty_decoder(canvas, samples.shape[0])

@@ -101,8 +101,9 @@ class CascadeStudioSamplePrior(io.ComfyNode):
         **guided: Any,
     ) -> io.NodeOutput:
         latents.check_model(model, "Stage C", PRIOR)
-        latent = latents.fit_empty_prior(latent)
-        canvas = latents.find_prior_canvas(latent, PRIOR)
+        compression = notes.read_native_compression(model)
+        latent = latents.fit_empty_prior(latent, compression)
+        canvas = latents.find_prior_canvas(latent, PRIOR, compression)
         sizes = notes.advise_on_size(model, canvas)
         told = [*sizes, *notes.advise_on_resizing(latent, canvas)]
         told += notes.advise_on_placing(latent, canvas, "Stage C")
@@ -190,7 +191,7 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
         **guided: Any,
     ) -> io.NodeOutput:
         latents.check_model(model, "Stage B", DECODER)
-        canvas = latents.find_prior_canvas(prior, DECODER)
+        canvas = latents.find_prior_canvas(prior, DECODER, notes.read_native_compression(model))
         codes = latents.expect_finished_prior(prior, DECODER)
         told = [*notes.advise_on_resizing(prior, canvas), *notes.advise_on_placing(prior, canvas, "Stage C")]
         if latent is None:

@@ -21,7 +21,7 @@ def as_lists(value):
 
 def host_config(config) -> dict[str, Any]:
     """The fields of a config that ComfyUI's nets know, as it writes them."""
-    return {name: as_lists(value) for name, value in vars(config).items() if name != "native_side"}
+    return {name: as_lists(value) for name, value in vars(config).items() if not name.startswith("native_")}
 
 
 def host_net(ours: StageC | StageB) -> nn.Module:

@@ -41,9 +41,12 @@ picture five times as large as it was asked for."""
 Latent = dict[str, Any]
 
 
-def make_empty_prior(canvas: Canvas, batch: int) -> Latent:
-    """A zero Stage C latent for ``canvas``."""
-    return make_prior_latent(torch.zeros(canvas.prior_shape(batch), device=device()), canvas)
+def make_empty_prior(canvas: Canvas, batch: int, automatic: bool = False) -> Latent:
+    """A zero Stage C latent for ``canvas``. If its grid is ``automatic``, samplers may fit it to their model."""
+    latent = make_prior_latent(torch.zeros(canvas.prior_shape(batch), device=device()), canvas)
+    if not automatic:
+        del latent[RATIO]
+    return latent
 
 
 def make_empty_decoder(canvas: Canvas, batch: int) -> Latent:
@@ -162,12 +165,24 @@ def measure_empty(latent: Latent) -> tuple[int, int] | None:
     return round(samples.shape[-1] * ratio), round(samples.shape[-2] * ratio)
 
 
-def fit_empty_prior(latent: Latent) -> Latent:
-    """``latent``, or for another model's empty one Stage C's empty latent of the same picture."""
-    size = measure_empty(latent)
+def fit_empty_prior(latent: Latent, compression: float | None = None) -> Latent:
+    """``latent``, or for another model's empty one Stage C's empty latent of the same picture.
+
+    So it is with our own whose compression nobody asked for, where the model was trained with ``compression`` pixels to
+    one cell.
+    """
+    size = measure_empty(latent) or (measure_automatic(latent) if compression else None)
     if size is None:
         return latent
-    return {**latent, **make_empty_prior(plan_canvas(*size), latent["samples"].shape[0])}
+    return {**latent, **make_empty_prior(plan_canvas(*size, compression), latent["samples"].shape[0])}
+
+
+def measure_automatic(latent: Latent) -> tuple[int, int] | None:
+    """Width and height of the picture of an empty Stage C latent whose grid is the automatic one; None for others."""
+    canvas = latent.get(CANVAS)
+    if not isinstance(canvas, Canvas) or latent.get(RATIO) != PRIOR_RATIO or not is_empty(latent):
+        return None
+    return canvas.width, canvas.height
 
 
 def fit_empty_decoder(latent: Latent, canvas: Canvas) -> Latent:
@@ -201,13 +216,14 @@ def fit_batch(latent: Latent, prior: Latent, where: str) -> Latent:
     return latent
 
 
-def find_prior_canvas(latent: Latent, where: str) -> Canvas:
-    """The canvas that a Stage C latent was made for; worked out from its grid where another node made it."""
+def find_prior_canvas(latent: Latent, where: str, compression: float | None = None) -> Canvas:
+    """The canvas that a Stage C latent was made for; worked out from its grid, at ``compression`` pixels a cell, where
+    another node made it."""
     samples = expect_prior(latent, where)
     canvas = latent.get(CANVAS)
     if isinstance(canvas, Canvas) and canvas.prior_shape()[2:] == tuple(samples.shape[2:]):
         return canvas
-    found = plan_canvas_for_prior(*samples.shape[2:])
+    found = plan_canvas_for_prior(samples.shape[2], samples.shape[3], compression=compression)
     if isinstance(canvas, Canvas) and measure_enlargement(canvas, found) > MOST_ENLARGED:
         raise WrongInput(
             f"{where} got a Stage C latent of {found.prior_width} x {found.prior_height} cells that was made for "

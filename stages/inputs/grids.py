@@ -105,7 +105,7 @@ def fit_grids(short: int, long: int, wish: Wish) -> Fit:
 def match_steps(rows: int, columns: int, ratio: float) -> tuple[int, int]:
     """Steps across and down nearest to ``ratio`` steps a cell with equal ratios on both axes."""
     short, long = sorted((rows, columns))
-    low, high = (limit / PIXEL_STEP for limit in TRAINED)
+    low, high = min(TRAINED[0] / PIXEL_STEP, ratio / _ASKED_BAND), TRAINED[1] / PIXEL_STEP
     best, found = math.inf, (0, 0)  # a ratio of the range is always near enough
     for steps in range(math.ceil(short * low), math.floor(short * high) + 1):
         mine = steps / short

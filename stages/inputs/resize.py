@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..nets import portable
 from ..nets.portable import sample_lines
 from .canvas import Canvas, plan_canvas
+from .grids import ASKED, PREFERRED
 
 MODES = ("bicubic", "bilinear", "nearest-exact")
 
@@ -30,7 +31,13 @@ def crop_prior(prior: Tensor, grid: tuple[int, int], area: Sequence[int], least:
 
 
 def enlarge_canvas(canvas: Canvas, factor: float, compression: float | None = None) -> Canvas:
-    """The canvas of the same picture, ``factor`` times as large; raises WrongInput beyond the largest size."""
+    """The canvas of the same picture, ``factor`` times as large; raises WrongInput beyond the largest size.
+
+    Without ``compression`` it is automatic where that of ``canvas`` may be so, and stays as it is otherwise.
+    """
+    usual = PREFERRED[0] <= canvas.compression <= PREFERRED[1]
+    if compression is None and not usual and canvas != plan_canvas(canvas.width, canvas.height):
+        compression = min(max(canvas.compression, ASKED[0]), ASKED[1])
     return plan_canvas(round(canvas.width * factor), round(canvas.height * factor), compression)
 
 

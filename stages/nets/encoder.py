@@ -29,7 +29,10 @@ def normalise(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """One entry a stage; defaults are EfficientNet-V2-S. The strides and the stem's make 32 pixels to a cell."""
+    """One entry a stage; defaults are EfficientNet-V2-S. The strides and the stem's make 32 pixels to a cell.
+
+    ``native_compression``: how many pixels of the picture itself are a cell in the Stage C that this is made for.
+    """
 
     c_in: int = 3
     c_stem: int = 24
@@ -40,6 +43,7 @@ class EncoderConfig:
     fused: tuple[bool, ...] = (True, True, True, False, False, False)
     c_features: int = 1280
     c_latent: int = 16
+    native_compression: float = 1024 / 24
 
 
 class Layers:

@@ -31,7 +31,8 @@ class UNetConfig:
 
     ``c_hidden``, ``nhead`` and ``level_config`` go from the shallowest level to the deepest. ``blocks`` and
     ``block_repeat`` hold (down, up); their up halves go from the deepest level to the shallowest. ``self_attn`` is one
-    flag or one a level. Lists are accepted and kept as tuples.
+    flag or one a level. ``native_compression`` is how many pixels of the pictures that the weights were trained on
+    were one cell of Stage C; the network computes the same with any. Lists are accepted and kept as tuples.
     """
 
     c_in: int
@@ -48,6 +49,7 @@ class UNetConfig:
     kernel_size: int = 3
     self_attn: bool | tuple[bool, ...] = True
     t_conds: tuple[str, ...]
+    native_compression: float = 1024 / 24
 
     def __post_init__(self):
         for field in fields(self):

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import BadValues, WrongInput
+from ..inputs.canvas import ENCODER_PIXELS
+from ..inputs.grids import COMPRESSION
 from .buckets import choose_bucket, cut_share, fit_to_size
 from .checkpoint import write_tensors
 from .dataset import Picture, TrainingSet, list_names
@@ -25,8 +27,6 @@ log = logging.getLogger(__name__)
 HALF_ROOM = 60_000.0
 """Text within this is kept in float16."""
 ROUNDING = 1e-3
-FULL_SIDE = 4 / 3
-"""Side of the picture that Stage B paints to that of the picture that the image encoder sees: 1024 / 768."""
 STAGE_B_PIXELS = 8
 """Pixels to a cell of Stage B's grid: four to a cell of Stage A, in patches of two."""
 
@@ -37,7 +37,8 @@ class Encoders:
 
     picture: (1, 3, h, w) in [0, 1] → (1, 16, h/32, w/32). text: a caption → hidden states (N, width) and pooled text
     (1, width). stage_a, for Stage B: (1, 3, H, W) → (1, 4, H/4, W/4). hint, for a ControlNet: (1, 3, h, w) →
-    (1, c, h', w') in [0, 1]; ``hint_mark`` names it. The marks are their :func:`fingerprint`.
+    (1, c, h', w') in [0, 1]; ``hint_mark`` names it. The marks are their :func:`fingerprint`. cell: pixels of what
+    Stage B paints to one cell; the image encoder sees 32 of them.
     """
 
     picture: Callable[[Tensor], Tensor]
@@ -48,6 +49,7 @@ class Encoders:
     stage_a_mark: str = ""
     hint: Callable[[Tensor], Tensor] | None = None
     hint_mark: str = ""
+    cell: float = COMPRESSION
 
 
 def encode_set(
@@ -145,7 +147,8 @@ def encode_way(picture: Picture, size: tuple[int, int], way: Way, encoders: Enco
     )
     found = dict(latent)
     if encode := encoders.stage_a:
-        across, down = (round(side * FULL_SIDE / STAGE_B_PIXELS) * STAGE_B_PIXELS for side in size)
+        scale = encoders.cell / ENCODER_PIXELS
+        across, down = (round(side * scale / STAGE_B_PIXELS) * STAGE_B_PIXELS for side in size)
         full = across, down
         opened.clear()
         made = load_or_make(

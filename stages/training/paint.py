@@ -12,6 +12,7 @@ from ..diffusion.official import OFFICIAL
 from ..diffusion.sampling import Guidance, pair_conditions, sample, timesteps
 from ..inputs.canvas import plan_canvas_for_prior
 from ..nets.stage_a import StageA
+from ..nets.stage_b import StageB
 from .objectives import Row, repeat_tokens
 
 
@@ -51,7 +52,7 @@ def sample_latent(
 
 @torch.no_grad()
 def decode_latent(
-    stage_b: nn.Module,
+    stage_b: StageB,
     stage_a: StageA,
     latent: Tensor,
     pooled: Tensor,
@@ -65,7 +66,8 @@ def decode_latent(
     its prompt and of the empty one, (1, width) each."""
     official, device = OFFICIAL["stage_b"], torch.device(device)
     latent = latent.float().to(device)
-    shape = plan_canvas_for_prior(*latent.shape[2:]).decoder_shape()[1:]
+    compression = stage_b.config.native_compression
+    shape = plan_canvas_for_prior(latent.shape[2], latent.shape[3], compression=compression).decoder_shape()[1:]
     cond = {"effnet": latent, "clip": pooled.float().to(device)}
     uncond = {"effnet": torch.zeros_like(latent), "clip": empty.float().to(device)}
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):

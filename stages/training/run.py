@@ -208,9 +208,10 @@ def choose_held(count: int, held: int, seed: int) -> set[int]:
     return set(torch.randperm(count, generator=generator(seed, "held"))[:held].tolist())
 
 
-def parse_prompts(text: str, resolution: int, first: str) -> list[tuple[str, tuple[int, int]]]:
+def parse_prompts(text: str, resolution: int, first: str, cell: float) -> list[tuple[str, tuple[int, int]]]:
     """The watched prompts, one a line, each with the cells (h, w) of its latent: ``a red apple | 1024x768`` in pixels
-    of the picture, by default the square of the training's resolution. ``first`` stands for an empty text."""
+    of the picture, ``cell`` of them to one, by default the square of the training's resolution. ``first`` stands for
+    an empty text."""
     found = []
     for line in text.splitlines() or [""]:
         prompt, _, size = (part.strip() for part in line.rpartition("|")) if "|" in line else (line.strip(), "", "")
@@ -218,8 +219,7 @@ def parse_prompts(text: str, resolution: int, first: str) -> list[tuple[str, tup
         side = max(1, resolution // 32)
         cells = (side, side)
         if len(sides) == 2:
-            full = resolution * 4 / 3  # pixels that the model paints for what the image encoder sees
-            wide, high = (max(1, round(int(pixels) / full * side)) for pixels in sides)
+            wide, high = (max(1, round(int(pixels) / cell)) for pixels in sides)
             cells = (high, wide)
         found.append((prompt or first, cells))
     return found

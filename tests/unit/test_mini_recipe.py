@@ -303,6 +303,8 @@ def test_what_ships_is_only_restored_for_its_own_sizes(tmp_path):
 def test_a_plan_names_its_grid(plan):
     canvas = plan.canvas
     assert (canvas.prior_width, canvas.prior_height) == (plan.cells, plan.cells)
+    native = {net.native_compression for net in (plan.encoder, plan.stage_b, plan.stage_c)}
+    assert native == {1024 / 24 if plan is sizes.SHIPPED else sizes.SIDE / plan.cells}
     assert (canvas.padded_width, canvas.padded_height) == (sizes.SIDE, sizes.SIDE)
     assert {plan.width} == {
         plan.vision.projection_dim,

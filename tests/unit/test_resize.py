@@ -36,6 +36,13 @@ def test_every_cell_stays_at_its_place(size, factor, compression, mode):
     torch.testing.assert_close(moved[..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4], rtol=0, atol=allowed)
 
 
+@pytest.mark.parametrize("compression, cells", [(None, 24), (21.33, 48), (64.0, 16)])
+def test_a_larger_picture_keeps_a_compression_that_was_asked_for(compression, cells):
+    source = plan_canvas(512, 512, compression)
+    assert enlarge_canvas(source, 2.0).prior_width == cells
+    assert enlarge_canvas(source, 2.0, 32.0).prior_width == 32
+
+
 def test_nearest_takes_the_cell_below():
     source = plan_canvas(1024, 1024)
     target = enlarge_canvas(source, 2.0)

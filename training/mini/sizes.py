@@ -102,8 +102,15 @@ STAGE_C = StageCConfig(
 SHIPPED = Sizes("shipped", 6, TEXT, VISION, STAGE_A, ENCODER, PREVIEWER, STAGE_B, STAGE_C)
 """What lies in mini/: all files together take 46 MB, none more than 20."""
 
+CELLS = 12
+COMPRESSION = SIDE / CELLS
 NEXT = replace(
-    SHIPPED, name="next", cells=12, stage_c=replace(STAGE_C, c_hidden=(128, 256), nhead=(2, 4), switch_level=(True,))
+    SHIPPED,
+    name="next",
+    cells=CELLS,
+    encoder=replace(ENCODER, native_compression=COMPRESSION),
+    stage_b=replace(STAGE_B, native_compression=COMPRESSION),
+    stage_c=replace(STAGE_C, c_hidden=(128, 256), nhead=(2, 4), switch_level=(True,), native_compression=COMPRESSION),
 )
 """What the recipe trains: the grid on which eyes can be told, with most of Stage C at half its sides."""
 

@@ -37,11 +37,11 @@ UNCHANGED = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
 class PreviewedPrior(comfy.latent_formats.SC_Prior):
-    """The host's latent format of Stage C, shown by the Previewer inside ``vae``; it holds nothing else."""
+    """The host's latent format of Stage C with ``ratio`` pixels to one cell, shown by the Previewer inside ``vae``."""
 
-    def __init__(self, vae: Any):
+    def __init__(self, vae: Any, ratio: int):
         super().__init__()
-        self.vae = vae
+        self.vae, self.spacial_downscale_ratio = vae, ratio
         self.latent_rgb_factors = UNCHANGED
 
     @property
@@ -50,7 +50,7 @@ class PreviewedPrior(comfy.latent_formats.SC_Prior):
         return PreviewPainter(self.vae)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PreviewedPrior:
-        return type(self)(self.vae)
+        return type(self)(self.vae, self.spacial_downscale_ratio)
 
 
 class PreviewPainter:
@@ -149,7 +149,7 @@ def attach_previews(patcher: Any, vae: Any) -> Any:
     """``patcher``, a Stage C that was just loaded, with previews by the Previewer of ``vae`` if it has one."""
     if not hasattr(getattr(vae, "first_stage_model", None), "previewer"):
         return patcher
-    patcher.model.latent_format = PreviewedPrior(vae)
+    patcher.model.latent_format = PreviewedPrior(vae, patcher.model.latent_format.spacial_downscale_ratio)
     patcher.cached_patcher_init = (load_previewed, (*patcher.cached_patcher_init[1], vae))
     return patcher
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ....stages.errors import WrongInput
 from ....stages.inputs.canvas import Canvas
+from ....stages.nets.encoder import EncoderConfig
 from ..out_of_memory import explain_out_of_memory, is_out_of_memory
 from ..report.card import StageReport, find_weights_path
 from ..report.measure import measure_work
@@ -73,6 +74,12 @@ def encode_for_prior(vae: Any, image: Tensor, canvas: Canvas) -> Tensor:
             1, -1
         )
     return encode_picture(vae, image.clamp(0.0, 1.0))
+
+
+def read_compression(vae: Any) -> float | None:
+    """Pixels to one cell of the Stage C that an image encoder was made for; None for the published one's."""
+    native = vae.first_stage_model.encoder.config.native_compression if isinstance(vae, StageCVAE) else None
+    return None if native == EncoderConfig.native_compression else native
 
 
 def encode_picture(vae: Any, image: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class OwnPrior:
                 f"{MIN_SIDE} px a side: set larger tiles in the node that calls it."
             )
         # The grid may be stretched a little, since the encoder stretches the picture alike: a tile gets no padding.
-        canvas = plan_canvas(width, height, official=True)
+        canvas = plan_canvas(width, height, vaes.read_compression(self.models.coder), official=True)
         picture = latents.pad_to_canvas(vaes.decode(self.models.stage_a, latent), canvas)
         codes = vaes.encode_for_prior(self.models.coder, picture, canvas)
         if self.run is None:

@@ -73,7 +73,7 @@ def repaint_part(job: Detailing, part: CutPart, prompts: Prompts, place: int, be
     """
     models, count = job.models, {"batch_index": [place]}
     height, width = part.image.shape[1:3]
-    canvas = plan_canvas(width, height)
+    canvas = plan_canvas(width, height, vaes.read_compression(models.coder))
     padded = latents.pad_to_canvas(part.image, canvas)
     prior = latents.make_prior_latent(vaes.encode_for_prior(models.coder, padded, canvas), canvas)
     if job.prior.denoise:

@@ -50,7 +50,7 @@ def upscale_pictures(
     of it: what the image encoder sees, or what Stage C paints with ``control``.
     """
     height, width = (round(side * scale) for side in image.shape[1:3])
-    canvas = plan_canvas(width, height)
+    canvas = plan_canvas(width, height, vaes.read_compression(models.coder))
     large = latents.pad_to_canvas(resize_image(image, width, height), canvas)
     steps = run.steps + (control.run.steps if control else 0)
     if control is None:

@@ -20,7 +20,7 @@ from ....stages.training.run import Run
 from ....stages.training.trainer import Trainer
 from .. import latents
 from ..models import use_vae as vaes
-from ..sampling import sample
+from ..sampling import notes, sample
 
 SAMPLE_SIDE = 512
 WHERE = "A live sample"
@@ -98,7 +98,8 @@ class Show:
 def paint_fully(wired: Wired, latent: Tensor, prompt: str, seed: int) -> Tensor:
     """The picture (H, W, 3) in [0, 1] of a Stage C latent (1, 16, h, w), by the wired Stage B and Stage A."""
     prior = {"samples": latent}
-    canvas, official = latents.find_prior_canvas(prior, WHERE), OFFICIAL["stage_b"]
+    compression, official = notes.read_native_compression(wired.decoder), OFFICIAL["stage_b"]
+    canvas = latents.find_prior_canvas(prior, WHERE, compression)
     empty = latents.make_empty_decoder(canvas, 1)
     said, unsaid = (wired.clip.encode_from_tokens_scheduled(wired.clip.tokenize(text)) for text in (prompt, ""))
     run = sample.StageRun("Stage B", official.steps, official.shift, Guidance(official.cfg), seed, canvas=canvas)

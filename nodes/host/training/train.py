@@ -177,7 +177,7 @@ def prepare_run(wired: Wired, pictures: TrainingSet, settings: Settings) -> tupl
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(done, total)
 
-    prompts = parse_prompts(settings.sample_prompt, pictures.resolution, pictures.pictures[0].caption)
+    prompts = parse_prompts(settings.sample_prompt, pictures.resolution, pictures.pictures[0].caption, ways.cell)
     with explain_out_of_memory(f"{WHERE}, encoding the pictures,", "Close other programs that use the graphics card."):
         rows, empty = encode_set(pictures, ways, cache, on_item)
         samples = [Sample(prompt, dict(encode_caption(prompt, ways, cache)), cells) for prompt, cells in prompts]

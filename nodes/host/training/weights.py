@@ -12,6 +12,7 @@ from torch import Tensor
 from ....stages.files import convert, load
 from ....stages.files.clip import TextConfig
 from ....stages.files.identify import identify
+from ....stages.inputs.grids import COMPRESSION
 from ....stages.nets.encoder import EncoderConfig
 from ....stages.nets.stage_b import StageB, StageBConfig
 from ....stages.nets.stage_c import StageC, StageCConfig
@@ -20,6 +21,7 @@ from ....stages.training.control import make_hint_maker
 from ....stages.training.words import END, LENGTH, START
 from ..lora.merge import ROOT
 from ..lora.words import list_words
+from ..models.use_vae import read_compression
 from ..models.vae import check_encoder
 
 
@@ -100,6 +102,7 @@ def encoders(clip: Any, vae: Any, stage_a: Any = None, hint: str = "") -> Encode
         stage_a_mark="" if stage_a is None else fingerprint(ingredients(stage_a.patcher, stage_a.first_stage_model)),
         hint=make_hint_maker(hint, picture) if hint else None,
         hint_mark=f"{hint} {mark if hint == 'super_resolution' else ''}",
+        cell=read_compression(vae) or COMPRESSION,
     )
 
 
