@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..stages.errors import WrongFile
 from ..stages.files import convert, load
-from ..stages.files.header import load_file
+from ..stages.files.header import load_file, read_header
 from ..stages.files.identify import identify
 from ..stages.files.kinds import KINDS
 from ..stages.nets.encoder import normalise
@@ -28,6 +28,12 @@ def read_network(path: str, *kinds: str) -> tuple[Any, dict[str, Tensor]]:
     if kind.config is None:
         raise WrongFile(f"{Path(path).name} is incomplete: {kind.problem}. Download it again.")
     return kind.config, convert.dequantise(convert.normalise(tensors, kind), None)
+
+
+def check_network(path: str, *kinds: str) -> None:
+    """As :func:`read_network`, but from the file's header alone: what is wrong is told before hours of work."""
+    header = read_header(path)
+    load.require(identify(header.tensors, header.metadata), kinds, Path(path).name)
 
 
 def read_image_encoder(path: str) -> tuple[Any, dict[str, Tensor]]:

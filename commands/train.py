@@ -19,25 +19,34 @@ import torch
 
 from ..stages.errors import CascadeError, WrongInput
 from ..stages.files.durable import hash_file
-from ..stages.files.header import load_file
+from ..stages.files.header import load_file, read_header
 from ..stages.training import export
 from ..stages.training.cache import encode_caption, encode_set, fingerprint
 from ..stages.training.dataset import PictureFiles, TrainingSet, join_sets, show_ways
 from ..stages.training.distributed import DEVICES, Crew, find_device, has_bfloat16, join_crew
-from ..stages.training.folders import FileMemory, FolderOptions, from_folder
+from ..stages.training.folders import FileMemory, FolderOptions, check_hints, from_folder
 from ..stages.training.pictures_io import draw_losses, read_picture, read_size
 from ..stages.training.rates import choose_rate, try_rates
 from ..stages.training.run import Lesson, Run, Sample, add_words, parse_prompts
 from ..stages.training.settings import PRESETS, Settings, from_dict
 from ..stages.training.tasks import Ingredients
 from ..stages.training.words import count_tokens
-from .encoders import Coders, load_tokenizer, read_network
+from .encoders import Coders, check_network, load_tokenizer, read_network
+from .train_checks import check_parts, check_words
 from .train_watch import LOG_SECONDS, Samples, TrainingProgress, follow, log_every
 
 log = logging.getLogger(__name__)
 
 FILES = PictureFiles(read_size, read_picture)
-PATHS = ("stage_c", "stage_b", "stage_a", "text_encoder", "image_encoder", "output")
+MODELS = {
+    "stage_c": ("stage_c",),
+    "stage_b": ("stage_b",),
+    "stage_a": ("stage_a",),
+    "text_encoder": ("text_encoder",),
+    "image_encoder": ("encoder", "stage_c_vae"),
+}
+"""Entries of the file that name models, and the kinds of network that each may be."""
+PATHS = (*MODELS, "output")
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,13 @@ class Config:
     sizes: Sequence[int] = ()
     settings: Settings = Settings()
 
+    def __post_init__(self) -> None:
+        if not self.folders:
+            raise WrongInput("'pictures' names no folder. Give a folder, or a list of folders.")
+        if not isinstance(self.sizes, (list, tuple)):
+            raise WrongInput(f"'sizes' is {self.sizes!r}. It needs a list of resolutions, such as [512, 1024].")
+        check_parts(self.settings, self.kind, self.stage_a)
+
     @property
     def kind(self) -> str:
         """The stage that learns or guides: "stage_c", or "stage_b" where that is to learn or is the only one."""
@@ -87,13 +103,14 @@ def read_config(path: Path) -> Config:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise WrongInput(
-            f"The configuration {path.name} cannot be read ({error}). It has to be a JSON file."
+            f"The configuration {path.name} cannot be read ({error}). It has to be a JSON file, with / "
+            "in its paths on Windows too."
         ) from error
     known = [*(field.name for field in fields(Config)), "preset"]
     if not isinstance(values, dict):
         raise WrongInput(f"The configuration {path.name} has to hold names with values. Names are: {', '.join(known)}.")
     needed = ["text_encoder", "image_encoder", "pictures", "output"]
-    missing = [name for name in needed if name not in values]
+    missing = [name for name in needed if values.get(name) in (None, "")]
     missing += [] if values.get("stage_c") or values.get("stage_b") else ["stage_c (or stage_b)"]
     unknown = sorted(set(values) - set(known))
     if missing or unknown:
@@ -103,22 +120,22 @@ def read_config(path: Path) -> Config:
         )
     given = values.pop("settings", {})
     preset = values.pop("preset", "")
-    if preset and preset not in PRESETS:
+    if preset and preset not in [*PRESETS]:
         raise WrongInput(f"The preset {preset!r} is not known. Presets are: {', '.join(PRESETS)}.")
     settings = from_dict(given, f"The settings in {path.name}")
     if preset:
         settings = from_dict({**PRESETS[preset], **given}, f"The settings in {path.name}")
     if settings.start_from:
         settings = replace(settings, start_from=place(path, settings.start_from, "start_from"))
-    values.update({name: place(path, values[name], name) for name in PATHS if values.get(name)})
+    values.update({name: place(path, values[name], name) if values[name] else "" for name in PATHS if name in values})
     values["pictures"] = read_folders(path, values["pictures"])
     return Config(**values, settings=settings)
 
 
 def place(config: Path, value: Any, name: str) -> str:
     """A path of the configuration, relative to its file."""
-    if not isinstance(value, str) or not value.strip():
-        raise WrongInput(f"'{name}' in {config.name} is {value!r}. It needs a path in quotes.")
+    if not isinstance(value, str) or not value.strip() or any(letter < " " for letter in value):
+        raise WrongInput(f"'{name}' in {config.name} is {value!r}. It needs a path in quotes, with / between folders.")
     return str((config.parent / value).expanduser())
 
 
@@ -147,12 +164,19 @@ def read_folders(config: Path, given: Any) -> list[dict[str, Any]]:
 def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
     """Check the pictures and encode what was not encoded before, each process its share."""
     settings, store = config.settings, Path(config.output) / "cache"
+    for name, kinds in MODELS.items():
+        if path := getattr(config, name):
+            check_network(path, *kinds)
+    if settings.start_from:
+        read_header(settings.start_from)
     memory = FileMemory(store / f"files-{crew.rank}.json")
     sets = [
         from_folder(folder, FILES, options, settings.resolution, memory, log_every(LOG_SECONDS, "looking at pictures"))
         for folder, options in config.folders
     ]
     pictures = join_sets(sets) if len(sets) > 1 else sets[0]
+    if settings.what == "controlnet" and settings.hint == "pictures":
+        check_hints(pictures)
     pictures = show_ways(pictures, config.mirrored, config.crops, config.sizes)
     coders = Coders(
         config.image_encoder, config.text_encoder, config.stage_a if config.kind == "stage_b" else "", device
@@ -180,6 +204,7 @@ def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
     if given.text is not None:
         captions = [picture.captions for picture, _ in pictures.shown]
         add_words(lesson, captions, [prompt for prompt, _ in prompts], load_tokenizer())
+        check_words(lesson)
     coders.close()
     return lesson
 
@@ -264,8 +289,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--device", help=f"{', '.join(DEVICES)}, or one with a number such as cuda:1 (default: the fastest there is)"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads of a process (default: all)")
-    parser.add_argument("--steps", type=int, help="other than in the file")
+    parser.add_argument("--threads", type=positive, help="CPU threads of a process (default: all)")
+    parser.add_argument("--steps", type=positive, help="other than in the file")
     parser.add_argument("--rates", action="store_true", help="try learning rates on fixed noise, and stop")
     parser.add_argument("--plan", action="store_true", help="check everything, print the memory plan, and stop")
     options = parser.parse_args(arguments)
@@ -292,14 +317,23 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, of the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
 def check_device(name: str | None) -> None:
     """Raise :class:`WrongInput` for a device that PyTorch does not know or that is not here."""
     if name is None:
         return
-    kind = name.partition(":")[0]
+    kind, colon, number = name.partition(":")
     there = kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available())
     there = there or (kind in ("cuda", "xpu") and getattr(torch, kind).is_available())
-    if kind not in DEVICES or not there:
+    count = getattr(torch, kind).device_count() if there and kind in ("cuda", "xpu") else 1
+    numbered = not colon or (number.isdecimal() and int(number) < count)
+    if kind not in DEVICES or not there or not numbered:
         raise WrongInput(
             f"There is no device '{name}' here. Devices are {', '.join(DEVICES)}; {find_device()} is here."
         )

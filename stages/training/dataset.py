@@ -16,11 +16,13 @@ from torch import Tensor
 from ..errors import WrongInput
 from .buckets import choose_bucket, cut_share
 from .captions import make_plain
+from .settings import Spec
 
 LISTED = 20
 """How many faulty files an error names before it only counts them."""
 
 
+WAYS = {"mirrored": Spec("bool", ""), "crops": Spec("int", "", 1, 100)}
 SIDES = (32, 4096)
 """The least and the most that a resolution may be."""
 
@@ -162,6 +164,7 @@ def list_names(names: Sequence[str]) -> str:
 
 def show_ways(pictures: TrainingSet, mirrored: bool, crops: int, sizes: Sequence[int] = ()) -> TrainingSet:
     """``pictures`` shown mirrored too, at several places of their window, and at more resolutions."""
+    mirrored, crops = WAYS["mirrored"].check("mirrored", mirrored), WAYS["crops"].check("crops", crops)
     wrong = [side for side in sizes if not isinstance(side, int) or not SIDES[0] <= side <= SIDES[1]]
     if wrong:
         raise WrongInput(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from ..errors import WrongInput
 from ..files.durable import hash_file, write_atomically
 from .captions import SUFFIXES as CAPTIONS, UnknownLetters, find_caption, make_plain, read_captions, shuffle_tags
 from .dataset import Picture, PictureFiles, Reader, TrainingSet, list_names
+from .settings import Spec
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 MASKS = ("-masklabel", ".mask")
@@ -20,6 +22,17 @@ MASKS = ("-masklabel", ".mask")
 CAPTION_KINDS = ("one", "lines", "tags")
 ORDERS = 8
 """Orders of its tags that a picture is given where they are shuffled."""
+MOST_REPEATS = 1000
+"""How often an epoch may show a picture: a number above that in front of a sub-folder's name is a date."""
+OPTIONS = {
+    "caption": Spec("text", ""),
+    "kind": Spec("choice", "", choices=CAPTION_KINDS),
+    "trigger": Spec("text", ""),
+    "kept_tags": Spec("int", "", 0, 1000),
+    "weight": Spec("float", "", 0.0, 1000.0),
+    "repeats": Spec("int", "", 1, MOST_REPEATS),
+}
+"""What each of :class:`FolderOptions` may be."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,10 @@ class FolderOptions:
     weight: float = 1.0
     repeats: int = 1
     hints: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, spec in OPTIONS.items():
+            object.__setattr__(self, name, spec.check(name, getattr(self, name)))
 
 
 class FileMemory:
@@ -112,11 +129,7 @@ def from_folder(
     all files that cannot be used. ``on_item(done, total)`` follows every file and may raise to stop.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise WrongInput(
-            f"There is no folder '{folder.name}' to train from. Put the pictures and their captions into "
-            "a folder, and give its name."
-        )
+    check_folder(folder)
     pictures, passed = list_pictures(folder)
     if not pictures:
         raise WrongInput(
@@ -148,7 +161,7 @@ class _Reader:
         self.folder, self.files, self.options, self.memory = folder, files, options, memory
         self.faults = _Faults()
         self.beside: dict[Path, dict[str, Path]] = {}
-        self.hints = {} if options.hints is None else {p.stem: p for p in list_pictures(options.hints)[0]}
+        self.hints = {} if options.hints is None else list_hints(options.hints)
 
     def read(self, path: Path) -> Picture | None:
         """The picture in ``path``; None for a broken one."""
@@ -157,7 +170,7 @@ class _Reader:
         captions = self.read_captions(path, beside)
         if not captions:
             self.faults.silent.append(name)
-        hint = self.hints.get(path.stem)
+        hint = self.hints.get(Path(name).with_suffix("").as_posix()) or self.hints.get(path.stem)
         if hint is None and options.hints is not None:
             self.faults.unpaired.append(name)
         mask = next((beside[key] for end in MASKS if (key := f"{path.stem}{end}.png".lower()) in beside), None)
@@ -171,7 +184,7 @@ class _Reader:
         if options.kind == "tags":
             captions = [line for words in captions for line in shuffle_tags(words, options.kept_tags, ORDERS, digest)]
         start = f"{options.trigger.strip()}, " if options.trigger.strip() else ""
-        number = re.match(r"(\d+)_", path.parent.name) if path.parent != self.folder else None
+        times = 1 if path.parent == self.folder else read_repeats(path.parent.name)
         return Picture(
             name,
             tuple(start + make_plain(words) for words in captions),
@@ -179,7 +192,7 @@ class _Reader:
             height,
             digest,
             self.make_reader(path),
-            repeats=options.repeats * (int(number[1]) if number else 1),
+            repeats=options.repeats * times,
             weight=options.weight,
             mask=None if mask is None else self.make_reader(mask),
             hint=None if hint is None else self.make_reader(hint),
@@ -213,6 +226,35 @@ class _Reader:
         return [given] if given else []
 
 
+def check_folder(folder: Path) -> None:
+    """Raise :class:`WrongInput` where there is no such folder."""
+    if not folder.is_dir():
+        raise WrongInput(
+            f"There is no folder '{folder.name}' to train from. Put the pictures and their captions into "
+            "a folder, and give its name."
+        )
+
+
+def check_hints(pictures: TrainingSet) -> None:
+    """Raise :class:`WrongInput` for pictures without a hint: each would be its own, and a ControlNet would copy it."""
+    _Faults(unpaired=[picture.name for picture in pictures.pictures if picture.hint is None]).refuse(pictures.title)
+
+
+def read_repeats(name: str) -> int:
+    """How often the sub-folder ``name`` shows its pictures: 10 for ``10_cats``."""
+    number = re.match(r"([0-9]+)_", name)
+    return int(OPTIONS["repeats"].check(name, int(number[1]))) if number else 1
+
+
+def list_hints(folder: Path) -> dict[str, Path]:
+    """The hints in ``folder`` by their place in it without suffix, and by their name alone where only one has it."""
+    check_folder(folder)
+    found, _ = list_pictures(folder)
+    times = Counter(path.stem for path in found)
+    alone = {path.stem: path for path in found if times[path.stem] == 1}
+    return alone | {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
 def list_pictures(folder: Path) -> tuple[list[Path], list[str]]:
     """The picture files of ``folder`` and its sub-folders in order, and the names of files that are passed over."""
     pictures, passed = [], []
@@ -220,6 +262,8 @@ def list_pictures(folder: Path) -> tuple[list[Path], list[str]]:
         for path in sorted(place.iterdir()):
             suffix, hidden = path.suffix.lower(), path.name.startswith(".")
             if suffix in CAPTIONS and not hidden or path.is_dir():
+                if path.is_dir() and place != folder and not hidden:
+                    passed.append(f"{place.name}/{path.name}/")
                 continue
             if hidden or suffix not in SUFFIXES:
                 passed.append(path.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ from .words import Tokenizer, Word, find_words, token_ids
 log = logging.getLogger(__name__)
 
 LATENTS = ("latent", f"{ALL}latent")
+SIZED = re.compile(r"(.*)\|\s*([0-9]{1,5})\s*[xX×]\s*([0-9]{1,5})\s*")
+"""A prompt with the width and the height of its picture."""
 STATE_COPIES = 3
 """States on the disk at once: the newest, the one before, and a draft."""
 
@@ -210,17 +213,15 @@ def choose_held(count: int, held: int, seed: int) -> set[int]:
 
 def parse_prompts(text: str, resolution: int, first: str, cell: float) -> list[tuple[str, tuple[int, int]]]:
     """The watched prompts, one a line, each with the cells (h, w) of its latent: ``a red apple | 1024x768`` in pixels
-    of the picture, ``cell`` of them to one, by default the square of the training's resolution. ``first`` stands for
-    an empty text."""
+    of the picture, ``cell`` of them to one, by default the square of the training's resolution. What follows a bar and
+    is no size belongs to the prompt. ``first`` stands for an empty text."""
     found = []
     for line in text.splitlines() or [""]:
-        prompt, _, size = (part.strip() for part in line.rpartition("|")) if "|" in line else (line.strip(), "", "")
-        sides = [side for side in size.lower().replace("×", "x").split("x") if side.strip().isdigit()]
         side = max(1, resolution // 32)
-        cells = (side, side)
-        if len(sides) == 2:
-            wide, high = (max(1, round(int(pixels) / cell)) for pixels in sides)
-            cells = (high, wide)
+        prompt, cells = line.strip(), (side, side)
+        if sized := SIZED.fullmatch(line):
+            wide, high = (max(1, round(int(pixels) / cell)) for pixels in sized.groups()[1:])
+            prompt, cells = sized[1].strip(), (high, wide)
         found.append((prompt or first, cells))
     return found
 

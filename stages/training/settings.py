@@ -238,10 +238,11 @@ class Settings:
                 "No blocks to train are named. Give parts of module names, such as .attn for the "
                 "attention or .channelwise for the residual blocks."
             )
-        if self.is_lora and self.layout == "official" and (self.blocks != (ATTENTION,) or self.method != "lora"):
+        taught = self.what if self.what == "text_lora" else ", ".join(self.blocks)
+        if self.is_lora and self.layout == "official" and (taught != ATTENTION or self.method != "lora"):
             raise WrongInput(
                 f"The official file layout holds a plain LoRA of the attention alone, but this is a {self.method} of "
-                f"{', '.join(self.blocks)}. Train a lora of {ATTENTION} only, or choose the comfyui layout."
+                f"{taught}. Train a lora of {ATTENTION} only, or choose the comfyui layout."
             )
         if self.is_lora and self.layout == "diffusers":
             raise WrongInput("A LoRA is written in the comfyui or the official layout. Choose one of them.")
@@ -252,7 +253,7 @@ class Settings:
             )
         if self.what == "words" and not self.tokens:
             raise WrongInput("Words are to be learned, but none is named. Write for example [name] = dog.")
-        if not all(block.isdigit() for block in self.control_blocks):
+        if not all(block.isdecimal() for block in self.control_blocks):
             raise WrongInput(
                 f"The ControlNet is to feed the blocks {', '.join(self.control_blocks)}. Give their numbers, such as "
                 '["0", "4", "8"].'

@@ -39,7 +39,7 @@ def folder(host) -> str:
 def training(host: Any, parts: Parts, folder: str, what: str, model: Any, **more: Any) -> tuple[Graph, Any]:
     """A graph with Train Cascade, and that node."""
     graph = Graph(host)
-    data = graph.add("CascadeStudio_TrainingSet", folder=folder, resolution=64)
+    data = graph.add("CascadeStudio_TrainingSet", folder=folder, resolution=64, hints=more.pop("hints", ""))
     settings = {"validate_every": 1, "words": "[it] = thing" if what == "words" else "", **more.pop("settings", {})}
     given = graph.add("CascadeStudio_TrainingSettings", **settings)
     node = graph.add(
@@ -116,6 +116,7 @@ def test_a_controlnet_learns_from_every_hint(host, parts, folder, hint):
         name=f"control_{hint}",
         settings={"hint": hint},
         learning_rate=3e-4,
+        hints=folder if hint == "pictures" else "",
     )
     name = graph.run(node[2])
     net = load.from_file(Path(host.models, "controlnet", name))
@@ -123,6 +124,11 @@ def test_a_controlnet_learns_from_every_hint(host, parts, folder, hint):
     assert net.config.c_in == channels and net.config.c_proj == 128
     maps = net(torch.rand(1, channels, 64, 64) if hint != "super_resolution" else torch.randn(1, 16, 2, 2))
     assert all(value.abs().max() > 0 for value in maps.values()), "three steps are seen"
+
+
+def test_pictures_without_hints_are_refused(host, parts, folder):
+    graph, node = training(host, parts, folder, "controlnet", parts.prior, settings={"hint": "pictures"})
+    check_sentence(graph.error(node[2]), "Pictures without a hint of the same name (3)")
 
 
 def test_words_alone(host, parts, folder):

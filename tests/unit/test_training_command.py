@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cascade_studio.commands import encoders, train
-from cascade_studio.stages.errors import WrongInput
+from cascade_studio.stages.errors import CascadeError, WrongInput
 from cascade_studio.stages.training.distributed import ALONE
 from cascade_studio.stages.training.export import TOKENS
 from cascade_studio.stages.training.run import Run
@@ -163,7 +163,25 @@ def test_a_group_of_cards_refuses_what_was_not_carried(monkeypatch):
 
 @pytest.mark.parametrize(
     "change, words",
-    [({"pictures": None}, "lacks pictures"), ({"colour": "red"}, "colour"), ({"settings": {"rnak": 1}}, "rnak")],
+    [
+        ({"pictures": None}, "lacks pictures"),
+        ({"colour": "red"}, "colour"),
+        ({"settings": {"rnak": 1}}, "rnak"),
+        ({"preset": ["style"]}, r"preset \['style'\] is not known"),
+        ({"pictures": []}, "names no folder"),
+        ({"output": ""}, "lacks output"),
+        ({"sizes": 128}, "'sizes' is 128. It needs a list"),
+        ({"caption": 5}, "'caption' is 5. It needs a text"),
+        ({"stage_c": "models\text.safetensors"}, "with / between folders"),
+        ({"pictures": [{"folder": "pictures", "kind": "tag"}]}, "'kind' is 'tag'. It needs one of: one, lines, tags"),
+        ({"pictures": [{"folder": "pictures", "repeats": 0}]}, "'repeats' is 0. It needs a whole number from 1"),
+        ({"pictures": [{"folder": "pictures", "weight": "0.5"}]}, "'weight' is '0.5'. It needs a number"),
+        ({"settings": {"what": "stage_b"}}, "A run of stage_b needs stage_b"),
+        ({"settings": {"what": "stage_c", "start_from": "a.safetensors"}}, "A run of stage_c has no start_from"),
+        ({"settings": {"tokens": [["[x]", "dog"], ["[X]", "cat"]]}}, "named twice in 'tokens'"),
+        ({"stage_c": "", "stage_b": "b.safetensors"}, "Give Stage A's file as 'stage_a'"),
+        ({"stage_c": "", "stage_b": "b.safetensors", "settings": {"what": "controlnet"}}, "needs stage_c"),
+    ],
 )
 def test_wrong_files_are_told(config, change, words):
     values = {**json.loads(config.read_text()), **change}
@@ -173,6 +191,25 @@ def test_wrong_files_are_told(config, change, words):
     config.write_text("{")
     with pytest.raises(WrongInput, match="JSON"):
         train.read_config(config)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"stage_c": "pictures/0.png"}, "0.png is not a safetensors file"),
+        ({"settings": {"start_from": "nowhere.safetensors"}}, "no file nowhere.safetensors"),
+        ({"settings": {"what": "controlnet", "hint": "pictures"}}, r"without a hint of the same name \(3\): 0.png"),
+        ({"settings": {"what": "words", "tokens": [["[other]", "dog"]]}}, r"No caption holds \[other\]"),
+        ({"crops": "4"}, "'crops' is '4'"),
+    ],
+)
+def test_what_cannot_be_learned_is_told_before_the_first_step(config, tmp_path, caplog, change, words):
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    read = train.read_config(config)
+    with pytest.raises(CascadeError, match=words):
+        train.prepare_run(replace(read, settings=replace(read.settings, resolution=64)), ALONE, torch.device("cpu"))
+    told_early = "tokens" not in str(change)
+    assert not (told_early and list((tmp_path / "run").glob("cache/*.safetensors"))), "nothing was encoded"
 
 
 def test_paths_are_relative_to_the_file(config, tmp_path):
@@ -190,7 +227,9 @@ def test_encoders_are_let_go_of_before_training(config):
     assert not alive and len(lesson.rows) == 3
 
 
-@pytest.mark.parametrize("device, words", [("tpu", "no device 'tpu'"), ("cuda:7", "no device 'cuda:7'")])
+@pytest.mark.parametrize(
+    "device, words", [("tpu", "no device 'tpu'"), ("cuda:7", "no device 'cuda:7'"), ("cpu:x", "no device 'cpu:x'")]
+)
 def test_devices_that_are_not_here_are_told(device, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(WrongInput, match=words):
@@ -203,6 +242,9 @@ def test_the_plan_alone_and_the_rates(config, tmp_path, caplog):
     caplog.set_level("INFO")
     assert train.main(["--config", str(config), "--plan"]) == 0
     assert "Memory plan" in caplog.text and not (tmp_path / "run" / "small.safetensors").exists()
+    for wrong in (("--steps", "0"), ("--threads", "-1")):
+        with pytest.raises(SystemExit):
+            train.main(["--config", str(config), *wrong])
     assert train.main(["--config", str(config), "--rates"]) == 0
     assert "A learning rate to begin with" in caplog.text and caplog.text.count("rate 0.0") >= 3
 

@@ -195,6 +195,35 @@ def test_sub_folders_repeats_weights_masks_and_hints(tmp_path):
         read(tmp_path / "set", hints=tmp_path / "hints")
     put(tmp_path / "hints", "b.jpg")
     assert all(p.hint is not None for p in read(tmp_path / "set", hints=tmp_path / "hints").pictures)
+    with pytest.raises(WrongInput, match="no folder 'nowhere'"):
+        read(tmp_path / "set", hints=tmp_path / "nowhere")
+
+
+def test_hints_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    for place, grey in (("a", 0), ("b", 255)):
+        for top in ("set", "hints"):
+            put(tmp_path / top / place, "1.png", Image.new("L", (32, 32), grey), txt="x")
+    found = read(tmp_path / "set", hints=tmp_path / "hints")
+    assert [int(p.hint(None).max()) for p in found.pictures] == [0, 255]
+    (tmp_path / "hints" / "a" / "1.png").rename(tmp_path / "hints" / "a" / "2.png")
+    put(tmp_path / "hints" / "c", "1.png")
+    with pytest.raises(WrongInput, match=r"without a hint of the same name \(1\): a/1.png"):
+        read(tmp_path / "set", hints=tmp_path / "hints")
+
+
+@pytest.mark.parametrize("name", ["0_cats", "20231105_cats"])
+def test_numbers_that_are_no_repeats_are_refused(tmp_path, name):
+    put(tmp_path / name, "a.png", txt="x")
+    with pytest.raises(WrongInput, match=f"'{name}' is .*a whole number from 1 to 1,000"):
+        read(tmp_path)
+
+
+def test_folders_two_levels_down_are_told(tmp_path):
+    put(tmp_path / "cats", "a.png", txt="x")
+    put(tmp_path / "cats" / "old", "b.png", txt="y")
+    found = read(tmp_path)
+    assert [p.name for p in found.pictures] == ["cats/a.png"]
+    assert "Passed over (1): cats/old/." in found.report()
 
 
 def test_no_file_is_read_twice(tmp_path):

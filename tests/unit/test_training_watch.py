@@ -11,7 +11,7 @@ from lessons import distance, lesson, run_of
 
 from cascade_studio.stages.errors import BadValues, WrongInput
 from cascade_studio.stages.training.checkpoint import Store
-from cascade_studio.stages.training.run import Run, choose_held
+from cascade_studio.stages.training.run import Run, choose_held, parse_prompts
 from cascade_studio.stages.training.settings import Settings
 
 # Held-out pictures
@@ -147,3 +147,13 @@ def test_without_tensorboard_there_is_the_rest(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run_of("lora", steps=2).train(tmp_path / "state", lambda: tmp_path / "file.safetensors")
     assert (tmp_path / "state" / "losses.csv").is_file() and not (tmp_path / "state" / "tensorboard").exists()
+
+
+def test_prompts_with_a_bar_are_whole_and_sizes_are_read():
+    text = "a cat | dog\na cat | dog | 64x96\n | 32 × 64\na hat | ²x²"
+    assert parse_prompts(text, 64, "first", 32) == [
+        ("a cat | dog", (2, 2)),
+        ("a cat | dog", (3, 2)),
+        ("first", (2, 1)),
+        ("a hat | ²x²", (2, 2)),
+    ]

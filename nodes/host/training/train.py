@@ -29,7 +29,7 @@ from ....stages.training.cache import encode_caption, encode_set, fingerprint
 from ....stages.training.captions import SUFFIXES as CAPTIONS
 from ....stages.training.checkpoint import check_target
 from ....stages.training.dataset import PictureFiles, TrainingSet
-from ....stages.training.folders import SUFFIXES, FileMemory, FolderOptions, from_folder
+from ....stages.training.folders import SUFFIXES, FileMemory, FolderOptions, check_hints, from_folder
 from ....stages.training.pictures_io import draw_losses, draw_rates, read_picture, read_size
 from ....stages.training.rates import RATES, choose_rate, try_rates
 from ....stages.training.run import Lesson, Run, Sample, add_words, parse_prompts
@@ -177,6 +177,8 @@ def prepare_run(wired: Wired, pictures: TrainingSet, settings: Settings) -> tupl
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(done, total)
 
+    if settings.what == "controlnet" and settings.hint == "pictures":
+        check_hints(pictures)
     prompts = parse_prompts(settings.sample_prompt, pictures.resolution, pictures.pictures[0].caption, ways.cell)
     with explain_out_of_memory(f"{WHERE}, encoding the pictures,", "Close other programs that use the graphics card."):
         rows, empty = encode_set(pictures, ways, cache, on_item)
