@@ -32,7 +32,7 @@ from ..stages.training.settings import PRESETS, Settings, from_dict
 from ..stages.training.tasks import Ingredients
 from ..stages.training.words import count_tokens
 from .encoders import Coders, check_network, load_tokenizer, read_network
-from .train_checks import check_parts, check_words
+from .train_checks import check_parts
 from .train_watch import LOG_SECONDS, Samples, TrainingProgress, follow, log_every
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,6 @@ def prepare_run(config: Config, crew: Crew, device: torch.device) -> Lesson:
     if given.text is not None:
         captions = [picture.captions for picture, _ in pictures.shown]
         add_words(lesson, captions, [prompt for prompt, _ in prompts], load_tokenizer())
-        check_words(lesson)
     coders.close()
     return lesson
 

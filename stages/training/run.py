@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import BadValues
+from ..errors import BadValues, WrongInput
 from ..nets.encoder import EncoderConfig
 from . import export
 from .checkpoint import Store, check_target, train
@@ -227,13 +227,22 @@ def parse_prompts(text: str, resolution: int, first: str, cell: float) -> list[t
 
 
 def add_words(lesson: Lesson, captions: Sequence[Sequence[str]], prompts: Sequence[str], tokenizer: Tokenizer) -> None:
-    """Give ``lesson``, whose text encoder learns, the words of its settings and the token ids of all its texts."""
+    """Give ``lesson``, whose text encoder learns, the words of its settings and the token ids of all its texts.
+
+    Raises :class:`~.errors.WrongInput` for a word that is in no caption: nothing would be learned of it.
+    """
     words = lesson.given.words = make_words(lesson, tokenizer)
     found: list[Row] = []
     for row, lines in zip(lesson.rows, captions):
         ids = [token_ids(line, words, tokenizer) for line in lines]
         found.append({**row, **({"ids": ids[0]} if len(ids) == 1 else {f"{ALL}ids": torch.stack(ids)})})
     lesson.rows, lesson.empty = found, {**lesson.empty, "ids": token_ids("", words, tokenizer)}
+    said = {int(one) for row in found for name in ("ids", f"{ALL}ids") if name in row for one in row[name].flatten()}
+    if missing := [word.text for word in words if word.token not in said]:
+        raise WrongInput(
+            f"No caption holds {', '.join(missing)} within its first 75 tokens, so nothing would be learned of it. "
+            "Write it into the captions, or put it in front of all of them by 'trigger'."
+        )
     for watched, prompt in zip(lesson.samples, prompts):
         watched.row = {**watched.row, "ids": token_ids(prompt, words, tokenizer)}
 

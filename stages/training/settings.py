@@ -253,6 +253,14 @@ class Settings:
             )
         if self.what == "words" and not self.tokens:
             raise WrongInput("Words are to be learned, but none is named. Write for example [name] = dog.")
+        names = [text.casefold() for text, _ in self.tokens]
+        if len(set(names)) < len(names):
+            raise WrongInput("A word to learn is named twice. Name each once; case makes no difference.")
+        if self.start_from and self.what in ("words", "stage_c", "stage_b"):
+            raise WrongInput(
+                f"A run of {self.what} has no start_from, which is for LoRAs and ControlNets. Leave it out; a stage "
+                "goes on where its own file is given as the model."
+            )
         if not all(block.isdecimal() for block in self.control_blocks):
             raise WrongInput(
                 f"The ControlNet is to feed the blocks {', '.join(self.control_blocks)}. Give their numbers, such as "

@@ -32,7 +32,7 @@ def folder(host) -> str:
     for number in range(3):
         pixels = torch.randint(256, (96, 96, 3), generator=torch.Generator().manual_seed(number)).byte()
         Image.fromarray(pixels.numpy()).save(place / f"{number}.png")
-        (place / f"{number}.txt").write_text(f"a thing (number {number})")
+        (place / f"{number}.txt").write_text(f"[it] is a thing (number {number})")
     return FOLDER
 
 

@@ -178,7 +178,7 @@ def test_a_group_of_cards_refuses_what_was_not_carried(monkeypatch):
         ({"pictures": [{"folder": "pictures", "weight": "0.5"}]}, "'weight' is '0.5'. It needs a number"),
         ({"settings": {"what": "stage_b"}}, "A run of stage_b needs stage_b"),
         ({"settings": {"what": "stage_c", "start_from": "a.safetensors"}}, "A run of stage_c has no start_from"),
-        ({"settings": {"tokens": [["[x]", "dog"], ["[X]", "cat"]]}}, "named twice in 'tokens'"),
+        ({"settings": {"tokens": [["[x]", "dog"], ["[X]", "cat"]]}}, "named twice"),
         ({"stage_c": "", "stage_b": "b.safetensors"}, "Give Stage A's file as 'stage_a'"),
         ({"stage_c": "", "stage_b": "b.safetensors", "settings": {"what": "controlnet"}}, "needs stage_c"),
     ],

@@ -265,6 +265,8 @@ def test_other_settings_are_another_run(change):
         ({"name": "x" * 300}, "at most 100 letters"),
         ({"name": "ends."}, "not ending with a dot"),
         ({"what": "words"}, "none is named"),
+        ({"tokens": [["[x]", "dog"], ["[X]", "cat"]]}, "named twice"),
+        ({"what": "words", "tokens": [["[x]", "dog"]], "start_from": "a.safetensors"}, "words has no start_from"),
         ({"what": "text_lora", "layout": "official"}, "this is a lora of text_lora"),
         ({"control_blocks": ["²"]}, "Give their numbers"),
     ],

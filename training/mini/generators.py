@@ -135,7 +135,7 @@ class DiffusionPart(Part):
             weighted = losses * velocity_weight(seen.logsnr)
             loss = weighted.mean() + beside + self.judge_guess(seen, predicted, x0)
             (loss / self.place.crew.size).backward()
-        sum_gradients(self.learned(), self.place.crew)
+        sum_gradients(self.list_learned(), self.place.crew)
         self.start.still()
         norm = self.state["optimiser"].update(factor)
         if math.isfinite(norm):
@@ -150,7 +150,7 @@ class DiffusionPart(Part):
                 taken[name] = float(these.mean())
         return taken
 
-    def learned(self) -> list[nn.Parameter]:
+    def list_learned(self) -> list[nn.Parameter]:
         """What gets a gradient in :meth:`learn`."""
         return list(self.net.parameters())
 
@@ -261,8 +261,8 @@ class StageCPart(DiffusionPart):
         subjects = repeat_common(self.scenes.subjects, self.COMMON, self.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
 
-    def learned(self) -> list[nn.Parameter]:
-        return [*super().learned(), *self.tuned.parameters()]
+    def list_learned(self) -> list[nn.Parameter]:
+        return [*super().list_learned(), *self.tuned.parameters()]
 
     def begin(self) -> Preconditioning:
         """With what an earlier Stage C knows where the work folder has one (``stage_c.start.pt``)."""
