@@ -24,8 +24,8 @@ CHANNELS, LEARNED, RIDGE = 16, 600, 1e-3
 class LinearCode:
     """Principal components of the cells of ``rgb`` (B, 3, 256, 256), ``cells`` a side, and the decoder to them.
 
-    Each is divided by the root of its spread, so that what varies more weighs more with Stage C, though not as much as
-    in the picture; their mean square is 1.
+    All are divided by one number, so that each weighs with Stage C what it weighs in the picture, and their mean square
+    is 1. What a cell looks like at a glance is in the strongest three (``linear_codes``): Stage C learns these first.
     """
 
     def __init__(self, rgb: Tensor, cells: int) -> None:
@@ -34,8 +34,8 @@ class LinearCode:
         self.mean = patches.mean(0)
         around = patches - self.mean
         variances, directions = torch.linalg.eigh(around.T @ around / len(around))
-        self.directions, spread = directions[:, -CHANNELS:], variances[-CHANNELS:].sqrt()
-        self.scales = (spread * spread.mean()).sqrt()
+        self.directions = directions[:, -CHANNELS:]
+        self.scales = variances[-CHANNELS:].mean().sqrt().expand(CHANNELS).clone()
         seen = self.look_around(self.encode(rgb))
         normal = seen.T @ seen + RIDGE * len(seen) * torch.eye(seen.shape[1])
         self.weights = torch.linalg.solve(normal, seen.T @ patches)
