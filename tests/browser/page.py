@@ -31,6 +31,9 @@ FIRST_CARD = "document.querySelector('[data-testid^=template-workflow-]')"
 OPENING = 240.0
 """Seconds that the frontend may take to open, on a machine that is busy with something else."""
 
+ACTIVE, FIRST_GRAPH = "app.extensionManager.workflow?.activeWorkflow != null", 10_000
+"""Expression of a page: whether there is a graph; and the milliseconds that a frontend has for making a first one."""
+
 TITLE = 30
 """Pixels of a node's title, which its position leaves out."""
 
@@ -63,8 +66,10 @@ class Page:
         """Open the frontend, or open it anew, and wait until it can be used."""
         self.browser.open(self.url)
         self.browser.wait(f"document.readyState == 'complete' && !!window.app && {READY}", timeout=OPENING)
-        # The frontend restores or makes a first graph a moment later.
-        self.browser.wait("app.extensionManager.workflow?.activeWorkflow != null")
+        # The frontend restores or makes a first graph a moment later; older ones only where workflows are kept.
+        self.browser.wait(f"{ACTIVE} || Date.now() - (window.cascadeStudioOpened ??= Date.now()) > {FIRST_GRAPH}")
+        self.browser.run(f"if (!({ACTIVE})) await app.loadGraphData()")
+        self.browser.wait(ACTIVE)
         heard = [error for error in self.browser.take_errors() if not error.startswith(UNHEARD)]
         self.browser.errors[:0] = heard
 

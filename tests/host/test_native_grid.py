@@ -62,3 +62,13 @@ def test_pictures_are_encoded_on_it(fine):
     given["compression"] = 32.0
     del given["target"]
     assert grid(fine.call("CascadeStudio_EncodeImage", **given)) == (8, 10)
+
+
+def test_a_coder_without_an_encoder_knows_no_grid(studio, monkeypatch):
+    """What is missing is told by the encoding itself."""
+    from cascade_studio.nodes.host.models.use_vae import read_compression
+
+    vae = studio.parts.stage_c_vae
+    assert read_compression(vae) is None and read_compression(studio.parts.stage_a) is None
+    monkeypatch.setattr(vae.first_stage_model, "encoder", None)
+    assert read_compression(vae) is None
