@@ -64,11 +64,11 @@ def test_pictures_are_encoded_on_it(fine):
     assert grid(fine.call("CascadeStudio_EncodeImage", **given)) == (8, 10)
 
 
-def test_a_coder_without_an_encoder_knows_no_grid(studio, monkeypatch):
+def test_a_coder_without_an_encoder_knows_no_grid(fine, monkeypatch):
     """What is missing is told by the encoding itself."""
     from cascade_studio.nodes.host.models.use_vae import read_compression
 
-    vae = studio.parts.stage_c_vae
-    assert read_compression(vae) is None and read_compression(studio.parts.stage_a) is None
-    monkeypatch.setattr(vae.first_stage_model, "encoder", None)
+    vae = fine.parts.stage_c_vae
+    assert read_compression(vae) == NATIVE and read_compression(fine.parts.stage_a) is None
+    monkeypatch.delattr(vae.first_stage_model, "encoder")
     assert read_compression(vae) is None

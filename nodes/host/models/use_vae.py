@@ -78,7 +78,7 @@ def encode_for_prior(vae: Any, image: Tensor, canvas: Canvas) -> Tensor:
 
 def read_compression(vae: Any) -> float | None:
     """Pixels to one cell of the Stage C that an image encoder was made for; None for the published one's."""
-    encoder = vae.first_stage_model.encoder if isinstance(vae, StageCVAE) else None
+    encoder = getattr(vae.first_stage_model, "encoder", None) if isinstance(vae, StageCVAE) else None
     native = None if encoder is None else encoder.config.native_compression
     return None if native == EncoderConfig.native_compression else native
 
