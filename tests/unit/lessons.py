@@ -152,7 +152,7 @@ def lesson(kind: str, **changes: Any) -> Lesson:
     made = Lesson(settings, settings.identity(kind), torch.device("cpu"), False, data, empty, [], given)
     if kind in ("words", "text_lora"):
         given.text = TEXT, text_weights()
-        add_words(made, [("the [x]",), ("a [x] runs",), ("see",), ("[x] sleeps",)], [], Letters())
+        add_words(made, [("the [x]",), ("a [x] runs",), ("see <x>",), ("[x] sleeps",)], [], Letters())
     return made
 
 
