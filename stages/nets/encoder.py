@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..inputs.grids import COMPRESSION
 from ..units import CARD_SLACK
 from .backend import TORCH, Backend
 
@@ -43,7 +44,7 @@ class EncoderConfig:
     fused: tuple[bool, ...] = (True, True, True, False, False, False)
     c_features: int = 1280
     c_latent: int = 16
-    native_compression: float = 1024 / 24
+    native_compression: float = COMPRESSION
 
 
 class Layers:

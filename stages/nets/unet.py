@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import WrongInput
+from ..inputs.grids import COMPRESSION
 from .alone import read_neighbours, run_group_alone, scale_biases, works_alone
 from .backend import TORCH, Backend, Tree
 from .blocks import AttnBlock, FeedForwardBlock, ResBlock, TimestepBlock, map_times, timestep_embedding
@@ -49,7 +50,7 @@ class UNetConfig:
     kernel_size: int = 3
     self_attn: bool | tuple[bool, ...] = True
     t_conds: tuple[str, ...]
-    native_compression: float = 1024 / 24
+    native_compression: float = COMPRESSION
 
     def __post_init__(self):
         for field in fields(self):

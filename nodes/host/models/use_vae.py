@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ....stages.errors import WrongInput
 from ....stages.inputs.canvas import Canvas
-from ....stages.nets.encoder import EncoderConfig
+from ....stages.inputs.grids import COMPRESSION
 from ..out_of_memory import explain_out_of_memory, is_out_of_memory
 from ..report.card import StageReport, find_weights_path
 from ..report.measure import measure_work
@@ -80,7 +80,7 @@ def read_compression(vae: Any) -> float | None:
     """Pixels to one cell of the Stage C that an image encoder was made for; None for the published one's."""
     encoder = getattr(vae.first_stage_model, "encoder", None) if isinstance(vae, StageCVAE) else None
     native = None if encoder is None else encoder.config.native_compression
-    return None if native == EncoderConfig.native_compression else native
+    return None if native == COMPRESSION else native
 
 
 def encode_picture(vae: Any, image: Tensor) -> Tensor:

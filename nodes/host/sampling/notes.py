@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from ....stages.inputs.canvas import Canvas
-from ....stages.nets.unet import UNetConfig
+from ....stages.inputs.grids import COMPRESSION
 from ..latents import CANVAS, MADE
 from .guide import find_guide
 
@@ -25,7 +25,7 @@ def read_native_side(model: Any) -> int | None:
 def read_native_compression(model: Any) -> float | None:
     """Pixels to one cell that a stage was trained with; None for the published number, and where nothing is known."""
     native = getattr(getattr(model.model.diffusion_model, "config", None), "native_compression", None)
-    return None if native == UNetConfig.native_compression else native
+    return None if native == COMPRESSION else native
 
 
 def advise_on_size(model: Any, canvas: Canvas) -> list[str]:
