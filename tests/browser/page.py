@@ -54,8 +54,9 @@ SETTINGS = {
     "Comfy.Workflow.Persist": False,
     "Comfy.Execution.PreviewMethod": "latent2rgb",
     "Comfy.Notification.ShowVersionUpdates": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
 }
-"""Of a user who has been here before: no welcome dialogs, and previews while it samples."""
+"""Of a user who has been here before: no welcome dialogs, none about missing models, and previews while it samples."""
 
 
 class Page:
