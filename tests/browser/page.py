@@ -272,6 +272,12 @@ class Page:
         """Let the page hear an event as if the server had sent it."""
         self.browser.run("app.api.dispatchEvent(new CustomEvent(arguments[0], { detail: arguments[1] }))", event, data)
 
+    def run(self) -> None:
+        """Press Run and wait until the prompt has ended; its failure is an error here."""
+        self.watch("execution_success", "execution_error", "execution_interrupted")
+        self.browser.click(QUEUE)
+        self.wait_done()
+
     def wait_done(self, timeout: float = 300.0) -> None:
         """Wait until a watched run has ended; its failure is an error here."""
         limit = time.monotonic() + timeout

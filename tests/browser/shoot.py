@@ -16,7 +16,7 @@ from typing import Any
 
 import harness
 from browser.driver import Browser, BrowserError, find_chromium
-from browser.page import QUEUE, SETTINGS, Page, Small
+from browser.page import SETTINGS, Page, Small
 
 from cascade_studio.commands.messages import Stop, say
 from tools.env import current_setup
@@ -40,10 +40,8 @@ def run_small(page: Page, path: Path, small: Small) -> None:
     for node, name, value in small.changes:
         if ":" not in node:  # what is inside a block is small already
             page.set(node, name, value)
-    page.watch("execution_success", "execution_error", "execution_interrupted")
-    page.browser.click(QUEUE)
     try:
-        page.wait_done()
+        page.run()
     except AssertionError as error:
         say(f"{path.stem}: {error}")
 

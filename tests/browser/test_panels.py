@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from browser.page import QUEUE, Page, Small
+from browser.page import Small
 from harness import REPOSITORY
 
 CANVAS = ".cascade-studio-canvas"
@@ -27,12 +27,6 @@ def test_panels_show_in_both_renderers(page, pictures, modern):
         page.setting("Comfy.VueNodes.Enabled", False)
 
 
-def run(page: Page) -> None:
-    page.watch("execution_success", "execution_error", "execution_interrupted")
-    page.browser.click(QUEUE)
-    page.wait_done()
-
-
 def test_two_pictures_are_compared(page, pictures):
     node = page.add("CascadeStudio_Compare", (500, 120))
     page.browser.run(
@@ -43,7 +37,7 @@ def test_two_pictures_are_compared(page, pictures):
         "source.connect(0, app.rootGraph.getNodeById(arguments[0]), slot); })",
         node,
     )
-    run(page)
+    page.run()
     page.browser.wait(
         "[...document.querySelectorAll('.cascade-studio-compare img')].every((image) => image.naturalWidth === 96)"
     )
@@ -105,7 +99,7 @@ def test_a_lora_tells_in_its_node_what_matched(page, object_info, pictures):
     stack = Small(REPOSITORY / "workflows" / "Stable Cascade - LoRA stack of two.json", object_info)
     page.load(stack.workflow)
     page.fit()
-    run(page)
+    page.run()
     node = stack.node("CascadeStudio_ApplyLoraStack")
     report = page.browser.run("return [app.nodeOutputs[arguments[0]].text].flat().join('')", node).strip()
     keys = re.findall(r"\d+ of \d+ keys used", report)

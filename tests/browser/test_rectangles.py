@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from browser.driver import FRAMES
-from browser.page import QUEUE, TITLE, Page, Small
+from browser.page import TITLE, Page, Small
 from harness import REPOSITORY
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
@@ -62,16 +62,17 @@ def inside(box: tuple[float, ...], group: tuple[float, ...]) -> bool:
     )
 
 
-def measure_scale(page: Page, workflow: dict[str, Any]) -> float:
+def find_scale(groups: dict[str, tuple[float, ...]], workflow: dict[str, Any]) -> float:
     """By how much the page itself enlarges a whole workflow: older frontends do, by a fifth, in Nodes 2.0."""
-    saved, groups = {group["title"]: group["bounding"][2] for group in workflow["groups"]}, measure(page)[1]
+    saved = {group["title"]: group["bounding"][2] for group in workflow["groups"]}
     scales = {round(groups[title][2] / across, 2) for title, across in saved.items()} or {1.0}
     assert len(scales) == 1 and scales <= {1.0, 1.2}, f"groups are enlarged by {scales}"
     return scales.pop()
 
 
-def find_faults(page: Page, saved: dict[int, float] | None = None) -> list[str]:
-    """Nodes on one another, nodes that stick out of their group, groups that are mostly bare, nodes that grew."""
+def find_faults(page: Page, workflow: dict[str, Any] | None = None) -> list[str]:
+    """Nodes on one another, nodes that stick out of their group, groups that are mostly bare, nodes that grew over what
+    ``workflow`` says."""
     nodes, groups = measure(page)
     faults = page.overlaps()
     for title, group in groups.items():
@@ -81,6 +82,8 @@ def find_faults(page: Page, saved: dict[int, float] | None = None) -> list[str]:
         room = (across - 2 * MARGIN) * (down - HEAD - MARGIN)
         bare = 1 - sum(width * height for _, _, width, height in own.values()) / room
         faults += [f"'{title}' is {bare:.0%} bare"] if bare > EMPTY else []
+    scale = find_scale(groups, workflow) if workflow else 1.0
+    saved = {node["id"]: node["size"][1] * scale for node in workflow["nodes"]} if workflow else {}
     for name, (_, _, _, height) in nodes.items() if saved else ():
         expected = saved[int(name.split()[0])] + TITLE
         faults += [f"'{name}' is {height:.0f} high, saved {expected}"] if abs(height - expected) > SLACK else []
@@ -92,16 +95,8 @@ def test_every_workflow_opens_tidy(page, modern):
     for path in WORKFLOWS:
         workflow = json.loads(path.read_text(encoding="utf-8"))
         page.load(workflow, path.stem)
-        scale = measure_scale(page, workflow)
-        saved = {node["id"]: node["size"][1] * scale for node in workflow["nodes"]}
-        faults += [f"{path.stem}: {fault}" for fault in find_faults(page, saved)]
+        faults += [f"{path.stem}: {fault}" for fault in find_faults(page, workflow)]
     assert not faults, "\n".join(faults)
-
-
-def run(page: Page) -> None:
-    page.watch("execution_success", "execution_error", "execution_interrupted")
-    page.browser.click(QUEUE)
-    page.wait_done()
 
 
 def command(page: Page, name: str) -> None:
@@ -145,7 +140,7 @@ def test_heights_stay_through_a_days_work(page, modern, drafts):
         assert not changed, f"after {done}: {changed}"
         assert not (faults := find_faults(page)), f"after {done}: {faults}"
 
-    run(page)
+    page.run()
     sheet = "document.querySelector('.cascade-studio-board .sheet img')?.naturalWidth > 0"
     page.browser.wait(sheet)
     check("a run")
