@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import WrongInput
@@ -77,18 +78,20 @@ def check_hint(config: ControlNetConfig, channels: int) -> None:
     )
 
 
-def check_fit(config: ControlNetConfig, width: int, res_blocks: int) -> None:
-    """Raises WrongInput unless the ControlNet's maps fit a Stage C of ``width`` channels and ``res_blocks`` blocks."""
-    if config.c_proj != width:
+def check_fit(config: ControlNetConfig, widths: Sequence[int]) -> None:
+    """Raises WrongInput unless the ControlNet's maps fit a Stage C whose ResBlocks have ``widths`` channels each."""
+    last = max(config.proj_blocks)
+    fed = [widths[block] for block in config.proj_blocks if block < len(widths)] or widths
+    wrong = next((width for width in fed if width != config.c_proj), None)
+    if wrong is not None:
         raise WrongInput(
             f"The {name_controlnet(config)} makes maps of {config.c_proj} channels, but this Stage C is "
-            f"{width} wide. The published ControlNets belong to the full Stage C (3.6B, 2048 channels), "
+            f"{wrong} wide. The published ControlNets belong to the full Stage C (3.6B, 2048 channels), "
             "not to the lite one: load the full Stage C, or a ControlNet that was trained for this one."
         )
-    last = max(config.proj_blocks)
-    if last >= res_blocks:
+    if last >= len(widths):
         raise WrongInput(
-            f"The {name_controlnet(config)} feeds ResBlock {last}, but this Stage C has {res_blocks} of "
+            f"The {name_controlnet(config)} feeds ResBlock {last}, but this Stage C has {len(widths)} of "
             "them (counted from 0). Use the Stage C that the ControlNet was trained for; the published "
             "ones belong to the full model (3.6B)."
         )

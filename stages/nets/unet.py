@@ -59,11 +59,17 @@ class UNetConfig:
     @property
     def res_blocks(self) -> int:
         """How many ResBlocks run in one pass, repeats counted: the length of a full list of control maps."""
-        up_levels = tuple(reversed(self.level_config))
-        return sum(
-            kinds.count("C") * groups * repeats
-            for way, levels in enumerate((self.level_config, up_levels))
-            for kinds, groups, repeats in zip(levels, self.blocks[way], self.block_repeat[way])
+        return len(self.res_block_widths)
+
+    @property
+    def res_block_widths(self) -> tuple[int, ...]:
+        """The channels of every ResBlock of one pass, in the order in which they run, repeats counted."""
+        levels = tuple(zip(self.level_config, self.c_hidden))
+        return tuple(
+            width
+            for way, run in enumerate((levels, levels[::-1]))
+            for (kinds, width), groups, repeats in zip(run, self.blocks[way], self.block_repeat[way])
+            for _ in range(kinds.count("C") * groups * repeats)
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -32,19 +33,33 @@ def plan_control(config: Any, settings: Settings, trunk: EncoderConfig) -> Contr
 
     The published nets feed the first and the last eighth, every sixteenth ResBlock: 0, 4, 8, 12, 51, 55, 59, 63 of 64.
     """
-    count, width = config.res_blocks, config.c_hidden[0]
-    step = max(1, count // 16)
-    spread = sorted({*(step * i for i in range(4)), *(count - 1 - step * i for i in range(4))} & set(range(count)))
-    blocks = tuple(int(block) for block in settings.control_blocks) or tuple(spread)
-    if max(blocks) >= count:
+    widths = config.res_block_widths
+    blocks = tuple(int(block) for block in settings.control_blocks) or spread_control(widths)
+    if max(blocks) >= len(widths):
         raise WrongInput(
-            f"This Stage C has the ResBlocks 0 to {count - 1}, but {max(blocks)} is to be fed. Name others."
+            f"This Stage C has the ResBlocks 0 to {len(widths) - 1}, but {max(blocks)} is to be fed. Name others."
+        )
+    width = widths[blocks[0]]
+    other = next((block for block in blocks if widths[block] != width), None)
+    if other is not None:
+        raise WrongInput(
+            f"A ControlNet's maps have one width, but of this Stage C ResBlock {blocks[0]} has {width} channels and "
+            f"ResBlock {other} has {widths[other]}. Name ResBlocks of one width."
         )
     channels = CONTROL_CHANNELS[settings.hint]
     if settings.hint == "super_resolution":
         wide = {"c_large": (8 * width, width // 2), "c_embed": width * 5 // 8}
         return ControlNetConfig(channels, width, blocks, "large", **wide)
     return ControlNetConfig(channels, width, blocks, trunk=replace(trunk, c_in=channels))
+
+
+def spread_control(widths: Sequence[int]) -> tuple[int, ...]:
+    """Where a new ControlNet feeds ResBlocks of ``widths`` channels: among those of the commonest width, four from the
+    beginning and four from the end, a sixteenth of them apart."""
+    width = Counter(widths).most_common(1)[0][0]
+    able = [block for block, its in enumerate(widths) if its == width]
+    apart = max(1, len(able) // 16)
+    return tuple(sorted({*able[: 4 * apart : apart], *able[::-1][: 4 * apart : apart]}))
 
 
 def start_control(

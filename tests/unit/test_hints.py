@@ -208,11 +208,18 @@ def test_hints_of_other_nets(c_in, fits):
 
 
 def test_models_of_other_sizes():
-    check_fit(ControlNetConfig(), 2048, 64)
+    check_fit(ControlNetConfig(), (2048,) * 64)
     with pytest.raises(WrongInput, match="2048 channels, but this Stage C is 1536 wide"):
-        check_fit(ControlNetConfig(), 1536, 32)
+        check_fit(ControlNetConfig(), (1536,) * 32)
     with pytest.raises(WrongInput, match="ResBlock 63, but this Stage C has 32"):
-        check_fit(ControlNetConfig(), 2048, 32)
+        check_fit(ControlNetConfig(), (2048,) * 32)
+
+
+def test_levels_of_two_widths_are_fed_where_the_maps_fit():
+    """Only the width of the blocks that are fed counts."""
+    check_fit(ControlNetConfig(c_proj=256, proj_blocks=(1, 3, 4, 6)), (128, *(256,) * 6, 128))
+    with pytest.raises(WrongInput, match="256 channels, but this Stage C is 128 wide"):
+        check_fit(ControlNetConfig(c_proj=256, proj_blocks=(0, 3)), (128, *(256,) * 6, 128))
 
 
 MODES = {

@@ -22,6 +22,7 @@ from cascade_studio.stages.files import convert, load
 from cascade_studio.stages.files.identify import identify
 from cascade_studio.stages.files.kinds import KINDS as FILE_KINDS
 from cascade_studio.stages.nets.controlnet import ControlNetConfig
+from cascade_studio.stages.nets.stage_c import StageCConfig
 from cascade_studio.stages.training import control, memory, objectives, optimiser as optimisers, rates, slim
 from cascade_studio.stages.training.checkpoint import Store, train
 from cascade_studio.stages.training.export import SETTINGS
@@ -190,6 +191,19 @@ def test_new_controlnets_have_the_published_sizes():
     assert small.c_proj == 1536 and small.proj_blocks == (0, 2, 4, 6, 25, 27, 29, 31) and lite.res_blocks == 32
     with pytest.raises(WrongInput, match="ResBlocks 0 to 31, but 40"):
         control.plan_control(lite, Settings(what="controlnet", control_blocks=("0", "40")), trunk)
+
+
+def test_a_new_controlnet_feeds_blocks_of_one_width():
+    """Of a Stage C whose levels differ, those of the commonest width."""
+    uneven = StageCConfig(c_hidden=(128, 256), nhead=(2, 4), blocks=((1, 3), (3, 1)))
+    assert uneven.res_block_widths == (128, *(256,) * 6, 128) and uneven.res_blocks == 8
+    trunk = ControlNetConfig().trunk
+    found = control.plan_control(uneven, Settings(what="controlnet"), trunk)
+    assert found.c_proj == 256 and found.proj_blocks == (1, 2, 3, 4, 5, 6)
+    named = control.plan_control(uneven, Settings(what="controlnet", control_blocks=("0", "7")), trunk)
+    assert named.c_proj == 128 and named.proj_blocks == (0, 7)
+    with pytest.raises(WrongInput, match="ResBlock 0 has 128 channels and ResBlock 3 has 256"):
+        control.plan_control(uneven, Settings(what="controlnet", control_blocks=("0", "3")), trunk)
 
 
 def test_an_inpainting_controlnet_sees_another_mask_each_time():

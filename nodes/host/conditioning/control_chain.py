@@ -14,7 +14,7 @@ from ....stages.errors import WrongInput
 from ....stages.inputs.control_rules import BlockWeights
 from ....stages.inputs.pictures import check_mask
 from ....stages.nets.portable import average_areas, sample_lines
-from .controlnet import CascadeControl, align, measure_depth
+from .controlnet import CascadeControl, align, measure_widths
 
 Box = tuple[float, float, float, float]
 
@@ -64,7 +64,7 @@ class MaskedControl(comfy.controlnet.ControlBase):
         self.inner.pre_run(model, percent_to_timestep_function)
         self.sized.clear()
         prior = isinstance(model, comfy.model_base.StableCascade_C)
-        self.count = measure_depth(model.diffusion_model)[1] if prior else 0
+        self.count = len(measure_widths(model.diffusion_model)) if prior else 0
 
     def cleanup(self) -> None:
         """After a run: let go of the masks in other sizes."""

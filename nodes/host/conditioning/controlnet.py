@@ -97,9 +97,9 @@ class CascadeControl(comfy.controlnet.ControlBase):
         super().pre_run(model, percent_to_timestep_function)
         self.run = None
         if isinstance(model, comfy.model_base.StableCascade_C):
-            width, count = measure_depth(model.diffusion_model)
-            rules.check_fit(self.config, width, count)
-            self.run = ControlRun(count)
+            widths = measure_widths(model.diffusion_model)
+            rules.check_fit(self.config, widths)
+            self.run = ControlRun(len(widths))
         elif not isinstance(model, comfy.model_base.StableCascade_B):  # which ControlNets do not touch
             raise WrongInput(
                 f"The {rules.name_controlnet(self.config)} of Stable Cascade was given to a {type(model).__name__} "
@@ -150,16 +150,17 @@ class CascadeControl(comfy.controlnet.ControlBase):
         return run.maps[height, width]
 
 
-def measure_depth(net: Any) -> tuple[int, int]:
-    """Channels and number of ResBlocks, repeats counted, of our Stage C or core's."""
+def measure_widths(net: Any) -> tuple[int, ...]:
+    """The channels of every ResBlock of our Stage C or core's, in the order in which they run, repeats counted."""
     config = getattr(net, "config", None)
     if isinstance(config, UNetConfig):
-        return config.c_hidden[0], config.res_blocks
-    count = 0
+        return config.res_block_widths
+    found: list[int] = []
     for blocks, mappers in ((net.down_blocks, net.down_repeat_mappers), (net.up_blocks, net.up_repeat_mappers)):
         for level, repeats in zip(blocks, mappers):
-            count += sum(isinstance(block, ResBlock) for block in level) * (len(repeats) + 1)
-    return net.embedding[1].out_channels, count
+            widths = [block.depthwise.out_channels for block in level if isinstance(block, ResBlock)]
+            found += widths * (len(repeats) + 1)
+    return tuple(found)
 
 
 def align(control: dict[str, list[Tensor | None]] | None, count: int) -> dict[str, list[Tensor | None]] | None:
