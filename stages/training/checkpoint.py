@@ -215,7 +215,8 @@ def start(trainer: Trainer, store: Store) -> bool:
     if trainer.step > settings.steps:
         raise WrongInput(
             f"The run '{settings.name}' has made {trainer.step} steps already, and {settings.steps} are asked for. Ask "
-            f"for at least {trainer.step}, take the file of an earlier step from its checkpoints, or choose a new name."
+            f"for at least {trainer.step}, take the file of an earlier step from its checkpoints, or begin another run "
+            "by another name (in a terminal: by another seed or output)."
         )
     return state is None
 

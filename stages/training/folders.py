@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,7 +173,7 @@ class _Reader:
         hint = self.hints.get(Path(name).with_suffix("").as_posix()) or self.hints.get(path.stem)
         if hint is None and options.hints is not None:
             self.faults.unpaired.append(name)
-        mask = next((beside[key] for end in MASKS if (key := f"{path.stem}{end}.png".lower()) in beside), None)
+        mask = find_mask(path.stem, beside)
         try:
             digest, width, height = self.memory.look_at(path, self.files.size)
             for extra in filter(None, (mask, hint)):
@@ -253,6 +253,12 @@ def list_hints(folder: Path) -> dict[str, Path]:
     times = Counter(path.stem for path in found)
     alone = {path.stem: path for path in found if times[path.stem] == 1}
     return alone | {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
+def find_mask(stem: str, beside: Mapping[str, Path]) -> Path | None:
+    """The mask of the picture ``stem`` among the files of its folder, by their names in lower case."""
+    names = (f"{stem}{end}{suffix}".lower() for suffix in (".png", *sorted(SUFFIXES)) for end in MASKS)
+    return next((beside[name] for name in names if name in beside), None)
 
 
 def list_pictures(folder: Path) -> tuple[list[Path], list[str]]:

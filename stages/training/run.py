@@ -88,6 +88,10 @@ class Run:
     def __init__(self, lesson: Lesson, crew: Crew = ALONE) -> None:
         settings = self.settings = lesson.settings
         self.lesson, self.identity = lesson, lesson.identity
+        if lesson.rows and all("weight" in row and not row["weight"].any() for row in lesson.rows):
+            raise WrongInput(
+                "All pictures have the weight 0, so nothing would be learned. Give a folder a weight above 0."
+            )
         lesson.rows = [copy_row(row) for row in lesson.rows]
         lesson.empty = copy_row(lesson.empty)
         for watched in lesson.samples:

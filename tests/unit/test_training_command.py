@@ -264,6 +264,8 @@ def test_several_folders_with_options(config, tmp_path):
     assert all(row["all_latent"].shape[0] == 2 for row in lesson.rows)
     one, other = ([row["all_latent"][0, 0].numel() for row in part] for part in (lesson.rows[:4], lesson.rows[4:]))
     assert max(one) == 4 < 12 <= min(other), "64 and 128 pixels"
+    with pytest.raises(WrongInput, match="All pictures have the weight 0"):
+        Run(replace(lesson, rows=[{**row, "weight": 0 * row["weight"]} for row in lesson.rows]))
     run = Run(lesson)
     assert {number % 4 for number in run.trainer.held} == {number for number in run.trainer.held if number < 4}
     assert len(run.trainer.held) == 2, "a picture that is held out is so at every size"
@@ -280,5 +282,5 @@ def test_several_folders_with_options(config, tmp_path):
 def test_fewer_steps_than_were_made_are_refused(config):
     read = train.read_config(config)
     train.run(read, "cpu")
-    with pytest.raises(WrongInput, match="has made 4 steps already, and 2 are asked for"):
+    with pytest.raises(WrongInput, match="has made 4 steps already, and 2 are asked for.*another seed or output"):
         train.run(replace(read, settings=replace(read.settings, steps=2)), "cpu")

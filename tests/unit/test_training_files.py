@@ -187,6 +187,9 @@ def test_sub_folders_repeats_weights_masks_and_hints(tmp_path):
         ("plain/b.png", 2, 0.5),
     ]
     assert found.pictures[0].mask is None and found.pictures[1].mask(None).shape == (3, 96, 96)
+    (tmp_path / "set" / "plain" / "b-masklabel.png").unlink()
+    put(tmp_path / "set" / "plain", "B.mask.JPG")
+    assert read(tmp_path / "set").pictures[1].mask is not None, "of any format that pictures have"
     both = join_sets([found, read(tmp_path / "set" / "plain")])
     assert [p.weight for p in both.pictures] == [0.5, 0.5, 1.0] and both.digest != found.digest
     assert show_ways(found, True, 1).digest != found.digest
