@@ -53,9 +53,9 @@ class CascadeStudioCanvas(io.ComfyNode):
                     step=1.0,
                     round=0.01,
                     tooltip=(
-                        "Pixels to one cell of the Stage C latent. 0 chooses it (38 to 48, near 42.67); "
-                        "32 gives more detail and needs more memory, 64 less; Stage B was not trained below 32, and "
-                        "16 is the least."
+                        "Pixels to one cell of the Stage C latent. 0 chooses it: near 42.67 (38 to 48), or what the "
+                        "model was trained with. 32 gives more detail and needs more memory, 64 less; the published "
+                        "Stage B was not trained below 32, and 16 is the least."
                     ),
                 ),
                 grid_input(),

@@ -1,6 +1,7 @@
 """``python3 dev.py run -m tools.sheet [FILE]``: pictures of Cascade Mini with their prompts, as the README shows them.
 
-Every picture is painted by the shipped files on a real server, with the first seed: nothing is picked.
+Every picture is painted by the shipped files on a real server. The subjects are some that Mini paints well; the seed is
+the first, none is picked.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ MINI_FILES = {
     "previewer": "vae/cascade_mini_stage_c_vae",
     "clip_vision": "clip_vision/cascade_mini_vision",
     "lora": "loras/cascade_mini_noto",
+    "another lora": "loras/cascade_mini_ink",
     "controlnet_canny": "controlnet/cascade_mini_canny",
 }
 
@@ -202,10 +203,13 @@ def _our_loader(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
 CHOICES = {"CascadeStudio_DraftBoard": {"chosen": "1"}}
 """Widgets that a person would set on the way, by node."""
 
-MINI_SIDE = 256
+MINI_SIDE, MINI_DECODER_STEPS = 256, 4
+"""The side of the pictures of Cascade Mini, and the steps that its Stage B needs: more do not make them better
+(``training.mini steps``)."""
 MINI_CHOICES = {
+    "CascadeStudio_Canvas": {"width": MINI_SIDE, "height": MINI_SIDE, "compression": 21.33},
     "CascadeStudio_TrainLora": {"steps": 2},
-    "CascadeStudio_TrainingSet": {"resolution": 192},
+    "CascadeStudio_TrainingSet": {"resolution": 384},
     "CascadeStudio_InpaintCrop": {"target_size": MINI_SIDE},
     "CascadeStudio_Upscale": {"tile_size": MINI_SIDE, "tile_overlap": 64},
 }

@@ -61,7 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 COMMON = {
     "batch_size": 4,
-    "resolution": 192,
+    "resolution": 384,
     "save_every": 0,
     "sample_every": 0,
     "held_out": 3,

@@ -138,7 +138,7 @@ class Settings:
     seed: int = _number(0, "The order of the pictures and all noise. Another seed is another run.", 0, SEEDS)
     resolution: int = _number(
         768,
-        "Side of the square whose area the image encoder sees. 768 suits models that paint 1024 px; 192 "
+        "Side of the square whose area the image encoder sees. 768 suits models that paint 1024 px; 384 "
         "suits Cascade Mini. Other shapes get the same area.",
         32,
         4096,

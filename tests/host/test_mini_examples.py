@@ -1,4 +1,4 @@
-"""Mini's example LoRA and ControlNet do what they were trained for, on Mini, in the real host."""
+"""Mini's example LoRAs and ControlNet do what they were trained for, on Mini, in the real host."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ def mini(host) -> MiniStudio:
     return MiniStudio(host)
 
 
-def test_the_lora_changes_the_style_and_keeps_the_subject(mini, record_property):
-    need("lora")
+@pytest.mark.parametrize("role", ["lora", "another lora"])
+def test_a_lora_changes_the_style_and_keeps_the_subject(mini, role, record_property):
+    need(role)
 
     def styled(strength: float) -> Any:
         return mini.call(
             "CascadeStudio_LoadLora",
             prior=mini.parts.prior,
             clip=mini.parts.clip,
-            lora=small.mini().files["lora"],
+            lora=small.mini().files[role],
             strength_model=strength,
         )
 

@@ -285,16 +285,17 @@ def test_exported_files_are_put_on_record(tmp_path):
 
 
 def test_what_ships_is_only_restored_for_its_own_sizes(tmp_path):
-    """The next plan keeps Stage A and starts from the image encoder; the others it cannot take, and says so."""
-    place = Place(tmp_path, torch.device("cpu"), sizes=sizes.NEXT)
-    with pytest.raises(SystemExit, match="has other sizes than the plan 'next'"):
+    """Another plan keeps Stage A and starts from the image encoder; the others it cannot take, and says so."""
+    other = replace(sizes.NEXT, name="other", stage_b=replace(sizes.STAGE_B, c_cond=128))
+    place = Place(tmp_path, torch.device("cpu"), sizes=other)
+    with pytest.raises(SystemExit, match="has other sizes than the plan 'other'"):
         export.restore(place)
     assert not list(tmp_path.iterdir()), "nothing is written before all fits"
     export.restore_kept(place)
     shipped, kept = export.read_shipped(), nets.load_trained(place, "stage_a").state_dict()
     assert all(torch.equal(value, shipped["stage_a"][key]) for key, value in kept.items())
     start = torch.load(tmp_path / "encoder.start.pt")
-    nets.build(sizes.NEXT, "encoder").load_state_dict(start["encoder"])
+    nets.build(other, "encoder").load_state_dict(start["encoder"])
     with pytest.raises(SystemExit, match="no stage_b yet"):
         nets.load_trained(place, "stage_b")
 
@@ -304,7 +305,7 @@ def test_a_plan_names_its_grid(plan):
     canvas = plan.canvas
     assert (canvas.prior_width, canvas.prior_height) == (plan.cells, plan.cells)
     native = {net.native_compression for net in (plan.encoder, plan.stage_b, plan.stage_c)}
-    assert native == {1024 / 24 if plan is sizes.SHIPPED else sizes.SIDE / plan.cells}
+    assert native == {sizes.SIDE / plan.cells}
     assert (canvas.padded_width, canvas.padded_height) == (sizes.SIDE, sizes.SIDE)
     assert {plan.width} == {
         plan.vision.projection_dim,
@@ -426,14 +427,14 @@ def test_networks_start_as_v_prediction_and_are_held_there(plan, kind):
 
 @pytest.mark.parametrize("kind", ["stage_b", "stage_c"])
 def test_what_ships_is_trained_on_from_as_it_is(kind):
-    """The net answers as the one that ships, and keeps the start that is found in it, other than today's."""
+    """The net answers as the one that ships, and keeps the start that is found in it."""
     torch.manual_seed(0)
     shipped, net = (nets.build(sizes.SHIPPED, kind, backend=TRAINING) for _ in range(2))
     shipped.load_state_dict(export.read_shipped()[kind])
     initialise_unet(net)
     start = Preconditioning.find_in(net, shipped)
-    assert start.constants == 2, "the files that ship carry one pair"
-    assert not start.fits_eight_bits(), "so their last part is not trained in eight bits"
+    constants = {"stage_b": 2, "stage_c": precondition.CONSTANTS}[kind]  # Stage B began as the first Mini's
+    assert start.constants == constants and start.fits_eight_bits()
     for r in (1.0, 0.6):
         assert torch.equal(probe(net, r)[1], probe(shipped, r)[1])
     pinned = [(parameter, where, parameter[where].clone()) for parameter, where, _ in start.pins]

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tools.small import MINI_DECODER_STEPS
+
 from .autoencoders import psnr
 from .captions import join_caption
 from .compose import PAINTED, compose
@@ -107,7 +109,9 @@ class Painter:
         """A net that may be used in bfloat16."""
         return load_trained(self.place, name, **({"backend": TRAINING} if name in ("stage_b", "stage_c") else {}))
 
-    def through_b(self, latent: Tensor, prompts: list[str], seeds: list[int], steps: int = 10) -> Tensor:
+    def through_b(
+        self, latent: Tensor, prompts: list[str], seeds: list[int], steps: int = MINI_DECODER_STEPS
+    ) -> Tensor:
         """Stage C latents → RGB (B, 3, 256, 256) in [0, 1] through Stage B and A."""
         said, empty = (encode_prompts(self.nets["text"], words)[1] for words in (prompts, [""]))
         with self.place.autocast():

@@ -16,6 +16,7 @@ from cascade_studio.stages.nets.previewer import Previewer
 from cascade_studio.stages.nets.stage_a import StageA
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
+from tools.small import MINI_DECODER_STEPS
 
 from .captions import batch_tokens
 from .codes import load_code
@@ -152,7 +153,7 @@ def decode(
     empty: Tensor,
     seeds: list[int],
     *,
-    steps: int = 10,
+    steps: int = MINI_DECODER_STEPS,
     cfg: float = 1.1,
     shift: float = 1.0,
 ) -> Tensor:

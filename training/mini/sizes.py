@@ -15,8 +15,8 @@ from cascade_studio.stages.nets.stage_a import StageAConfig
 from cascade_studio.stages.nets.stage_b import StageBConfig
 from cascade_studio.stages.nets.stage_c import StageCConfig
 
-SIDE = 256
-"""Of the pictures that Mini paints, in pixels."""
+SIDE, CELLS = 256, 12
+"""Of the pictures that Mini paints, in pixels and in cells of Stage C: the grid on which eyes can be told."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sizes:
     @cached_property
     def canvas(self) -> Canvas:
         """The grids of a picture."""
-        return plan_canvas(SIDE, SIDE, None if self.cells == 6 else SIDE / self.cells)
+        return plan_canvas(SIDE, SIDE, SIDE / self.cells)
 
     @property
     def work(self) -> Path:
@@ -78,6 +78,7 @@ ENCODER = EncoderConfig(
     repeats=(1, 1, 2, 2, 2, 2),
     expansions=(1, 4, 4, 4, 4, 4),
     c_features=256,
+    native_compression=SIDE / CELLS,
 )
 PREVIEWER = PreviewerConfig(c_hidden=128)
 STAGE_B = StageBConfig(
@@ -87,31 +88,25 @@ STAGE_B = StageBConfig(
     c_clip=WIDTH,
     blocks=((1, 2, 1, 1), (1, 2, 2, 2)),
     block_repeat=((1, 1, 1, 1), (1, 1, 1, 1)),
+    native_compression=SIDE / CELLS,
 )
 STAGE_C = StageCConfig(
     c_cond=256,
-    c_hidden=(256, 256),
-    nhead=(4, 4),
+    c_hidden=(128, 256),
+    nhead=(2, 4),
     blocks=((1, 3), (3, 1)),
+    switch_level=(True,),
     c_clip_text=WIDTH,
     c_clip_text_pooled=WIDTH,
     c_clip_img=WIDTH,
     native_side=SIDE,
+    native_compression=SIDE / CELLS,
 )
 
-SHIPPED = Sizes("shipped", 6, TEXT, VISION, STAGE_A, ENCODER, PREVIEWER, STAGE_B, STAGE_C)
-"""What lies in mini/: all files together take 46 MB, none more than 20."""
+SHIPPED = Sizes("shipped", CELLS, TEXT, VISION, STAGE_A, ENCODER, PREVIEWER, STAGE_B, STAGE_C)
+"""What lies in mini/: all files together take 39 MB, none more than 20."""
 
-CELLS = 12
-COMPRESSION = SIDE / CELLS
-NEXT = replace(
-    SHIPPED,
-    name="next",
-    cells=CELLS,
-    encoder=replace(ENCODER, native_compression=COMPRESSION),
-    stage_b=replace(STAGE_B, native_compression=COMPRESSION),
-    stage_c=replace(STAGE_C, c_hidden=(128, 256), nhead=(2, 4), switch_level=(True,), native_compression=COMPRESSION),
-)
-"""What the recipe trains: the grid on which eyes can be told, with most of Stage C at half its sides."""
+NEXT = replace(SHIPPED, name="next")
+"""What the recipe trains, in a folder of its own."""
 
 PLANS = {sizes.name: sizes for sizes in (SHIPPED, NEXT)}

@@ -1,8 +1,8 @@
-"""A style LoRA for Mini: python3 dev.py run -m training.mini.style_lora [--style noto | chalk]
+"""A style LoRA for Mini: python3 dev.py run -m training.mini.style_lora [--style noto | ink | chalk]
 
-"noto" ships, and goes into mini/loras. "chalk" learns from the drawings that ship (mini/pictures/chalk). Any other
-style is one of the recipe's emoji: 60 of its pictures with captions are written into a folder, but none of the held-out
-prompts' subjects. The trainer is that of the nodes. Stopped, the same command goes on.
+"noto" and "ink" (training/mini/ink.py) ship, and go into mini/loras. "chalk" learns from the drawings that ship
+(mini/pictures/chalk). Any other style is one of the recipe's emoji: 60 of its pictures with captions are written into a
+folder, but none of the held-out prompts' subjects. The trainer is that of the nodes. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -25,11 +24,13 @@ from cascade_studio.stages.training.distributed import ALONE
 from cascade_studio.stages.training.run import Run
 from cascade_studio.stages.training.settings import Settings
 from cascade_studio.stages.training.trainer import Trainer
+from tools.small import MINI_FILES
 
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, join_caption
-from .compose import LARGE, compose, random_colour
-from .data import SEED, is_there, pictures, read_split
+from .compose import PAINTED, compose, random_colour
+from .data import SEED, read_split
 from .export import FILES, FOLDER, PRIOR_CODER, put_on_record
+from .ink import INK, find_subjects, pick_pictures
 from .sizes import SHIPPED
 from .subjects import PLAIN
 
@@ -64,16 +65,17 @@ class Style:
     drawn: Path | None = None
 
 
-SHIPS = "noto"
+SHIPS = {name: Path(MINI_FILES[role]).name for name, role in (("noto", "lora"), (INK, "another lora"))}
+"""The styles that ship, and their files."""
 STYLES = {
-    SHIPS: Style(),
+    INK: Style(replace(SETTINGS, steps=300)),
     "chalk": Style(
         replace(SETTINGS, steps=120, batch_size=8, warm_up=10, rank=6, alpha=6.0),
         500_000,
         FOLDER / "pictures" / "chalk",
     ),
 }
-"""Those with settings of their own."""
+"""Those with settings of their own; the others have those of :class:`Style`."""
 
 
 class OutOfTime(Exception):
@@ -83,13 +85,13 @@ class OutOfTime(Exception):
 def write_set(style: str, folder: Path, count: int = COUNT) -> None:
     """``count`` pictures of ``style`` with captions, chosen and composed from the recipe's seed."""
     subjects, prompts = read_split()
-    array, held = pictures(style), {prompt["subject"] for prompt in prompts}
+    held = {prompt["subject"] for prompt in prompts}
     rng = random.Random(SEED)
-    there = [i for i in np.flatnonzero(is_there(array)).tolist() if i not in held]
+    there = [i for i in find_subjects(style) if i not in held]
     folder.mkdir(parents=True, exist_ok=True)
     for index in sorted(rng.sample(there, count)):
         subject, colour = subjects[index], random_colour(subjects[index], rng)
-        rgb, _ = compose(np.asarray(array[index])[None], [colour], rng, sizes=LARGE, mirrored=0.0)
+        rgb, _ = compose(pick_pictures(style, [index]), [colour], rng, **PAINTED)
         template = rng.choice(PLAIN_TEMPLATES if colour == PLAIN else COLOUR_TEMPLATES)
         pixels = (rgb[0] * 255).round().byte().movedim(0, -1).numpy()
         Image.fromarray(pixels).save(folder / f"{index:04d}.png")
@@ -140,7 +142,7 @@ def train(models: Path, work: Path, style: str, settings: Settings, minutes: flo
 def main() -> None:
     """Train one; that which ships is put into mini/loras."""
     parser = argparse.ArgumentParser(prog="training.mini.style_lora", description=__doc__.split("\n")[0])
-    parser.add_argument("--style", default=SHIPS, help="the style of the pictures (default: noto)")
+    parser.add_argument("--style", default="noto", help="the style of the pictures (default: noto)")
     parser.add_argument("--models", type=Path, default=FOLDER, help="Mini's files (default: mini/)")
     parser.add_argument("--work", type=Path, default=cache_root() / "mini-lora", help="where the state is kept")
     parser.add_argument("--steps", type=int, help="other than the style's own")
@@ -154,7 +156,7 @@ def main() -> None:
     path = train(options.models, options.work / options.style, options.style, settings, options.minutes, options.device)
     if path.stat().st_size > style.most:
         raise SystemExit(f"{path.name} takes {path.stat().st_size:,} bytes, more than {style.most:,}. Lower the rank.")
-    if options.style != SHIPS:
+    if options.style not in SHIPS:
         log.info("%s, %d bytes", path, path.stat().st_size)
         return
     target = FOLDER / "loras" / path.name

@@ -1,4 +1,4 @@
-"""What a style LoRA does, in numbers: python3 dev.py run -m training.mini.style_measure [--style noto | chalk]
+"""What a style LoRA does, in numbers: python3 dev.py run -m training.mini.style_measure [--style noto | ink | chalk]
 
 A linear judge of the style is fitted to latents of real pictures in both styles, and tried on those of other subjects.
 Then the held-out prompts are painted with and without the LoRA: how often the judge says the new style, and how often
@@ -26,14 +26,15 @@ from cascade_studio.stages.lora.match import match_lora
 from cascade_studio.stages.nets.stage_c import StageC
 
 from .compose import LARGE, compose, random_colour
-from .data import MAIN, SEED, SIDE, is_there, pictures, read_split
+from .data import MAIN, SEED, SIDE, read_split
 from .export import FOLDER, load_shipped
+from .ink import find_subjects, pick_pictures
 from .judge import at_sight, first_five, load_judge
 from .loop import Place, frozen, grid, save_sheet
 from .nets import decode, encode_prompts, paint
 from .scenes import for_encoder
 from .sizes import SHIPPED
-from .style_lora import SHIPS, STYLES, Style
+from .style_lora import STYLES, Style
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +74,12 @@ class StyleJudge:
 def renders(style: str, chosen: list[int], encoder: torch.nn.Module) -> Tensor:
     """Latents of composed pictures of these subjects in a style."""
     subjects, _ = read_split()
-    array, rng = pictures(style), random.Random(SEED)
+    rng = random.Random(SEED)
     found = []
     for start in range(0, len(chosen), 32):
         part = chosen[start : start + 32]
         colours = [random_colour(subjects[i], rng) for i in part]
-        rgb, _ = compose(np.stack([array[i] for i in part]), colours, rng, SIDE, sizes=LARGE)
+        rgb, _ = compose(pick_pictures(style, part), colours, rng, SIDE, sizes=LARGE)
         found.append(encoder(for_encoder(rgb, SHIPPED.canvas)))
     return torch.cat(found)
 
@@ -117,7 +118,7 @@ def measure(place: Place, path: Path, style: str) -> list[str]:
     drawn = STYLES.get(style, Style()).drawn
     nets: dict[str, Any] = {**load_shipped("stage_a", "encoder", "text", "stage_b", "stage_c")}
     subjects, prompts = read_split()
-    there = np.flatnonzero(is_there(pictures(MAIN if drawn else style))).tolist()
+    there = find_subjects(MAIN if drawn else style)
     random.Random(SEED).shuffle(there)
     latents = {style: drawings(drawn, nets["encoder"]) if drawn else renders(style, there[:RENDERS], nets["encoder"])}
     count = len(latents[style])
@@ -155,7 +156,7 @@ def measure(place: Place, path: Path, style: str) -> list[str]:
 def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(prog="training.mini.style_measure", description=__doc__.split("\n")[0])
-    parser.add_argument("--style", default=SHIPS)
+    parser.add_argument("--style", default="noto")
     parser.add_argument("--lora", type=Path, help="the file (default: that of the style in mini/loras)")
     parser.add_argument("--mini", type=Path, default=SHIPPED.work, help="the recipe's work folder")
     options = parser.parse_args()
@@ -164,7 +165,7 @@ def main() -> None:
     path = options.lora or FOLDER / "loras" / f"cascade_mini_{options.style}.safetensors"
     lines = measure(place, path, options.style)
     table = Path(__file__).with_name(
-        "results_lora.md" if options.style == SHIPS else f"results_lora_{options.style}.md"
+        "results_lora.md" if options.style == "noto" else f"results_lora_{options.style}.md"
     )
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     log.info("\n%s", "\n".join(lines))

@@ -44,8 +44,8 @@ def advise_on_size(model: Any, canvas: Canvas) -> list[str]:
 def advise_on_resizing(latent: dict[str, Any], canvas: Canvas) -> list[str]:
     """A sentence where ``latent`` no longer has the grid of the canvas that it was made for."""
     made = latent.get(CANVAS)
-    if not isinstance(made, Canvas) or made.prior_shape()[2:] == canvas.prior_shape()[2:]:
-        return []
+    if not isinstance(made, Canvas) or (made.width, made.height) == (canvas.width, canvas.height):
+        return []  # with other cells it is the same picture: those that its model was trained with
     return [
         f"The Stage C latent was made for {made.width} x {made.height} px on {made.prior_width} x {made.prior_height} "
         f"cells; another node changed it to {canvas.prior_width} x {canvas.prior_height} cells, which is a picture of "

@@ -12,6 +12,7 @@ ON_MINI = parts.ships("lora")
 OWN = "my_style.safetensors"
 """Stands for a file of the user's own."""
 STYLE = parts.mini_name("lora") if ON_MINI else OWN
+OTHER_STYLE = parts.mini_name("another lora") if parts.ships("another lora") else OWN
 SIDE = 256 if ON_MINI else 1024
 
 
@@ -31,8 +32,9 @@ def _links(flow: Flow) -> None:
         parts.mini_note(
             flow,
             """
-The LoRA comes with the pack, too: *cascade_mini_noto* turns its pictures into the flat style of Noto Emoji. For LoRAs
-of the published models choose another preset in the loader, their file, and 1024 x 1024 on the canvas.
+LoRAs come with the pack, too: *cascade_mini_noto* turns its pictures into the flat style of Noto Emoji, and
+*cascade_mini_ink* draws them with black outlines. For LoRAs of the published models choose another preset in the
+loader, their file, and 1024 x 1024 on the canvas.
 """,
         )
     else:
@@ -55,7 +57,9 @@ def lora_stack() -> Flow:
     canvas = parts.canvas(flow, SIDE, SIDE)
     flow.step("LoRAs")
     first = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.7)
-    second = flow.add("CascadeStudio_LoraStack", colours=TOUCH, lora=STYLE, strength_model=0.3, stack=first["stack"])
+    second = flow.add(
+        "CascadeStudio_LoraStack", colours=TOUCH, lora=OTHER_STYLE, strength_model=0.6, stack=first["stack"]
+    )
     applied = flow.add(
         "CascadeStudio_ApplyLoraStack",
         stack=second["stack"],
@@ -72,13 +76,17 @@ def lora_stack() -> Flow:
     flow.step("Off: write the LoRA in another layout")
     flow.add("CascadeStudio_ConvertLora", muted=True, lora=STYLE, model=load["prior"], layout="ComfyUI")
     _links(flow)
-    stands = "one example stands in both" if ON_MINI else "*my_style* only stands for them"
+    there = (
+        "here *cascade_mini_noto*, flat colours, and *cascade_mini_ink*, black outlines"
+        if ON_MINI
+        else "*my_style* only stands for them"
+    )
     flow.note(
         "LoRAs",
         f"""## LoRAs
 
-Each **Cascade LoRA Stack** adds one file to the list: put yours into `models/loras` and choose them in both nodes
-({stands}; **{title_of("train_lora")}** makes one). Any layout works: official, kohya, OneTrainer,
+Each **Cascade LoRA Stack** adds one file to the list: {there}. Put yours into `models/loras` and choose them in both
+nodes; **{title_of("train_lora")}** makes one. Any layout works: official, kohya, OneTrainer,
 diffusers, ComfyUI. The report on **Apply Cascade LoRA Stack** says how many of a file's keys are used; a file that
 fits nothing stops with a sentence instead of doing nothing. LoRAs for the full Stage C need the full models: choose
 them in the loader.
@@ -172,7 +180,7 @@ def train_lora() -> Flow:
     flow = Flow("train_lora")
     load = _models(flow)
     flow.step("Pictures to learn from")
-    pictures = flow.add("CascadeStudio_TrainingSet", colours=TOUCH, folder="chalk", resolution=192 if ON_MINI else 768)
+    pictures = flow.add("CascadeStudio_TrainingSet", colours=TOUCH, folder="chalk", resolution=384 if ON_MINI else 768)
     flow.step("Train")
     settings = flow.add("CascadeStudio_TrainingSettings", blocks=".attn .channelwise", loss_weight="velocity")
     trained = flow.add(

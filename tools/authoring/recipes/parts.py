@@ -70,7 +70,9 @@ def sample_prior(
 def sample_decoder(
     flow: Flow, model: Output, positive: Output, negative: Output, prior: Output, **inputs: Any
 ) -> FlowNode:
-    """Stage B after a prior."""
+    """Stage B after a prior, with the few steps that suffice where the flow loads Cascade Mini."""
+    if any(node.inputs.get("preset") == files.preset_title(MINI) for node in flow.nodes):
+        inputs = {"steps": small.MINI_DECODER_STEPS, **inputs}
     return flow.add(
         "CascadeStudio_SampleDecoder", model=model, positive=positive, negative=negative, prior=prior, **inputs
     )
