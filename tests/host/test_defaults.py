@@ -25,7 +25,6 @@ LENGTH = {"CascadeStudio_TrainLora": {"steps": 1}, "CascadeStudio_Train": {"step
 """What would only take long at its default."""
 
 SAYS = {
-    "CascadeStudio_GuideStageC": ("a guide for a Stage C of 128 channels", "load that, or a guide that was trained"),
     "CascadeStudio_LoadImageEncoder": ("Neither an image encoder nor a previewer", "Choose at least one"),
     "CascadeStudio_TrainingSet": ("2 pictures were given with 0 captions", "Write one line for each picture"),
 }

@@ -43,9 +43,9 @@ def test_the_lora_stays_below_its_size(stage_c, tmp_path):
     json.dumps(settings.as_dict())
 
 
-def test_the_controlnet_feeds_the_deeper_level_and_stays_below_its_size():
+def test_the_controlnet_feeds_the_level_with_all_cells_and_stays_below_its_size():
     config = plan_control(STAGE_C, canny.make_settings(1), ENCODER)
-    assert {STAGE_C.res_block_widths[block] for block in config.proj_blocks} == {config.c_proj} == {STAGE_C.c_hidden[1]}
+    assert {STAGE_C.res_block_widths[block] for block in config.proj_blocks} == {config.c_proj} == {STAGE_C.c_hidden[0]}
     size = 2 * sum(value.numel() for value in ControlNet(config, device="meta").state_dict().values())
     assert 1_000_000 < size < canny.MOST
 
