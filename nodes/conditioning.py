@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .host import latents
+from .host.sampling import notes
 
 CATEGORY = "Cascade Studio/conditioning"
 WHERE = "Cascade Decoder Conditioning"
@@ -28,6 +29,14 @@ class CascadeStudioDecoderConditioning(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt of Stage C."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt; an empty prompt officially."),
                 io.Latent.Input("prior", tooltip="The Stage C latent."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip=(
+                        "The Stage B model that will be sampled: gives the picture its size where core's sampler ran "
+                        "a Stage C with cells of its own, such as Cascade Mini."
+                    ),
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt with the latent."),
@@ -37,8 +46,11 @@ class CascadeStudioDecoderConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, positive: Any, negative: Any, prior: dict[str, Any]) -> io.NodeOutput:
-        canvas = latents.find_prior_canvas(prior, WHERE)
+    def execute(cls, positive: Any, negative: Any, prior: dict[str, Any], model: Any = None) -> io.NodeOutput:
+        if model is not None:
+            latents.check_model(model, "Stage B", WHERE)
+        compression = None if model is None else notes.read_native_compression(model)
+        canvas = latents.find_prior_canvas(prior, WHERE, compression)
         codes = latents.expect_finished_prior(prior, WHERE)
         return io.NodeOutput(
             latents.attach_prior(positive, codes),

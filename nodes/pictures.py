@@ -137,7 +137,8 @@ class CascadeStudioEncodeImage(io.ComfyNode):
             canvas = latents.plan_canvas_for_image(rgb, compression or vaes.read_compression(vae))
             samples = vaes.encode_for_prior(vae, latents.pad_to_canvas(rgb, canvas), canvas)
         else:
-            canvas = latents.find_prior_canvas(latents.fit_empty_prior(target, vaes.read_compression(vae)), ENCODE)
+            native = vaes.read_compression(vae)
+            canvas = latents.find_prior_canvas(latents.fit_empty_prior(target, native), ENCODE, native)
             samples = vaes.encode_picture(vae, to_image(lay_on_canvas(rgb.movedim(-1, 1), canvas)).clamp(0.0, 1.0))
         return io.NodeOutput(
             latents.make_prior_latent(samples, canvas), latents.make_empty_decoder(canvas, samples.shape[0])

@@ -191,13 +191,14 @@ class CascadeStudioSampleDecoder(io.ComfyNode):
         **guided: Any,
     ) -> io.NodeOutput:
         latents.check_model(model, "Stage B", DECODER)
-        canvas = latents.find_prior_canvas(prior, DECODER, notes.read_native_compression(model))
+        compression = notes.read_native_compression(model)
+        canvas = latents.find_prior_canvas(prior, DECODER, compression)
         codes = latents.expect_finished_prior(prior, DECODER)
         told = [*notes.advise_on_resizing(prior, canvas), *notes.advise_on_placing(prior, canvas, "Stage C")]
         if latent is None:
             latent = latents.make_empty_decoder(canvas, codes.shape[0])
         told += notes.advise_on_placing(latent, canvas, "Stage B")
-        latent = latents.fit_batch(latents.fit_empty_decoder(latent, canvas), prior, DECODER)
+        latent = latents.fit_batch(latents.fit_empty_decoder(latent, canvas, compression), prior, DECODER)
         run = sample.StageRun(
             "Stage B",
             steps,

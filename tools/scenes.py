@@ -50,7 +50,7 @@ _SCENES = {
     "lora_stack": Scene("snowman", "purple"),
     "lora_schedule": Scene("frog", "blue"),
     "merge": Scene("frog", "purple"),
-    "lora_control_regional": Scene("red apple", "yellow"),
+    "lora_control_regional": Scene("red apple", "pink"),
     "guidance": Scene("soccer ball", "green"),
     "fast": Scene("rocket", "blue"),
     "train_lora": Scene("mushroom", "green"),

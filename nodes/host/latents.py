@@ -20,6 +20,7 @@ from ...stages.inputs.canvas import (
     plan_canvas,
     plan_canvas_for_prior,
 )
+from ...stages.inputs.grids import COMPRESSION
 
 CANVAS = "cascade_studio_canvas"
 """Key in a latent under which its canvas travels from node to node."""
@@ -185,13 +186,32 @@ def measure_automatic(latent: Latent) -> tuple[int, int] | None:
     return canvas.width, canvas.height
 
 
-def fit_empty_decoder(latent: Latent, canvas: Canvas) -> Latent:
-    """``latent``, or for another model's empty one Stage B's, of its size and with the aspect of ``canvas``."""
-    size = measure_empty(latent)
+def fit_empty_decoder(latent: Latent, canvas: Canvas, compression: float | None = None) -> Latent:
+    """``latent``, or for an empty one that is not on the cells of ``canvas`` Stage B's, of its size and with them.
+
+    Such are another model's, and our own of a canvas that did not know of a model with ``compression`` pixels a cell.
+    """
+    size = measure_empty(latent) or measure_other_grid(latent, canvas)
     if size is None:
         return latent
-    fitted = plan_canvas_for_prior(canvas.prior_height, canvas.prior_width, *size)
+    fitted = plan_on_cells(canvas.prior_height, canvas.prior_width, *size, compression)
     return {**latent, **make_empty_decoder(fitted, latent["samples"].shape[0])}
+
+
+def measure_other_grid(latent: Latent, canvas: Canvas) -> tuple[int, int] | None:
+    """Width and height of the picture of our empty Stage B latent whose Stage C has other cells than ``canvas``."""
+    made = latent.get(CANVAS)
+    if not isinstance(made, Canvas) or latent.get(RATIO) != DECODER_RATIO or not is_empty(latent):
+        return None
+    return None if made.prior_shape() == canvas.prior_shape() else (made.width, made.height)
+
+
+def plan_on_cells(rows: int, columns: int, width: int, height: int, compression: float | None) -> Canvas:
+    """The canvas of a picture on ``columns`` x ``rows`` cells: as planned with ``compression`` where that gives them,
+    else one that covers it."""
+    planned = plan_canvas(width, height, compression)
+    same = (planned.prior_height, planned.prior_width) == (rows, columns)
+    return planned if same else plan_canvas_for_prior(rows, columns, width, height)
 
 
 def fit_batch(latent: Latent, prior: Latent, where: str) -> Latent:
@@ -218,12 +238,15 @@ def fit_batch(latent: Latent, prior: Latent, where: str) -> Latent:
 
 def find_prior_canvas(latent: Latent, where: str, compression: float | None = None) -> Canvas:
     """The canvas that a Stage C latent was made for; worked out from its grid, at ``compression`` pixels a cell, where
-    another node made it."""
+    another node made it, or where core's sampler gave a canvas the cells that its model was trained with."""
     samples = expect_prior(latent, where)
     canvas = latent.get(CANVAS)
     if isinstance(canvas, Canvas) and canvas.prior_shape()[2:] == tuple(samples.shape[2:]):
         return canvas
-    found = plan_canvas_for_prior(samples.shape[2], samples.shape[3], compression=compression)
+    rows, columns = samples.shape[2:]
+    if isinstance(canvas, Canvas) and compression and is_refitted(canvas, rows, columns, compression):
+        return plan_on_cells(rows, columns, canvas.width, canvas.height, compression)
+    found = plan_canvas_for_prior(rows, columns, compression=compression)
     if isinstance(canvas, Canvas) and measure_enlargement(canvas, found) > MOST_ENLARGED:
         raise WrongInput(
             f"{where} got a Stage C latent of {found.prior_width} x {found.prior_height} cells that was made for "
@@ -232,6 +255,18 @@ def find_prior_canvas(latent: Latent, where: str, compression: float | None = No
             "Enlarge Stage C Latent, which counts in the picture's size."
         )
     return found
+
+
+def is_refitted(canvas: Canvas, rows: int, columns: int, compression: float) -> bool:
+    """Whether ``columns`` x ``rows`` cells are what the host's samplers make of the empty latent of ``canvas`` for a
+    model with ``compression`` pixels a cell (``comfy.sample.fix_empty_latent_channels``)."""
+    ratio = PRIOR_RATIO / count_host_ratio(compression)
+    return (rows, columns) == (round(canvas.prior_height * ratio), round(canvas.prior_width * ratio))
+
+
+def count_host_ratio(compression: float) -> int:
+    """Pixels to a cell, in the host's own count of whole ones, of a Stage C with ``compression``."""
+    return round(PRIOR_RATIO * compression / COMPRESSION)
 
 
 def measure_enlargement(before: Canvas, after: Canvas) -> float:

@@ -20,6 +20,7 @@ from .hooks import NO_HOOKS, BlockHooks, Place
 from .portable import choose_exact
 from .response import GlobalResponseNorm, channel_lengths
 from .scaled import activate, run_scaled
+from .vectors import pad_rows
 
 Lengths = Callable[[Tensor], Tensor]
 """The L2 norm of every channel over the picture: (B, H, W, C) -> (B, 1, 1, C)."""
@@ -224,7 +225,7 @@ def map_times(
     nothing else.
     """
     batch = max(time.shape[0] for time in times)
-    times = [time.expand(batch, -1) for time in times]
+    times = [pad_rows(time.expand(batch, -1)) for time in times]
     around = dict(zip(blocks, biases or [Neighbours()] * len(blocks), strict=True))
     by_width: dict[int, dict[TimestepBlock, list[Tensor]]] = {}
     for block in blocks:
@@ -232,7 +233,7 @@ def map_times(
         by_width.setdefault(mapped[0].shape[1] // 2, {})[block] = mapped
     found: dict[nn.Module, Modulation] = {}
     for of_width in by_width.values():
-        sums = reduce(torch.add, (torch.stack(each) for each in zip(*of_width.values(), strict=True)))
+        sums = reduce(torch.add, (torch.stack(each) for each in zip(*of_width.values(), strict=True)))[:, :batch]
         factor, shift = sums.to(dtype).chunk(2, dim=-1)  # autocast may have chosen another; (n, B, C) each
         factor, late = factor + 1, None
         before, behind = (

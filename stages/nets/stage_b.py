@@ -18,6 +18,7 @@ from .hooks import NO_HOOKS, BlockHooks
 from .run import Pass
 from .scaled import activate, run_scaled
 from .unet import CascadeUNet, UNetConfig, change_level, join_conditions
+from .vectors import map_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class StageB(CascadeUNet):
         Raises :class:`~.errors.WrongInput` for a latent or a conditioning that another stage or model needs.
         """
         self.check_latent(x)
-        tokens = self.clip_mapper(self.check_condition("clip", clip, self.config.c_clip, x))
+        tokens = map_vectors(self.clip_mapper, self.check_condition("clip", clip, self.config.c_clip, x))
         cond = join_conditions([tokens], self.config.c_cond)
         run = self.start_run(x, r, {"sca": sca}, cond, None, hooks)
         grid = self.measure_grid(x)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .backend import TORCH, Backend
 from .hooks import NO_HOOKS, BlockHooks
 from .unet import CascadeUNet, UNetConfig, join_conditions
+from .vectors import map_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,10 @@ class StageC(CascadeUNet):
         pooled = self.check_condition("clip_text_pooled", clip_text_pooled, config.c_clip_text_pooled, x)
         image = self.check_condition("clip_img", clip_img, config.c_clip_img, x)
         return join_conditions(
-            [self.clip_txt_mapper(text), self.clip_txt_pooled_mapper(pooled), self.clip_img_mapper(image)],
+            [
+                self.clip_txt_mapper(text),
+                map_vectors(self.clip_txt_pooled_mapper, pooled),
+                map_vectors(self.clip_img_mapper, image),
+            ],
             config.c_cond,
         )

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from inprocess import PromptError
 from world import Studio
+
+from cascade_studio.nodes.host.latents import CANVAS, RATIO
 
 NATIVE = 1024 / 48
 
@@ -52,6 +55,42 @@ def test_cores_sampler_and_cores_latent_take_it_too(fine):
         assert fine.core_sample(fine.parts.prior, empty, seed=1, steps=1).shape[2:] == (12, 12)
     bare = {"samples": fine.core_sample(fine.parts.prior, fine.canvas(256, 256)[0], seed=1, steps=1)}
     assert grid(fine.sample_decoder(bare, steps=1)) == (64, 64), "of a latent that knows no canvas"
+
+
+def sample_by_core(fine: Studio, width: int, height: int) -> dict[str, Any]:
+    """A finished Stage C latent as core's KSampler hands it on: on the model's cells, with the canvas it was given."""
+    empty = fine.canvas(width, height)[0]
+    samples = fine.core_sample(fine.parts.prior, empty, seed=1, steps=1)
+    return {key: value for key, value in {**empty, "samples": samples}.items() if key != RATIO}
+
+
+@pytest.mark.parametrize("width, height", [(256, 256), (200, 248), (512, 320), (160, 128)])
+def test_what_cores_sampler_made_keeps_the_size_of_its_canvas(fine, width, height):
+    prior, text = sample_by_core(fine, width, height), fine.text("a")
+    told = {"positive": text, "negative": text, "prior": prior, "model": fine.parts.decoder}
+    for latent in (fine.call("CascadeStudio_DecoderConditioning", 2, **told), fine.sample_decoder(prior, steps=1)):
+        canvas = latent[CANVAS]
+        assert (canvas.width, canvas.height) == (width, height) and canvas.prior_shape()[2:] == grid(prior)
+    with pytest.raises(PromptError, match="Stage C model"):
+        fine.call("CascadeStudio_DecoderConditioning", **{**told, "model": fine.parts.prior})
+
+
+def test_enlarged_latents_are_not_taken_for_the_canvas(fine):
+    prior = fine.sample_prior(fine.canvas(256, 256)[0], steps=1)
+    wide = {**prior, "samples": torch.nn.functional.interpolate(prior["samples"], scale_factor=1.5)}
+    canvas = fine.sample_decoder(wide, steps=1)[CANVAS]
+    assert (canvas.width, canvas.height) == (384, 384)
+
+
+@pytest.mark.parametrize("width, height", [(256, 256), (200, 248), (320, 512)])
+def test_a_stage_b_latent_of_the_canvas_gets_the_models_cells(fine, width, height):
+    """As a script does that loads a saved Stage C latent and tells the size by a canvas."""
+    empty, decoder = fine.canvas(width, height)
+    prior = fine.sample_prior(empty, steps=1)
+    bare = {"samples": prior["samples"]}
+    whole = fine.sample_decoder(prior, steps=1)
+    told = fine.sample_decoder(bare, latent=decoder, steps=1)
+    assert told[CANVAS] == whole[CANVAS] and torch.equal(told["samples"], whole["samples"])
 
 
 def test_pictures_are_encoded_on_it(fine):

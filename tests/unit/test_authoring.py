@@ -203,7 +203,8 @@ def test_a_workflow_is_made_fit_for_mini_as_a_whole_or_not_at_all(monkeypatch):
     assert small.for_mini(converted, {}, FIRST, "apple.png")
     found = {key: node["inputs"] for key, node in converted.prompt.items()}
     assert found["1"] == {"prior": "mini_c.safetensors", "preset": "files below", "missing_files": "never"}
-    assert found["2"] == {"width": 256, "height": 256, "compression": 21.33} and found["3"] == {"width": 128, "height": 160}
+    assert found["2"] == {"width": 256, "height": 256, "compression": 21.33}
+    assert found["3"] == {"width": 128, "height": 160}
     assert found["4"]["image"] == "apple.png" and found["5"]["steps"] == 20 and found["6"]["text"] == FIRST.prompt
 
 

@@ -19,10 +19,9 @@ from ....stages.diffusion.sampling import logsnr_from_sigma, noise_condition
 from ....stages.errors import BadValues, WrongInput
 from ....stages.files.header import MARKER, marker_tensor
 from ....stages.files.kinds import is_published
-from ....stages.inputs.grids import COMPRESSION
 from ....stages.inputs.resize import crop_prior
 from ....stages.nets.stage_c import StageCConfig
-from ..latents import PRIOR_RATIO
+from ..latents import count_host_ratio
 from .finite import FiniteWatch, is_finite
 from .foreign import SaysWhatIsMissing
 from .nets import HostStageB, HostStageC
@@ -185,7 +184,7 @@ class CascadePrior(CascadeModel, comfy.model_base.StableCascade_C):
     def __init__(self, model_config: Any, device: torch.device | None = None):
         CascadeModel.__init__(self, model_config, HostStageC, device)
         native = self.diffusion_model.config.native_compression
-        self.latent_format.spacial_downscale_ratio = round(PRIOR_RATIO * native / COMPRESSION)
+        self.latent_format.spacial_downscale_ratio = count_host_ratio(native)
 
     def apply_model(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         options = kwargs.get("transformer_options", {})

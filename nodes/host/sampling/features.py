@@ -25,6 +25,7 @@ from ..conditioning.control_chain import release_controls
 from ..models.hooks import CHANGES_KEY
 from .guidance import check_own
 from .guider import CascadeGuider
+from .notes import read_native_compression
 
 WRAPPER = "cascade_studio_features"
 PASS_SEED = 0
@@ -144,7 +145,8 @@ def extract_features(model: Any, positive: Any, prior: dict[str, Any], where: st
     """The features of a finished Stage C latent, (B, C, h, w) each, by one pass of ``model`` with its prompt."""
     samples = latents.expect_finished_prior(prior, where)
     recording = Recording()
-    guider = CascadeGuider(recording.put_on(model), latents.find_prior_canvas(prior, where))
+    canvas = latents.find_prior_canvas(prior, where, read_native_compression(model))
+    guider = CascadeGuider(recording.put_on(model), canvas)
     guider.set_prompts(positive)
     guider.set_guidance(Guidance(1.0))
     sigma = sampling.sigma_from_logsnr(sampling.logsnr(FEATURE_NOISE))

@@ -192,7 +192,7 @@ def train_lora() -> Flow:
         settings=settings["settings"],
         name="chalk",
         steps=150,
-        learning_rate=0.0002 if ON_MINI else 0.0004,
+        learning_rate=0.0004,
         rank=8,
         alpha=8.0,
         sample_every=25,
@@ -217,8 +217,8 @@ picture is painted without the LoRA and with it.
 3. The LoRA lands among your LoRAs; **{title_of("lora_stack")}** shows how to use it.
 
 A LoRA fits the Stage C that it was trained on. For the published models choose another preset in the loader, a
-resolution of 768, a learning rate of 0.0004 and 1024 x 1024 on the canvas; bf16 or fp8 in **Cascade Training Settings**
-says how the frozen weights are kept in memory. **Train Cascade** trains whole stages and ControlNets as well, **Find
+resolution of 768 and 1024 x 1024 on the canvas; bf16 or fp8 in **Cascade Training Settings** says how the frozen
+weights are kept in memory. **Train Cascade** trains whole stages and ControlNets as well, **Find
 Learning Rate** tries rates before a long run; both are switched off (Ctrl+M).""",
     )
     return flow

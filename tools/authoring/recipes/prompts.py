@@ -29,7 +29,7 @@ def lora_control_regional() -> Flow:
         "CascadeStudio_LoadLora",
         colours=TOUCH,
         lora=parts.mini_name("lora") if ON_MINI else OWN,
-        strength_model=0.7,
+        strength_model=0.5,
         prior=load["prior"],
         clip=load["clip"],
     )
@@ -49,7 +49,7 @@ def lora_control_regional() -> Flow:
     left = _words(
         flow,
         lora["clip"],
-        "(green apple:1.3) on a yellow background" if ON_MINI else "a (green parrot:1.3) on a branch",
+        "(green apple:1.2) on a pink background" if ON_MINI else "a (green parrot:1.3) on a branch",
         "Prompt of the left half",
     )
     negative = _words(flow, lora["clip"], "", "Negative prompt")

@@ -160,7 +160,11 @@ def text_to_image_core_ksampler() -> Flow:
     )
     flow.step("Stage B with KSampler")
     conditioning = flow.add(
-        "CascadeStudio_DecoderConditioning", positive=positive[0], negative=negative[0], prior=c["LATENT"]
+        "CascadeStudio_DecoderConditioning",
+        positive=positive[0],
+        negative=negative[0],
+        prior=c["LATENT"],
+        model=load["decoder"],
     )
     b = flow.add(
         "KSampler",
@@ -203,7 +207,13 @@ def text_to_image_custom_sampling() -> Flow:
     )
     c = _custom(flow, "Stage C, piece by piece", load["prior"], positive[0], negative[0], canvas["Stage C latent"], C)
     flow.step("Hand over to Stage B")
-    given = flow.add("CascadeStudio_DecoderConditioning", positive=positive[0], negative=negative[0], prior=c[1])
+    given = flow.add(
+        "CascadeStudio_DecoderConditioning",
+        positive=positive[0],
+        negative=negative[0],
+        prior=c[1],
+        model=load["decoder"],
+    )
     b = _custom(
         flow,
         "Stage B, piece by piece",
