@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .example_pictures import draw_hills
+from .example_pictures import draw_apple, draw_hills
 from .icon import GROUND
 from .titles import title_of
 
@@ -33,10 +33,21 @@ GUIDES = 4
 
 Box = tuple[int, int, int, int]
 
+HOUSE = (0.38, 0.30, 0.74, 0.74)
+"""Where the house stands, in shares of the side: left, top, right, bottom."""
+
+DETAILS = (HOUSE, (0.15, 0.32, 0.38, 0.74))
+"""The house and the tree."""
+
 
 @lru_cache(maxsize=1)
 def _hills() -> Image.Image:
     return draw_hills().resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+@lru_cache(maxsize=1)
+def _apple() -> Image.Image:
+    return draw_apple().resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def coarsen(picture: Image.Image, cells: int) -> Image.Image:
@@ -100,15 +111,18 @@ def join_halves(before: Image.Image, after: Image.Image) -> Image.Image:
     return whole
 
 
-def draw_upscaled(small: int, large: int, tiles: int = 0, name: str = "") -> Image.Image:
+def draw_upscaled(
+    small: int, large: int, tiles: int = 0, name: str = "", draw: Callable[[], Image.Image] = _hills
+) -> Image.Image:
     """Coarse below, fine above, with both sizes; ``tiles`` across, where the fine one is painted in tiles."""
-    fine = _hills().copy()
+    whole = draw()
+    fine = whole.copy()
     drawn = ImageDraw.Draw(fine)
     for number in range(1, tiles):
         at = SIDE * number // tiles
         for ends in ([(at, 0), (at, SIDE)], [(0, at), (SIDE, at)]):
             drawn.line(ends, fill=INK, width=WIDE // 2)
-    whole = join_halves(coarsen(_hills(), 32), fine)
+    whole = join_halves(coarsen(whole, 32), fine)
     drawn = ImageDraw.Draw(whole)
     write_label(drawn, str(small), (MARGIN, SIDE - MARGIN), LARGE_LETTERS, "lb")
     write_label(drawn, str(large), (SIDE - MARGIN, MARGIN), LARGE_LETTERS, "rt")
@@ -127,11 +141,57 @@ def draw_board(size: tuple[int, int], square: int = 32) -> Image.Image:
 def draw_inpainted() -> Image.Image:
     """A hole in the picture, and the same place painted."""
     hole = Image.new("L", (SIDE, SIDE), 0)
-    place = tuple(round(part * SIDE) for part in (0.38, 0.30, 0.74, 0.74))
+    place = measure(HOUSE)
     ImageDraw.Draw(hole).ellipse(place, fill=255)
     before = Image.composite(draw_board((SIDE, SIDE)).convert("RGB"), _hills(), hole)
     whole = join_halves(before, _hills())
     ImageDraw.Draw(whole).ellipse(place, outline=FLOW, width=WIDE)
+    return whole
+
+
+def measure(box: tuple[float, ...]) -> Box:
+    """A box in shares of the side, in pixels."""
+    left, top, right, bottom = (round(part * SIDE) for part in box)
+    return left, top, right, bottom
+
+
+def draw_detailed() -> Image.Image:
+    """Two marked parts of a coarse picture, and both of them fine; the rest stays as it is."""
+    coarse, marked = coarsen(_hills(), 40), Image.new("L", (SIDE, SIDE), 0)
+    for place in DETAILS:
+        ImageDraw.Draw(marked).ellipse(measure(place), fill=255)
+    whole = Image.composite(_hills(), coarse, marked)
+    drawn = ImageDraw.Draw(whole)
+    for place in DETAILS:
+        drawn.ellipse(measure(place), outline=FLOW, width=WIDE)
+    return whole
+
+
+def draw_salient() -> Image.Image:
+    """What stands out keeps its colours while the rest loses them, and the same picture painted anew there."""
+    standing, place = Image.new("L", (SIDE, SIDE), 0), measure(HOUSE)
+    ImageDraw.Draw(standing).ellipse(place, fill=255)
+    grey = Image.blend(_hills().convert("L").convert("RGB"), Image.new("RGB", (SIDE, SIDE), SHADE), 0.6)
+    whole = join_halves(Image.composite(coarsen(_hills(), 40), grey, standing), _hills())
+    ImageDraw.Draw(whole).ellipse(place, outline=FLOW, width=WIDE)
+    return whole
+
+
+def draw_tile_by_tile(across: int = 3, done: int = 5) -> Image.Image:
+    """A coarse picture of which the first tiles are fine already, and the one that is at work."""
+    whole = coarsen(_hills(), 32)
+    side = SIDE / across
+    for number in range(done):
+        x, y = number % across * side, number // across * side
+        box = tuple(round(edge) for edge in (x, y, x + side, y + side))
+        whole.paste(_hills().crop(box), box[:2])
+    drawn = ImageDraw.Draw(whole)
+    for number in range(1, across):
+        at = round(side * number)
+        for ends in ([(at, 0), (at, SIDE)], [(0, at), (SIDE, at)]):
+            drawn.line(ends, fill=INK, width=WIDE // 2)
+    x, y = (done - 1) % across * side, (done - 1) // across * side
+    drawn.rectangle((x, y, x + side, y + side), outline=FLOW, width=WIDE)
     return whole
 
 
@@ -164,6 +224,10 @@ DIAGRAMS: dict[str, Callable[[], Image.Image]] = {
     title_of("ultrapixel_4k"): partial(draw_enlarged, (1280, 720), (3840, 2160), "UltraPixel"),
     title_of("super_resolution"): partial(draw_upscaled, 768, 2048),
     title_of("upscale_steered"): partial(draw_upscaled, 1024, 2048, 3, "ControlNet"),
+    title_of("upscale"): partial(draw_upscaled, 1024, 2048, 2, draw=_apple),
+    title_of("detailer"): draw_detailed,
+    title_of("saliency"): draw_salient,
+    title_of("other_tools"): draw_tile_by_tile,
     title_of("inpaint"): draw_inpainted,
     title_of("outpaint"): draw_outpainted,
 }

@@ -1,12 +1,14 @@
 """``python3 dev.py run -m tools.workflow_thumbnails [NAME ...]``: a picture of 512 pixels beside each workflow.
 
 Every workflow runs on a real server with Cascade Mini, at the size that Mini paints and with a prompt that it knows;
-what it saves becomes the template browser's picture. A workflow that Mini cannot show, since it lacks a part of it or
+what it saves becomes the template browser's picture, beside what was before where it changes something
+(:mod:`tools.cards`). A workflow that Mini cannot show, since it lacks a part of it or
 is lost at its size, has a drawn diagram (:mod:`tools.diagrams`), which takes no server.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import sys
@@ -18,7 +20,7 @@ from PIL import Image, ImageOps
 from cascade_studio.commands.messages import Stop, say, speak_plainly
 from cascade_studio.commands.workflow.api_prompt import convert
 
-from . import small
+from . import cards, small
 from .authoring.__main__ import WORKFLOWS, current_setup
 from .diagrams import DIAGRAMS, draw_diagram
 from .edit import set_prompt, set_seed
@@ -57,9 +59,11 @@ def prepare_prompt(name: str, definitions: dict[str, Any]) -> dict[str, Any] | N
     """The prompt on Mini, or None where Mini lacks a part."""
     converted = convert(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), definitions)
     scene = None if name in SILENT else SCENES.get(name)
+    whole = copy.deepcopy(converted.prompt)
     if not small.for_mini(converted, definitions, scene, EXAMPLE):
         return None
-    set_seed(converted, SEED)
+    set_seed(converted, cards.SEEDS.get(name, SEED))
+    cards.keep_training(converted.prompt, whole)
     return converted.prompt
 
 
@@ -80,6 +84,40 @@ def write_thumbnail(name: str, data: bytes) -> None:
     say(f"Written: {path.relative_to(REPOSITORY)}")
 
 
+def paint_card(server: HostServer, name: str, prompt: dict[str, Any]) -> bytes | None:
+    """What the card of ``name`` shows, or None where the workflow saves no picture."""
+    saved: dict[str, list[Image.Image]] = {}
+    for image in server.client.run(cards.save_more(name, prompt)).images():
+        if image["type"] == "output":  # and not what a node only shows
+            kind = next((prefix for prefix in (cards.BEFORE, cards.DRAFTS) if is_saved_as(image, prefix)), "result")
+            saved.setdefault(kind, []).append(open_picture(server, image))
+    if name in cards.WITHOUT:
+        saved[cards.BEFORE] = [open_picture(server, server.client.run(cards.take_off(name, prompt)).images()[0])]
+    if cards.DRAFTS in saved:
+        return as_png(cards.draw_sheet(saved[cards.DRAFTS]))
+    if "result" not in saved:
+        return None
+    result = saved["result"][-1]
+    return as_png(cards.draw_pair(saved[cards.BEFORE][0], result) if cards.BEFORE in saved else result)
+
+
+def is_saved_as(image: dict[str, Any], prefix: str) -> bool:
+    """Whether the host saved ``image`` under ``prefix``."""
+    return f"{image['subfolder']}/{image['filename']}".startswith(prefix)
+
+
+def open_picture(server: HostServer, image: dict[str, Any]) -> Image.Image:
+    """One picture that the server saved."""
+    return Image.open(io.BytesIO(server.client.view(image))).convert("RGB")
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """The bytes of a PNG."""
+    made = io.BytesIO()
+    picture.save(made, "PNG")
+    return made.getvalue()
+
+
 def run(server: HostServer, names: list[str]) -> int:
     """Write the picture of each beside its workflow; returns how many were left out."""
     definitions = server.client.get("/object_info")
@@ -87,9 +125,9 @@ def run(server: HostServer, names: list[str]) -> int:
     left_out = 0
     for name in sorted(names):
         prompt = prepare_prompt(name, definitions)
-        images = server.client.run(prompt).images() if prompt else []
-        if images:
-            write_thumbnail(name, server.client.view(images[0]))
+        card = paint_card(server, name, prompt) if prompt else None
+        if card:
+            write_thumbnail(name, card)
         else:
             say(f"{name}: left out, {'it saves no picture' if prompt else 'Cascade Mini has not all of its parts'}.")
             left_out += 1

@@ -177,9 +177,10 @@ def index(name: str) -> int:
     return eyes.outlines().names.index(name)
 
 
-def test_prompts_of_one_batch_are_near_their_single_pictures_but_not_equal(mini):
-    """Why `studio.py batch` sends different prompts one by one: sums of another size come out otherwise."""
+def test_prompts_of_one_batch_are_their_single_pictures_up_to_rounding(mini):
+    """`studio.py batch` sends different prompts one by one, since on other devices sums of another size may round
+    otherwise."""
     prompts, given = [scene.prompt for scene in SHEET[:2]], {"negative": mini.negative, "steps": 4}
     together = mini.sample_prior(mini.canvas(batch=2)[0], positive=mini.texts(prompts), seed=5, **given)["samples"]
     alone = [mini.prior(prompt, seed=5 + number, steps=4)["samples"] for number, prompt in enumerate(prompts)]
-    assert 0 < (together - torch.cat(alone)).abs().max() < 1e-4
+    assert (together - torch.cat(alone)).abs().max() < 1e-5

@@ -27,7 +27,7 @@ WITH_COMFYUI = OF_STAGES | {"PIL", "transformers", "aiohttp", "yaml", "psutil"}
 """What comes with ComfyUI; ray and fsspec are asked for where they are there."""
 OPTIONAL = {"ray", "fsspec"}
 DRAWN = {"workflow_thumbnails.py", "example_pictures.py", "sheet.py", "icon.py", "banner.py", "diagrams.py"}
-DRAWN |= {"training_set.py"}
+DRAWN |= {"training_set.py", "cards.py"}
 """Commands that draw pictures, with Pillow, and run inside the environment."""
 HOSTS = {"comfy", "comfy_extras", "folder_paths", "latent_preview", "comfy_api"}
 

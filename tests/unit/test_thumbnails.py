@@ -10,7 +10,7 @@ from harness import REPOSITORY
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
 from cascade_studio.commands.messages import Stop
-from tools import sheet, workflow_thumbnails as tool
+from tools import cards, sheet, workflow_thumbnails as tool
 from tools.authoring.recipes import parts
 from tools.diagrams import DIAGRAMS, LARGE_LETTERS, LETTERS, MARGIN, SIDE, draw_diagram, draw_enlarged, write_label
 from tools.scenes import SHEET
@@ -54,6 +54,55 @@ def test_a_diagram_is_the_workflows_card_and_differs_from_the_others(name):
             with Image.open(WORKFLOWS / f"{other}.jpg") as card:
                 away = max(ImageStat.Stat(ImageChops.difference(drawn, card)).mean)
             assert away < 2 if other == name else away > 4, other
+
+
+def api_of(name: str) -> dict:
+    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", cards.PAIRS)
+def test_a_pair_saves_what_was_before(name):
+    """Beside what the workflow saves itself, which stays as it is."""
+    prompt = api_of(name)
+    more = cards.save_more(name, prompt)
+    (added,) = set(more) - set(prompt)
+    wire = more[added]["inputs"]["images"]
+    assert prompt == api_of(name) and wire[0] in prompt and more[added]["inputs"]["filename_prefix"] == cards.BEFORE
+
+
+@pytest.mark.parametrize("name", sorted(cards.WITHOUT))
+def test_before_is_without_what_the_workflow_is_for(name):
+    prompt = api_of(name)
+    off = cards.take_off(name, prompt)
+    changed = [key for key in prompt if prompt[key] != off[key]]
+    assert changed and prompt == api_of(name) and cards.save_more(name, prompt) == prompt
+
+
+@pytest.mark.parametrize("name", sorted(cards.BOARDS))
+def test_a_board_shows_its_drafts(name):
+    prompt = api_of(name)
+    more = cards.save_more(name, prompt)
+    assert more[cards.DRAFTS]["inputs"]["images"] == ["drafts", 0]
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (9, 9, 9)]
+    sheet = cards.draw_sheet([Image.new("RGB", (8, 8), colour) for colour in colours])
+    middles = [(x * SIDE // 4, y * SIDE // 4) for y in (1, 3) for x in (1, 3)]
+    assert [sheet.getpixel(at) for at in middles] == colours[:4]
+
+
+def test_a_pair_has_before_below_and_after_above():
+    pair = cards.draw_pair(*(Image.new("RGB", (64, 64), colour) for colour in ((9, 0, 0), (0, 0, 9))))
+    assert pair.getpixel((SIDE // 4, 3 * SIDE // 4)) == (9, 0, 0)
+    assert pair.getpixel((3 * SIDE // 4, SIDE // 4)) == (0, 0, 9)
+
+
+def test_a_card_of_training_trains_as_opened():
+    (name,) = [name for name in cards.PAIRS if "train" in name]
+    whole = api_of(name)
+    less = json.loads(json.dumps(whole))
+    node = cards.find_node(less, "CascadeStudio_TrainLora")
+    less[node]["inputs"]["steps"] = 2
+    cards.keep_training(less, whole)
+    assert less == whole
 
 
 def test_labels_of_diagrams_stay_inside_of_them():
