@@ -27,6 +27,43 @@ def test_panels_show_in_both_renderers(page, pictures, modern):
         page.setting("Comfy.VueNodes.Enabled", False)
 
 
+PREVIEW = """
+const id = `${arguments[0]}`;
+const board = Object.assign(document.createElement("canvas"), { width: 64, height: 64 });
+const blob = await new Promise((done) => board.toBlob(done));
+const ids = { nodeId: id, displayNodeId: id, parentNodeId: id, realNodeId: id };
+app.api.dispatchCustomEvent("b_preview_with_metadata", { blob, ...ids });
+"""
+STORE = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s.get('nodeOutput')"
+HAS_PREVIEW = [f"Boolean({place}.nodePreviewImages[arguments[0]]?.length)" for place in ("app", STORE)]
+
+
+def test_a_live_preview_makes_room_for_what_the_node_shows_at_last(page):
+    """It goes from both of the host's lists: the second is that of Nodes 2.0."""
+    node = page.add("CascadeStudio_TrainLora", (300, 100))
+    page.browser.run(PREVIEW, node)
+    for there in HAS_PREVIEW:
+        page.browser.wait(there, node)
+    done = "app.api.dispatchCustomEvent('executed', { node: `${arguments[0]}`, output: arguments[1] })"
+    page.browser.run(done, node, {"text": ["no picture yet"]})
+    assert all(page.browser.run(f"return {there}", node) for there in HAS_PREVIEW)
+    page.browser.run(done, node, {"images": [{"filename": "plot.png", "subfolder": "", "type": "temp"}]})
+    for there in HAS_PREVIEW:
+        page.browser.wait(f"!({there})", node)
+
+
+def test_the_words_about_a_preview_go_when_there_is_one(page):
+    node = page.add("CascadeStudio_SamplePrior", (300, 100))
+    words = "document.querySelector('.cascade-studio-stages .room span')"
+    assert not page.browser.run(f"return {words}.hidden")
+    page.browser.run(
+        "const nodes = { [arguments[0]]: { state: 'running', value: 1, max: 20 } };"
+        "app.api.dispatchCustomEvent('progress_state', { prompt_id: 'here', nodes })",
+        node,
+    )
+    page.browser.wait(f"{words}.hidden")
+
+
 def test_two_pictures_are_compared(page, pictures):
     node = page.add("CascadeStudio_Compare", (500, 120))
     page.browser.run(

@@ -51,6 +51,8 @@ PANELS = {
     "IdentityHint": 240,
     "OutpaintCanvas": 240,
     "ImagePrompts": 240,
+    "Detailer": 240,
+    "Upscale": 240,
 }
 """What some of our nodes show below their widgets, room for a live preview, a hint and a note included."""
 

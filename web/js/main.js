@@ -9,6 +9,7 @@ import { addFiles, listenToDownloads, loaded, recallDownloads, restoreDownloads 
 import { allNodes, isOurs, kindOf, nodeOf, workflowId } from "./graph.js";
 import { addGrowth } from "./grow.js";
 import { listenToMessages } from "./messages.js";
+import { listenToPreviews } from "./previews.js";
 import { listenToRepairs, offerSize } from "./repair.js";
 import { addReport, tell } from "./report.js";
 import { addSettings } from "./settings.js";
@@ -70,6 +71,7 @@ app.registerExtension({
     addStyles();
     listenToMessages();
     listenToStages();
+    listenToPreviews();
     listenToDownloads();
     listenToRepairs();
     suggestNodes();

@@ -90,6 +90,7 @@ class Strip extends Panel {
     super(node, "stages", 22);
     this.parts = Object.fromEntries(ORDER.map((name) => [name, partOf(name)]));
     const children = ORDER.flatMap((name) => [element("i", { textContent: "→" }), this.parts[name].root]).slice(1);
+    this.stage = stage;
     this.room = element("div", { className: "room" }, element("span"));
     this.room.hidden = stage === "A";
     this.replace(element("div", { className: "row" }, ...children), this.room);
@@ -100,6 +101,7 @@ class Strip extends Panel {
     this.root.title = text("stages.tip");
     this.room.firstChild.textContent = text("stages.room");
     const run = shownRun();
+    this.room.firstChild.hidden = run.stage(this.stage, now).state !== "";
     for (const stage of ORDER) {
       const { state, seconds, share, memory } = run.stage(stage, now);
       const { root, bar, words } = this.parts[stage];
