@@ -40,7 +40,7 @@ class Rule:
 
 
 RULES = {
-    "stage_c": {CAREFUL: Rule(0.06), FAST: Rule(0.08)},
+    "stage_c": {CAREFUL: Rule(0.06), FAST: Rule(0.07, 0.0, 0.5)},
     "stage_b": {CAREFUL: Rule(0.09, 0.5), FAST: Rule(0.19, 0.5)},
 }
-"""By stage and preset. Of the official 20 + 10 steps *careful* leaves 12 + 10 and *fast* 10 + 6."""
+"""By stage and preset. Of the official 20 + 10 steps *careful* leaves 12 + 10 and *fast* 8 + 6."""
