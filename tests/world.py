@@ -173,7 +173,9 @@ class Studio:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Stage B's conditioning for core samplers, and its empty latent."""
         given = {**self.prompts, **prompts, "prior": prior or self.prior_latent}
-        positive, negative, latent = self.call("CascadeStudio_DecoderConditioning", range(3), **given)
+        positive, negative, latent = self.call(
+            "CascadeStudio_DecoderConditioning", range(3), model=self.parts.decoder, **given
+        )
         return {"positive": positive, "negative": negative}, latent
 
     def pure_prior(self, shape: tuple[int, ...], seeds: list[int], start: Tensor | None = None, **run: Any) -> Tensor:

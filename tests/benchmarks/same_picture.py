@@ -64,18 +64,17 @@ def by_core(studio: MiniStudio, model: object, **given: object) -> dict:
     return {**latent, "samples": samples}
 
 
-def by_release(studio: MiniStudio, count: int) -> Tensor:
-    """Stage C by the official loop, all noise from one generator as the release draws it."""
+def by_release(studio: MiniStudio, shape: tuple[int, ...]) -> Tensor:
+    """Stage C by the official loop, all noise from one generator as the release draws it; ``shape`` is (B, 16, h, w)."""
     generator = torch.Generator().manual_seed(SEED)
     texts = studio.text(PROMPT), studio.negative
     conds = [
         {
-            "clip_text": text[0][0].expand(count, -1, -1),
-            "clip_text_pooled": text[0][1]["pooled_output"].expand(count, -1),
+            "clip_text": text[0][0].expand(shape[0], -1, -1),
+            "clip_text_pooled": text[0][1]["pooled_output"].expand(shape[0], -1),
         }
         for text in texts
     ]
-    shape = tuple(studio.canvas(batch=count)[0]["samples"].shape)
     official = OFFICIAL["stage_c"]
     with torch.inference_mode():
         *_, last = sampling.sample(
@@ -104,7 +103,7 @@ def main() -> None:
         run = {"seed": SEED, "noise": noise, "rescale_batch": True}
         latent = studio.canvas(batch=2)[0]
         ours = studio.sample_prior(latent, positive=text, negative=studio.negative, **run)
-        release = {**ours, "samples": by_release(studio, 2)}
+        release = {**ours, "samples": by_release(studio, tuple(ours["samples"].shape))}
         tell(f"Sample Stage C, {noise}: official loop", paint(studio, ours), paint(studio, release))
     patched = studio.call("ModelSamplingStableCascade", model=model, shift=2.0)
     for sampler, scheduler in (

@@ -25,6 +25,8 @@ UNHEARD = "Unhandled message"
 SET_ASIDE = "[proxyWidgetMigration] source widget has no backing input slot"
 """The frontend's own warning on what becomes of a seed after a run, on the face of any block: it stays inside."""
 
+ERRORS = ".p-dialog-mask"
+"""What older frontends show a failed run in."""
 TEMPLATES = '[data-testid="template-workflows-content"]'
 CARD = '[data-testid="template-workflow-%s"]'
 FIRST_CARD = "document.querySelector('[data-testid^=template-workflow-]')"
@@ -107,9 +109,10 @@ class Page:
             "app.extensionManager.dialog?.closeDialog?.();"
             "document.querySelector('[data-testid=error-overlay-dismiss]')?.click()"
         )
-        if self.browser.run(f"return !!document.querySelector('{TEMPLATES}')"):
-            self.browser.press("Escape", 27)
-            self.browser.wait(f"!document.querySelector('{TEMPLATES}')")
+        for above in (TEMPLATES, ERRORS):
+            if self.browser.run(f"return !!document.querySelector('{above}')"):
+                self.browser.press("Escape", 27)
+                self.browser.wait(f"!document.querySelector('{above}')")
 
     def load(self, workflow: dict[str, Any], name: str = "test") -> None:
         """Open a workflow as from a file."""
