@@ -5,6 +5,9 @@ import { isOurs, nodeOf } from "./graph.js";
 
 const STORE = "nodeOutput";
 
+/** Milliseconds after which the host has dropped a preview that it was told to drop. */
+const DROPPED = 600;
+
 /** The host's own store of pictures in nodes; undefined in a frontend that has another. */
 const storeOfPictures = () =>
   document.querySelector("#vue-app")?.__vue_app__?.config.globalProperties.$pinia?._s?.get(STORE);
@@ -14,9 +17,9 @@ function dropPreview({ detail }) {
   const node = detail.output?.images?.length ? nodeOf(id) : null;
   if (!node || !isOurs(node)) return;
   const store = storeOfPictures();
-  if (!store?.revokePreviewsByLocatorId) return;
-  store.revokePreviewsByLocatorId(node.graph.isRootGraph ? String(node.id) : `${node.graph.id}:${node.id}`);
-  store.refreshNodeOutputs?.(node); // the host has drawn its pictures already, with the preview before them
+  if (!store?.revokePreviewsByExecutionId || !store.setNodeOutputsByExecutionId) return;
+  store.revokePreviewsByExecutionId(id); // which waits, for a preview that follows at once
+  setTimeout(() => store.setNodeOutputsByExecutionId(id, { ...detail.output }), DROPPED); // drawn anew, without it
 }
 
 export const listenToPreviews = () => api.addEventListener("executed", dropPreview);
