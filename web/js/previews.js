@@ -19,7 +19,8 @@ function dropPreview({ detail }) {
   const store = storeOfPictures();
   if (!store?.revokePreviewsByExecutionId || !store.setNodeOutputsByExecutionId) return;
   store.revokePreviewsByExecutionId(id); // which waits, for a preview that follows at once
-  setTimeout(() => store.setNodeOutputsByExecutionId(id, { ...detail.output }), DROPPED); // drawn anew, without it
+  const output = { ...detail.output, images: [...detail.output.images] }; // another one, so that it is drawn anew
+  setTimeout(() => store.setNodeOutputsByExecutionId(id, output), DROPPED);
 }
 
 export const listenToPreviews = () => api.addEventListener("executed", dropPreview);
