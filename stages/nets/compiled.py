@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 
 SYMBOLIC = {"use_duck_shape": False, "backed_size_oblivious": True}
 """Settings of PyTorch's symbolic shapes: sizes that are equal by chance stay apart, and a size of 1 is like any."""
+
+MOST_GRAPHS = 64
+"""Graphs of one process, for all its networks, number formats and devices; PyTorch itself stops at eight, as if more
+were a mistake."""
 
 
 def finish_block(
@@ -65,16 +69,21 @@ def compile_function(backend: str) -> Callable[..., Tensor]:
 
 @contextmanager
 def symbolic_sizes() -> Iterator[None]:
-    """Compile for all sizes at once; a PyTorch without these settings compiles some sizes apart."""
+    """Compile for all sizes at once, and for as many networks as there are; a PyTorch without these settings compiles
+    some sizes apart."""
     try:
+        from torch._dynamo import config
         from torch.fx.experimental import _config
 
-        settings: Any = _config
-        patch = settings.patch(**{name: value for name, value in SYMBOLIC.items() if hasattr(settings, name)})
+        both: tuple[tuple[Any, dict[str, Any]], ...] = ((_config, SYMBOLIC), (config, {"recompile_limit": MOST_GRAPHS}))
+        patches = [
+            settings.patch(**{name: value for name, value in wanted.items() if hasattr(settings, name)})
+            for settings, wanted in both
+        ]
     except (ImportError, AttributeError):
         yield
         return
-    with patch:
+    with patches[0], patches[1]:
         yield
 
 
@@ -152,12 +161,10 @@ class BlockCompiler:
     def run(self, x: Tensor, read: Tensor, skip: Tensor | None, *tensors: Tensor | None) -> Tensor | None:
         """:func:`finish_block` compiled, or None if that fails."""
         function, key = compile_function(self.backend), (x.device, x.dtype, skip is None)
-        if key in self.ready:
-            return function(x, read, skip, *tensors)
         from torch._dynamo import exc
 
         try:
-            with symbolic_sizes():
+            with nullcontext() if key in self.ready else symbolic_sizes():
                 out = function(x, read, skip, *tensors)
         except (exc.TorchDynamoException, getattr(exc, "FailOnRecompileLimitHit", exc.TorchDynamoException)) as error:
             self.asked[x.device] = False

@@ -65,7 +65,7 @@ def by_core(studio: MiniStudio, model: object, **given: object) -> dict:
 
 
 def by_release(studio: MiniStudio, shape: tuple[int, ...]) -> Tensor:
-    """Stage C by the official loop, all noise from one generator as the release draws it; ``shape`` is (B, 16, h, w)."""
+    """Stage C by the official loop, all noise from one generator as in the release; ``shape`` is (B, 16, h, w)."""
     generator = torch.Generator().manual_seed(SEED)
     texts = studio.text(PROMPT), studio.negative
     conds = [

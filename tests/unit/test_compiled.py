@@ -109,6 +109,34 @@ def test_two_graphs_for_all_widths_sizes_prompts_and_weights(dtype):
     assert graphs.count == 2
 
 
+def test_all_formats_of_a_long_session_are_compiled():
+    """PyTorch stops at a number of graphs that several networks in several formats exceed."""
+    graphs = Graphs()
+    hooks = BlockHooks(compiler=BlockCompiler(graphs))
+    with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=1):
+        for dtype, close in CLOSE.items():
+            net = tiny_net("stage_c_tiny", dtype)
+            given = given_to(net, SIZES[1], dtype)
+            assert relative(net(**given, hooks=hooks), net(**given)) < close
+    assert graphs.count == 2 * len(CLOSE)
+
+
+def test_a_graph_that_fails_later_ends_no_run(monkeypatch, caplog):
+    hooks, net = BlockHooks(compiler=BlockCompiler(Graphs())), tiny_net("stage_b_tiny")
+    given = given_to(net, SIZES[1], torch.float32)
+
+    def exceed(*tensors: torch.Tensor) -> torch.Tensor:
+        raise torch._dynamo.exc.FailOnRecompileLimitHit("too many graphs")
+
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        expected = net(**given, hooks=hooks)
+        monkeypatch.setattr(compiled, "compile_function", lambda backend: exceed)
+        for _ in range(2):
+            assert relative(net(**given, hooks=hooks), expected) <= CLOSE[torch.float32]
+    (told,) = caplog.records
+    assert "too many graphs" in told.getMessage()
+
+
 @pytest.mark.soak
 def test_the_compiler_writes_the_same():
     """PyTorch's own compiler, where there is one for the processor; it takes a minute of one core."""
