@@ -191,7 +191,7 @@ def fit_empty_decoder(latent: Latent, canvas: Canvas, compression: float | None 
 
     Such are another model's, and our own of a canvas that did not know of a model with ``compression`` pixels a cell.
     """
-    size = measure_empty(latent) or measure_other_grid(latent, canvas)
+    size = measure_empty(latent) or (measure_other_grid(latent, canvas) if compression else None)
     if size is None:
         return latent
     fitted = plan_on_cells(canvas.prior_height, canvas.prior_width, *size, compression)
@@ -200,8 +200,8 @@ def fit_empty_decoder(latent: Latent, canvas: Canvas, compression: float | None 
 
 def measure_other_grid(latent: Latent, canvas: Canvas) -> tuple[int, int] | None:
     """Width and height of the picture of our empty Stage B latent whose Stage C has other cells than ``canvas``."""
-    made = latent.get(CANVAS)
-    if not isinstance(made, Canvas) or latent.get(RATIO) != DECODER_RATIO or not is_empty(latent):
+    made = find_decoder_canvas(latent)
+    if made is None or latent.get(RATIO) != DECODER_RATIO or not is_empty(latent):
         return None
     return None if made.prior_shape() == canvas.prior_shape() else (made.width, made.height)
 
@@ -260,7 +260,9 @@ def find_prior_canvas(latent: Latent, where: str, compression: float | None = No
 def is_refitted(canvas: Canvas, rows: int, columns: int, compression: float) -> bool:
     """Whether ``columns`` x ``rows`` cells are what the host's samplers make of the empty latent of ``canvas`` for a
     model with ``compression`` pixels a cell (``comfy.sample.fix_empty_latent_channels``)."""
-    ratio = PRIOR_RATIO / count_host_ratio(compression)
+    size, ratio = (canvas.width, canvas.height), PRIOR_RATIO / count_host_ratio(compression)
+    if canvas.prior_shape() not in [plan_canvas(*size, official=official).prior_shape() for official in (False, True)]:
+        return False  # its cells were asked for, and the host leaves such as they are
     return (rows, columns) == (round(canvas.prior_height * ratio), round(canvas.prior_width * ratio))
 
 

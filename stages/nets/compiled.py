@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -163,10 +163,14 @@ class BlockCompiler:
         function, key = compile_function(self.backend), (x.device, x.dtype, skip is None)
         from torch._dynamo import exc
 
+        refused = exc.TorchDynamoException, getattr(exc, "FailOnRecompileLimitHit", exc.TorchDynamoException)
+        if key in self.ready:  # what symbolic_sizes costs, a call on a fast card would wait for
+            with suppress(*refused):  # where it needs another graph, as for another stride, and they are too many
+                return function(x, read, skip, *tensors)
         try:
-            with nullcontext() if key in self.ready else symbolic_sizes():
+            with symbolic_sizes():
                 out = function(x, read, skip, *tensors)
-        except (exc.TorchDynamoException, getattr(exc, "FailOnRecompileLimitHit", exc.TorchDynamoException)) as error:
+        except refused as error:
             self.asked[x.device] = False
             self.tell(f"compiling failed: {summarise(error)}")
             return None

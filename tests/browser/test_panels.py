@@ -46,6 +46,7 @@ def test_a_live_preview_makes_room_for_what_the_node_shows_at_last(page):
         page.browser.wait(there, node)
     done = "app.api.dispatchCustomEvent('executed', { node: `${arguments[0]}`, output: arguments[1] })"
     page.browser.run(done, node, {"text": ["no picture yet"]})
+    page.browser.run("await new Promise((waited) => setTimeout(waited, 1000))")  # longer than the host takes to drop it
     assert all(page.browser.run(f"return {there}", node) for there in HAS_PREVIEW)
     page.browser.run(done, node, {"images": [{"filename": "plot.png", "subfolder": "", "type": "temp"}]})
     for there in HAS_PREVIEW:

@@ -11,7 +11,9 @@ import torch
 from inprocess import PromptError
 from world import Studio
 
+from cascade_studio.nodes.host import latents
 from cascade_studio.nodes.host.latents import CANVAS, RATIO
+from cascade_studio.stages.inputs.canvas import plan_canvas
 
 NATIVE = 1024 / 48
 
@@ -75,11 +77,24 @@ def test_what_cores_sampler_made_keeps_the_size_of_its_canvas(fine, width, heigh
         fine.call("CascadeStudio_DecoderConditioning", **{**told, "model": fine.parts.prior})
 
 
-def test_enlarged_latents_are_not_taken_for_the_canvas(fine):
-    prior = fine.sample_prior(fine.canvas(256, 256)[0], steps=1)
-    wide = {**prior, "samples": torch.nn.functional.interpolate(prior["samples"], scale_factor=1.5)}
+@pytest.mark.parametrize("scale", [1.5, 2.0])
+@pytest.mark.parametrize("compression", [0.0, 32.0])
+def test_enlarged_latents_are_not_taken_for_the_canvas(fine, scale, compression):
+    empty = fine.call("CascadeStudio_Canvas", width=256, height=256, compression=compression)
+    prior = fine.sample_prior(empty, steps=1)
+    wide = {**prior, "samples": torch.nn.functional.interpolate(prior["samples"], scale_factor=scale)}
     canvas = fine.sample_decoder(wide, steps=1)[CANVAS]
-    assert (canvas.width, canvas.height) == (384, 384)
+    assert canvas.width == canvas.height == round(wide["samples"].shape[-1] * NATIVE / 8) * 8
+
+
+def test_the_published_cells_are_left_as_they_are():
+    """Where the model has no cells of its own an empty latent keeps its size, enlarged or of another shape."""
+    canvas = plan_canvas(1024, 1024)
+    for width, height in ((1024, 1024), (1280, 768), (2048, 1024), (256, 256)):
+        empty = latents.make_empty_decoder(plan_canvas(width, height), 1)
+        assert latents.fit_empty_decoder(empty, canvas) is empty
+    enlarged = {**empty, "samples": torch.zeros(1, 4, 512, 512)}
+    assert latents.fit_empty_decoder(enlarged, canvas, NATIVE) is enlarged
 
 
 @pytest.mark.parametrize("width, height", [(256, 256), (200, 248), (320, 512)])

@@ -17,10 +17,10 @@ function dropPreview({ detail }) {
   const node = detail.output?.images?.length ? nodeOf(id) : null;
   if (!node || !isOurs(node)) return;
   const store = storeOfPictures();
-  if (!store?.revokePreviewsByExecutionId || !store.setNodeOutputsByExecutionId) return;
+  if (!store?.getNodePreviews?.(node)?.length || !store.setNodeOutputsByExecutionId) return;
   store.revokePreviewsByExecutionId(id); // which waits, for a preview that follows at once
   const output = { ...detail.output, images: [...detail.output.images] }; // another one, so that it is drawn anew
-  setTimeout(() => store.setNodeOutputsByExecutionId(id, output), DROPPED);
+  setTimeout(() => nodeOf(id) === node && store.setNodeOutputsByExecutionId(id, output), DROPPED);
 }
 
 export const listenToPreviews = () => api.addEventListener("executed", dropPreview);

@@ -101,7 +101,7 @@ class Strip extends Panel {
     this.root.title = text("stages.tip");
     this.room.firstChild.textContent = text("stages.room");
     const run = shownRun();
-    this.room.firstChild.hidden = run.stage(this.stage, now).state !== "";
+    this.room.firstChild.hidden = ["running", "finished"].includes(run.stage(this.stage, now).state);
     for (const stage of ORDER) {
       const { state, seconds, share, memory } = run.stage(stage, now);
       const { root, bar, words } = this.parts[stage];
