@@ -129,12 +129,13 @@ def trying(rules: Mapping[str, Rule] | None) -> Iterator[None]:
 
 
 def replace_numbers(cells: str, row: str) -> str:
-    """``cells``, a row of the table in some language, with the numbers of ``row`` behind its name."""
+    """``cells``, a row of the table in some language, with the numbers of ``row`` behind its name and its own mark of
+    decimals."""
     new = iter(row.split(" | ")[1:])
     first, *rest = cells.split(" | ")
-    return " | ".join(
-        [first, *(number if NUMBER.match(number) else cell for cell, number in zip(rest, new, strict=True))]
-    )
+    mark = "," if any(re.match(r"\d+,\d", cell) for cell in rest) else "."
+    numbers = (number.replace(".", mark) if NUMBER.match(number) else "" for number in new)
+    return " | ".join([first, *(number or cell for cell, number in zip(rest, numbers, strict=True))])
 
 
 def write_rows(rows: Sequence[str]) -> None:
