@@ -117,11 +117,7 @@ def draw_upscaled(
     """Coarse below, fine above, with both sizes; ``tiles`` across, where the fine one is painted in tiles."""
     whole = draw()
     fine = whole.copy()
-    drawn = ImageDraw.Draw(fine)
-    for number in range(1, tiles):
-        at = SIDE * number // tiles
-        for ends in ([(at, 0), (at, SIDE)], [(0, at), (SIDE, at)]):
-            drawn.line(ends, fill=INK, width=WIDE // 2)
+    draw_tiles(ImageDraw.Draw(fine), tiles)
     whole = join_halves(coarsen(whole, 32), fine)
     drawn = ImageDraw.Draw(whole)
     write_label(drawn, str(small), (MARGIN, SIDE - MARGIN), LARGE_LETTERS, "lb")
@@ -129,6 +125,14 @@ def draw_upscaled(
     if name:
         write_label(drawn, name, (SIDE - MARGIN, SIDE - MARGIN), LETTERS, "rb")
     return whole
+
+
+def draw_tiles(drawn: ImageDraw.ImageDraw, across: int) -> None:
+    """Lines between so many tiles a side."""
+    for number in range(1, across):
+        at = SIDE * number // across
+        for ends in ([(at, 0), (at, SIDE)], [(0, at), (SIDE, at)]):
+            drawn.line(ends, fill=INK, width=WIDE // 2)
 
 
 def draw_board(size: tuple[int, int], square: int = 32) -> Image.Image:
@@ -186,10 +190,7 @@ def draw_tile_by_tile(across: int = 3, done: int = 5) -> Image.Image:
         box = tuple(round(edge) for edge in (x, y, x + side, y + side))
         whole.paste(_hills().crop(box), box[:2])
     drawn = ImageDraw.Draw(whole)
-    for number in range(1, across):
-        at = round(side * number)
-        for ends in ([(at, 0), (at, SIDE)], [(0, at), (SIDE, at)]):
-            drawn.line(ends, fill=INK, width=WIDE // 2)
+    draw_tiles(drawn, across)
     x, y = (done - 1) % across * side, (done - 1) // across * side
     drawn.rectangle((x, y, x + side, y + side), outline=FLOW, width=WIDE)
     return whole
@@ -212,8 +213,13 @@ def draw_outpainted() -> Image.Image:
 
 def draw_diagram(name: str) -> bytes:
     """The diagram of the workflow ``name`` as a PNG."""
+    return as_png(DIAGRAMS[name]())
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """The bytes of a PNG."""
     made = io.BytesIO()
-    DIAGRAMS[name]().save(made, "PNG")
+    picture.save(made, "PNG")
     return made.getvalue()
 
 

@@ -22,7 +22,7 @@ from cascade_studio.commands.workflow.api_prompt import convert
 
 from . import cards, small
 from .authoring.__main__ import WORKFLOWS, current_setup
-from .diagrams import DIAGRAMS, draw_diagram
+from .diagrams import DIAGRAMS, as_png, draw_diagram
 from .edit import set_prompt, set_seed
 from .env import REPOSITORY
 from .scenes import FIRST, SCENES, SILENT
@@ -50,9 +50,7 @@ def with_hole(data: bytes) -> bytes:
         alpha = Image.new("L", picture.size, 255)
         alpha.paste(0, (width // 4, height // 4, 3 * width // 4, 3 * height // 4))
         picture.putalpha(alpha)  # what is see-through keeps its colours for workflows that look at the whole picture
-        made = io.BytesIO()
-        picture.save(made, "PNG")
-    return made.getvalue()
+        return as_png(picture)
 
 
 def prepare_prompt(name: str, definitions: dict[str, Any]) -> dict[str, Any] | None:
@@ -109,13 +107,6 @@ def is_saved_as(image: dict[str, Any], prefix: str) -> bool:
 def open_picture(server: HostServer, image: dict[str, Any]) -> Image.Image:
     """One picture that the server saved."""
     return Image.open(io.BytesIO(server.client.view(image))).convert("RGB")
-
-
-def as_png(picture: Image.Image) -> bytes:
-    """The bytes of a PNG."""
-    made = io.BytesIO()
-    picture.save(made, "PNG")
-    return made.getvalue()
 
 
 def run(server: HostServer, names: list[str]) -> int:
