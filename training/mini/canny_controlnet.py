@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_studio.commands.places import cache_root
-from cascade_studio.commands.train import Config, TrainingProgress, log_every, prepare_run
+from cascade_studio.commands.train import TrainingProgress, log_every, prepare_run
 from cascade_studio.stages import from_file
 from cascade_studio.stages.inputs.canny import make_hint
 from cascade_studio.stages.nets.controlnet import ControlNet
@@ -39,7 +39,7 @@ from tools.small import MINI_FILES
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, join_caption
 from .compose import LARGE
 from .data import SEED
-from .export import FILES, FOLDER, PRIOR_CODER, load_shipped, put_on_record
+from .export import FOLDER, configure_training, load_shipped, put_on_record
 from .machine import has_fast_bfloat16
 from .nets import decode, encode_prompts, paint
 from .scenes import Scenes
@@ -107,14 +107,7 @@ def train_net(work: Path, steps: int) -> tuple[Path, dict[str, float]]:
     if not pictures.is_dir():
         write_pairs(work / "pictures.new")
         (work / "pictures.new").rename(pictures)
-    config = Config(
-        stage_c=str(FOLDER / f"{FILES['stage_c'][1]}.safetensors"),
-        text_encoder=str(FOLDER / f"{FILES['text'][1]}.safetensors"),
-        image_encoder=str(FOLDER / f"{PRIOR_CODER}.safetensors"),
-        pictures=[{"folder": str(pictures)}],
-        output=str(work),
-        settings=make_settings(steps),
-    )
+    config = configure_training(pictures, work, make_settings(steps))
     clock = Clock(work / f"seconds {steps}.json", TrainingProgress(steps))
     lesson = prepare_run(config, ALONE, torch.device("cpu"))
     log.info("%s", lesson.plan().describe())

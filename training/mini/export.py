@@ -15,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cascade_studio.commands.train import Config
 from cascade_studio.stages.files.header import MARKER, marker_text
 from cascade_studio.stages.nets.prior_coder import PriorCoderConfig
+from cascade_studio.stages.training.settings import Settings
 from tools.cache import sha256
 from tools.edit import CATALOGUE
 from tools.small import MINI_FILES, MINI_FOLDER as FOLDER
@@ -91,6 +93,18 @@ def read_shipped(folder: Path = FOLDER) -> dict[str, dict[str, Tensor]]:
         net, _, name = key.partition(".")
         nets.setdefault(net, {})[name] = value
     return nets
+
+
+def configure_training(pictures: Path, output: Path, settings: Settings) -> Config:
+    """A run of the nodes' trainer on the nets that ship and a folder of pictures."""
+    return Config(
+        stage_c=str(FOLDER / f"{FILES['stage_c'][1]}.safetensors"),
+        text_encoder=str(FOLDER / f"{FILES['text'][1]}.safetensors"),
+        image_encoder=str(FOLDER / f"{PRIOR_CODER}.safetensors"),
+        pictures=[{"folder": str(pictures)}],
+        output=str(output),
+        settings=settings,
+    )
 
 
 def load_shipped(*names: str) -> dict[str, nn.Module]:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cascade_studio.commands.places import cache_root
-from cascade_studio.commands.train import Config, TrainingProgress, prepare_run
+from cascade_studio.commands.train import TrainingProgress, prepare_run
 from cascade_studio.stages.nets.stage_c import StageC
 from cascade_studio.stages.training.distributed import ALONE
 from cascade_studio.stages.training.run import Run
@@ -33,7 +33,7 @@ from cascade_studio.stages.training.settings import PRESETS, from_dict
 from .captions import COLOUR_TEMPLATES, PLAIN_TEMPLATES, join_caption
 from .compose import LARGE, PAINTED, compose, random_colour
 from .data import MAIN, SEED, is_there, pictures, read_split
-from .export import FILES, FOLDER, PRIOR_CODER, load_shipped
+from .export import configure_training, load_shipped
 from .machine import has_fast_bfloat16
 from .nets import paint
 from .scenes import for_encoder
@@ -153,14 +153,7 @@ def prove(name: str, work: Path) -> dict[str, Any]:
         "validate_every": LONG,
         "loss_weight": "velocity",
     }
-    config = Config(
-        stage_c=str(FOLDER / f"{FILES['stage_c'][1]}.safetensors"),
-        text_encoder=str(FOLDER / f"{FILES['text'][1]}.safetensors"),
-        image_encoder=str(FOLDER / f"{PRIOR_CODER}.safetensors"),
-        pictures=[{"folder": str(folder)}],
-        output=str(work),
-        settings=from_dict(settings),
-    )
+    config = configure_training(folder, work, from_dict(settings))
     run = Run(prepare_run(config, ALONE, torch.device("cpu")))
     before = paint_asked(run.net, nets["text"], asked)
     run.train(
