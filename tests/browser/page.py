@@ -25,6 +25,15 @@ UNHEARD = "Unhandled message"
 SET_ASIDE = "[proxyWidgetMigration] source widget has no backing input slot"
 """The frontend's own warning on what becomes of a seed after a run, on the face of any block: it stays inside."""
 
+PREVIEWS = """
+const board = Object.assign(document.createElement("canvas"), { width: 512, height: 512 });
+board.getContext("2d").fillRect(0, 0, 512, 512);
+const blob = await new Promise((done) => board.toBlob(done));
+for (const id of arguments[0].map(String)) {
+  const ids = { nodeId: id, displayNodeId: id, parentNodeId: id, realNodeId: id };
+  app.api.dispatchCustomEvent("b_preview_with_metadata", { blob, ...ids });
+}
+"""
 ERRORS = ".p-dialog-mask"
 """What older frontends show a failed run in."""
 TEMPLATES = '[data-testid="template-workflows-content"]'
@@ -274,6 +283,11 @@ class Page:
     def send(self, event: str, data: dict[str, Any]) -> None:
         """Let the page hear an event as if the server had sent it."""
         self.browser.run("app.api.dispatchEvent(new CustomEvent(arguments[0], { detail: arguments[1] }))", event, data)
+
+    def show_previews(self, nodes: list[int]) -> None:
+        """Give nodes a live preview, as the server does while it runs, and wait until they have it."""
+        self.browser.run(PREVIEWS, nodes)
+        self.browser.wait("arguments[0].every((id) => app.nodePreviewImages?.[id]?.length)", nodes)
 
     def run(self) -> None:
         """Press Run and wait until the prompt has ended; its failure is an error here."""

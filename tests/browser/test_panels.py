@@ -27,13 +27,6 @@ def test_panels_show_in_both_renderers(page, pictures, modern):
         page.setting("Comfy.VueNodes.Enabled", False)
 
 
-PREVIEW = """
-const id = `${arguments[0]}`;
-const board = Object.assign(document.createElement("canvas"), { width: 64, height: 64 });
-const blob = await new Promise((done) => board.toBlob(done));
-const ids = { nodeId: id, displayNodeId: id, parentNodeId: id, realNodeId: id };
-app.api.dispatchCustomEvent("b_preview_with_metadata", { blob, ...ids });
-"""
 STORE = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s.get('nodeOutput')"
 HAS_PREVIEW = [f"Boolean({place}.nodePreviewImages[arguments[0]]?.length)" for place in ("app", STORE)]
 
@@ -41,7 +34,7 @@ HAS_PREVIEW = [f"Boolean({place}.nodePreviewImages[arguments[0]]?.length)" for p
 def test_a_live_preview_makes_room_for_what_the_node_shows_at_last(page):
     """It goes from both of the host's lists: the second is that of Nodes 2.0."""
     node = page.add("CascadeStudio_TrainLora", (300, 100))
-    page.browser.run(PREVIEW, node)
+    page.show_previews([node])
     for there in HAS_PREVIEW:
         page.browser.wait(there, node)
     done = "app.api.dispatchCustomEvent('executed', { node: `${arguments[0]}`, output: arguments[1] })"

@@ -32,24 +32,15 @@ BOXES = (
     "return [app.rootGraph.nodes.map((n) => [n.id, n.title, ...n.pos, ...n.size]),"
     " app.rootGraph.groups.map((g) => [g.title, ...g.pos, ...g.size])]"
 )
-PREVIEWS = """
-const board = Object.assign(document.createElement("canvas"), { width: 512, height: 512 });
-board.getContext("2d").fillRect(0, 0, 512, 512);
-const blob = await new Promise((done) => board.toBlob(done));
+SAMPLERS = """
 const samples = ({ widgets, outputs }) =>
   widgets?.some(({ name }) => name === "steps") && outputs.some(({ type }) => ["LATENT", "IMAGE"].includes(type));
 const nodes = app.rootGraph.nodes.filter(
   (node) => node.mode === 0 && (arguments[0].includes(node.type) || samples(node)),
 );
-for (const { id } of nodes) {
-  const ids = { nodeId: `${id}`, displayNodeId: `${id}`, parentNodeId: `${id}`, realNodeId: `${id}` };
-  app.api.dispatchCustomEvent("b_preview_with_metadata", { blob, ...ids });
-}
-const there = ({ id }) => app.nodePreviewImages?.[id]?.length;
-for (let wait = 0; wait < 40 && !nodes.every(there); wait += 1) await new Promise((done) => setTimeout(done, 50));
-return nodes.filter(there).length;
+return nodes.map(({ id }) => id);
 """
-"""Gives the nodes that sample, with steps of their own or of the given types, a preview; returns how many have one."""
+"""The nodes that sample, with steps of their own or of the given types."""
 SETTLED = f"await new Promise((done) => setTimeout(done, 60)); {FRAMES}"
 
 
@@ -110,18 +101,15 @@ def find_faults(page: Page, workflow: dict[str, Any] | None = None) -> list[str]
     return faults
 
 
-def show_previews(page: Page) -> int:
-    """Give every node that samples a live preview, as the server does while it runs; returns how many."""
-    return page.browser.run(PREVIEWS, sorted(PREVIEWED))
-
-
 def test_every_workflow_opens_tidy_and_has_room_for_previews(page, modern):
     faults, shown = [], 0
     for path in WORKFLOWS:
         workflow = json.loads(path.read_text(encoding="utf-8"))
         page.load(workflow, path.stem)
         faults += [f"{path.stem}: {fault}" for fault in find_faults(page, workflow)]
-        shown += show_previews(page)
+        sampling = page.browser.run(SAMPLERS, sorted(PREVIEWED))
+        page.show_previews(sampling)
+        shown += len(sampling)
         faults += [f"{path.stem}, while it runs: {fault}" for fault in find_faults(page, workflow)]
     assert not faults, "\n".join(faults)
     assert shown > len(WORKFLOWS)
