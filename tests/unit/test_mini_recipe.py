@@ -535,13 +535,13 @@ def test_a_picture_is_called_plainly_and_captions_are_compared_behind_their_ends
     """What stands before the end of the longer caption is its own."""
     ids = torch.tensor([[START, 5, 6, END, END, END], [START, 5, END, END, END, END]])
     meant = torch.tensor([[START, 5, END, END, END, END], [START, 5, 6, 7, END, END]])
-    assert vocabulary.first_ends(ids).tolist() == [3, 2]
+    assert language.first_ends(ids).tolist() == [3, 2]
     wanted = torch.ones(2, 6, 3)
     hidden = wanted.clone()
     hidden[0, :3] = hidden[1, :4] = 9
-    assert vocabulary.compare_tails(hidden, wanted, ids, meant) == 0
+    assert language.compare_tails(hidden, wanted, ids, meant) == 0
     hidden[1, 4] = 2
-    assert vocabulary.compare_tails(hidden, wanted, ids, meant) == pytest.approx(1 / 5)
+    assert language.compare_tails(hidden, wanted, ids, meant) == pytest.approx(1 / 5)
 
 
 def test_strange_words_are_strewn_between_the_others():

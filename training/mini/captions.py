@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .phrases import PHRASES, make_phrase
 from .subjects import COLOURS, LANGUAGES, PLAIN, Subject
 from .words import FOREIGN_TEMPLATES, SHADES, C, N, S, colour_words, make_names, nominative, speak
 
@@ -83,8 +84,9 @@ class Speaker:
     sentence.
     """
 
-    FOREIGN, ANOTHER, TAGGED, UNNAMED = 0.25, 0.45, 0.1, 0.7
-    """Shares of other languages, of other English words than the label, of added tags, and of white left unsaid."""
+    FOREIGN, ANOTHER, TAGGED, UNNAMED, WORDY = 0.25, 0.45, 0.1, 0.7, 0.75
+    """Shares of other languages, of other English words than the label, of added tags, of white left unsaid, and of
+    :mod:`.phrases` where a caption need not be bare."""
 
     def __init__(self, subjects: list[Subject]) -> None:
         self.subjects, self.names = subjects, make_names(subjects)
@@ -99,13 +101,20 @@ class Speaker:
         if language == "en" and set(tags) - {name} and rng.random() < self.TAGGED:
             name = " ".join(rng.sample([name, rng.choice([tag for tag in tags if tag != name])], 2))
         said = rng.choice(colour_words(colour, language))
-        if colour == PLAIN and rng.random() < self.UNNAMED:
-            template = rng.choice(PLAIN_TEMPLATES[: 2 if rng.random() < bare else None] if language == "en" else ([S],))
+        named, barely = colour != PLAIN or rng.random() >= self.UNNAMED, rng.random() < bare
+        if not barely and rng.random() < self.WORDY:
+            template = make_phrase(language, rng, named)
+        elif not named:
+            template = rng.choice(PLAIN_TEMPLATES[: 2 if barely else None] if language == "en" else ([S],))
         elif language == "en":
-            template = rng.choice(COLOUR_TEMPLATES[: 4 if rng.random() < bare else None])
+            template = rng.choice(COLOUR_TEMPLATES[: 4 if barely else None])
         else:
-            template = rng.choice(FOREIGN_TEMPLATES[language][: 1 if rng.random() < bare else None])
+            template = rng.choice(FOREIGN_TEMPLATES[language][: 1 if barely else None])
         return speak(template, name, said)
+
+    def caption_plainly(self, index: int, colour: str) -> list[str]:
+        """The caption that means what all others of a subject on ``colour`` mean."""
+        return [self.subjects[index].labels["en"], "on a", colour, "background"]
 
     def words(self) -> set[str]:
         """Everything that :meth:`caption` can say, in fragments."""
@@ -117,6 +126,7 @@ class Speaker:
         found = {part for template in templates for part in template} - {S, C, N}
         colours = {word for colour in COLOURS for language in LANGUAGES for word in colour_words(colour, language)}
         found |= colours | {nominative(word) for word in colours}
+        found |= {part for phrases in PHRASES.values() for part in phrases.fragments()}
         found |= {*SHADES, *(tag for subject in self.subjects for tag in subject.tags)}
         return found | {name for entry in self.names for names in entry.values() for name in names}
 

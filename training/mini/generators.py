@@ -30,7 +30,7 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 from .captions import LENGTH, Fragment, batch_tokens
 from .compose import PAINTED
 from .eight_bits import eight_bits
-from .language import TunedText, list_known_tokens
+from .language import TunedText, compare_tails, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_code_reader, load_trained, paint_sheet
 from .precondition import Preconditioning
@@ -231,16 +231,20 @@ class StageCPart(DiffusionPart):
     """Stage C from captions, and at times from the image embedding of the vision tower.
 
     Its subjects stand in one place and are never mirrored, and the commonest come three times as often. Captions are
-    mostly bare at first. The text encoder learns with it, so that similar pictures come to lie close in what it says;
-    its pooled output is held where the language part left it, for Stage B and the vision tower. Words that say nothing
-    about the picture are strewn in.
+    mostly bare at first. The text encoder learns with it, so that similar pictures come to lie close in what it says.
+    All captions of a picture are to mean what its plain one means: their pooled output is held where the language part
+    left that of the plain one, for Stage B and the vision tower, and what stands behind their ends is that of the plain
+    one as well. Captions without a picture, mostly in other languages, learn that beside them at little cost. Words that
+    say nothing about the picture are strewn in.
     """
 
     name = "stage_c"
     STEPS, BATCH, SEED, NOISY = 40000, 40, 5, 0.5
     COMMON, REST, SHADES = 18, 6, 0.15
-    DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.3
-    LR, TEXT_LR, HELD = 1e-3, 5e-4, 1.0
+    DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.5
+    BESIDE, FOREIGN, FOREIGN_BESIDE = 80, 0.25, 0.7
+    """Captions without a picture, and the shares of other languages in those with one and those without."""
+    LR, TEXT_LR, HELD, TAILS = 1e-3, 5e-4, 1.0, 0.3
     SETTLE = math.inf
     """Stage C and the text encoder lose little in eight bits as they are (35 and 43 dB), and learn worse in them."""
 
@@ -277,25 +281,39 @@ class StageCPart(DiffusionPart):
         length = LENGTH if self.progress > self.LONG_FROM else SHORT
         index = self.rng.sample(range(len(self.pool)), self.BATCH)
         rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
-        subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
-        said = [
-            fragments if self.rng.random() >= self.DROP_TEXT else []
-            for fragments in self.scenes.fragments(subjects, colours, bare=0.9 - 0.6 * self.progress)
-        ]
-        meant = self.encode_text(batch_tokens(said, length))[1]
-        strange = self.STRANGE * self.progress
-        ids = batch_tokens([strew(part, self.rng, strange, self.tags, self.tuned.stranger) for part in said], length)
+        beside = self.rng.sample(range(len(self.pool)), self.BESIDE)
+        ids, plain = self.say(index, length, self.FOREIGN), self.say(beside, length, self.FOREIGN_BESIDE)
+        ids, plain = (torch.cat(pair).to(self.place.device) for pair in zip(ids, plain))
+        meant = self.encode_text(plain)[1]
         with round_weights(self.tuned if self.progress >= self.settle else None), self.place.autocast():
-            text, pooled = (value.float() for value in self.tuned(ids.to(self.place.device)))
+            with torch.no_grad():
+                wanted = self.tuned(plain)[0].float()
+            text, pooled = (value.float() for value in self.tuned(ids))
         held = (pooled - meant).square().mean() / meant.square().mean()
+        tails = compare_tails(text, wanted, ids, plain)
+        text, pooled = text[: self.BATCH], pooled[: self.BATCH]
         image = replace_dropped(rows["image"], keep_mask(len(index), 1 - self.KEEP_IMAGE))
         conditions = {"clip_text": text, "clip_text_pooled": pooled, "clip_img": image}
         self.state["text_optimiser"].clear()
-        taken = self.learn(rows["effnet"], conditions, factor, self.HELD * held)
+        taken = self.learn(rows["effnet"], conditions, factor, self.HELD * held + self.TAILS * tails)
         norm = self.state["text_optimiser"].update(factor)
         self.text_ema.decay = ease_decay(self.EMA_DECAY, self.ema.updates)
         self.text_ema.update(self.tuned)
-        return {**taken, "held": float(held.detach()), "text_norm": norm}
+        return {**taken, "held": float(held.detach()), "tails": float(tails.detach()), "text_norm": norm}
+
+    def say(self, index: list[int], length: int, foreign: float) -> tuple[Tensor, Tensor]:
+        """Tokens of random captions of pictures of the pool, and of their plain ones; some say nothing."""
+        subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
+        self.scenes.speaker.FOREIGN = foreign
+        said: list[list[Fragment]] = [
+            strew(part, self.rng, self.STRANGE, self.tags, self.tuned.stranger)
+            for part in self.scenes.fragments(subjects, colours, bare=0.9 - 0.6 * self.progress)
+        ]
+        plain: list[list[Fragment]] = [self.scenes.speaker.caption_plainly(*pair) for pair in zip(subjects, colours)]
+        for row in range(len(index)):
+            if self.rng.random() < self.DROP_TEXT:
+                said[row] = plain[row] = []
+        return batch_tokens(said, length), batch_tokens(plain, length)
 
     def average_text(self) -> TunedText:
         """The averaged text encoder, as it will ship."""

@@ -64,6 +64,17 @@ class TunedText(nn.Module):
         return {**self.tower.state_dict(), TABLE: rows.to(FLOAT8).to(rows.dtype)[self.place]}
 
 
+def first_ends(ids: Tensor) -> Tensor:
+    """Where each caption (B, N) ends."""
+    return (ids == END).int().argmax(1)
+
+
+def compare_tails(hidden: Tensor, wanted: Tensor, ids: Tensor, meant: Tensor) -> Tensor:
+    """How far apart what two captions say behind both their ends is, as a share of what it should be."""
+    behind = torch.maximum(first_ends(ids), first_ends(meant))[:, None] <= torch.arange(ids.shape[1], device=ids.device)
+    return (hidden - wanted)[behind].square().mean() / wanted[behind].square().mean()
+
+
 class LanguagePart(Part):
     """Contrastive pairs of captions and pictures, and beside them both towers name subject and background."""
 

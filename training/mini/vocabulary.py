@@ -12,7 +12,6 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import (
     COLOUR_TEMPLATES,
-    END,
     HELD_TEMPLATES,
     LENGTH,
     PLAIN_TEMPLATES,
@@ -23,7 +22,7 @@ from .captions import (
 )
 from .compose import PAINTED
 from .generators import HELD_EVERY, StageCPart, ease_decay, measure_held, repeat_common, strew
-from .language import TunedText, list_known_tokens
+from .language import TunedText, compare_tails, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_reader, load_trained, paint_sheet
 from .scenes import SHORT, Pool, Reader, Scenes, make_pool
@@ -31,17 +30,6 @@ from .subjects import COLOURS, LANGUAGES, Subject
 from .words import FOREIGN_TEMPLATES, C, N, S, colour_words, speak
 
 HELD_PICTURES, HELD_TIME = 96, 0.9
-
-
-def first_ends(ids: Tensor) -> Tensor:
-    """Where each caption (B, N) ends."""
-    return (ids == END).int().argmax(1)
-
-
-def compare_tails(hidden: Tensor, wanted: Tensor, ids: Tensor, meant: Tensor) -> Tensor:
-    """How far apart what two captions say behind both their ends is, as a share of what it should be."""
-    behind = torch.maximum(first_ends(ids), first_ends(meant))[:, None] <= torch.arange(ids.shape[1], device=ids.device)
-    return (hidden - wanted)[behind].square().mean() / wanted[behind].square().mean()
 
 
 class WordsPart(Part):
@@ -90,16 +78,12 @@ class WordsPart(Part):
         subjects = rng.sample(range(len(self.scenes.subjects)), HELD_PICTURES)
         return make_pool(self.place, "held_c", Scenes(rng, **PAINTED), subjects, {"reader": reader}, held=True)
 
-    def caption_plainly(self, subject: int, colour: str) -> list[Fragment]:
-        """What Stage C knew a picture by."""
-        return [self.scenes.subjects[subject].labels["en"], "on a", colour, "background"]
-
     def step(self, factor: float) -> dict[str, float]:
         taken = self.check() if self.ema.updates % HELD_EVERY == 0 else {}
         length = LENGTH if self.rng.random() < self.LONG else SHORT
         index = self.rng.sample(range(len(self.pool)), self.BATCH + self.BESIDE)
         subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
-        plain = [self.caption_plainly(*pair) for pair in zip(subjects, colours)]
+        plain = [self.scenes.speaker.caption_plainly(*pair) for pair in zip(subjects, colours)]
         said: list[list[Fragment]] = [
             strew(fragments, self.rng, self.STRANGE, self.tags, self.tuned.stranger)
             for fragments in self.scenes.fragments(subjects, colours)
@@ -163,7 +147,7 @@ class WordsPart(Part):
         """The captions of :meth:`check`: the plain one, one with the last English name, one in another language."""
         ways: dict[str, list[list[Fragment]]] = {"plain": [], "names": [], "foreign": []}
         for row, (subject, colour) in enumerate(zip(self.held.subjects, self.held.colours)):
-            plain = self.caption_plainly(subject, colour)
+            plain = self.scenes.speaker.caption_plainly(subject, colour)
             ways["plain"].append(plain)
             ways["names"].append([self.scenes.speaker.names[subject]["en"][-1], *plain[1:]])
             language = LANGUAGES[1 + row % (len(LANGUAGES) - 1)]
