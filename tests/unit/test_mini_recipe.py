@@ -39,7 +39,6 @@ from training.mini import (
     nets,
     precondition,
     sizes,
-    vocabulary,
 )
 from training.mini.captions import END, START
 from training.mini.eight_bits import eight_bits, time_factor

@@ -13,17 +13,29 @@ import torch
 
 from cascade_studio.stages.training.optimiser import Optimiser
 from training.mini import evaluate, sizes
-from training.mini.captions import END, HELD_TEMPLATES, SHADES, START, Speaker, join_caption, tokens, word_tokens
+from training.mini.captions import (
+    COLOUR_TEMPLATES,
+    END,
+    HELD_TEMPLATES,
+    PLAIN_TEMPLATES,
+    SHADES,
+    START,
+    Speaker,
+    join_caption,
+    tokens,
+    word_tokens,
+)
 from training.mini.compose import GROUNDS, random_colour
 from training.mini.data import read_split
 from training.mini.decoder import Critic
 from training.mini.generators import repeat_common
 from training.mini.language import TunedText, list_known_tokens, settle_table
+from training.mini.phrases import PHRASES, make_phrase
 from training.mini.pilot import GRIDS, SmallDecoder
 from training.mini.subjects import COLOURS, LANGUAGES, PLAIN
 from training.mini.towers import TextTower
 from training.mini.vocabulary import hold_rows, list_english_tokens
-from training.mini.words import FOREIGN_TEMPLATES, HELD_FOREIGN, colour_words, everyday, nominative, speak
+from training.mini.words import FOREIGN_TEMPLATES, HELD_FOREIGN, C, N, S, colour_words, everyday, nominative, speak
 
 SUBJECTS, PROMPTS = read_split()
 LABELS = [subject.labels["en"] for subject in SUBJECTS]
@@ -95,6 +107,25 @@ def test_captions_say_words_that_the_token_table_knows(speaker):
         assert own & fragments, language
     assert set(SHADES) & fragments and {"grey", "turquoise"} <= fragments
     assert any(len(fragments) == 1 for fragments in said), "a name alone"
+
+
+def test_phrases_vary_and_never_use_the_words_that_measure():
+    """Of the wordings that measure, no word longer than "me" is in a phrase, if it is in no shorter caption either."""
+    known = {word for language in LANGUAGES for colour in COLOURS for word in colour_words(colour, language)}
+    templates = (*PLAIN_TEMPLATES, *COLOUR_TEMPLATES, *(each for some in FOREIGN_TEMPLATES.values() for each in some))
+    known |= {word for template in templates for part in template for word in part.split()}
+    for language in LANGUAGES:
+        held = HELD_TEMPLATES if language == "en" else (HELD_FOREIGN[language],)
+        said = {word for part in PHRASES[language].fragments() for word in part.split()}
+        for template in held:
+            own = {word for part in template if "{" not in part for word in part.split() if len(word) > 2}
+            own -= known
+            assert not own & said, (language, own & said)
+        rng = random.Random(0)
+        made = {tuple(make_phrase(language, rng)) for _ in range(2000)}
+        assert len(made) > 400 and all(S in phrase for phrase in made)
+        assert all({C, N} & set(phrase) for phrase in made)
+        assert not any({C, N} & set(make_phrase(language, rng, named=False)) for _ in range(200))
 
 
 def test_held_out_colours_stay_held_out_in_every_shade():

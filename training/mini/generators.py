@@ -234,8 +234,8 @@ class StageCPart(DiffusionPart):
     mostly bare at first. The text encoder learns with it, so that similar pictures come to lie close in what it says.
     All captions of a picture are to mean what its plain one means: their pooled output is held where the language part
     left that of the plain one, for Stage B and the vision tower, and what stands behind their ends is that of the plain
-    one as well. Captions without a picture, mostly in other languages, learn that beside them at little cost. Words that
-    say nothing about the picture are strewn in.
+    one as well. Captions without a picture, mostly in other languages, learn that beside them at little cost. Words
+    that say nothing about the picture are strewn in.
     """
 
     name = "stage_c"

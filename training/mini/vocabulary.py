@@ -12,6 +12,7 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
 from .captions import (
     COLOUR_TEMPLATES,
+    END,
     HELD_TEMPLATES,
     LENGTH,
     PLAIN_TEMPLATES,
