@@ -244,7 +244,8 @@ class StageCPart(DiffusionPart):
     DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.5
     BESIDE, FOREIGN, FOREIGN_BESIDE = 80, 0.25, 0.7
     """Captions without a picture, and the shares of other languages in those with one and those without."""
-    LR, TEXT_LR, HELD, TAILS = 1e-3, 5e-4, 1.0, 0.3
+    LR, TEXT_LR, ROWS_SHARE, HELD, TAILS = 1e-3, 5e-4, 8.0, 1.0, 0.3
+    """``ROWS_SHARE``: the rows of tokens learn by so much of the text encoder's rate, since most captions miss them."""
     SETTLE = math.inf
     """Stage C and the text encoder lose little in eight bits as they are (35 and 43 dB), and learn worse in them."""
 
@@ -261,7 +262,12 @@ class StageCPart(DiffusionPart):
         self.state.update(
             text=self.tuned,
             text_ema=self.text_ema,
-            text_optimiser=Optimiser(self.tuned.parameters(), self.TEXT_LR, betas=(0.9, 0.98)),
+            text_optimiser=Optimiser(
+                self.tuned.parameters(),
+                self.TEXT_LR,
+                betas=(0.9, 0.98),
+                shares={self.tuned.rows.weight: self.ROWS_SHARE},
+            ),
         )
         nets = {"reader": load_code_reader(place), "vision": load_trained(place, "vision")}
         subjects = repeat_common(self.scenes.subjects, self.COMMON, self.REST)
