@@ -159,3 +159,15 @@ def test_a_press_mends_and_undo_takes_it_back(page: Page):
     assert page.browser.run("return document.querySelector('.cascade-studio-repair') === null")
     page.browser.run("await app.extensionManager.command.execute('Comfy.Undo')")
     page.browser.wait(f"{wired} === arguments[2]", link[3], link[4], other)
+
+
+def test_every_frontend_says_once_that_a_prompt_is_queued(page: Page):
+    """Older ones do not by themselves; the offers and the words of a refusal hang on it."""
+    heard = page.browser.run(
+        "let heard = 0; const count = () => { heard += 1; };"
+        "app.api.addEventListener('promptQueueing', count);"
+        "try { await app.queuePrompt(0, 1); } catch { /* an empty graph is refused */ }"
+        "app.api.removeEventListener('promptQueueing', count); return heard"
+    )
+    page.dismiss()
+    assert heard == 1

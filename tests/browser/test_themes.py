@@ -27,7 +27,7 @@ PANELS = ("canvas", "download", "stages", "text", "board", "compare", "repair")
 def palette(opened: Page, request: pytest.FixtureRequest) -> Iterator[str]:
     opened.setting("Comfy.ColorPalette", request.param)
     opened.browser.wait(
-        "document.documentElement.classList.contains('dark-theme') === arguments[0]", request.param == "dark"
+        "(document.querySelector('.dark-theme') !== null) === arguments[0]", request.param == "dark"
     )
     yield request.param
     opened.clear()

@@ -10,6 +10,7 @@ import { allNodes, isOurs, kindOf, nodeOf, workflowId } from "./graph.js";
 import { addGrowth } from "./grow.js";
 import { listenToMessages } from "./messages.js";
 import { listenToPreviews } from "./previews.js";
+import { announceQueueing } from "./queueing.js";
 import { listenToRepairs, offerSize } from "./repair.js";
 import { addReport, tell } from "./report.js";
 import { addSettings } from "./settings.js";
@@ -74,6 +75,7 @@ app.registerExtension({
     listenToPreviews();
     listenToDownloads();
     listenToRepairs();
+    announceQueueing();
     suggestNodes();
     onLanguage(() => {
       live.forEach((panel) => panel.draw());

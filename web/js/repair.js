@@ -169,7 +169,10 @@ export function mend({ node, input, source }) {
   node.setDirtyCanvas(true, true);
 }
 
-const remember = () => app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.captureCanvasState?.();
+const remember = () => {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+};
 
 class RepairPanel extends Panel {
   constructor(node) {
