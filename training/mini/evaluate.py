@@ -171,8 +171,8 @@ def evaluate(place: Place) -> None:
     }
     measured = {name: eyes.measure(image, subjects, colours) for name, image in rows.items()}
     save_sheet(grid(rows["prompts"][:48], 12), place.work / "sheets" / "evaluate.png")
-    tables = [_share_table("200 held-out prompts", {**measured, "chance": _chance(len(scenes.subjects))})]
-    tables.append(_share_table(f"{FOREIGN} held-out prompts a language", measure_languages(painter, eyes)))
+    tables = [format_shares("200 held-out prompts", {**measured, "chance": _chance(len(scenes.subjects))})]
+    tables.append(format_shares(f"{FOREIGN} held-out prompts a language", measure_languages(painter, eyes)))
     tables.append(_decibel_table(measure_decoding(painter, scenes)))
     _write(place, tables)
 
@@ -320,7 +320,8 @@ def _measure_stage_a(net: nn.Module, place: Place) -> dict[str, float]:
     return out
 
 
-def _share_table(title: str, rows: dict[str, dict[str, float]]) -> list[str]:
+def format_shares(title: str, rows: dict[str, dict[str, float]]) -> list[str]:
+    """A table of shares by row."""
     names = list(next(iter(rows.values())))
     lines = [f"| {title} | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
     return lines + [
