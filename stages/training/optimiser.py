@@ -116,7 +116,7 @@ class Optimiser:
 
     Official values: AdamW, lr 1e-4, betas (0.9, 0.999), weight decay 0.01, warm-up over 1 update, gradient norm 1.
     ``schedule`` gives the factor of the rate from the number of the update; by default the warm-up alone. ``shares``:
-    of the rate, for parameters that learn more slowly than others.
+    of the rate, for parameters that learn at another one than the rest.
     """
 
     def __init__(

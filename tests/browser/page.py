@@ -37,7 +37,7 @@ for (const id of arguments[0].map(String)) {
 ERRORS = ".p-dialog-mask"
 """What older frontends show a failed run in."""
 TEMPLATES = '[data-testid="template-workflows-content"]'
-CROSS = "[role=dialog] button:has(.pi-times)"
+CROSS = "button:has(.pi-times)"
 """Closes a dialog; older frontends do not do it with Escape."""
 CARD = '[data-testid="template-workflow-%s"]'
 FIRST_CARD = "document.querySelector('[data-testid^=template-workflow-]')"
@@ -123,7 +123,8 @@ class Page:
         for above in (TEMPLATES, ERRORS):
             if self.browser.run(f"return !!document.querySelector('{above}')"):
                 self.browser.press("Escape", 27)
-                self.browser.wait(f"!document.querySelector('{above}') || !document.querySelector('{CROSS}')?.click()")
+                dialog = f"document.querySelector('{above}')?.closest('[role=dialog]')"
+                self.browser.run(f"{dialog}?.querySelector('{CROSS}')?.click()")
                 self.browser.wait(f"!document.querySelector('{above}')")
 
     def load(self, workflow: dict[str, Any], name: str = "test") -> None:

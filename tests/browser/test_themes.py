@@ -26,9 +26,7 @@ PANELS = ("canvas", "download", "stages", "text", "board", "compare", "repair")
 @pytest.fixture(params=["dark", "light"])
 def palette(opened: Page, request: pytest.FixtureRequest) -> Iterator[str]:
     opened.setting("Comfy.ColorPalette", request.param)
-    opened.browser.wait(
-        "(document.querySelector('.dark-theme') !== null) === arguments[0]", request.param == "dark"
-    )
+    opened.browser.wait("(document.querySelector('.dark-theme') !== null) === arguments[0]", request.param == "dark")
     yield request.param
     opened.clear()
     opened.setting("Comfy.ColorPalette", "dark")

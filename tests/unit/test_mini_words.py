@@ -110,7 +110,7 @@ def test_captions_say_words_that_the_token_table_knows(speaker):
 
 
 def test_phrases_vary_and_never_use_the_words_that_measure():
-    """Of the wordings that measure, no word longer than "me" is in a phrase, if it is in no shorter caption either."""
+    """Of the wordings that measure, no word longer than "me" is in a phrase, unless a template has it as well."""
     known = {word for language in LANGUAGES for colour in COLOURS for word in colour_words(colour, language)}
     templates = (*PLAIN_TEMPLATES, *COLOUR_TEMPLATES, *(each for some in FOREIGN_TEMPLATES.values() for each in some))
     known |= {word for template in templates for part in template for word in part.split()}

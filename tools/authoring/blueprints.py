@@ -12,7 +12,7 @@ from .layout import GAP, WIDTH
 from .write import GROUP_COLOUR, PACK, Wire, Writer, identity, pack_version
 
 INSIDE, OUTSIDE = -10, -20
-SLOT, LINKED = 20, "-1"
+SLOT = 20
 
 
 @dataclass
@@ -118,11 +118,7 @@ class BlockWriter:
         }
 
     def instance(self, number: int) -> dict[str, Any]:
-        """The block as one node.
-
-        Its fields are those of its inputs; older frontends show them only where they are listed as such, and take a
-        field named by its inner node for another one.
-        """
+        """The block as one node."""
         inputs = [
             {
                 "name": port.name,
@@ -138,8 +134,7 @@ class BlockWriter:
         for port in self.block.inputs:
             if self.widgets[port.name]:
                 node, name = port.targets[0]
-                promoted.append([LINKED, port.name])
-                promoted += [[str(node.number), "control_after_generate"]] if name in ("seed", "noise_seed") else []
+                promoted.append([str(node.number), name])
         return {
             "id": number,
             "type": identity(self.block.name),

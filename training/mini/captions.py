@@ -91,10 +91,12 @@ class Speaker:
     def __init__(self, subjects: list[Subject]) -> None:
         self.subjects, self.names = subjects, make_names(subjects)
 
-    def caption(self, index: int, colour: str, rng: random.Random, bare: float = 0.5) -> list[str]:
+    def caption(
+        self, index: int, colour: str, rng: random.Random, bare: float = 0.5, foreign: float = FOREIGN
+    ) -> list[str]:
         """Fragments of a caption of a subject on ``colour``; the share ``bare`` says little but the two words."""
         language = "en"
-        if colour not in SHADES and rng.random() < self.FOREIGN:
+        if colour not in SHADES and rng.random() < foreign:
             language = rng.choice(LANGUAGES[1:])
         names, tags = self.names[index][language], self.subjects[index].tags
         name = rng.choice(names) if language != "en" or rng.random() < self.ANOTHER else names[0]

@@ -1,6 +1,9 @@
 """A LoRA with which Mini's Stage C needs few steps and no second, unguided pass.
 
     python3 dev.py run -m training.mini.few_steps --minutes 20 [--steps 5]    # learns, then measures
+    python3 dev.py run -m training.mini.few_steps --teacher    # what Stage C does by itself in fewer steps
+
+Both read what ``restore`` and ``judge`` left in the work folder of the plan.
 
 Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512) in one go, of a guided teacher (Meng et al. 2022,
 2210.03142): the teacher paints random captions in many guided steps of DDIM, and from each time at which the student
@@ -16,6 +19,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -41,10 +45,12 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser, scale_rate
 from cascade_studio.stages.training.settings import Settings
 
 from .captions import batch_tokens
+from .codes import load_code
 from .compose import PAINTED, random_colour
 from .evaluate import Eyes, Painter, format_shares
+from .judge import at_sight, first_five, load_judge, measure_told
 from .loop import Place
-from .nets import TRAINING, encode_prompts, load_trained
+from .nets import TRAINING, encode_prompts, load_trained, paint
 from .scenes import Scenes
 from .sizes import PLANS
 
@@ -91,7 +97,7 @@ class FewSteps:
         cond = {"clip_text": said, "clip_text_pooled": pooled, "clip_img": image}
         uncond = {"clip_text": empty[:, : said.shape[1]], "clip_text_pooled": empty_pooled, "clip_img": image}
         seeds = [self.rng.getrandbits(32) for _ in ids]
-        x = self.start(seeds)
+        x = self.draw_noise(seeds)
         share = TEACHER // self.steps
         painted = sample(
             pair_conditions(self.teacher, cond, uncond),
@@ -112,8 +118,8 @@ class FewSteps:
             epsilon = (stood - x) / (sigma - after)
             yield number, stood * alpha_sigma(self.levels[number])[0], epsilon, said, pooled
 
-    def start(self, seeds: list[int]) -> Tensor:
-        """Noise (B, 16, h, w)."""
+    def draw_noise(self, seeds: list[int]) -> Tensor:
+        """The noise (B, 16, h, w) that each of ``seeds`` begins with."""
         canvas = self.place.sizes.canvas
         return NoiseStreams(seeds).next((len(seeds), 16, canvas.prior_height, canvas.prior_width))
 
@@ -142,28 +148,40 @@ class FewSteps:
                 pairs = [*pairs, *self.ask_teacher(self.draw_captions(PICTURES))][-kept * self.steps :]
             factor = scale_rate("cosine", 1 + int(999 * used / (60 * minutes)), 1000, WARM_UP)
             losses += [self.learn(pairs, factor) for _ in range(3 * self.steps * PICTURES // BATCH)]
-            log.info("few steps: %d updates, loss %.4f", len(losses), sum(losses[-15:]) / 15)
+            log.info("few steps: %d updates, loss %.4f", len(losses), fmean(losses[-15:]))
         self.lora.load_state_dict(self.ema.tensors)
 
-    @torch.no_grad()
     def paint(self, prompts: list[str], seeds: list[int]) -> Tensor:
         """Stage C latents of the student."""
-        said, pooled = encode_prompts(self.text, prompts)
-        image = pooled.new_zeros(len(prompts), self.student.config.c_clip_img)
-        cond = {"clip_text": said, "clip_text_pooled": pooled, "clip_img": image}
-        *_, last = sample(
-            pair_conditions(self.student, cond, cond),
-            self.start(seeds),
-            timesteps=timesteps(self.steps),
+        canvas = self.place.sizes.canvas
+        return paint(
+            self.student,
+            self.text,
+            prompts,
+            seeds,
+            steps=self.steps,
+            cfg=1.0,
             shift=SHIFT,
+            grid_size=(canvas.prior_height, canvas.prior_width),
             step=step_ddim,
         )
-        return last.denoised
 
     def save(self, folder: Path) -> Path:
         """The LoRA as core's loader reads it."""
         name = f"cascade_mini_{self.steps}_steps"
-        told = metadata(Settings(rank=RANK, alpha=float(RANK), blocks=BLOCKS, name=name), name, self.steps)
+        updates = self.optimiser.updates
+        settings = Settings(
+            name=name,
+            steps=max(1, updates),
+            batch_size=BATCH,
+            accumulation=1,
+            learning_rate=RATE,
+            rank=RANK,
+            alpha=float(RANK),
+            blocks=BLOCKS,
+            loss_weight="velocity",
+        )
+        told = metadata(settings, name, updates)
         path = folder / f"{name}.safetensors"
         save_tensors(comfyui_names(self.lora, self.ema.tensors), path, told)
         return path
@@ -171,8 +189,8 @@ class FewSteps:
 
 @torch.no_grad()
 def measure(student: FewSteps) -> list[str]:
-    """The held-out prompts, through Stage B and A, as ``evaluate`` measures them; what results.md says of the teacher
-    is of the same prompts and seeds.
+    """The held-out prompts, through Stage B and A, as ``evaluate`` measures them; what the plan's
+    results.md says of the teacher is of the same prompts and seeds.
     """
     painter = Painter(student.place)
     scenes = Scenes(random.Random(student.place.seed + 7))
@@ -191,6 +209,30 @@ def measure(student: FewSteps) -> list[str]:
     return format_shares("200 held-out prompts", found)
 
 
+@torch.no_grad()
+def measure_teacher(place: Place, counts: tuple[int, ...] = (20, 12, 8, 6, 5, 4)) -> list[str]:
+    """The held-out prompts by Stage C as it is in fewer steps, and in the wording that it knows best, read by the
+    decoder of the code alone.
+    """
+    net, text = load_trained(place, "stage_c", backend=TRAINING), load_trained(place, "text")
+    code, scenes = load_code(place), Scenes(random.Random(place.seed + 7))
+    judge, asked = load_judge(place, len(scenes.subjects)), scenes.prompts
+    subjects, seeds = [p["subject"] for p in asked], [p["seed"] for p in asked]
+    plain = [" ".join(scenes.speaker.caption_plainly(p["subject"], p["background"])) for p in asked]
+    grid_size = place.sizes.canvas.prior_height, place.sizes.canvas.prior_width
+
+    def tell(prompts: list[str], steps: int) -> dict[str, float]:
+        parts = [slice(i, i + PICTURES) for i in range(0, len(asked), PICTURES)]
+        with place.autocast():
+            latents = [paint(net, text, prompts[p], seeds[p], steps=steps, grid_size=grid_size).float() for p in parts]
+        rgb = code.decode(torch.cat(latents)).float().clamp(0, 1)
+        return measure_told(first_five(judge, at_sight(rgb), place.device), subjects)
+
+    found = {f"{steps} guided steps": tell([p["prompt"] for p in asked], steps) for steps in counts}
+    found[f"{counts[0]}, in the plain wording"] = tell(plain, counts[0])
+    return format_shares(f"{len(asked)} held-out prompts, by the code's decoder", found)
+
+
 def main() -> None:
     """Learn, save and measure."""
     parser = argparse.ArgumentParser(prog="training.mini.few_steps", description=__doc__.split("\n")[0])
@@ -198,12 +240,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=cache_root() / "mini-few-steps", help="where the LoRA goes")
     parser.add_argument("--steps", type=int, default=5, help="of the student (default: 5)")
     parser.add_argument("--minutes", type=float, default=20.0, help="of learning (default: 20)")
+    parser.add_argument("--teacher", action="store_true", help="only measure Stage C as it is")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
     sizes = PLANS[options.plan]
-    student = FewSteps(Place(sizes.work, torch.device("cpu"), sizes=sizes), options.steps)
+    place = Place(sizes.work, torch.device("cpu"), sizes=sizes)
+    if options.teacher:
+        print("\n".join(measure_teacher(place)))
+        return
+    student = FewSteps(place, options.steps)
     student.train(options.minutes)
     options.work.mkdir(parents=True, exist_ok=True)
     log.info("%s", student.save(options.work))

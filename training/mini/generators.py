@@ -34,7 +34,7 @@ from .language import TunedText, compare_tails, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_code_reader, load_trained, paint_sheet
 from .precondition import Preconditioning
-from .scenes import SHORT, Scenes, make_pool
+from .scenes import SHORT, Pool, Scenes, make_pool
 from .subjects import COLOURS, Subject
 from .words import everyday
 
@@ -212,6 +212,22 @@ def strew(said: list[Fragment], rng: random.Random, share: float, tags: list[str
     return said
 
 
+Captions = list[list[Fragment]]
+
+
+def say_both(
+    scenes: Scenes, pool: Pool, index: list[int], bare: float, foreign: float, dropped: float
+) -> tuple[Captions, Captions]:
+    """Random captions of pictures of ``pool``, and their plain ones; the share ``dropped`` of both says nothing."""
+    subjects, colours = ([names[i] for i in index] for names in (pool.subjects, pool.colours))
+    said: Captions = [*scenes.fragments(subjects, colours, bare, foreign)]
+    plain: Captions = [scenes.speaker.caption_plainly(*pair) for pair in zip(subjects, colours)]
+    for row in range(len(index)):
+        if scenes.rng.random() < dropped:
+            said[row] = plain[row] = []
+    return said, plain
+
+
 def repeat_common(subjects: list[Subject], common: int, rest: int) -> list[int]:
     """Numbers of ``subjects``: those with everyday words ``common`` times, the others ``rest`` times."""
     known = everyday()
@@ -288,8 +304,8 @@ class StageCPart(DiffusionPart):
         index = self.rng.sample(range(len(self.pool)), self.BATCH)
         rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
         beside = self.rng.sample(range(len(self.pool)), self.BESIDE)
-        ids, plain = self.say(index, length, self.FOREIGN), self.say(beside, length, self.FOREIGN_BESIDE)
-        ids, plain = (torch.cat(pair).to(self.place.device) for pair in zip(ids, plain))
+        said = [self.say(index, self.FOREIGN), self.say(beside, self.FOREIGN_BESIDE)]
+        ids, plain = (batch_tokens([*a, *b], length).to(self.place.device) for a, b in zip(*said))
         meant = self.encode_text(plain)[1]
         with round_weights(self.tuned if self.progress >= self.settle else None), self.place.autocast():
             with torch.no_grad():
@@ -307,19 +323,11 @@ class StageCPart(DiffusionPart):
         self.text_ema.update(self.tuned)
         return {**taken, "held": float(held.detach()), "tails": float(tails.detach()), "text_norm": norm}
 
-    def say(self, index: list[int], length: int, foreign: float) -> tuple[Tensor, Tensor]:
-        """Tokens of random captions of pictures of the pool, and of their plain ones; some say nothing."""
-        subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
-        self.scenes.speaker.FOREIGN = foreign
-        said: list[list[Fragment]] = [
-            strew(part, self.rng, self.STRANGE, self.tags, self.tuned.stranger)
-            for part in self.scenes.fragments(subjects, colours, bare=0.9 - 0.6 * self.progress)
-        ]
-        plain: list[list[Fragment]] = [self.scenes.speaker.caption_plainly(*pair) for pair in zip(subjects, colours)]
-        for row in range(len(index)):
-            if self.rng.random() < self.DROP_TEXT:
-                said[row] = plain[row] = []
-        return batch_tokens(said, length), batch_tokens(plain, length)
+    def say(self, index: list[int], foreign: float) -> tuple[Captions, Captions]:
+        """Random captions of pictures of the pool, and their plain ones."""
+        bare = 0.9 - 0.6 * self.progress
+        said, plain = say_both(self.scenes, self.pool, index, bare, foreign, self.DROP_TEXT)
+        return [strew(part, self.rng, self.STRANGE, self.tags, self.tuned.stranger) for part in said], plain
 
     def average_text(self) -> TunedText:
         """The averaged text encoder, as it will ship."""

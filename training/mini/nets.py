@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade_studio.stages.diffusion.noise import NoiseStreams
-from cascade_studio.stages.diffusion.sampling import Guidance, pair_conditions, sample, timesteps
+from cascade_studio.stages.diffusion.sampling import Guidance, pair_conditions, sample, step_ddpm, timesteps
 from cascade_studio.stages.nets.backend import Backend
 from cascade_studio.stages.nets.encoder import ImageEncoder
 from cascade_studio.stages.nets.previewer import Previewer
@@ -123,8 +124,11 @@ def paint(
     shift: float = 2.0,
     image: Tensor | None = None,
     grid_size: tuple[int, int] | None = None,
+    step: Callable[..., Tensor] = step_ddpm,
 ) -> Tensor:
-    """Stage C latents of ``prompts``, one seed each; ``grid_size``: cells down and across, if not those that ship."""
+    """Stage C latents of ``prompts``, one seed each; ``grid_size``: cells down and across, if not those that ship;
+    ``step``: the sampler's.
+    """
     (said, pooled), (said_empty, pooled_empty) = (
         encode_prompts(text, prompts),
         encode_prompts(text, [""] * len(prompts)),
@@ -133,7 +137,7 @@ def paint(
     cond = {"clip_text": said, "clip_text_pooled": pooled, "clip_img": image}
     uncond = {"clip_text": said_empty, "clip_text_pooled": pooled_empty, "clip_img": torch.zeros_like(image)}
     rows, columns = grid_size or (SHIPPED.canvas.prior_height, SHIPPED.canvas.prior_width)
-    return _sample(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, said.device)
+    return _sample(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, step)
 
 
 def paint_sheet(place: Place, net: StageC, text: nn.Module, asked: list[dict[str, Any]]) -> Tensor:
@@ -161,7 +165,7 @@ def decode(
     cond = {"effnet": effnet, "clip": pooled}
     uncond = {"effnet": torch.zeros_like(effnet), "clip": empty.expand_as(pooled)}
     shape = SHIPPED.canvas.decoder_shape()[1:]
-    return _sample(net, cond, uncond, seeds, shape, steps, cfg, shift, effnet.device)
+    return _sample(net, cond, uncond, seeds, shape, steps, cfg, shift)
 
 
 def _sample(
@@ -173,16 +177,17 @@ def _sample(
     steps: int,
     cfg: float,
     shift: float,
-    device: torch.device,
+    step: Callable[..., Tensor] = step_ddpm,
 ) -> Tensor:
-    start = NoiseStreams(seeds).next((len(seeds), *shape)).to(device)
-    for step in sample(
+    start = NoiseStreams(seeds).next((len(seeds), *shape)).to(next(iter(cond.values())).device)
+    for taken in sample(
         pair_conditions(net, cond, uncond),
         start,
         timesteps=timesteps(steps),
         shift=shift,
         guidance=Guidance(cfg),
+        step=step,
         noise=NoiseStreams(seeds, 1).next,
     ):
-        last = step.denoised
+        last = taken.denoised
     return last

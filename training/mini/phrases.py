@@ -1,7 +1,8 @@
 """Sentences around a subject and its background: what people write about a picture beside the two words that count.
 
 :func:`make_phrase` puts an opening, the subject, the background and an ending together at random, some hundred thousand
-ways in English. The wordings that measure (``HELD_TEMPLATES``, ``HELD_FOREIGN``) use words that none of these has.
+ways in English. Each wording that measures (``HELD_TEMPLATES``, ``HELD_FOREIGN``) has words that none of these has; but
+whoever wrote these knew those.
 """
 
 from __future__ import annotations

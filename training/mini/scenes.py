@@ -82,12 +82,16 @@ class Scenes:
         """Tokens (B, length) of random captions that fit into ``SHORT`` of them, as far as eight tries find one."""
         return batch_tokens(self.fragments(subjects, colours), length)
 
-    def fragments(self, subjects: list[int], colours: list[str], bare: float = 0.5) -> list[list[str]]:
-        """The captions of :meth:`captions` before they are tokens; ``bare``: see :meth:`.captions.Speaker.caption`."""
+    def fragments(
+        self, subjects: list[int], colours: list[str], bare: float = 0.5, foreign: float = Speaker.FOREIGN
+    ) -> list[list[str]]:
+        """The captions of :meth:`captions` before they are tokens; ``bare`` and ``foreign``: see
+        :meth:`.captions.Speaker.caption`.
+        """
         said = []
         for index, colour in zip(subjects, colours):
             for _ in range(8):
-                fragments = self.speaker.caption(index, colour, self.rng, bare)
+                fragments = self.speaker.caption(index, colour, self.rng, bare, foreign)
                 if sum(len(fragment_tokens(part)) for part in fragments) <= SHORT - 2:
                     break
             said.append(fragments)

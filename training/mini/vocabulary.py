@@ -22,7 +22,7 @@ from .captions import (
     word_tokens,
 )
 from .compose import PAINTED
-from .generators import HELD_EVERY, StageCPart, ease_decay, measure_held, repeat_common, strew
+from .generators import HELD_EVERY, StageCPart, ease_decay, measure_held, repeat_common, say_both, strew
 from .language import TunedText, compare_tails, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_reader, load_trained, paint_sheet
@@ -54,7 +54,6 @@ class WordsPart(Part):
         self.net = load_trained(place, "stage_c", backend=TRAINING)
         self.teacher = load_trained(place, "text", "stage_c")
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
-        self.scenes.speaker.FOREIGN = self.FOREIGN
         self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
         self.tuned = TunedText(self.teacher, list_known_tokens(self.scenes.speaker).to(place.device))
         self.ema = EMA(self.tuned, self.EMA_DECAY)
@@ -83,15 +82,8 @@ class WordsPart(Part):
         taken = self.check() if self.ema.updates % HELD_EVERY == 0 else {}
         length = LENGTH if self.rng.random() < self.LONG else SHORT
         index = self.rng.sample(range(len(self.pool)), self.BATCH + self.BESIDE)
-        subjects, colours = ([names[i] for i in index] for names in (self.pool.subjects, self.pool.colours))
-        plain = [self.scenes.speaker.caption_plainly(*pair) for pair in zip(subjects, colours)]
-        said: list[list[Fragment]] = [
-            strew(fragments, self.rng, self.STRANGE, self.tags, self.tuned.stranger)
-            for fragments in self.scenes.fragments(subjects, colours)
-        ]
-        for row in range(len(index)):
-            if self.rng.random() < self.DROP_TEXT:
-                said[row] = plain[row] = []
+        said, plain = say_both(self.scenes, self.pool, index, 0.5, self.FOREIGN, self.DROP_TEXT)
+        said = [strew(part, self.rng, self.STRANGE, self.tags, self.tuned.stranger) for part in said]
         ids, meant = (batch_tokens(captions, length).to(self.place.device) for captions in (said, plain))
         with torch.no_grad():
             wanted, wanted_pooled = self.teacher(meant)

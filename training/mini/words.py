@@ -1,6 +1,6 @@
 """Everyday words: how people name the commonest subjects, and the colours of backgrounds, in six languages.
 
-:data:`EVERYDAY` lists the commonest subjects by their label, each with other words for it. ``names_of`` gives all
+:data:`EVERYDAY` lists the commonest subjects by their label, each with other words for it. ``make_names`` gives all
 names of a subject by language: its labels, these words, and the head noun of a label ("apple" for "red apple", "Apfel"
 for "roter Apfel") where no commoner subject has it.
 """

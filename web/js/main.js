@@ -9,8 +9,8 @@ import { addFiles, listenToDownloads, loaded, recallDownloads, restoreDownloads 
 import { allNodes, isOurs, kindOf, nodeOf, workflowId } from "./graph.js";
 import { addGrowth } from "./grow.js";
 import { listenToMessages } from "./messages.js";
+import { announceQueueing, listFields } from "./older.js";
 import { listenToPreviews } from "./previews.js";
-import { announceQueueing } from "./queueing.js";
 import { listenToRepairs, offerSize } from "./repair.js";
 import { addReport, tell } from "./report.js";
 import { addSettings } from "./settings.js";
@@ -104,6 +104,7 @@ app.registerExtension({
     if (isOurs(node)) takeNames(node);
   },
 
+  beforeConfigureGraph: listFields,
   afterConfigureGraph: recall,
 
   /** Another workflow tab was opened: the host has kept what its nodes showed. */
