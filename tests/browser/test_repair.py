@@ -163,10 +163,11 @@ def test_a_press_mends_and_undo_takes_it_back(page: Page):
 
 def test_every_frontend_says_once_that_a_prompt_is_queued(page: Page):
     """Older ones do not by themselves (web/js/older.js); the offers and the words of a refusal hang on it."""
+    page.add("CascadeStudio_Canvas")
     heard = page.browser.run(
         "let heard = 0; const count = () => { heard += 1; };"
         "app.api.addEventListener('promptQueueing', count);"
-        "try { await app.queuePrompt(0, 1); } catch { /* an empty graph is refused */ }"
+        "try { await app.queuePrompt(0, 1); } catch { /* a graph without an output is refused */ }"
         "app.api.removeEventListener('promptQueueing', count); return heard"
     )
     page.dismiss()

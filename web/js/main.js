@@ -9,7 +9,7 @@ import { addFiles, listenToDownloads, loaded, recallDownloads, restoreDownloads 
 import { allNodes, isOurs, kindOf, nodeOf, workflowId } from "./graph.js";
 import { addGrowth } from "./grow.js";
 import { listenToMessages } from "./messages.js";
-import { announceQueueing, listFields } from "./older.js";
+import { drawSeeds, hearQueueing, listFields } from "./older.js";
 import { listenToPreviews } from "./previews.js";
 import { listenToRepairs, offerSize } from "./repair.js";
 import { addReport, tell } from "./report.js";
@@ -75,7 +75,7 @@ app.registerExtension({
     listenToPreviews();
     listenToDownloads();
     listenToRepairs();
-    announceQueueing();
+    drawSeeds();
     suggestNodes();
     onLanguage(() => {
       live.forEach((panel) => panel.draw());
@@ -96,6 +96,7 @@ app.registerExtension({
     if (kind === "CascadeStudio_ImagePrompts") addGrowth(node);
     fillNames(node);
     takeNames(node);
+    hearQueueing(node);
     if (kind in PICTURES) shown.set(node, PICTURES[kind](node));
     after(node, "onExecuted", (output) => show(node, output));
   },
