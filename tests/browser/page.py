@@ -22,8 +22,6 @@ POLICY = "Content Security Policy"
 """What older frontends are refused on an offline server: to ask where a missing file lies how large it is."""
 UNHEARD = "Unhandled message"
 """What arrives while a page is opened anew, before anybody listens: the frontend warns of it."""
-SET_ASIDE = "[proxyWidgetMigration] source widget has no backing input slot"
-"""The frontend's own warning on what becomes of a seed after a run, on the face of any block: it stays inside."""
 
 PREVIEWS = """
 const board = Object.assign(document.createElement("canvas"), { width: 512, height: 512 });

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,15 +119,20 @@ class Painter:
             made = decode(self.nets["stage_b"], latent, said, empty, seeds, steps=steps).float()
         return self.nets["stage_a"].decode(made).float().clamp(0, 1).cpu()
 
-    def picture(self, prompts: list[str], seeds: list[int]) -> Tensor:
-        """Pictures of prompts, one seed each."""
+    def sample_prior(self, prompts: list[str], seeds: list[int], **sampling: Any) -> Tensor:
+        """Stage C latents of prompts; ``sampling``: see :func:`.nets.paint`."""
         grid_size = self.canvas.prior_height, self.canvas.prior_width
+        with self.place.autocast():
+            return paint(
+                self.nets["stage_c"], self.nets["text"], prompts, seeds, grid_size=grid_size, **sampling
+            ).float()
+
+    def picture(self, prompts: list[str], seeds: list[int], **sampling: Any) -> Tensor:
+        """Pictures of prompts, one seed each; ``sampling``: that of Stage C."""
         parts = []
         for start in range(0, len(prompts), BATCH):
             part = prompts[start : start + BATCH], seeds[start : start + BATCH]
-            with self.place.autocast():
-                latent = paint(self.nets["stage_c"], self.nets["text"], *part, grid_size=grid_size).float()
-            parts.append(self.through_b(latent, *part))
+            parts.append(self.through_b(self.sample_prior(*part, **sampling), *part))
             log.info("evaluate: painted %d of %d prompts", start + len(part[0]), len(prompts))
         return torch.cat(parts)
 

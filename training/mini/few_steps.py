@@ -50,7 +50,7 @@ from .compose import PAINTED, random_colour
 from .evaluate import Eyes, Painter, format_shares
 from .judge import at_sight, first_five, load_judge, measure_told
 from .loop import Place
-from .nets import TRAINING, encode_prompts, load_trained, paint
+from .nets import TRAINING, encode_prompts, load_trained
 from .scenes import Scenes
 from .sizes import PLANS
 
@@ -151,21 +151,6 @@ class FewSteps:
             log.info("few steps: %d updates, loss %.4f", len(losses), fmean(losses[-15:]))
         self.lora.load_state_dict(self.ema.tensors)
 
-    def paint(self, prompts: list[str], seeds: list[int]) -> Tensor:
-        """Stage C latents of the student."""
-        canvas = self.place.sizes.canvas
-        return paint(
-            self.student,
-            self.text,
-            prompts,
-            seeds,
-            steps=self.steps,
-            cfg=1.0,
-            shift=SHIFT,
-            grid_size=(canvas.prior_height, canvas.prior_width),
-            step=step_ddim,
-        )
-
     def save(self, folder: Path) -> Path:
         """The LoRA as core's loader reads it."""
         name = f"cascade_mini_{self.steps}_steps"
@@ -189,23 +174,16 @@ class FewSteps:
 
 @torch.no_grad()
 def measure(student: FewSteps) -> list[str]:
-    """The held-out prompts, through Stage B and A, as ``evaluate`` measures them; what the plan's
-    results.md says of the teacher is of the same prompts and seeds.
+    """The held-out prompts, through Stage B and A, as ``evaluate`` measures them; what the plan's results.md says
+    of the teacher is of the same prompts and seeds.
     """
-    painter = Painter(student.place)
-    scenes = Scenes(random.Random(student.place.seed + 7))
+    painter, scenes = Painter(student.place), Scenes(random.Random(student.place.seed + 7))
+    painter.nets["stage_c"] = student.student
     eyes, asked = Eyes(student.place, scenes), scenes.prompts
-    subjects, colours = [p["subject"] for p in asked], [p["background"] for p in asked]
     prompts, seeds = [p["prompt"] for p in asked], [p["seed"] for p in asked]
-    parts = []
-    for start in range(0, len(asked), PICTURES):
-        part = prompts[start : start + PICTURES], seeds[start : start + PICTURES]
-        with student.place.autocast():
-            latent = student.paint(*part).float()
-        parts.append(painter.through_b(latent, *part))
-        log.info("few steps: painted %d of %d prompts", start + len(part[0]), len(prompts))
+    image = painter.picture(prompts, seeds, steps=student.steps, cfg=1.0, step=step_ddim)
     row = f"{student.steps} steps of DDIM with the LoRA, cfg 1"
-    found = {row: eyes.measure(torch.cat(parts), subjects, colours)}
+    found = {row: eyes.measure(image, [p["subject"] for p in asked], [p["background"] for p in asked])}
     return format_shares("200 held-out prompts", found)
 
 
@@ -214,18 +192,15 @@ def measure_teacher(place: Place, counts: tuple[int, ...] = (20, 12, 8, 6, 5, 4)
     """The held-out prompts by Stage C as it is in fewer steps, and in the wording that it knows best, read by the
     decoder of the code alone.
     """
-    net, text = load_trained(place, "stage_c", backend=TRAINING), load_trained(place, "text")
-    code, scenes = load_code(place), Scenes(random.Random(place.seed + 7))
-    judge, asked = load_judge(place, len(scenes.subjects)), scenes.prompts
+    painter, scenes = Painter(place), Scenes(random.Random(place.seed + 7))
+    code, judge, asked = load_code(place), load_judge(place, len(scenes.subjects)), scenes.prompts
     subjects, seeds = [p["subject"] for p in asked], [p["seed"] for p in asked]
     plain = [" ".join(scenes.speaker.caption_plainly(p["subject"], p["background"])) for p in asked]
-    grid_size = place.sizes.canvas.prior_height, place.sizes.canvas.prior_width
+    parts = [slice(i, i + PICTURES) for i in range(0, len(asked), PICTURES)]
 
     def tell(prompts: list[str], steps: int) -> dict[str, float]:
-        parts = [slice(i, i + PICTURES) for i in range(0, len(asked), PICTURES)]
-        with place.autocast():
-            latents = [paint(net, text, prompts[p], seeds[p], steps=steps, grid_size=grid_size).float() for p in parts]
-        rgb = code.decode(torch.cat(latents)).float().clamp(0, 1)
+        latent = torch.cat([painter.sample_prior(prompts[part], seeds[part], steps=steps) for part in parts])
+        rgb = code.decode(latent).float().clamp(0, 1)
         return measure_told(first_five(judge, at_sight(rgb), place.device), subjects)
 
     found = {f"{steps} guided steps": tell([p["prompt"] for p in asked], steps) for steps in counts}

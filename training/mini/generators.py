@@ -27,7 +27,7 @@ from cascade_studio.stages.training.losses import (
 )
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
-from .captions import LENGTH, Fragment, batch_tokens
+from .captions import LENGTH, Fragment, Speaker, batch_tokens
 from .compose import PAINTED
 from .eight_bits import eight_bits
 from .language import TunedText, compare_tails, list_known_tokens
@@ -258,8 +258,8 @@ class StageCPart(DiffusionPart):
     STEPS, BATCH, SEED, NOISY = 40000, 40, 5, 0.5
     COMMON, REST, SHADES = 18, 6, 0.15
     DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.5
-    BESIDE, FOREIGN, FOREIGN_BESIDE = 80, 0.25, 0.7
-    """Captions without a picture, and the shares of other languages in those with one and those without."""
+    BESIDE, FOREIGN_BESIDE = 80, 0.7
+    """Captions without a picture, and the share of other languages in them."""
     LR, TEXT_LR, ROWS_SHARE, HELD, TAILS = 1e-3, 5e-4, 8.0, 1.0, 0.3
     """``ROWS_SHARE``: the rows of tokens learn by so much of the text encoder's rate, since most captions miss them."""
     SETTLE = math.inf
@@ -304,7 +304,7 @@ class StageCPart(DiffusionPart):
         index = self.rng.sample(range(len(self.pool)), self.BATCH)
         rows = {name: value.to(self.place.device) for name, value in self.pool.rows(index).items()}
         beside = self.rng.sample(range(len(self.pool)), self.BESIDE)
-        said = [self.say(index, self.FOREIGN), self.say(beside, self.FOREIGN_BESIDE)]
+        said = [self.say(index, Speaker.FOREIGN), self.say(beside, self.FOREIGN_BESIDE)]
         ids, plain = (batch_tokens([*a, *b], length).to(self.place.device) for a, b in zip(*said))
         meant = self.encode_text(plain)[1]
         with round_weights(self.tuned if self.progress >= self.settle else None), self.place.autocast():

@@ -137,7 +137,7 @@ def paint(
     cond = {"clip_text": said, "clip_text_pooled": pooled, "clip_img": image}
     uncond = {"clip_text": said_empty, "clip_text_pooled": pooled_empty, "clip_img": torch.zeros_like(image)}
     rows, columns = grid_size or (SHIPPED.canvas.prior_height, SHIPPED.canvas.prior_width)
-    return _sample(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, step)
+    return _sample(net, cond, uncond, seeds, (16, rows, columns), steps, cfg, shift, said.device, step=step)
 
 
 def paint_sheet(place: Place, net: StageC, text: nn.Module, asked: list[dict[str, Any]]) -> Tensor:
@@ -165,7 +165,7 @@ def decode(
     cond = {"effnet": effnet, "clip": pooled}
     uncond = {"effnet": torch.zeros_like(effnet), "clip": empty.expand_as(pooled)}
     shape = SHIPPED.canvas.decoder_shape()[1:]
-    return _sample(net, cond, uncond, seeds, shape, steps, cfg, shift)
+    return _sample(net, cond, uncond, seeds, shape, steps, cfg, shift, effnet.device)
 
 
 def _sample(
@@ -177,9 +177,11 @@ def _sample(
     steps: int,
     cfg: float,
     shift: float,
+    device: torch.device,
+    *,
     step: Callable[..., Tensor] = step_ddpm,
 ) -> Tensor:
-    start = NoiseStreams(seeds).next((len(seeds), *shape)).to(next(iter(cond.values())).device)
+    start = NoiseStreams(seeds).next((len(seeds), *shape)).to(device)
     for taken in sample(
         pair_conditions(net, cond, uncond),
         start,

@@ -22,7 +22,7 @@ class Phrases:
     openings: tuple[str, ...]
     behind: tuple[tuple[str, ...], ...]
     firsts: tuple[tuple[str, ...], ...]
-    endings: tuple[str, ...] = ()
+    endings: tuple[str, ...]
 
     def fragments(self) -> set[str]:
         """Everything that a phrase can say beside subject and background."""
@@ -31,89 +31,122 @@ class Phrases:
         return {part for part in found if part not in (C, N)}
 
 
-ENGLISH = Phrases(
-    openings=(
-        *("a", "an", "the", "my", "this", "some", "that", "our", "your", "another", "every", "a single", "just a"),
-        *("a small", "a big", "a large", "a tiny", "a huge", "a cute", "a lovely", "a beautiful", "a pretty"),
-        *("a funny", "a shiny", "a simple", "a great", "a cool", "a typical", "a very cute", "the best"),
-        *(
-            "a picture of a",
-            "a picture of the",
-            "a photo of a",
-            "photo of",
-            "a photograph of",
-            "an image of",
-            "image :",
+PHRASES = {
+    "en": Phrases(
+        openings=(
+            *("a", "an", "the", "my", "this", "some", "that", "our", "your", "another", "every", "a single", "just a"),
+            *("a small", "a big", "a large", "a tiny", "a huge", "a cute", "a lovely", "a beautiful", "a pretty"),
+            *("a funny", "a shiny", "a simple", "a great", "a cool", "a typical", "a very cute", "the best"),
+            *(
+                "a picture of a",
+                "a picture of the",
+                "a photo of a",
+                "photo of",
+                "a photograph of",
+                "an image of",
+                "image :",
+            ),
+            *(
+                "a render of a",
+                "a 3d render of a",
+                "an illustration of a",
+                "a painting of a",
+                "painting of",
+                "art of a",
+            ),
+            *(
+                "a sketch of a",
+                "a sticker of a",
+                "sticker :",
+                "an icon of a",
+                "the icon of a",
+                "the emoji for",
+                "emoji :",
+            ),
+            *("clip art of a", "a cartoon of a", "a cartoon", "a logo with a", "a close-up of a", "a portrait of a"),
+            *("please paint a", "paint a", "make a", "make me a", "create a", "create an image of", "generate a"),
+            *("i want a", "i would like a", "i need a", "give me a", "can you paint a", "imagine a", "think of a"),
+            *("there is a", "here is a", "we see a", "you see a", "look , a", "it is a", "this is a", "behold the"),
         ),
-        *("a render of a", "a 3d render of a", "an illustration of a", "a painting of a", "painting of", "art of a"),
-        *("a sketch of a", "a sticker of a", "sticker :", "an icon of a", "the icon of a", "the emoji for", "emoji :"),
-        *("clip art of a", "a cartoon of a", "a cartoon", "a logo with a", "a close-up of a", "a portrait of a"),
-        *("please paint a", "paint a", "make a", "make me a", "create a", "create an image of", "generate a"),
-        *("i want a", "i would like a", "i need a", "give me a", "can you paint a", "imagine a", "think of a"),
-        *("there is a", "here is a", "we see a", "you see a", "look , a", "it is a", "this is a", "behold the"),
-    ),
-    behind=(
-        ("on a", C, "background"),
-        ("on a", C, "background"),
-        ("on", C),
-        ("on", C, "background"),
-        ("with a", C, "background"),
-        ("with", C, "background"),
-        ("with a background in", C),
-        ("and a", C, "background"),
-        ("in front of a", C, "background"),
-        ("in front of a", C, "wall"),
-        ("in front of", C),
-        ("before a", C, "background"),
-        ("before", C),
-        ("on a", C, "surface"),
-        ("on", C, "paper"),
-        ("on", C, "ground"),
-        ("isolated on", C),
-        ("placed on", C),
-        ("in a", C, "room"),
-        ("surrounded by", C),
-        ("on top of", C),
-        ("behind it all is", C),
-        (",", C, "background"),
-        (",", C),
-        (", the background is", C),
-        (", background", C),
-        (", background :", C),
-        (", everything else is", C),
-        (", all in front of", C),
-        (".", C, "background ."),
-    ),
-    firsts=(
-        (C, "background ,"),
-        (C, "background , a"),
-        (C, "background :"),
-        (C, "background and a"),
-        ("on a", C, "background , a"),
-        ("on", C, ": a"),
-        ("on", C, ","),
-        ("background :", C, ", subject :"),
-        ("before a", C, "wall , a"),
-        ("in front of", C, ", the"),
-        ("a picture with a", C, "background and a"),
-    ),
-    endings=(
-        *(", high quality", ", best quality", ", 4k", ", 8k", ", hd", ", detailed", ", very detailed", ", masterpiece"),
-        *(
-            ", centered",
-            ", simple",
-            ", sharp",
-            ", glossy",
-            ", soft light",
-            ", studio light",
-            ", cute style",
-            ", minimal",
+        behind=(
+            ("on a", C, "background"),
+            ("on a", C, "background"),
+            ("on", C),
+            ("on", C, "background"),
+            ("with a", C, "background"),
+            ("with", C, "background"),
+            ("with a background in", C),
+            ("and a", C, "background"),
+            ("in front of a", C, "background"),
+            ("in front of a", C, "wall"),
+            ("in front of", C),
+            ("before a", C, "background"),
+            ("before", C),
+            ("on a", C, "surface"),
+            ("on", C, "paper"),
+            ("on", C, "ground"),
+            ("isolated on", C),
+            ("placed on", C),
+            ("in a", C, "room"),
+            ("surrounded by", C),
+            ("on top of", C),
+            ("behind it all is", C),
+            (",", C, "background"),
+            (",", C),
+            (", the background is", C),
+            (", background", C),
+            (", background :", C),
+            (", everything else is", C),
+            (", all in front of", C),
+            (".", C, "background ."),
         ),
-        *(", 3d", ", 3d style", ", vector art", ", digital art", ", trending", ", please", ", thank you", "!", "."),
-        *(", no text", ", square", ", smooth", ", clean", ", full view", ", isolated", ", like a sticker", ", emoji"),
+        firsts=(
+            (C, "background ,"),
+            (C, "background , a"),
+            (C, "background :"),
+            (C, "background and a"),
+            ("on a", C, "background , a"),
+            ("on", C, ": a"),
+            ("on", C, ","),
+            ("background :", C, ", subject :"),
+            ("before a", C, "wall , a"),
+            ("in front of", C, ", the"),
+            ("a picture with a", C, "background and a"),
+        ),
+        endings=(
+            *(
+                ", high quality",
+                ", best quality",
+                ", 4k",
+                ", 8k",
+                ", hd",
+                ", detailed",
+                ", very detailed",
+                ", masterpiece",
+            ),
+            *(
+                ", centered",
+                ", simple",
+                ", sharp",
+                ", glossy",
+                ", soft light",
+                ", studio light",
+                ", cute style",
+                ", minimal",
+            ),
+            *(", 3d", ", 3d style", ", vector art", ", digital art", ", trending", ", please", ", thank you", "!", "."),
+            *(
+                ", no text",
+                ", square",
+                ", smooth",
+                ", clean",
+                ", full view",
+                ", isolated",
+                ", like a sticker",
+                ", emoji",
+            ),
+        ),
     ),
-)
-FOREIGN = {
     "de": Phrases(
         openings=(
             *("ein", "eine", "einen", "der", "die", "das", "mein", "meine", "dieses", "ein kleines", "eine kleine"),
@@ -209,7 +242,6 @@ FOREIGN = {
         endings=(", simples", ", alta qualidade", ", bonito", ", por favor", "."),
     ),
 }
-PHRASES = {"en": ENGLISH, **FOREIGN}
 
 
 def make_phrase(language: str, rng: random.Random, named: bool = True) -> list[str]:
@@ -220,6 +252,6 @@ def make_phrase(language: str, rng: random.Random, named: bool = True) -> list[s
     template.append(S)
     if named and not first:
         template.extend(rng.choice(phrases.behind))
-    if phrases.endings and rng.random() < 0.25:
+    if rng.random() < 0.25:
         template.append(rng.choice(phrases.endings))
     return template

@@ -9,7 +9,7 @@ import { addFiles, listenToDownloads, loaded, recallDownloads, restoreDownloads 
 import { allNodes, isOurs, kindOf, nodeOf, workflowId } from "./graph.js";
 import { addGrowth } from "./grow.js";
 import { listenToMessages } from "./messages.js";
-import { drawSeeds, hearQueueing, listFields } from "./older.js";
+import { hearQueueing, listFields, listenToRuns } from "./older.js";
 import { listenToPreviews } from "./previews.js";
 import { listenToRepairs, offerSize } from "./repair.js";
 import { addReport, tell } from "./report.js";
@@ -75,7 +75,7 @@ app.registerExtension({
     listenToPreviews();
     listenToDownloads();
     listenToRepairs();
-    drawSeeds();
+    listenToRuns();
     suggestNodes();
     onLanguage(() => {
       live.forEach((panel) => panel.draw());

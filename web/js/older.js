@@ -31,15 +31,16 @@ export function hearQueueing(node) {
   };
 }
 
-/** A new seed for blocks of ours after each run: older ones leave it alone, whatever the node inside says of it. */
-export function drawSeeds() {
-  if (!isOlder()) return;
-  api.addEventListener("promptQueued", () => {
-    for (const block of app.rootGraph.nodes.filter(isBlock)) {
-      const rules = (block.subgraph?.nodes ?? []).map((node) => widgetOf(node, "control_after_generate")?.value);
-      if (rules.includes("randomize")) setValue(block, "seed", Math.floor(Math.random() * 2 ** 50));
-    }
-  });
+/** A new seed for blocks of ours: older ones leave it alone, whatever the node inside says of it. */
+function drawSeeds() {
+  for (const block of app.rootGraph.nodes.filter(isBlock)) {
+    const rules = (block.subgraph?.nodes ?? []).map((node) => widgetOf(node, "control_after_generate")?.value);
+    if (rules.includes("randomize")) setValue(block, "seed", Math.floor(Math.random() * 2 ** 50));
+  }
+}
+
+export function listenToRuns() {
+  if (isOlder()) api.addEventListener("promptQueued", drawSeeds);
 }
 
 /** In a workflow that is opened, list the fields of our blocks as those of their inputs: older ones look for the inner
