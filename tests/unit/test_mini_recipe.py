@@ -546,8 +546,8 @@ def test_a_picture_is_called_plainly_and_captions_are_compared_behind_their_ends
 def test_strange_words_are_strewn_between_the_others():
     rng = random.Random(0)
     said = ["a", "frog", "on", "red"]
-    assert strew(said, rng, 0.0, ["wild"], 7) == said and strew([], rng, 1.0, ["wild"], 7) == []
-    made = [strew(said, rng, 1.0, ["wild"], 7) for _ in range(50)]
+    assert strew(said, rng, 0.0, [[(7,)], ["wild"]]) == said and strew([], rng, 1.0, [[(7,)], ["wild"]]) == []
+    made = [strew(said, rng, 1.0, [[(7,)], ["wild"]]) for _ in range(50)]
     assert all([word for word in one if word in said] == said and 5 <= len(one) <= 7 for one in made)
     assert {word for one in made for word in one} - set(said) == {"wild", (7,)}
 

@@ -33,6 +33,7 @@ from .eight_bits import eight_bits
 from .language import TunedText, compare_tails, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_code_reader, load_trained, paint_sheet
+from .phrases import PHRASES
 from .precondition import Preconditioning
 from .scenes import SHORT, Pool, Scenes, make_pool
 from .subjects import COLOURS, Subject
@@ -203,12 +204,19 @@ def settle_weights(net: nn.Module, now: bool = True) -> nn.Module:
     return net
 
 
-def strew(said: list[Fragment], rng: random.Random, share: float, tags: list[str], stranger: int) -> list[Fragment]:
-    """``said``, and in the ``share`` of captions one to three words between that nobody knows or that tag others."""
+def list_strangers(subjects: list[Subject], stranger: int) -> list[list[Fragment]]:
+    """Words that say nothing about a picture, in three kinds: a token that nobody knows, what tags other subjects, and
+    what sentences of all languages are made of."""
+    tags = [tag for subject in subjects for tag in subject.tags if tag not in COLOURS]
+    return [[(stranger,)], [*tags], sorted(part for phrases in PHRASES.values() for part in phrases.fragments())]
+
+
+def strew(said: list[Fragment], rng: random.Random, share: float, strangers: list[list[Fragment]]) -> list[Fragment]:
+    """``said``, and in the ``share`` of captions one to three of ``strangers`` between, each kind as often."""
     said = list(said)
     if said and rng.random() < share:
         for _ in range(rng.randint(1, 3)):
-            said.insert(rng.randint(0, len(said)), (stranger,) if rng.random() < 0.5 else rng.choice(tags))
+            said.insert(rng.randint(0, len(said)), rng.choice(rng.choice(strangers)))
     return said
 
 
@@ -257,7 +265,7 @@ class StageCPart(DiffusionPart):
     name = "stage_c"
     STEPS, BATCH, SEED, NOISY = 40000, 40, 5, 0.5
     COMMON, REST, SHADES = 18, 6, 0.15
-    DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.93, 0.5
+    DROP_TEXT, KEEP_IMAGE, LONG_FROM, STRANGE = 0.08, 0.05, 0.97, 0.5
     BESIDE, FOREIGN_BESIDE = 80, 0.7
     """Captions without a picture, and the share of other languages in them."""
     LR, TEXT_LR, ROWS_SHARE, HELD, TAILS = 1e-3, 5e-4, 8.0, 1.0, 0.3
@@ -271,9 +279,9 @@ class StageCPart(DiffusionPart):
         if earlier:
             tower.load_state_dict(earlier["text"])
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
-        self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
         known = list_known_tokens(self.scenes.speaker).to(place.device)
         self.tuned = TunedText(tower, known)
+        self.strangers = list_strangers(self.scenes.subjects, self.tuned.stranger)
         self.text_ema = EMA(self.tuned, self.EMA_DECAY)
         self.state.update(
             text=self.tuned,
@@ -327,7 +335,7 @@ class StageCPart(DiffusionPart):
         """Random captions of pictures of the pool, and their plain ones."""
         bare = 0.9 - 0.6 * self.progress
         said, plain = say_both(self.scenes, self.pool, index, bare, foreign, self.DROP_TEXT)
-        return [strew(part, self.rng, self.STRANGE, self.tags, self.tuned.stranger) for part in said], plain
+        return [strew(part, self.rng, self.STRANGE, self.strangers) for part in said], plain
 
     def average_text(self) -> TunedText:
         """The averaged text encoder, as it will ship."""

@@ -7,6 +7,7 @@ import random
 import torch
 from torch import Tensor
 
+from cascade_studio.stages.training.distributed import sum_gradients
 from cascade_studio.stages.training.losses import add_training_noise, sample_times, velocity_weight
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
@@ -22,7 +23,7 @@ from .captions import (
     word_tokens,
 )
 from .compose import PAINTED
-from .generators import HELD_EVERY, StageCPart, ease_decay, measure_held, repeat_common, say_both, strew
+from .generators import HELD_EVERY, StageCPart, ease_decay, list_strangers, measure_held, repeat_common, say_both, strew
 from .language import TunedText, compare_tails, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_reader, load_trained, paint_sheet
@@ -43,10 +44,10 @@ class WordsPart(Part):
     """
 
     name = "words"
-    STEPS, SEED, LR, EMA_DECAY, DECAY = 6000, 9, 4e-4, 0.998, 0.01
-    ROWS_LR = 2e-3
-    BATCH, BESIDE, NOISY_FROM = 32, 160, 0.5
-    DROP_TEXT, STRANGE, LONG, FOREIGN, SHADES = 0.04, 0.3, 0.1, 0.5, 0.15
+    STEPS, SEED, LR, EMA_DECAY, DECAY = 6000, 9, 6e-4, 0.998, 0.01
+    ROWS_LR = 6e-3
+    BATCH, BESIDE, NOISY_FROM = 16, 304, 0.5
+    DROP_TEXT, STRANGE, LONG, FOREIGN, SHADES = 0.04, 0.3, 0.04, 0.6, 0.15
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -54,10 +55,10 @@ class WordsPart(Part):
         self.net = load_trained(place, "stage_c", backend=TRAINING)
         self.teacher = load_trained(place, "text", "stage_c")
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
-        self.tags = [tag for subject in self.scenes.subjects for tag in subject.tags if tag not in COLOURS]
         self.tuned = TunedText(self.teacher, list_known_tokens(self.scenes.speaker).to(place.device))
+        self.strangers = list_strangers(self.scenes.subjects, self.tuned.stranger)
         self.ema = EMA(self.tuned, self.EMA_DECAY)
-        rows, tower = self.choose_parameters()
+        rows, tower = self.learned = self.choose_parameters()
         self.state = {"text": self.tuned, "ema": self.ema}
         self.state["rows"] = Optimiser(rows, self.ROWS_LR, betas=(0.9, 0.98))
         if tower:
@@ -83,7 +84,7 @@ class WordsPart(Part):
         length = LENGTH if self.rng.random() < self.LONG else SHORT
         index = self.rng.sample(range(len(self.pool)), self.BATCH + self.BESIDE)
         said, plain = say_both(self.scenes, self.pool, index, 0.5, self.FOREIGN, self.DROP_TEXT)
-        said = [strew(part, self.rng, self.STRANGE, self.tags, self.tuned.stranger) for part in said]
+        said = [strew(part, self.rng, self.STRANGE, self.strangers) for part in said]
         ids, meant = (batch_tokens(captions, length).to(self.place.device) for captions in (said, plain))
         with torch.no_grad():
             wanted, wanted_pooled = self.teacher(meant)
@@ -104,7 +105,9 @@ class WordsPart(Part):
         optimisers = [self.state[name] for name in ("rows", "tower") if name in self.state]
         for optimiser in optimisers:
             optimiser.clear()
-        loss.backward()
+        crew, (rows, tower) = self.place.crew, self.learned
+        (loss / crew.size).backward()
+        sum_gradients([*rows, *tower], crew)
         return [optimiser.update(factor) for optimiser in optimisers][0]
 
     def compare_answers(self, index: list[int], said: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor]) -> Tensor:
