@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.mini.evaluate import background, colour_names, silhouettes
+from training.mini.eyes import background, colour_names, silhouettes
 from training.mini.subjects import COLOURS
 
 FILE = Path(__file__).with_name("mini_outlines.npz")

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import harness
 import pytest
@@ -198,6 +199,20 @@ def test_the_sheet_of_free_prompts_is_numbered_in_another_order(tmp_path, monkey
     listed = [prompt["name"] for prompt in json.loads(evaluate.FREE.read_text(encoding="utf-8"))]
     assert sorted(key.values()) == names == sorted(listed)
     assert list(key.values()) not in (names, listed) and (tmp_path / "free" / "free.png").is_file()
+
+
+def test_strangers_ask_for_every_subject_in_words_of_their_own():
+    wordings = json.loads(evaluate.WORDINGS.read_text(encoding="utf-8"))
+    assert set(wordings) == set(LANGUAGES) and len(wordings["en"]) == 40
+    asked = [{"subject": LABELS.index("frog"), "background": "blue"}] * 40
+    scenes = SimpleNamespace(subjects=SUBJECTS)
+    for language in LANGUAGES:
+        said = evaluate.ask_as_strangers(scenes, asked, language)
+        frog, blue = SUBJECTS[LABELS.index("frog")].labels[language], colour_words("blue", language)[0]
+        assert len(set(said)) == len(wordings[language]) and not any("{" in text for text in said)
+        assert all(frog in text and blue.removesuffix("em") in text for text in said), said
+    german = evaluate.ask_as_strangers(scenes, asked, "de")
+    assert any("blauem" in text for text in german) and any(text.endswith(" blau") for text in german)
 
 
 def test_new_words_leave_what_english_captions_say():

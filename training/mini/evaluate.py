@@ -24,9 +24,10 @@ from tools.small import MINI_DECODER_STEPS
 from .autoencoders import psnr
 from .captions import join_caption
 from .compose import PAINTED, compose
-from .data import OTHER_STYLES, pictures, read_split
+from .data import OTHER_STYLES, read_split
+from .eyes import Eyes
 from .generators import settle_weights
-from .judge import SIGHT, at_sight, first_five, load_judge, measure_told
+from .judge import at_sight, first_five, load_judge, measure_told
 from .loop import Place, grid, save_sheet
 from .nets import TRAINING, decode, encode_prompts, load_code_reader, load_encoder, load_trained, paint
 from .scenes import Scenes, for_encoder
@@ -38,63 +39,12 @@ log = logging.getLogger(__name__)
 
 TABLE = Path(__file__).with_name("results.md")
 FREE = Path(__file__).with_name("free_prompts.json")
+WORDINGS = Path(__file__).with_name("wordings.json")
+"""How somebody who knew no caption of the training asks for a subject on a background, in six languages."""
 BATCH, DECODED, FOREIGN, ROUNDED = 20, 96, 40, 12
 """Pictures at once; those whose decoding is measured in dB; prompts of each language; those painted in eight bits."""
 STEPS = (4, 6, 10)
 """Of Stage B."""
-
-
-def background(image: Tensor) -> Tensor:
-    """The median colour of the picture's rim, (B, 3, H, W) → (B, 3)."""
-    rim = max(2, image.shape[-1] // 32)
-    parts = image[:, :, :rim], image[:, :, -rim:], image[..., :rim], image[..., -rim:]
-    return torch.cat([part.flatten(2) for part in parts], 2).median(2).values
-
-
-def colour_names(image: Tensor) -> list[str]:
-    """The nearest background colour of each picture."""
-    table = torch.tensor(list(COLOURS.values())).float() / 255
-    return [list(COLOURS)[int(i)] for i in torch.cdist(background(image), table).argmin(1)]
-
-
-def silhouettes(image: Tensor, side: int = 24) -> Tensor:
-    """What stands out, cut to its bounding box, with its mask: (B, 3, H, W) → (B, 4, side, side)."""
-    ground = background(image)[:, :, None, None]
-    mask = ((image - ground).abs().amax(1, keepdim=True) > 0.12).float()
-    cut = []
-    for picture, shape in zip(torch.cat([(image - ground) * mask, mask], 1), mask[:, 0]):
-        rows, columns = (torch.nonzero(shape.mean(axis) > 0.01).flatten() for axis in (1, 0))
-        if len(rows) and len(columns):
-            picture = picture[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        cut.append(F.interpolate(picture[None], size=(side, side), mode="area")[0])
-    return torch.stack(cut)
-
-
-def feature_ranks(
-    image: Tensor, subjects: list[int], colours: list[str], scenes: Scenes, galleries: dict[str, Tensor]
-) -> list[int]:
-    """The rank of the asked subject among all, by distance of silhouettes, gallery on the same background.
-
-    ``galleries`` keeps the silhouettes of all subjects by background.
-    """
-    ranks = []
-    everything = list(range(len(scenes.subjects)))
-    for picture, subject, colour in zip(silhouettes(image), subjects, colours):
-        if colour not in galleries:
-            galleries[colour] = torch.cat(
-                [silhouettes(_real(scenes, everything[i : i + 128], colour)) for i in range(0, len(everything), 128)]
-            )
-        both = picture, picture.flip(-1)
-        distances = torch.minimum(*((galleries[colour] - way).square().flatten(1).mean(1) for way in both))
-        ranks.append(int((distances < distances[subject]).sum()))
-    return ranks
-
-
-def _real(scenes: Scenes, subjects: list[int], colour: str) -> Tensor:
-    """Upright renders in the middle of the canvas."""
-    source = pictures()
-    chosen = np.stack([source[i] for i in subjects])
-    return compose(chosen, [colour] * len(subjects), scenes.rng, SIGHT, centred=True)[0]
 
 
 class Painter:
@@ -137,26 +87,6 @@ class Painter:
         return torch.cat(parts)
 
 
-class Eyes:
-    """The judge and the hand-made features, and what of pictures they tell right."""
-
-    def __init__(self, place: Place, scenes: Scenes) -> None:
-        self.place, self.scenes = place, scenes
-        self.judge, self.galleries = load_judge(place, len(scenes.subjects)), {}
-
-    @torch.no_grad()
-    def measure(self, image: Tensor, subjects: list[int], colours: list[str]) -> dict[str, float]:
-        """Shares of pictures whose subject and background are told right."""
-        seen, count = at_sight(image), len(subjects)
-        order = first_five(self.judge, seen, self.place.device)
-        ranks = feature_ranks(seen, subjects, colours, self.scenes, self.galleries)
-        return {
-            **measure_told(order, subjects),
-            "feature top-5": sum(rank < 5 for rank in ranks) / count,
-            "background": sum(a == b for a, b in zip(colour_names(seen), colours)) / count,
-        }
-
-
 @torch.no_grad()
 def evaluate(place: Place) -> None:
     """Paint the held-out prompts, judge them and write the table and sheets."""
@@ -168,6 +98,7 @@ def evaluate(place: Place) -> None:
     real = _as_painted(scenes, subjects, colours)
     rows = {
         "prompts": painter.picture(prompts, seeds),
+        "the same in a stranger's wordings": painter.picture(ask_as_strangers(scenes, asked, "en"), seeds),
         "ceiling: pictures as Stage C paints them, through encoder, B and A": torch.cat(
             [
                 painter.through_b(painter.encode(real[i : i + BATCH]), prompts[i : i + BATCH], seeds[i : i + BATCH])
@@ -183,13 +114,24 @@ def evaluate(place: Place) -> None:
     _write(place, tables)
 
 
+def ask_as_strangers(scenes: Scenes, asked: list[dict[str, Any]], language: str) -> list[str]:
+    """The subjects and backgrounds of prompts in the wordings of :data:`WORDINGS`, one after the other."""
+    wordings, said = json.loads(WORDINGS.read_text(encoding="utf-8"))[language], []
+    for row, prompt in enumerate(asked):
+        colour = colour_words(prompt["background"], language)[0]
+        subject = scenes.subjects[prompt["subject"]].labels[language]
+        wording = wordings[row % len(wordings)].replace("{colour!}", colour.removesuffix("em"))
+        said.append(wording.replace("{colour}", colour).replace("{subject}", subject))
+    return said
+
+
 def measure_languages(painter: Painter, eyes: Eyes) -> dict[str, dict[str, float]]:
-    """Subjects and backgrounds told right for wordings of every language that training never saw."""
+    """Subjects and backgrounds told right for wordings of every language that training never saw, and a stranger's."""
     found, scenes = {}, eyes.scenes
     asked = scenes.prompts[:: len(scenes.prompts) // FOREIGN][:FOREIGN]
     subjects, colours = [p["subject"] for p in asked], [p["background"] for p in asked]
     for language in LANGUAGES[1:]:
-        prompts = [
+        held = [
             join_caption(
                 HELD_FOREIGN[language],
                 scenes.subjects[p["subject"]].labels[language],
@@ -197,8 +139,10 @@ def measure_languages(painter: Painter, eyes: Eyes) -> dict[str, dict[str, float
             )
             for p in asked
         ]
-        image = painter.picture(prompts, [p["seed"] for p in asked])
-        found[language] = eyes.measure(image, subjects, colours)
+        strange = ask_as_strangers(scenes, asked, language)
+        for name, prompts in ((language, held), (f"{language}, a stranger's wordings", strange)):
+            image = painter.picture(prompts, [p["seed"] for p in asked])
+            found[name] = eyes.measure(image, subjects, colours)
     return found
 
 

@@ -47,7 +47,8 @@ from cascade_studio.stages.training.settings import Settings
 from .captions import batch_tokens
 from .codes import load_code
 from .compose import PAINTED, random_colour
-from .evaluate import Eyes, Painter, format_shares
+from .evaluate import Painter, format_shares
+from .eyes import Eyes
 from .judge import at_sight, first_five, load_judge, measure_told
 from .loop import Place
 from .nets import TRAINING, encode_prompts, load_trained
