@@ -12,7 +12,7 @@ import harness
 import pytest
 import torch
 
-from cascade_studio.stages.training.optimiser import Optimiser
+from cascade_studio.stages.training.optimiser import EMA, Optimiser
 from training.mini import evaluate, sizes
 from training.mini.captions import (
     COLOUR_TEMPLATES,
@@ -35,7 +35,7 @@ from training.mini.phrases import PHRASES, make_phrase
 from training.mini.pilot import GRIDS, SmallDecoder
 from training.mini.subjects import COLOURS, LANGUAGES, PLAIN
 from training.mini.towers import TextTower
-from training.mini.vocabulary import hold_rows, list_english_tokens
+from training.mini.vocabulary import NewWordsPart, WordsPart, hold_rows, list_english_tokens
 from training.mini.words import FOREIGN_TEMPLATES, HELD_FOREIGN, C, N, S, colour_words, everyday, nominative, speak
 
 SUBJECTS, PROMPTS = read_split()
@@ -242,3 +242,21 @@ def test_english_captions_are_all_held(speaker):
     held = set(list_english_tokens(SUBJECTS).tolist())
     said = [*LABELS, *(prompt["prompt"] for prompt in PROMPTS)]
     assert {token for text in said for token in word_tokens(text)} <= held
+
+
+def test_the_text_encoder_that_ships_lies_half_way_to_what_learned_on():
+    part = WordsPart.__new__(WordsPart)
+    part.tuned = TunedText(
+        TextTower(replace(sizes.TEXT, vocab_size=49408, num_hidden_layers=1)), torch.tensor([START, END])
+    )
+    part.before = {name: value.clone() for name, value in part.tuned.state_dict().items()}
+    part.ema = EMA(part.tuned, 0.0)
+    with torch.no_grad():
+        for parameter in part.tuned.parameters():
+            parameter.add_(1.0)
+    part.ema.update(part.tuned)
+    moved = part.average_text().state_dict()
+    assert all(torch.allclose(moved[name], value + 0.5, atol=1e-5) for name, value in part.before.items())
+    part.KEPT = NewWordsPart.KEPT
+    everything = part.average_text().state_dict()
+    assert all(torch.allclose(everything[name], value + 1.0, atol=1e-5) for name, value in part.before.items())

@@ -149,7 +149,7 @@ def _before_and_after(flow: Flow, load: FlowNode, taught: Output) -> tuple[FlowN
         flow.step(f"Stage C and Stage B, {when}")
         latent = canvas["Stage C latent"]
         heard = {"positive": positive[0], "negative": negative[0]}
-        c = flow.add("CascadeStudio_SamplePrior", then="fixed", model=model, latent=latent, **heard)
+        c = parts.sample_prior(flow, model, latent=latent, then="fixed", **heard)
         b = parts.sample_decoder(flow, load["decoder"], positive[0], negative[0], c["prior"])
         shown[when] = parts.picture(flow, b["latent"], load["stage_a"], f"train_lora_{when}")[0], c
     flow.step("Before and after")

@@ -52,13 +52,27 @@ def canvas(flow: Flow, width: int = 1024, height: int = 1024, **inputs: Any) -> 
     return flow.add("CascadeStudio_Canvas", colours=TOUCH, width=width, height=height, **inputs)
 
 
+def _loads_mini(flow: Flow) -> bool:
+    return any(node.inputs.get("preset") == files.preset_title(MINI) for node in flow.nodes)
+
+
 def sample_prior(
-    flow: Flow, model: Output, positive: Output, negative: Output, latent: Output, **inputs: Any
+    flow: Flow,
+    model: Output,
+    positive: Output,
+    negative: Output,
+    latent: Output,
+    then: str = "randomize",
+    **inputs: Any,
 ) -> FlowNode:
-    """Sample Stage C with a new seed for every run."""
+    """Sample Stage C, by default with a new seed for every run; with the few steps that suffice where the flow loads
+    Cascade Mini.
+    """
+    if _loads_mini(flow):
+        inputs = {"steps": small.MINI_PRIOR_STEPS, **inputs}
     return flow.add(
         "CascadeStudio_SamplePrior",
-        then="randomize",
+        then=then,
         model=model,
         positive=positive,
         negative=negative,
@@ -71,7 +85,7 @@ def sample_decoder(
     flow: Flow, model: Output, positive: Output, negative: Output, prior: Output, **inputs: Any
 ) -> FlowNode:
     """Stage B after a prior, with the few steps that suffice where the flow loads Cascade Mini."""
-    if any(node.inputs.get("preset") == files.preset_title(MINI) for node in flow.nodes):
+    if _loads_mini(flow):
         inputs = {"steps": small.MINI_DECODER_STEPS, **inputs}
     return flow.add(
         "CascadeStudio_SampleDecoder", model=model, positive=positive, negative=negative, prior=prior, **inputs
