@@ -41,8 +41,9 @@ from training.mini import (
     sizes,
 )
 from training.mini.captions import END, START
+from training.mini.data import read_split
 from training.mini.eight_bits import eight_bits, time_factor
-from training.mini.generators import round_weights, settle_weights, strew, take_deep_blocks
+from training.mini.generators import list_strangers, round_weights, settle_weights, strew, take_deep_blocks
 from training.mini.loop import Loop, Part, Place, Speed, factor_at, grid
 from training.mini.nets import TRAINING
 from training.mini.precondition import Preconditioning, probe
@@ -219,8 +220,13 @@ def test_exported_files_rebuild_their_nets_within_the_size_limits(plan, tmp_path
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     export.export(place, tmp_path)
     assert written == {path: path.stat().st_mtime_ns for path in written}, "what is there already stays, byte for byte"
+    for part in nets.FURTHER:
+        place.weights(part).unlink(missing_ok=True)
     export.restore(place, tmp_path)
     for part, names in nets.RESULTS.items():
+        assert place.weights(part).is_file() == (part not in nets.FURTHER), "what would hide what is trained next"
+        if part in nets.FURTHER:
+            continue
         for name in names:
             again, wanted = nets.load_trained(place, name, part).state_dict(), fresh(place, name).state_dict()
             assert list(again) == list(wanted)
@@ -550,6 +556,14 @@ def test_strange_words_are_strewn_between_the_others():
     made = [strew(said, rng, 1.0, [[(7,)], ["wild"]]) for _ in range(50)]
     assert all([word for word in one if word in said] == said and 5 <= len(one) <= 7 for one in made)
     assert {word for one in made for word in one} - set(said) == {"wild", (7,)}
+
+
+def test_strangers_are_a_token_tags_and_sentences():
+    subjects, _ = read_split()
+    stranger, tags, sentences = list_strangers(subjects, 7)
+    labels = {subject.labels["en"] for subject in subjects}
+    assert stranger == [(7,)] and "animal" in tags and "auf" in sentences
+    assert not set(COLOURS) & {*tags, *sentences} and not labels & set(sentences)
 
 
 def test_the_whole_run_is_made_of_the_parts_that_have_a_share():

@@ -44,7 +44,7 @@ MEASURES: dict[str, Callable[[Place], object]] = {
     "evaluate": evaluate,
     "free": paint_free,
 }
-SHARES = {"stage_a": 10, "encoder": 20, "language": 15, "critic": 10, "stage_b": 170, "stage_c": 300, "words": 30}
+SHARES = {"stage_a": 10, "encoder": 20, "language": 15, "critic": 10, "stage_b": 170, "stage_c": 300, "words": 55}
 """Of the minutes of ``all``, about as the steps of the parts take them. What is not named is no part of it."""
 
 

@@ -33,7 +33,7 @@ from .nets import TRAINING, decode, encode_prompts, load_code_reader, load_encod
 from .scenes import Scenes, for_encoder
 from .sizes import SHIPPED
 from .subjects import COLOURS, LANGUAGES
-from .words import HELD_FOREIGN, colour_words
+from .words import HELD_FOREIGN, colour_words, predicative
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +120,13 @@ def ask_as_strangers(scenes: Scenes, asked: list[dict[str, Any]], language: str)
     for row, prompt in enumerate(asked):
         colour = colour_words(prompt["background"], language)[0]
         subject = scenes.subjects[prompt["subject"]].labels[language]
-        wording = wordings[row % len(wordings)].replace("{colour!}", colour.removesuffix("em"))
+        wording = wordings[row % len(wordings)].replace("{colour!}", predicative(colour))
         said.append(wording.replace("{colour}", colour).replace("{subject}", subject))
     return said
 
 
 def measure_languages(painter: Painter, eyes: Eyes) -> dict[str, dict[str, float]]:
-    """Subjects and backgrounds told right for wordings of every language that training never saw, and a stranger's."""
+    """Subjects and backgrounds told right in a wording of each language that no caption has, and in a stranger's."""
     found, scenes = {}, eyes.scenes
     asked = scenes.prompts[:: len(scenes.prompts) // FOREIGN][:FOREIGN]
     subjects, colours = [p["subject"] for p in asked], [p["background"] for p in asked]

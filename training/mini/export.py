@@ -26,7 +26,7 @@ from tools.small import MINI_FILES, MINI_FOLDER as FOLDER
 from .eight_bits import FLOAT8, eight_bits
 from .language import TABLE
 from .loop import Place, frozen, write_atomically
-from .nets import RESULTS, build, configs, load_trained
+from .nets import FURTHER, RESULTS, build, configs, load_trained
 from .sizes import SHIPPED
 
 log = logging.getLogger(__name__)
@@ -63,15 +63,17 @@ def export(place: Place, folder: Path = FOLDER) -> dict[str, int]:
 
 
 def restore(place: Place, folder: Path = FOLDER) -> None:
-    """Inverse of :func:`export`: the results of all parts in the work folder, from the files that ship.
+    """Inverse of :func:`export`: in the work folder the results of the parts that first made each net, from the files
+    that ship. Those of parts that train a net further stay away, since they would hide what is trained next.
 
-    Raises SystemExit where these were made with other sizes.
+    Raises SystemExit where the files were made with other sizes.
     """
     nets = read_shipped(folder)
     for name in {name for names in RESULTS.values() for name in names}:
         _check_sizes(place, name, nets[name])
     for part, names in RESULTS.items():
-        write_atomically({name: nets[name] for name in names}, place.weights(part))
+        if part not in FURTHER:
+            write_atomically({name: nets[name] for name in names}, place.weights(part))
 
 
 def restore_kept(place: Place, folder: Path = FOLDER) -> None:

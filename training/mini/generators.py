@@ -271,7 +271,7 @@ class StageCPart(DiffusionPart):
     LR, TEXT_LR, ROWS_SHARE, HELD, TAILS = 1e-3, 5e-4, 8.0, 1.0, 0.3
     """``ROWS_SHARE``: the rows of tokens learn by so much of the text encoder's rate, since most captions miss them."""
     SETTLE = math.inf
-    """Stage C and the text encoder lose little in eight bits as they are (35 and 43 dB), and learn worse in them."""
+    """Stage C and the text encoder lose little in eight bits as they are (33 dB with Stage B), and learn worse so."""
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageC(place.sizes.stage_c, backend=TRAINING))

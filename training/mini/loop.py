@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import os
 import random
 import time
 from collections import defaultdict
@@ -92,7 +93,7 @@ def factor_at(progress: float) -> float:
 
 def write_atomically(value: Any, path: Path) -> None:
     """``torch.save`` that leaves the old file alone until the new one is whole."""
-    draft = path.with_suffix(".new")
+    draft = path.with_suffix(f".{os.getpid()}.new")
     torch.save(value, draft)
     draft.replace(path)
 

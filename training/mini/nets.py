@@ -47,6 +47,8 @@ RESULTS = {
     "new_words": ("text",),
 }
 """The nets in the result of each part; Stage C tunes the text encoder of the language part."""
+FURTHER = ("refine", "words", "new_words")
+"""Parts that train on what others made."""
 
 
 def configs(sizes: Sizes) -> dict[str, Any]:

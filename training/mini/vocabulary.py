@@ -41,8 +41,8 @@ class WordsPart(Part):
     Three losses: that Stage C, whose weights stay, answers as it does to the plain caption; and that the pooled output,
     and what stands behind the end of the caption, are those of the plain one. Captions beside those of the pictures
     only see the last two, which cost little. The tower learns slowly, since English has to stay; the rows of its tokens
-    do not. What ships lies half way between the text encoder before and after (Wortsman et al. 2022, "Robust
-    fine-tuning"): English keeps what it had, and the other languages have nearly all that they learned.
+    do not. What ships is the mean of the text encoder before and after (Wortsman et al. 2022, "Robust fine-tuning"),
+    which has most of what the one knows of English and the other of other languages.
     """
 
     name = "words"
@@ -52,12 +52,15 @@ class WordsPart(Part):
     DROP_TEXT, STRANGE, LONG, FOREIGN, SHADES = 0.04, 0.3, 0.04, 0.6, 0.15
     KEPT = 0.5
     """The share of the text encoder before in the one that ships."""
+    AFTER: tuple[str, ...] = ("stage_c",)
+    """Whose text encoder it begins with: the first part of these that has a result."""
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         torch.manual_seed(place.seed + self.SEED)
         self.net = load_trained(place, "stage_c", backend=TRAINING)
-        self.teacher = load_trained(place, "text", "stage_c")
+        before = [part for part in self.AFTER if place.weights(part).is_file()]
+        self.teacher = load_trained(place, "text", *before[:1])
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
         self.tuned = TunedText(self.teacher, list_known_tokens(self.scenes.speaker).to(place.device))
         self.before = copy.deepcopy(self.tuned.state_dict())
@@ -200,6 +203,7 @@ class NewWordsPart(WordsPart):
 
     name = "new_words"
     BATCH, BESIDE, FOREIGN, KEPT = 24, 104, 0.8, 0.0
+    AFTER = ("words", "stage_c")
 
     def choose_parameters(self) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
         """The token rows, of which those of English stay."""

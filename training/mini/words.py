@@ -250,6 +250,11 @@ def nominative(word: str) -> str:
     return f"{word[:-1]}r" if word.endswith("em") else word
 
 
+def predicative(word: str) -> str:
+    """The German word of a colour behind the background: "blau" for "blauem", "orange" for "orangem"."""
+    return word.removesuffix("m" if word == "orangem" else "em")
+
+
 def speak(template: list[str], name: str, colour: str = "") -> list[str]:
     """The fragments of ``template`` with the words for subject and background put in."""
     return [{S: name, C: colour, N: nominative(colour)}.get(part, part) for part in template]
