@@ -35,6 +35,7 @@ from training.mini import (
     export,
     generators,
     language,
+    loop,
     machine,
     nets,
     precondition,
@@ -556,6 +557,24 @@ def test_strange_words_are_strewn_between_the_others():
     made = [strew(said, rng, 1.0, [[(7,)], ["wild"]]) for _ in range(50)]
     assert all([word for word in one if word in said] == said and 5 <= len(one) <= 7 for one in made)
     assert {word for one in made for word in one} - set(said) == {"wild", (7,)}
+
+
+def test_what_several_processes_need_is_made_once(tmp_path):
+    """The first makes the file and tells the others, who read it."""
+
+    class Other(Crew):
+        rank, size, waits = 1, 2, 0
+
+        def wait(self):
+            self.waits += 1
+            if not path.is_file():
+                loop.make_once(first, path, lambda: made.append(1) or {"a": 1})
+
+    path, made, other = tmp_path / "pool.pt", [], Other()
+    first = Place(tmp_path, torch.device("cpu"))
+    assert loop.make_once(replace(first, crew=other), path, lambda: made.append(2)) == {"a": 1}
+    assert loop.make_once(first, path, lambda: made.append(3)) == {"a": 1}
+    assert made == [1] and other.waits == 1 and list(tmp_path.iterdir()) == [path]
 
 
 def test_strangers_are_a_token_tags_and_sentences():

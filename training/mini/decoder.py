@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from .autoencoders import settle_norms
 from .captions import batch_tokens
 from .compose import PAINTED
 from .generators import HELD_EVERY, DiffusionPart, measure_held, repeat_common
-from .loop import Part, Place, frozen, grid, write_atomically
+from .loop import Part, Place, frozen, grid, make_once
 from .nets import TRAINING, decode, load_code_reader, load_reader, load_trained, paint
 from .precondition import Preconditioning
 from .scenes import SHORT, Pool, Scenes, make_pool
@@ -267,9 +268,11 @@ class RefinePart(StageBPart):
 @torch.no_grad()
 def paint_pool(place: Place, part: RefinePart) -> Pool:
     """What Stage C paints of ``PAINTED`` captions (``effnet``), and real pictures of the same (``latent``)."""
-    path = place.work / "pool_painted.pt"
-    if path.is_file():
-        return Pool(torch.load(path, weights_only=False))
+    return Pool(make_once(place, place.work / "pool_painted.pt", lambda: _paint(place, part)))
+
+
+def _paint(place: Place, part: RefinePart) -> dict[str, Any]:
+    """What :func:`paint_pool` keeps."""
     nets, canvas = {name: load_trained(place, name) for name in ("stage_a", "text")}, place.sizes.canvas
     painter = load_trained(place, "stage_c", backend=TRAINING)
     scenes = Scenes(part.rng, shades=0.1, **PAINTED)
@@ -286,13 +289,11 @@ def paint_pool(place: Place, part: RefinePart) -> Pool:
             made = paint(painter, nets["text"], prompts, seeds, steps=10, grid_size=size)
         rows["effnet"].append(made.half().cpu())
         subjects, colours = subjects + batch.subjects, colours + batch.colours
-    saved = {
+    return {
         "tensors": {name: torch.cat(parts) for name, parts in rows.items()},
         "subjects": subjects,
         "colours": colours,
     }
-    write_atomically(saved, path)
-    return Pool(saved)
 
 
 def load_critic(place: Place, classes: int) -> Critic:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import os
 import random
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cascade_studio.stages.files import durable
 from cascade_studio.stages.training.distributed import ALONE, Crew
 
 from .sizes import SHIPPED, Sizes
@@ -93,9 +94,15 @@ def factor_at(progress: float) -> float:
 
 def write_atomically(value: Any, path: Path) -> None:
     """``torch.save`` that leaves the old file alone until the new one is whole."""
-    draft = path.with_suffix(f".{os.getpid()}.new")
-    torch.save(value, draft)
-    draft.replace(path)
+    durable.write_atomically(path, lambda draft: torch.save(value, draft))
+
+
+def make_once(place: Place, path: Path, make: Callable[[], Any]) -> Any:
+    """What the file at ``path`` holds, which the first process makes where it is not there; the others wait for it."""
+    if place.crew.rank == 0 and not path.is_file():
+        write_atomically(make(), path)
+    place.crew.wait()
+    return torch.load(path, weights_only=False)
 
 
 def save_sheet(sheet: Tensor, path: Path) -> None:

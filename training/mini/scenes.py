@@ -19,7 +19,7 @@ from cascade_studio.stages.nets.encoder import normalise
 from .captions import Speaker, batch_tokens, fragment_tokens
 from .compose import MIRRORED, ROOM, SIZES, compose, random_colour
 from .data import MAIN, OTHER_STYLES, SIDE, is_there, pictures, read_split
-from .loop import Place, write_atomically
+from .loop import Place, make_once
 from .towers import clip_normalise
 
 log = logging.getLogger(__name__)
@@ -147,9 +147,13 @@ def make_pool(
     ``nets``: "reader" gives ``effnet``, "stage_a" gives ``latent``, "vision" gives ``image``; kept in float16.
     ``held``: on the backgrounds that are held out for each subject.
     """
-    path = place.work / f"{name}.pt"
-    if path.is_file():
-        return Pool(torch.load(path, weights_only=False))
+    return Pool(make_once(place, place.work / f"{name}.pt", lambda: _encode(place, name, scenes, subjects, nets, held)))
+
+
+def _encode(
+    place: Place, name: str, scenes: Scenes, subjects: list[int], nets: dict[str, Any], held: bool
+) -> dict[str, Any]:
+    """What :func:`make_pool` keeps."""
     kept: dict[str, list[Tensor]] = {}
     colours: list[str] = []
     for start in range(0, len(subjects), 32):
@@ -165,9 +169,8 @@ def make_pool(
         for part, value in found.items():
             kept.setdefault(part, []).append(value.half().cpu())
         colours += batch.colours
-    tensors = {name: torch.cat(rows) for name, rows in kept.items()}
+    tensors = {part: torch.cat(rows) for part, rows in kept.items()}
     saved = {"tensors": tensors, "subjects": subjects, "colours": colours}
     for part, value in saved["tensors"].items():
-        log.info("%s: %s mean %.3f std %.3f", path.stem, part, value.float().mean(), value.float().std())
-    write_atomically(saved, path)
-    return Pool(saved)
+        log.info("%s: %s mean %.3f std %.3f", name, part, value.float().mean(), value.float().std())
+    return saved
