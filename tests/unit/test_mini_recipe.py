@@ -41,13 +41,15 @@ from training.mini import (
     precondition,
     sizes,
 )
-from training.mini.captions import END, START
+from training.mini.calling import list_strangers, mix_names, say_both, strew
+from training.mini.captions import END, START, Speaker, tokens, word_tokens
 from training.mini.data import read_split
 from training.mini.eight_bits import eight_bits, time_factor
-from training.mini.generators import list_strangers, round_weights, settle_weights, strew, take_deep_blocks
+from training.mini.generators import round_weights, settle_weights, take_deep_blocks
 from training.mini.loop import Loop, Part, Place, Speed, factor_at, grid
 from training.mini.nets import TRAINING
 from training.mini.precondition import Preconditioning, probe
+from training.mini.scenes import Pool, Scenes
 from training.mini.subjects import COLOURS
 from training.mini.towers import TextTower
 
@@ -559,6 +561,22 @@ def test_strange_words_are_strewn_between_the_others():
     assert {word for one in made for word in one} - set(said) == {"wild", (7,)}
 
 
+def test_captions_that_say_nothing_and_plain_ones_have_their_shares():
+    subjects, _ = read_split()
+    scenes = Scenes.__new__(Scenes)
+    scenes.rng, scenes.speaker = random.Random(0), Speaker(subjects)
+    pool = Pool({"tensors": {}, "subjects": list(range(200)), "colours": ["red"] * 200})
+    said, plain = say_both(scenes, pool, list(range(200)), 0.3, 0.6, dropped=0.0, plainly=1.0)
+    assert said == plain and said[3] is not plain[3] and said[3][0] == subjects[3].labels["en"]
+    said, plain = say_both(scenes, pool, list(range(200)), 0.3, 0.6, dropped=0.2, plainly=0.25, length=32)
+    empty = [row for row in range(200) if not said[row]]
+    alike = [row for row in range(200) if said[row] == plain[row]]
+    assert empty == [row for row in range(200) if not plain[row]] and 20 < len(empty) < 60
+    assert 25 < len(alike) - len(empty) < 70
+    lengths = [len(tokens(fragments, 99)[: tokens(fragments, 99).index(END) + 1]) for fragments in said]
+    assert 24 < max(lengths) <= 40 and sum(length > 32 for length in lengths) < 6
+
+
 def test_what_several_processes_need_is_made_once(tmp_path):
     """The first makes the file and tells the others, who read it."""
 
@@ -577,12 +595,16 @@ def test_what_several_processes_need_is_made_once(tmp_path):
     assert made == [1] and other.waits == 1 and list(tmp_path.iterdir()) == [path]
 
 
-def test_strangers_are_a_token_tags_and_sentences():
+def test_strangers_are_a_token_tags_sentences_and_mixed_names():
     subjects, _ = read_split()
-    stranger, tags, sentences = list_strangers(subjects, 7)
+    stranger, tags, sentences, mixed = list_strangers(subjects, 7)
     labels = {subject.labels["en"] for subject in subjects}
     assert stranger == [(7,)] and "animal" in tags and "auf" in sentences
     assert not set(COLOURS) & {*tags, *sentences} and not labels & set(sentences)
+    words = {word_tokens(word) for label in labels for word in label.split()}
+    assert mixed == mix_names(subjects) and len(mixed) > 4000 and not words & {*mixed}
+    known = {token for subject in subjects for label in subject.labels.values() for token in word_tokens(label)}
+    assert {token for word in mixed for token in word} <= known, "nothing that has no row"
 
 
 def test_the_whole_run_is_made_of_the_parts_that_have_a_share():

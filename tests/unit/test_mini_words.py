@@ -32,7 +32,7 @@ from training.mini.data import read_split
 from training.mini.decoder import Critic
 from training.mini.generators import repeat_common
 from training.mini.language import TunedText, list_known_tokens, settle_table
-from training.mini.phrases import PHRASES, make_phrase
+from training.mini.phrases import PHRASES, make_phrase, split_phrase
 from training.mini.pilot import GRIDS, SmallDecoder
 from training.mini.subjects import COLOURS, LANGUAGES, PLAIN
 from training.mini.towers import TextTower
@@ -42,6 +42,7 @@ from training.mini.words import (
     HELD_FOREIGN,
     C,
     N,
+    P,
     S,
     colour_words,
     everyday,
@@ -136,9 +137,23 @@ def test_phrases_vary_and_never_use_the_words_that_measure():
             assert not own & said, (language, own & said)
         rng = random.Random(0)
         made = {tuple(make_phrase(language, rng)) for _ in range(2000)}
-        assert len(made) > 400 and all(S in phrase for phrase in made)
-        assert all({C, N} & set(phrase) for phrase in made)
-        assert not any({C, N} & set(make_phrase(language, rng, named=False)) for _ in range(200))
+        assert len(made) > 1500 and all(phrase.count(S) == 1 for phrase in made)
+        assert all(sum(phrase.count(colour) for colour in (C, N, P)) == 1 for phrase in made)
+        assert not any({C, N, P} & set(make_phrase(language, rng, named=False)) for _ in range(200))
+
+
+def test_phrases_are_many_and_split_at_the_colour():
+    assert set(PHRASES) == set(LANGUAGES)
+    for language, phrases in PHRASES.items():
+        kinds = {**vars(phrases)}
+        assert all(len(set(texts)) == len(texts) >= 30 for texts in kinds.values()), language
+        for kind, texts in kinds.items():
+            said = [sum(part in (C, N, P) for part in text) for text in texts]
+            assert set(said) == {int(kind in ("behind", "firsts"))}, (language, kind)
+        braces = {part for text in (*phrases.behind, *phrases.firsts) for part in text if "{" in part}
+        assert braces == ({C, N, P} if language == "de" else {C}), language
+    assert split_phrase(", hintergrund ganz {colour!} und leer") == (", hintergrund ganz", P, "und leer")
+    assert speak(["hintergrund", P, ":", S], "frosch", "blauem") == ["hintergrund", "blau", ":", "frosch"]
 
 
 def test_held_out_colours_stay_held_out_in_every_shade():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .phrases import PHRASES, make_phrase
 from .subjects import COLOURS, LANGUAGES, PLAIN, Subject
-from .words import FOREIGN_TEMPLATES, SHADES, C, N, S, colour_words, make_names, nominative, speak
+from .words import FOREIGN_TEMPLATES, SHADES, C, N, P, S, colour_words, make_names, nominative, predicative, speak
 
 LENGTH = 77
 START, END = 49406, 49407
@@ -125,9 +125,9 @@ class Speaker:
             *COLOUR_TEMPLATES,
             *(each for some in FOREIGN_TEMPLATES.values() for each in some),
         ]
-        found = {part for template in templates for part in template} - {S, C, N}
+        found = {part for template in templates for part in template} - {S, C, N, P}
         colours = {word for colour in COLOURS for language in LANGUAGES for word in colour_words(colour, language)}
-        found |= colours | {nominative(word) for word in colours}
+        found |= colours | {say(word) for word in colours for say in (nominative, predicative)}
         found |= {part for phrases in PHRASES.values() for part in phrases.fragments()}
         found |= {*SHADES, *(tag for subject in self.subjects for tag in subject.tags)}
         return found | {name for entry in self.names for names in entry.values() for name in names}

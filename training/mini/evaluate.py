@@ -33,7 +33,7 @@ from .nets import TRAINING, decode, encode_prompts, load_code_reader, load_encod
 from .scenes import Scenes, for_encoder
 from .sizes import SHIPPED
 from .subjects import COLOURS, LANGUAGES
-from .words import HELD_FOREIGN, colour_words, predicative
+from .words import HELD_FOREIGN, P, colour_words, predicative
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def ask_as_strangers(scenes: Scenes, asked: list[dict[str, Any]], language: str)
     for row, prompt in enumerate(asked):
         colour = colour_words(prompt["background"], language)[0]
         subject = scenes.subjects[prompt["subject"]].labels[language]
-        wording = wordings[row % len(wordings)].replace("{colour!}", predicative(colour))
+        wording = wordings[row % len(wordings)].replace(P, predicative(colour))
         said.append(wording.replace("{colour}", colour).replace("{subject}", subject))
     return said
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,16 +26,16 @@ from cascade_studio.stages.training.losses import (
 )
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
-from .captions import LENGTH, Fragment, Speaker, batch_tokens
+from .calling import Captions, list_strangers, say_both, strew
+from .captions import LENGTH, Speaker, batch_tokens
 from .compose import PAINTED
 from .eight_bits import eight_bits
 from .language import TunedText, compare_tails, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_code_reader, load_trained, paint_sheet
-from .phrases import PHRASES
 from .precondition import Preconditioning
-from .scenes import SHORT, Pool, Scenes, make_pool
-from .subjects import COLOURS, Subject
+from .scenes import SHORT, Scenes, make_pool
+from .subjects import Subject
 from .words import everyday
 
 HELD_TIMES, HELD_EVERY = (0.98, 0.9, 0.75, 0.5), 250
@@ -202,38 +201,6 @@ def settle_weights(net: nn.Module, now: bool = True) -> nn.Module:
     for parameter in net.parameters() if now else ():
         parameter.copy_(eight_bits(parameter))
     return net
-
-
-def list_strangers(subjects: list[Subject], stranger: int) -> list[list[Fragment]]:
-    """Words that say nothing about a picture, in three kinds: a token that nobody knows, what tags other subjects, and
-    what sentences of all languages are made of."""
-    tags = [tag for subject in subjects for tag in subject.tags if tag not in COLOURS]
-    return [[(stranger,)], [*tags], sorted(part for phrases in PHRASES.values() for part in phrases.fragments())]
-
-
-def strew(said: list[Fragment], rng: random.Random, share: float, strangers: list[list[Fragment]]) -> list[Fragment]:
-    """``said``, and in the ``share`` of captions one to three of ``strangers`` between, each kind as often."""
-    said = list(said)
-    if said and rng.random() < share:
-        for _ in range(rng.randint(1, 3)):
-            said.insert(rng.randint(0, len(said)), rng.choice(rng.choice(strangers)))
-    return said
-
-
-Captions = list[list[Fragment]]
-
-
-def say_both(
-    scenes: Scenes, pool: Pool, index: list[int], bare: float, foreign: float, dropped: float
-) -> tuple[Captions, Captions]:
-    """Random captions of pictures of ``pool``, and their plain ones; the share ``dropped`` of both says nothing."""
-    subjects, colours = ([names[i] for i in index] for names in (pool.subjects, pool.colours))
-    said: Captions = [*scenes.fragments(subjects, colours, bare, foreign)]
-    plain: Captions = [scenes.speaker.caption_plainly(*pair) for pair in zip(subjects, colours)]
-    for row in range(len(index)):
-        if scenes.rng.random() < dropped:
-            said[row] = plain[row] = []
-    return said, plain
 
 
 def repeat_common(subjects: list[Subject], common: int, rest: int) -> list[int]:

@@ -83,16 +83,21 @@ class Scenes:
         return batch_tokens(self.fragments(subjects, colours), length)
 
     def fragments(
-        self, subjects: list[int], colours: list[str], bare: float = 0.5, foreign: float = Speaker.FOREIGN
+        self,
+        subjects: list[int],
+        colours: list[str],
+        bare: float = 0.5,
+        foreign: float = Speaker.FOREIGN,
+        length: int = SHORT,
     ) -> list[list[str]]:
-        """The captions of :meth:`captions` before they are tokens; ``bare`` and ``foreign``: see
-        :meth:`.captions.Speaker.caption`.
+        """The captions of :meth:`captions` before they are tokens, made for ``length`` of them; ``bare`` and
+        ``foreign``: see :meth:`.captions.Speaker.caption`.
         """
         said = []
         for index, colour in zip(subjects, colours):
             for _ in range(8):
                 fragments = self.speaker.caption(index, colour, self.rng, bare, foreign)
-                if sum(len(fragment_tokens(part)) for part in fragments) <= SHORT - 2:
+                if sum(len(fragment_tokens(part)) for part in fragments) <= length - 2:
                     break
             said.append(fragments)
         return said

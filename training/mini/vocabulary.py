@@ -12,6 +12,7 @@ from cascade_studio.stages.training.distributed import sum_gradients
 from cascade_studio.stages.training.losses import add_training_noise, sample_times, velocity_weight
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
 
+from .calling import list_strangers, say_both, strew
 from .captions import (
     COLOUR_TEMPLATES,
     END,
@@ -24,11 +25,11 @@ from .captions import (
     word_tokens,
 )
 from .compose import PAINTED
-from .generators import HELD_EVERY, StageCPart, ease_decay, list_strangers, measure_held, repeat_common, say_both, strew
+from .generators import HELD_EVERY, StageCPart, ease_decay, measure_held, repeat_common
 from .language import TunedText, compare_tails, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_reader, load_trained, paint_sheet
-from .scenes import SHORT, Pool, Reader, Scenes, make_pool
+from .scenes import Pool, Reader, Scenes, make_pool
 from .subjects import COLOURS, LANGUAGES, Subject
 from .words import FOREIGN_TEMPLATES, C, N, S, colour_words, speak
 
@@ -40,16 +41,19 @@ class WordsPart(Part):
 
     Three losses: that Stage C, whose weights stay, answers as it does to the plain caption; and that the pooled output,
     and what stands behind the end of the caption, are those of the plain one. Captions beside those of the pictures
-    only see the last two, which cost little. The tower learns slowly, since English has to stay; the rows of its tokens
-    do not. What ships is the mean of the text encoder before and after (Wortsman et al. 2022, "Robust fine-tuning"),
-    which has most of what the one knows of English and the other of other languages.
+    only see the last two, which cost little. The tower learns slowly, since English has to stay (a tenth of the
+    captions are the plain ones); the rows of its tokens do not. It begins with the text encoder of ``words.start.pt``
+    where the work folder has one. What ships is the mean of the text encoder before and after (Wortsman et al. 2022,
+    "Robust fine-tuning"), which has most of what the one knows of English and the other of other languages.
     """
 
     name = "words"
     STEPS, SEED, LR, EMA_DECAY, DECAY = 6000, 9, 6e-4, 0.998, 0.01
     ROWS_LR = 6e-3
-    BATCH, BESIDE, NOISY_FROM = 16, 304, 0.5
-    DROP_TEXT, STRANGE, LONG, FOREIGN, SHADES = 0.04, 0.3, 0.04, 0.6, 0.15
+    BATCH, BESIDE, NOISY_FROM = 16, 240, 0.5
+    DROP_TEXT, PLAINLY, BARE, STRANGE, LONG, FOREIGN, SHADES = 0.04, 0.1, 0.35, 0.35, 0.04, 0.65, 0.15
+    WORDY = 32
+    """Tokens of a caption and its padding, but for the share ``LONG`` of steps with all 77."""
     KEPT = 0.5
     """The share of the text encoder before in the one that ships."""
     AFTER: tuple[str, ...] = ("stage_c",)
@@ -62,8 +66,12 @@ class WordsPart(Part):
         before = [part for part in self.AFTER if place.weights(part).is_file()]
         self.teacher = load_trained(place, "text", *before[:1])
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
-        self.tuned = TunedText(self.teacher, list_known_tokens(self.scenes.speaker).to(place.device))
-        self.before = copy.deepcopy(self.tuned.state_dict())
+        known = list_known_tokens(self.scenes.speaker).to(place.device)
+        self.before = TunedText(self.teacher, known).state_dict()
+        tower, earlier = copy.deepcopy(self.teacher), place.read_start(self.name)
+        if earlier:
+            tower.load_state_dict(earlier["text"])
+        self.tuned = TunedText(tower, known)
         self.strangers = list_strangers(self.scenes.subjects, self.tuned.stranger)
         self.ema = EMA(self.tuned, self.EMA_DECAY)
         rows, tower = self.learned = self.choose_parameters()
@@ -89,13 +97,14 @@ class WordsPart(Part):
 
     def step(self, factor: float) -> dict[str, float]:
         taken = self.check() if self.ema.updates % HELD_EVERY == 0 else {}
-        length = LENGTH if self.rng.random() < self.LONG else SHORT
+        length = LENGTH if self.rng.random() < self.LONG else self.WORDY
         index = self.rng.sample(range(len(self.pool)), self.BATCH + self.BESIDE)
-        said, plain = say_both(self.scenes, self.pool, index, 0.5, self.FOREIGN, self.DROP_TEXT)
+        shares = self.BARE, self.FOREIGN, self.DROP_TEXT, self.PLAINLY
+        said, plain = say_both(self.scenes, self.pool, index, *shares, self.WORDY)
         said = [strew(part, self.rng, self.STRANGE, self.strangers) for part in said]
         ids, meant = (batch_tokens(captions, length).to(self.place.device) for captions in (said, plain))
-        with torch.no_grad():
-            wanted, wanted_pooled = self.teacher(meant)
+        with torch.no_grad(), self.place.autocast():
+            wanted, wanted_pooled = (value.float() for value in self.teacher(meant))
         with self.place.autocast():
             hidden, pooled = (value.float() for value in self.tuned(ids))
         held = (pooled - wanted_pooled).square().mean() / wanted_pooled.square().mean()

@@ -153,7 +153,9 @@ SHADES: dict[str, tuple[int, int, int]] = {
 }
 """Two-word colours, in sRGB; no held-out prompt names one."""
 
-S, C, N = "{subject}", "{colour}", "{colour as subject}"
+S, C, N, P = "{subject}", "{colour}", "{colour as subject}", "{colour!}"
+"""Subject and background in a template; the German colour also before its noun (``nominative``) and behind it
+(``predicative``)."""
 FOREIGN_TEMPLATES: dict[str, tuple[list[str], ...]] = {
     "de": (
         [S, "auf", C, "hintergrund"],
@@ -257,4 +259,5 @@ def predicative(word: str) -> str:
 
 def speak(template: list[str], name: str, colour: str = "") -> list[str]:
     """The fragments of ``template`` with the words for subject and background put in."""
-    return [{S: name, C: colour, N: nominative(colour)}.get(part, part) for part in template]
+    given = {S: name, C: colour, N: nominative(colour), P: predicative(colour)}
+    return [given.get(part, part) for part in template]
