@@ -203,9 +203,9 @@ def _our_loader(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
 CHOICES = {"CascadeStudio_DraftBoard": {"chosen": "1"}}
 """Widgets that a person would set on the way, by node."""
 
-MINI_SIDE, MINI_PRIOR_STEPS, MINI_DECODER_STEPS = 256, 8, 4
-"""The side of the pictures of Cascade Mini, and the steps that its Stage C and Stage B need: more do not make them
-better (``training.mini.few_steps --teacher``, ``training.mini steps``)."""
+MINI_SIDE, MINI_PRIOR_STEPS, MINI_PRIOR_CFG, MINI_DECODER_STEPS = 256, 8, 2.0, 4
+"""The side of the pictures of Cascade Mini, the steps that its Stage C and Stage B need (more do not make them better),
+and the guidance that suits its Stage C (``training.mini settings``, ``training.mini steps``)."""
 MINI_CHOICES = {
     "CascadeStudio_Canvas": {"width": MINI_SIDE, "height": MINI_SIDE, "compression": 21.33},
     "CascadeStudio_TrainLora": {"steps": 2},

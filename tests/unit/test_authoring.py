@@ -175,6 +175,7 @@ def test_the_first_picture_runs_on_what_comes_with_the_pack():
     assert (canvas["width"], canvas["height"]) == (small.MINI_SIDE, small.MINI_SIDE)
     steps = [nodes[f"CascadeStudio_Sample{stage}"].inputs["steps"] for stage in ("Prior", "Decoder")]
     assert steps == [small.MINI_PRIOR_STEPS, small.MINI_DECODER_STEPS]
+    assert nodes["CascadeStudio_SamplePrior"].inputs["cfg"] == small.MINI_PRIOR_CFG
     assert nodes["Prompt"].inputs["text"] == FIRST.prompt == "red apple on a blue background"
     assert "Press **Run**" in nodes["Your first picture"].inputs[""]
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from cascade_studio.stages.training.optimiser import EMA, Optimiser
-from training.mini import evaluate, sizes
+from tools.small import MINI_PRIOR_CFG, MINI_PRIOR_STEPS
+from training.mini import evaluate, guidance, sizes
 from training.mini.captions import (
     COLOUR_TEMPLATES,
     END,
@@ -243,6 +244,15 @@ def test_strangers_ask_for_every_subject_in_words_of_their_own():
     known = {join_caption(template, "{subject}", "{colour}") for template in templates}
     shared = [text for some in wordings.values() for text in some if text in known]
     assert len(shared) <= 8, "one in ten is what the training says as well"
+
+
+def test_settings_are_chosen_on_pairs_that_nobody_else_measures():
+    scenes = SimpleNamespace(subjects=SUBJECTS, prompts=PROMPTS, rng=random.Random(3))
+    pairs = guidance.draw_pairs(scenes, 300)
+    asked = {(prompt["subject"], prompt["background"]) for prompt in PROMPTS}
+    assert len(pairs) > 280 and len({index for index, _ in pairs}) == len(pairs) and not asked & {*pairs}
+    assert all(colour in SUBJECTS[index].held for index, colour in pairs)
+    assert (MINI_PRIOR_STEPS, MINI_PRIOR_CFG) in guidance.TRIED
 
 
 def test_new_words_leave_what_english_captions_say():

@@ -18,6 +18,7 @@ from .autoencoders import EncoderPart, StageAPart
 from .decoder import CriticPart, RefinePart, StageBPart
 from .evaluate import evaluate, measure_previewer, measure_steps, paint_free
 from .generators import StageCPart
+from .guidance import measure_settings
 from .language import LanguagePart
 from .loop import Loop, Place
 from .machine import choose_threads, has_fast_bfloat16
@@ -40,6 +41,7 @@ PARTS = {
 }
 MEASURES: dict[str, Callable[[Place], object]] = {
     "preview": measure_previewer,
+    "settings": measure_settings,
     "steps": measure_steps,
     "evaluate": evaluate,
     "free": paint_free,

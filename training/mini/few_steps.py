@@ -43,6 +43,7 @@ from cascade_studio.stages.training.lora_layers import Lora
 from cascade_studio.stages.training.losses import epsilon_losses, velocity_weight
 from cascade_studio.stages.training.optimiser import EMA, Optimiser, scale_rate
 from cascade_studio.stages.training.settings import Settings
+from tools.small import MINI_PRIOR_CFG
 
 from .captions import batch_tokens
 from .codes import load_code
@@ -106,7 +107,7 @@ class FewSteps:
             timesteps=timesteps(TEACHER),
             shift=SHIFT,
             step=step_ddim,
-            guidance=Guidance(OFFICIAL["stage_c"].cfg),
+            guidance=Guidance(MINI_PRIOR_CFG),
         )
         x = x / alpha_sigma(self.levels[0])[0].to(x)
         for index, step in enumerate(painted, 1):

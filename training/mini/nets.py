@@ -17,7 +17,7 @@ from cascade_studio.stages.nets.previewer import Previewer
 from cascade_studio.stages.nets.stage_a import StageA
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
-from tools.small import MINI_DECODER_STEPS, MINI_PRIOR_STEPS
+from tools.small import MINI_DECODER_STEPS, MINI_PRIOR_CFG, MINI_PRIOR_STEPS
 
 from .captions import batch_tokens
 from .codes import load_code
@@ -122,7 +122,7 @@ def paint(
     seeds: list[int],
     *,
     steps: int = MINI_PRIOR_STEPS,
-    cfg: float = 4.0,
+    cfg: float = MINI_PRIOR_CFG,
     shift: float = 2.0,
     image: Tensor | None = None,
     grid_size: tuple[int, int] | None = None,

@@ -65,11 +65,11 @@ def sample_prior(
     then: str = "randomize",
     **inputs: Any,
 ) -> FlowNode:
-    """Sample Stage C, by default with a new seed for every run; with the few steps that suffice where the flow loads
-    Cascade Mini.
+    """Sample Stage C, by default with a new seed for every run; with the few steps and the guidance that suit
+    Cascade Mini where the flow loads it.
     """
     if _loads_mini(flow):
-        inputs = {"steps": small.MINI_PRIOR_STEPS, **inputs}
+        inputs = {"steps": small.MINI_PRIOR_STEPS, "cfg": small.MINI_PRIOR_CFG, **inputs}
     return flow.add(
         "CascadeStudio_SamplePrior",
         then=then,
