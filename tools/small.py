@@ -16,6 +16,7 @@ from typing import Any
 from cascade_studio.commands.workflow.api_prompt import Converted
 from cascade_studio.commands.workflow.inputs import MODEL_FILES
 from cascade_studio.commands.workflow.widgets import read_widgets
+from cascade_studio.stages.diffusion.official import OFFICIAL
 
 from .edit import CATALOGUE, set_prompt
 from .env import REPOSITORY
@@ -128,7 +129,8 @@ def kit_for(converted: Converted) -> Kit:
 def for_mini(converted: Converted, definitions: dict[str, Any], scene: Scene | None, picture: str = "") -> bool:
     """Let a workflow paint ``scene`` with Mini at its own size; False, and nothing is changed, where Mini lacks a part.
 
-    ``picture`` is the name of the input picture that every Load Image then takes. Training takes two steps.
+    ``picture`` is the name of the input picture that every Load Image then takes. Training takes two steps. Stage C's
+    official guidance becomes that of Mini.
     """
     kit = mini()
     if not kit.covers(roles_of(converted)):
@@ -137,12 +139,20 @@ def for_mini(converted: Converted, definitions: dict[str, Any], scene: Scene | N
     use(converted, kit)
     shrink(converted, steps=None, smallest=MINI_SIDE)
     choose(converted, MINI_CHOICES)
+    suit_guidance(converted)
     if scene is not None:
         set_prompt(converted, scene.prompt)
     for node, entry in converted.prompt.items():
         if picture and entry["class_type"] == "LoadImage":
             converted.set(node, "image", picture)
     return True
+
+
+def suit_guidance(converted: Converted) -> None:
+    """Mini's guidance wherever the workflow has Stage C's official one."""
+    for node, entry in converted.prompt.items():
+        if entry["inputs"].get("cfg") == OFFICIAL["stage_c"].cfg:
+            converted.set(node, "cfg", MINI_PRIOR_CFG)
 
 
 def use(converted: Converted, kit: Kit) -> None:

@@ -196,8 +196,10 @@ def test_a_workflow_is_made_fit_for_mini_as_a_whole_or_not_at_all(monkeypatch):
         "2": {"class_type": "CascadeStudio_Canvas", "inputs": {"width": 1024, "height": 640}},
         "3": {"class_type": "SolidMask", "inputs": {"width": 512, "height": 640}},
         "4": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
-        "5": {"class_type": "KSampler", "inputs": {"steps": 20, "positive": ["6", 0]}},
+        "5": {"class_type": "KSampler", "inputs": {"steps": 20, "cfg": 4.0, "positive": ["6", 0]}},
         "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a castle"}},
+        "7": {"class_type": "KSampler", "inputs": {"cfg": 1.1}},
+        "8": {"class_type": "KSampler", "inputs": {"cfg": ["9", 0]}},
     }
     converted = Converted(copy.deepcopy(prompt))
     monkeypatch.setattr(small, "mini", lambda: small.Kit("no file", {}))
@@ -209,6 +211,7 @@ def test_a_workflow_is_made_fit_for_mini_as_a_whole_or_not_at_all(monkeypatch):
     assert found["2"] == {"width": 256, "height": 256, "compression": 21.33}
     assert found["3"] == {"width": 128, "height": 160}
     assert found["4"]["image"] == "apple.png" and found["5"]["steps"] == 20 and found["6"]["text"] == FIRST.prompt
+    assert [found[key]["cfg"] for key in "578"] == [small.MINI_PRIOR_CFG, 1.1, ["9", 0]], "Stage C's official one"
 
 
 def test_files_of_the_pack_never_stand_in_for_those_of_another_model():
