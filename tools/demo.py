@@ -82,6 +82,7 @@ def _use_mini(converted: Converted, sized: bool) -> bool:
     small.use(converted, kit)
     if not sized:
         small.shrink(converted, steps=None, smallest=small.MINI_SIDE)
+    small.set_mini_guidance(converted)
     say("The models are those of Cascade Mini, which comes with the pack and paints pictures of 256 pixels.")
     return True
 

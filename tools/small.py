@@ -139,7 +139,7 @@ def for_mini(converted: Converted, definitions: dict[str, Any], scene: Scene | N
     use(converted, kit)
     shrink(converted, steps=None, smallest=MINI_SIDE)
     choose(converted, MINI_CHOICES)
-    suit_guidance(converted)
+    set_mini_guidance(converted)
     if scene is not None:
         set_prompt(converted, scene.prompt)
     for node, entry in converted.prompt.items():
@@ -148,7 +148,7 @@ def for_mini(converted: Converted, definitions: dict[str, Any], scene: Scene | N
     return True
 
 
-def suit_guidance(converted: Converted) -> None:
+def set_mini_guidance(converted: Converted) -> None:
     """Mini's guidance wherever the workflow has Stage C's official one."""
     for node, entry in converted.prompt.items():
         if entry["inputs"].get("cfg") == OFFICIAL["stage_c"].cfg:

@@ -559,6 +559,8 @@ def test_strange_words_are_strewn_between_the_others():
     made = [strew(said, rng, 1.0, [[(7,)], ["wild"]]) for _ in range(50)]
     assert all([word for word in one if word in said] == said and 5 <= len(one) <= 7 for one in made)
     assert {word for one in made for word in one} - set(said) == {"wild", (7,)}
+    tight = [strew(said, rng, 1.0, [[(7,)], ["wild"]], length=7) for _ in range(50)]
+    assert {len(one) for one in tight} == {5}, "start, end, four words and room for one"
 
 
 def test_captions_that_say_nothing_and_plain_ones_have_their_shares():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -153,6 +154,8 @@ def test_phrases_are_many_and_split_at_the_colour():
             assert set(said) == {int(kind in ("behind", "firsts"))}, (language, kind)
         braces = {part for text in (*phrases.behind, *phrases.firsts) for part in text if "{" in part}
         assert braces == ({C, N, P} if language == "de" else {C}), language
+    made = [make_phrase(language, rng) for rng in (random.Random(1),) for language in LANGUAGES * 500]
+    assert not any(re.search(r"[,;:] ?[,.;:!?]|[,;:]$", " ".join(phrase)) for phrase in made)
     assert split_phrase(", hintergrund ganz {colour!} und leer") == (", hintergrund ganz", P, "und leer")
     assert speak(["hintergrund", P, ":", S], "frosch", "blauem") == ["hintergrund", "blau", ":", "frosch"]
 
@@ -240,13 +243,27 @@ def test_strangers_ask_for_every_subject_in_words_of_their_own():
         assert len(set(said)) == len(wordings[language]) and not any("{" in text for text in said)
         assert all(frog in text and (ground in text or predicative(ground) in text) for text in said), said
     assert [predicative(word) for word in ("blauem", "orangem", "rosa")] == ["blau", "orange", "rosa"]
-    templates = [*PLAIN_TEMPLATES, *COLOUR_TEMPLATES, *(each for some in FOREIGN_TEMPLATES.values() for each in some)]
-    known = {join_caption(template, "{subject}", "{colour}") for template in templates}
-    shared = [text for some in wordings.values() for text in some if text in known]
-    assert len(shared) <= 8, "one in ten is what the training says as well"
+    shared = [text for language, some in wordings.items() for text in some if can_say(language, text)]
+    assert len(shared) <= 20, "a fourth is what the training says as well, but for commas and capitals"
 
 
-def test_settings_are_chosen_on_pairs_that_nobody_else_measures():
+def can_say(language: str, wording: str) -> bool:
+    """Whether a template or a phrase of the training has the words of ``wording``."""
+
+    def words(*parts: str) -> str:
+        return " ".join(re.findall(r"\w+|\{[^}]*\}", " ".join(parts).lower()))
+
+    templates = (*PLAIN_TEMPLATES, *COLOUR_TEMPLATES) if language == "en" else FOREIGN_TEMPLATES[language]
+    if words(wording) in {words(*template) for template in templates}:
+        return True
+    before, _, behind = words(wording).partition("{subject}")
+    said = {kind: {words(*text) for text in texts} | {""} for kind, texts in vars(PHRASES[language]).items()}
+    tails = product(said["middles"], said["behind"] - {""} if "{" in behind else {""}, said["endings"])
+    starts = said["openings"] if "{" in behind else said["firsts"]
+    return before.strip() in starts and behind.strip() in {words(*tail) for tail in tails}
+
+
+def test_settings_are_chosen_on_other_pairs_than_the_held_out_prompts():
     scenes = SimpleNamespace(subjects=SUBJECTS, prompts=PROMPTS, rng=random.Random(3))
     pairs = guidance.draw_pairs(scenes, 300)
     asked = {(prompt["subject"], prompt["background"]) for prompt in PROMPTS}

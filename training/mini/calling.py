@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from .captions import Fragment, word_tokens
+from .captions import LENGTH, Fragment, count_tokens, word_tokens
 from .phrases import PHRASES
 from .scenes import SHORT, Pool, Scenes
 from .subjects import COLOURS, Subject
@@ -20,25 +20,30 @@ def list_strangers(subjects: list[Subject], stranger: int) -> list[list[Fragment
     tags = [tag for subject in subjects for tag in subject.tags if tag not in COLOURS]
     names = {label for subject in subjects for label in subject.labels.values()}
     sentences = {part for phrases in PHRASES.values() for part in phrases.fragments()} - names
-    return [[(stranger,)], [*tags], sorted(sentences), mix_names(subjects)]
+    return [kind for kind in ([(stranger,)], [*tags], sorted(sentences), mix_names(subjects)) if kind]
 
 
 def mix_names(subjects: list[Subject], count: int = 5000) -> list[Fragment]:
-    """Words that are none, of the first token of one name and the last of another."""
+    """Up to ``count`` words of the first token of one name and the last of another, which are no names themselves."""
     names = {word for subject in subjects for label in subject.labels.values() for word in label.split()}
     split = [tokens for tokens in map(word_tokens, sorted(names)) if len(tokens) > 1]
-    rng, mixed = random.Random(len(split)), set()
-    while len(mixed) < count:
-        mixed.add((rng.choice(split)[0], rng.choice(split)[-1]))
+    rng = random.Random(len(split))
+    mixed = {(rng.choice(split)[0], rng.choice(split)[-1]) for _ in range(count if split else 0)}
     return sorted(mixed - {*split})
 
 
-def strew(said: list[Fragment], rng: random.Random, share: float, strangers: list[list[Fragment]]) -> list[Fragment]:
-    """``said``, and in the ``share`` of captions one to three of ``strangers`` between, each kind as often."""
+def strew(
+    said: list[Fragment], rng: random.Random, share: float, strangers: list[list[Fragment]], length: int = LENGTH
+) -> list[Fragment]:
+    """``said``, and in the ``share`` of captions one to three of ``strangers`` between, each kind as often, as far as
+    ``length`` tokens hold them.
+    """
     said = list(said)
     if said and rng.random() < share:
         for _ in range(rng.randint(1, 3)):
-            said.insert(rng.randint(0, len(said)), rng.choice(rng.choice(strangers)))
+            stranger = rng.choice(rng.choice(strangers))
+            if count_tokens([*said, stranger]) <= length - 2:
+                said.insert(rng.randint(0, len(said)), stranger)
     return said
 
 
@@ -54,8 +59,8 @@ def say_both(
 ) -> tuple[Captions, Captions]:
     """Random captions of pictures of ``pool``, and their plain ones.
 
-    The share ``dropped`` of both says nothing; the share ``plainly`` of the first is plain as well. ``length``: tokens
-    that captions are to fit in.
+    The share ``dropped`` of both says nothing; of the others the share ``plainly`` of the first is plain as well.
+    ``length``: tokens that captions are to fit in.
     """
     subjects, colours = ([names[i] for i in index] for names in (pool.subjects, pool.colours))
     said: Captions = [*scenes.fragments(subjects, colours, bare, foreign, length)]

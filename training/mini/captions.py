@@ -73,6 +73,11 @@ def fragment_tokens(fragment: Fragment) -> tuple[int, ...]:
     return word_tokens(fragment) if isinstance(fragment, str) else fragment
 
 
+def count_tokens(fragments: list[Fragment]) -> int:
+    """How many tokens they have, without start and end."""
+    return sum(len(fragment_tokens(part)) for part in fragments)
+
+
 def tokens(fragments: list[Fragment], length: int = LENGTH) -> list[int]:
     """Start, fragments, end, and end again up to ``length`` as the host pads for Stable Cascade."""
     body = [token for part in fragments for token in fragment_tokens(part)][: length - 2]
@@ -92,12 +97,29 @@ class Speaker:
         self.subjects, self.names = subjects, make_names(subjects)
 
     def caption(
-        self, index: int, colour: str, rng: random.Random, bare: float = 0.5, foreign: float = FOREIGN
+        self,
+        index: int,
+        colour: str,
+        rng: random.Random,
+        bare: float = 0.5,
+        foreign: float = FOREIGN,
+        longest: int = LENGTH - 2,
     ) -> list[str]:
-        """Fragments of a caption of a subject on ``colour``; the share ``bare`` says little but the two words."""
+        """Fragments of a caption of a subject on ``colour``; the share ``bare`` says little but the two words.
+
+        Of at most ``longest`` tokens, if one of eight in the same language is.
+        """
         language = "en"
         if colour not in SHADES and rng.random() < foreign:
             language = rng.choice(LANGUAGES[1:])
+        for _ in range(8):
+            said = self.say(index, colour, rng, language, bare)
+            if count_tokens(said) <= longest:
+                break
+        return said
+
+    def say(self, index: int, colour: str, rng: random.Random, language: str, bare: float) -> list[str]:
+        """Fragments of a caption in ``language``, of any length."""
         names, tags = self.names[index][language], self.subjects[index].tags
         name = rng.choice(names) if language != "en" or rng.random() < self.ANOTHER else names[0]
         if language == "en" and set(tags) - {name} and rng.random() < self.TAGGED:

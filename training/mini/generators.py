@@ -302,7 +302,7 @@ class StageCPart(DiffusionPart):
         """Random captions of pictures of the pool, and their plain ones."""
         bare = 0.9 - 0.6 * self.progress
         said, plain = say_both(self.scenes, self.pool, index, bare, foreign, self.DROP_TEXT)
-        return [strew(part, self.rng, self.STRANGE, self.strangers) for part in said], plain
+        return [strew(part, self.rng, self.STRANGE, self.strangers, SHORT) for part in said], plain
 
     def average_text(self) -> TunedText:
         """The averaged text encoder, as it will ship."""

@@ -1,7 +1,7 @@
-"""Which steps and which guidance suit Stage C, told on pairs that nobody else measures with.
+"""Which steps and which guidance suit Stage C, told on other pairs than the held-out prompts.
 
-``settings`` paints three hundred subjects on backgrounds that each was never learned on, in a wording of the training,
-none of them a held-out prompt, and reads them by the linear decoder of the code: Stage C alone.
+``settings`` paints up to three hundred subjects, each on a background that it was never learned on and that no held-out
+prompt asks for, in a wording of the training, and reads them by the linear decoder of the code: Stage C alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Sentences around a subject and its background: what people write about a picture beside the two words that count.
 
 :func:`make_phrase` puts the parts of ``phrases.json`` together at random, some millions of ways in every language. They
-were written by somebody who knew none of the wordings that measure; those that share a word with ``HELD_TEMPLATES`` or
-``HELD_FOREIGN`` were taken out.
+were written by somebody who knew none of the wordings that measure; those with a word of ``HELD_TEMPLATES`` or
+``HELD_FOREIGN`` that no template of the training has were taken out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from .words import C, N, P, S
 
 FILE = Path(__file__).with_name("phrases.json")
+MARKS = ",.;:!?"
 Said = tuple[str, ...]
 
 
@@ -59,8 +60,8 @@ PHRASES = read_phrases()
 def make_phrase(language: str, rng: random.Random, named: bool = True) -> list[str]:
     """A template around subject and background, which is left out unless ``named``."""
     phrases = PHRASES[language]
-    first = named and rng.random() < 0.2
     template: list[str] = []
+    first = named and rng.random() < 0.2
     if first:
         template.extend(rng.choice(phrases.firsts))
     elif rng.random() < 0.8:
@@ -72,4 +73,19 @@ def make_phrase(language: str, rng: random.Random, named: bool = True) -> list[s
         template.extend(rng.choice(phrases.behind))
     if rng.random() < 0.25:
         template.extend(rng.choice(phrases.endings))
-    return template
+    return settle_commas(template)
+
+
+def settle_commas(template: list[str]) -> list[str]:
+    """``template`` with one punctuation mark where two parts bring one each, and none at the end but a full stop, a
+    question mark or an exclamation mark.
+    """
+    settled: list[str] = []
+    for part in [*template, "."]:
+        if part[0] in MARKS:
+            while settled and settled[-1][-1] in ",;:":
+                settled[-1] = settled[-1][:-1].rstrip()
+                if not settled[-1]:
+                    settled.pop()
+        settled.append(part)
+    return settled[:-1]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from cascade_studio.stages.inputs.canvas import Canvas
 from cascade_studio.stages.nets.encoder import normalise
 
-from .captions import Speaker, batch_tokens, fragment_tokens
+from .captions import Speaker, batch_tokens
 from .compose import MIRRORED, ROOM, SIZES, compose, random_colour
 from .data import MAIN, OTHER_STYLES, SIDE, is_there, pictures, read_split
 from .loop import Place, make_once
@@ -93,14 +93,10 @@ class Scenes:
         """The captions of :meth:`captions` before they are tokens, made for ``length`` of them; ``bare`` and
         ``foreign``: see :meth:`.captions.Speaker.caption`.
         """
-        said = []
-        for index, colour in zip(subjects, colours):
-            for _ in range(8):
-                fragments = self.speaker.caption(index, colour, self.rng, bare, foreign)
-                if sum(len(fragment_tokens(part)) for part in fragments) <= length - 2:
-                    break
-            said.append(fragments)
-        return said
+        return [
+            self.speaker.caption(index, colour, self.rng, bare, foreign, length - 2)
+            for index, colour in zip(subjects, colours)
+        ]
 
 
 def shrunk(array: np.ndarray, factor: int) -> np.ndarray:

@@ -31,6 +31,7 @@ from .loop import Part, Place
 from .nets import TRAINING, load_reader, load_trained, paint_sheet
 from .scenes import Pool, Reader, Scenes, make_pool
 from .subjects import COLOURS, LANGUAGES, Subject
+from .towers import TextTower
 from .words import FOREIGN_TEMPLATES, C, N, S, colour_words, speak
 
 HELD_PICTURES, HELD_TIME = 96, 0.9
@@ -57,7 +58,7 @@ class WordsPart(Part):
     KEPT = 0.5
     """The share of the text encoder before in the one that ships."""
     AFTER: tuple[str, ...] = ("stage_c",)
-    """Whose text encoder it begins with: the first part of these that has a result."""
+    """Whose text encoder is the one before: the first part of these that has a result."""
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -68,10 +69,7 @@ class WordsPart(Part):
         self.scenes = Scenes(self.rng, shades=self.SHADES, **PAINTED)
         known = list_known_tokens(self.scenes.speaker).to(place.device)
         self.before = TunedText(self.teacher, known).state_dict()
-        tower, earlier = copy.deepcopy(self.teacher), place.read_start(self.name)
-        if earlier:
-            tower.load_state_dict(earlier["text"])
-        self.tuned = TunedText(tower, known)
+        self.tuned = TunedText(self.begin(), known)
         self.strangers = list_strangers(self.scenes.subjects, self.tuned.stranger)
         self.ema = EMA(self.tuned, self.EMA_DECAY)
         rows, tower = self.learned = self.choose_parameters()
@@ -84,6 +82,13 @@ class WordsPart(Part):
         subjects = repeat_common(self.scenes.subjects, StageCPart.COMMON, StageCPart.REST)
         self.pool = make_pool(place, "pool_c", self.scenes, subjects, nets)
         self.held = self.hold_out(reader)
+
+    def begin(self) -> TextTower:
+        """The text encoder to go on from."""
+        tower, earlier = copy.deepcopy(self.teacher), self.place.read_start(self.name)
+        if earlier:
+            tower.load_state_dict(earlier["text"])
+        return tower
 
     def choose_parameters(self) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
         """What learns: the rows of tokens, and the rest of the text encoder."""
@@ -99,9 +104,20 @@ class WordsPart(Part):
         taken = self.check() if self.ema.updates % HELD_EVERY == 0 else {}
         length = LENGTH if self.rng.random() < self.LONG else self.WORDY
         index = self.rng.sample(range(len(self.pool)), self.BATCH + self.BESIDE)
-        shares = self.BARE, self.FOREIGN, self.DROP_TEXT, self.PLAINLY
-        said, plain = say_both(self.scenes, self.pool, index, *shares, self.WORDY)
-        said = [strew(part, self.rng, self.STRANGE, self.strangers) for part in said]
+        said, plain = say_both(
+            self.scenes,
+            self.pool,
+            index,
+            bare=self.BARE,
+            foreign=self.FOREIGN,
+            dropped=self.DROP_TEXT,
+            plainly=self.PLAINLY,
+            length=self.WORDY,
+        )
+        said = [
+            one if one == other else strew(one, self.rng, self.STRANGE, self.strangers, self.WORDY)
+            for one, other in zip(said, plain)
+        ]
         ids, meant = (batch_tokens(captions, length).to(self.place.device) for captions in (said, plain))
         with torch.no_grad(), self.place.autocast():
             wanted, wanted_pooled = (value.float() for value in self.teacher(meant))
@@ -213,6 +229,10 @@ class NewWordsPart(WordsPart):
     name = "new_words"
     BATCH, BESIDE, FOREIGN, KEPT = 24, 104, 0.8, 0.0
     AFTER = ("words", "stage_c")
+
+    def begin(self) -> TextTower:
+        """The one before, whose English has to stay."""
+        return copy.deepcopy(self.teacher)
 
     def choose_parameters(self) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
         """The token rows, of which those of English stay."""
