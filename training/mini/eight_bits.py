@@ -50,3 +50,24 @@ def _fit_rounded(
         chain.append(float(eight_bits(torch.tensor(offset))))
         offset -= chain[-1]
     return weights, chain, float(((rest - sum(chain)) * weight).square().mean())
+
+
+def round_together(weight: Tensor, features: Tensor, importance: Tensor, ridge: float = 1e-3) -> Tensor:
+    """Numbers of float8 near ``weight`` (rows, F), so that ``features`` (T, F) times them stay what they are.
+
+    Of every row the largest is rounded first, and those left make up for what that changes, by least squares weighted
+    by ``importance`` (T,) (Frantar et al. 2023, "GPTQ", arXiv 2210.17323, here with an order of its own for each row).
+    A row that float8 keeps comes back as it is.
+    """
+    table, left = features.double(), weight.double().clone()
+    moments = (table * importance.double()[:, None]).T @ table
+    moments += ridge * moments.diagonal().max() * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+    order = left.abs().argsort(1, descending=True)
+    ranked = moments[order[:, :, None], order[:, None, :]]
+    factor = torch.linalg.cholesky(torch.linalg.inv(ranked), upper=True)
+    left, rounded = left.gather(1, order), torch.empty_like(left)
+    for column in range(left.shape[1]):
+        rounded[:, column] = eight_bits(left[:, column])
+        change = (left[:, column] - rounded[:, column]) / factor[:, column, column]
+        left[:, column:] -= change[:, None] * factor[:, column, column:]
+    return torch.empty_like(rounded).scatter_(1, order, rounded).to(weight.dtype)

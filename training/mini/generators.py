@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from cascade_studio.stages.diffusion.sampling import logsnr, noise_condition
+from cascade_studio.stages.nets.blocks import TimestepBlock, timestep_embedding
 from cascade_studio.stages.nets.initial import initialise_unet
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
@@ -29,7 +31,7 @@ from cascade_studio.stages.training.optimiser import EMA, Optimiser
 from .calling import Captions, list_strangers, say_both, strew
 from .captions import LENGTH, Speaker, batch_tokens
 from .compose import PAINTED
-from .eight_bits import eight_bits
+from .eight_bits import eight_bits, round_together
 from .language import TunedText, compare_tails, list_known_tokens
 from .loop import Part, Place
 from .nets import TRAINING, load_code_reader, load_trained, paint_sheet
@@ -83,9 +85,8 @@ class DiffusionPart(Part):
     SEED = 3
     NOISY, NOISY_FROM = 0.0, 0.75
     """The share of a batch whose times are drawn from the noisy end alone."""
-    SETTLE = 0.8
-    """From this share of the budget on, weights are read as float8 keeps them, and what ships is rounded so: three bits
-    of mantissa are then all that it needs. Gradients pass through the rounding."""
+    SETTLES = True
+    """Whether what ships is rounded to float8: three bits of mantissa are then all that it needs."""
 
     def __init__(self, place: Place, net: StageB | StageC) -> None:
         super().__init__(place)
@@ -93,7 +94,6 @@ class DiffusionPart(Part):
         initialise_unet(net)
         self.net = net.to(place.device)
         self.start = self.begin()
-        self.settle = self.SETTLE if self.start.fits_eight_bits() else math.inf
         self.text = load_trained(place, "text", "language")
         self.ema = EMA(net, self.EMA_DECAY)
         matrices = [
@@ -128,13 +128,12 @@ class DiffusionPart(Part):
         t = torch.where(chosen, self.NOISY_FROM + (1 - self.NOISY_FROM) * t, t)
         seen = add_training_noise(x0, torch.randn_like(x0), t)
         self.state["optimiser"].clear()
-        with round_weights(self.net if self.progress >= self.settle else None):
-            with self.place.autocast():
-                predicted = self.net(seen.x, seen.r, **conditions)
-            losses = epsilon_losses(predicted, seen.noise)
-            weighted = losses * velocity_weight(seen.logsnr)
-            loss = weighted.mean() + beside + self.judge_guess(seen, predicted, x0)
-            (loss / self.place.crew.size).backward()
+        with self.place.autocast():
+            predicted = self.net(seen.x, seen.r, **conditions)
+        losses = epsilon_losses(predicted, seen.noise)
+        weighted = losses * velocity_weight(seen.logsnr)
+        loss = weighted.mean() + beside + self.judge_guess(seen, predicted, x0)
+        (loss / self.place.crew.size).backward()
         sum_gradients(self.list_learned(), self.place.crew)
         self.start.still()
         norm = self.state["optimiser"].update(factor)
@@ -160,7 +159,8 @@ class DiffusionPart(Part):
 
     def average_net(self) -> nn.Module:
         """The averaged net, as it will ship."""
-        return settle_weights(self.ema.copy_of(self.net), self.progress >= self.settle)
+        net = self.ema.copy_of(self.net)
+        return settle_weights(settle_times(net)) if self.SETTLES and self.start.fits_eight_bits() else net
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         return {self.name: self.average_net().state_dict()}
@@ -181,25 +181,34 @@ def measure_held(
     return found
 
 
-@contextlib.contextmanager
-def round_weights(net: nn.Module | None) -> Iterator[None]:
-    """Within, the parameters of ``net`` are those that float8 keeps; their gradients reach the exact ones."""
-    parameters = [] if net is None else list(net.parameters())
-    exact = [parameter.data for parameter in parameters]
-    for parameter in parameters:
-        parameter.data = eight_bits(parameter.data)
-    try:
-        yield
-    finally:
-        for parameter, value in zip(parameters, exact):
-            parameter.data = value
+@torch.no_grad()
+def settle_weights(net: nn.Module) -> nn.Module:
+    """``net`` with each of its parameters rounded to float8, as a host does that keeps them so."""
+    for parameter in net.parameters():
+        parameter.copy_(eight_bits(parameter))
+    return net
 
 
 @torch.no_grad()
-def settle_weights(net: nn.Module, now: bool = True) -> nn.Module:
-    """``net`` with its parameters rounded to float8, where that is to be ``now``."""
-    for parameter in net.parameters() if now else ():
-        parameter.copy_(eight_bits(parameter))
+def settle_times(net: nn.Module) -> nn.Module:
+    """``net`` with what it makes of times in float8, rounded so that scales and shifts stay what they are.
+
+    The last time block of a net that starts as v-prediction adds up to nothing at pure noise; each number rounded for
+    itself leaves a rest there that the sampler divides by a hundredth.
+    """
+    level = logsnr(torch.linspace(0, 1, 2000))
+    importance = velocity_weight(level)
+    for block in net.modules():
+        if not isinstance(block, TimestepBlock):
+            continue
+        for name in block.names:
+            layer = getattr(block, name)
+            r, weight = (noise_condition(level), importance) if name == "mapper" else (torch.zeros(1), torch.ones(1))
+            features = F.pad(timestep_embedding(r, layer.in_features), (1, 0), value=1.0)
+            both = torch.cat([layer.bias[:, None], layer.weight], 1)
+            rounded = round_together(both, features.to(both), weight.to(both))
+            layer.bias.copy_(rounded[:, 0])
+            layer.weight.copy_(rounded[:, 1:])
     return net
 
 
@@ -237,8 +246,8 @@ class StageCPart(DiffusionPart):
     """Captions without a picture, and the share of other languages in them."""
     LR, TEXT_LR, ROWS_SHARE, HELD, TAILS = 1e-3, 5e-4, 8.0, 1.0, 0.3
     """``ROWS_SHARE``: the rows of tokens learn by so much of the text encoder's rate, since most captions miss them."""
-    SETTLE = math.inf
-    """Stage C and the text encoder lose little in eight bits as they are (33 dB with Stage B), and learn worse so."""
+    SETTLES = False
+    """Stage C and the text encoder lose little in eight bits as they are (33 dB with Stage B)."""
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, StageC(place.sizes.stage_c, backend=TRAINING))
@@ -282,7 +291,7 @@ class StageCPart(DiffusionPart):
         said = [self.say(index, Speaker.FOREIGN), self.say(beside, self.FOREIGN_BESIDE)]
         ids, plain = (batch_tokens([*a, *b], length).to(self.place.device) for a, b in zip(*said))
         meant = self.encode_text(plain)[1]
-        with round_weights(self.tuned if self.progress >= self.settle else None), self.place.autocast():
+        with self.place.autocast():
             with torch.no_grad():
                 wanted = self.tuned(plain)[0].float()
             text, pooled = (value.float() for value in self.tuned(ids))
@@ -306,7 +315,7 @@ class StageCPart(DiffusionPart):
 
     def average_text(self) -> TunedText:
         """The averaged text encoder, as it will ship."""
-        return settle_weights(self.text_ema.copy_of(self.tuned), self.progress >= self.settle)
+        return self.text_ema.copy_of(self.tuned)
 
     def result(self) -> dict[str, dict[str, Tensor]]:
         return {"stage_c": self.average_net().state_dict(), "text": self.average_text().tensors()}
