@@ -1,9 +1,8 @@
 """A LoRA with which Mini's Stage C needs few steps and no second, unguided pass.
 
     python3 dev.py run -m training.mini.few_steps --minutes 20 [--steps 5]    # learns, then measures
-    python3 dev.py run -m training.mini.few_steps --teacher    # what Stage C does by itself in fewer steps
 
-Both read what ``restore`` and ``judge`` left in the work folder of the plan.
+It reads what ``restore`` and ``judge`` left in the work folder of the plan.
 
 Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512) in one go, of a guided teacher (Meng et al. 2022,
 2210.03142): the teacher paints random captions in many guided steps of DDIM, and from each time at which the student
@@ -46,11 +45,9 @@ from cascade_studio.stages.training.settings import Settings
 from tools.small import MINI_PRIOR_CFG
 
 from .captions import batch_tokens
-from .codes import load_code
 from .compose import PAINTED, random_colour
 from .evaluate import Painter, format_shares
 from .eyes import Eyes
-from .judge import at_sight, first_five, load_judge, measure_told
 from .loop import Place
 from .nets import TRAINING, encode_prompts, load_trained
 from .scenes import Scenes
@@ -189,27 +186,6 @@ def measure(student: FewSteps) -> list[str]:
     return format_shares("200 held-out prompts", found)
 
 
-@torch.no_grad()
-def measure_teacher(place: Place, counts: tuple[int, ...] = (20, 12, 8, 6, 5, 4)) -> list[str]:
-    """The held-out prompts by Stage C as it is in fewer steps, and in the wording that it knows best, read by the
-    decoder of the code alone.
-    """
-    painter, scenes = Painter(place), Scenes(random.Random(place.seed + 7))
-    code, judge, asked = load_code(place), load_judge(place, len(scenes.subjects)), scenes.prompts
-    subjects, seeds = [p["subject"] for p in asked], [p["seed"] for p in asked]
-    plain = [" ".join(scenes.speaker.caption_plainly(p["subject"], p["background"])) for p in asked]
-    parts = [slice(i, i + PICTURES) for i in range(0, len(asked), PICTURES)]
-
-    def tell(prompts: list[str], steps: int) -> dict[str, float]:
-        latent = torch.cat([painter.sample_prior(prompts[part], seeds[part], steps=steps) for part in parts])
-        rgb = code.decode(latent).float().clamp(0, 1)
-        return measure_told(first_five(judge, at_sight(rgb), place.device), subjects)
-
-    found = {f"{steps} guided steps": tell([p["prompt"] for p in asked], steps) for steps in counts}
-    found[f"{counts[0]}, in the plain wording"] = tell(plain, counts[0])
-    return format_shares(f"{len(asked)} held-out prompts, by the code's decoder", found)
-
-
 def main() -> None:
     """Learn, save and measure."""
     parser = argparse.ArgumentParser(prog="training.mini.few_steps", description=__doc__.split("\n")[0])
@@ -217,16 +193,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=cache_root() / "mini-few-steps", help="where the LoRA goes")
     parser.add_argument("--steps", type=int, default=5, help="of the student (default: 5)")
     parser.add_argument("--minutes", type=float, default=20.0, help="of learning (default: 20)")
-    parser.add_argument("--teacher", action="store_true", help="only measure Stage C as it is")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
     sizes = PLANS[options.plan]
     place = Place(sizes.work, torch.device("cpu"), sizes=sizes)
-    if options.teacher:
-        print("\n".join(measure_teacher(place)))
-        return
     student = FewSteps(place, options.steps)
     student.train(options.minutes)
     options.work.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from pathlib import Path
 
 import torch
 
@@ -17,11 +18,13 @@ from .eyes import colour_names
 from .judge import at_sight, first_five, load_judge, measure_told
 from .loop import Place
 from .scenes import Scenes
+from .sizes import SHIPPED
 
 log = logging.getLogger(__name__)
 
+TABLE = Path(__file__).with_name("results_settings.md")
 ASKED = 300
-TRIED = ((8, 1.0), (8, 1.5), (8, 2.0), (8, 3.0), (8, 4.0), (8, 6.0), (6, 2.0), (12, 2.0), (20, 2.0), (20, 4.0))
+TRIED = ((8, 1.0), (8, 1.5), (8, 2.0), (8, 3.0), (8, 4.0), (6, 2.0), (20, 2.0), (20, 4.0))
 """Steps and guidance scales."""
 
 
@@ -35,7 +38,7 @@ def draw_pairs(scenes: Scenes, count: int = ASKED) -> list[tuple[int, str]]:
 
 @torch.no_grad()
 def measure_settings(place: Place) -> dict[str, dict[str, float]]:
-    """Subjects and backgrounds told right, by steps and guidance scale."""
+    """Subjects and backgrounds told right, by steps and guidance scale; writes ``results_settings.md``."""
     scenes = Scenes(random.Random(place.seed + 12))
     painter, code, judge = Painter(place), load_code(place), load_judge(place, len(scenes.subjects))
     pairs = draw_pairs(scenes)
@@ -50,6 +53,9 @@ def measure_settings(place: Place) -> dict[str, dict[str, float]]:
         told = measure_told(first_five(judge, seen, place.device), subjects)
         found[f"{steps} steps, cfg {cfg:g}"] = {**told, "background": grounds}
         log.info("settings: %d steps, cfg %g: %s", steps, cfg, found[f"{steps} steps, cfg {cfg:g}"])
-    table = format_shares(f"{len(pairs)} pairs never learned, by the code's decoder", found)
-    log.info("\n%s", "\n".join(table))
+    path = TABLE if place.sizes is SHIPPED else place.work / TABLE.name
+    lines = ["# Steps and guidance of Stage C", "", "Written by `python3 dev.py run -m training.mini settings`.", ""]
+    lines += format_shares(f"{len(pairs)} pairs never learned, by the code's decoder", found)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    log.info("%s\n%s", path, "\n".join(lines))
     return found
