@@ -55,7 +55,7 @@ class WordsPart(Part):
     DROP_TEXT, PLAINLY, BARE, STRANGE, LONG, FOREIGN, SHADES = 0.04, 0.1, 0.35, 0.35, 0.04, 0.65, 0.15
     WORDY = 32
     """Tokens of a caption and its padding, but for the share ``LONG`` of steps with all 77."""
-    KEPT = 0.5
+    KEPT = 0.15
     """The share of the text encoder before in the one that ships."""
     AFTER: tuple[str, ...] = ("stage_c",)
     """Whose text encoder is the one before: the first part of these that has a result."""
