@@ -44,8 +44,8 @@ class WordsPart(Part):
     and what stands behind the end of the caption, are those of the plain one. Captions beside those of the pictures
     only see the last two, which cost little. The tower learns slowly, since English has to stay (a tenth of the
     captions are the plain ones); the rows of its tokens do not. It begins with the text encoder of ``words.start.pt``
-    where the work folder has one. What ships is the mean of the text encoder before and after (Wortsman et al. 2022,
-    "Robust fine-tuning"), which has most of what the one knows of English and the other of other languages.
+    where the work folder has one. What ships is a mean of the text encoder before and after (Wortsman et al. 2022,
+    "Robust fine-tuning"), ``KEPT`` of it from before: English is better in the one, other languages in the other.
     """
 
     name = "words"
