@@ -149,7 +149,7 @@ def for_mini(converted: Converted, definitions: dict[str, Any], scene: Scene | N
 
 
 def set_mini_guidance(converted: Converted) -> None:
-    """Mini's guidance wherever the workflow has Stage C's official one."""
+    """Mini's guidance wherever a ``cfg`` is Stage C's official one, which no other sampler of a workflow has."""
     for node, entry in converted.prompt.items():
         if entry["inputs"].get("cfg") == OFFICIAL["stage_c"].cfg:
             converted.set(node, "cfg", MINI_PRIOR_CFG)
@@ -214,8 +214,8 @@ CHOICES = {"CascadeStudio_DraftBoard": {"chosen": "1"}}
 """Widgets that a person would set on the way, by node."""
 
 MINI_SIDE, MINI_PRIOR_STEPS, MINI_PRIOR_CFG, MINI_DECODER_STEPS = 256, 8, 2.0, 4
-"""The side of the pictures of Cascade Mini, the steps that its Stage C and Stage B need (more do not make them better),
-and the guidance that suits its Stage C (``training.mini settings``, ``training.mini steps``)."""
+"""The side of the pictures of Cascade Mini, the steps that are enough for its Stage C and Stage B, and the guidance
+that suits its Stage C (``training.mini settings``, ``training.mini steps``)."""
 MINI_CHOICES = {
     "CascadeStudio_Canvas": {"width": MINI_SIDE, "height": MINI_SIDE, "compression": 21.33},
     "CascadeStudio_TrainLora": {"steps": 2},

@@ -47,8 +47,8 @@ def test_pictures_show_what_was_asked(mini, painted, record_property):
 
 
 def test_guidance_makes_pictures_follow_the_prompt(mini, record_property):
-    """cfg 1 is the model's own guess, cfg 4 goes beyond it in the direction of the words, from every seed. Of wordings
-    that it knows nothing is left to gain, so these are of the prompts that it never saw.
+    """cfg 1 is the model's own guess, the official 4 goes beyond it in the direction of the words, from every seed, in
+    the prompts that it never saw.
     """
     subjects, prompts = read_split()
     asked = [Scene(subjects[prompt["subject"]].labels["en"], prompt["background"]) for prompt in prompts[::8]]

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from cascade_studio.nodes.checkpoints.catalogue import load as load_catalogue
 from cascade_studio.stages import from_file
 from cascade_studio.stages.diffusion.sampling import alpha_sigma, logsnr, noise_condition
+from cascade_studio.stages.nets.blocks import timestep_embedding
 from cascade_studio.stages.nets.initial import initialise_unet
 from cascade_studio.stages.nets.stage_b import StageB
 from cascade_studio.stages.nets.stage_c import StageC
@@ -45,6 +46,7 @@ from training.mini import (
 from training.mini.calling import list_strangers, mix_names, say_both, strew
 from training.mini.captions import END, START, Speaker, tokens, word_tokens
 from training.mini.data import read_split
+from training.mini.decoder import StageBPart
 from training.mini.eight_bits import eight_bits, round_together, time_factor
 from training.mini.generators import settle_times, settle_weights, take_deep_blocks
 from training.mini.loop import Loop, Part, Place, Speed, factor_at, grid
@@ -380,7 +382,7 @@ def test_rows_are_rounded_together_to_what_they_said():
     """What float8 keeps stays as it is; where features go together, and where it counts, what is said stays."""
     torch.manual_seed(0)
     level = logsnr(torch.linspace(0, 1, 500))
-    features, importance = precondition.timestep_embedding(noise_condition(level), 64), velocity_weight(level)
+    features, importance = timestep_embedding(noise_condition(level), 64), velocity_weight(level)
     weight = 0.1 * torch.randn(20, 64)
     weight[3] = eight_bits(weight[3])
 
@@ -391,7 +393,7 @@ def test_rows_are_rounded_together_to_what_they_said():
     assert torch.equal(together, eight_bits(together)) and torch.equal(together[3], weight[3])
     assert rest(together) < rest(eight_bits(weight)) / 2
     assert rest(together, -4) < rest(eight_bits(weight), -4) / 20, "close to pure noise"
-    constant = precondition.timestep_embedding(torch.zeros(1), 64)
+    constant = timestep_embedding(torch.zeros(1), 64)
     summed = round_together(weight, constant, torch.ones(1))
     assert ((summed - weight) @ constant.T).abs().max() < ((eight_bits(weight) - weight) @ constant.T).abs().max() / 10
 
@@ -422,7 +424,7 @@ def test_what_ships_says_the_same_of_pure_noise():
 def test_factors_of_time_are_numbers_of_eight_bits():
     level = logsnr(torch.linspace(0, 1, 500))
     a, b = (value.double() for value in alpha_sigma(level))
-    features = precondition.timestep_embedding(noise_condition(level), 64).double()[:, [*range(24, 32), *range(56, 64)]]
+    features = timestep_embedding(noise_condition(level), 64).double()[:, [*range(24, 32), *range(56, 64)]]
     for wanted, constants in ((b, 2), (0.97 * b, 3), (a, 2)):
         weights, offsets = time_factor(features, wanted - 1, 1 / a, constants)
         numbers = torch.tensor([*weights, *offsets])
@@ -467,8 +469,7 @@ def test_what_ships_is_trained_on_from_as_it_is(kind):
     shipped.load_state_dict(export.read_shipped()[kind])
     initialise_unet(net)
     start = Preconditioning.find_in(net, shipped)
-    constants = {"stage_b": 2, "stage_c": precondition.CONSTANTS}[kind]  # Stage B began as the first Mini's
-    assert start.constants == constants and start.fits_eight_bits()
+    assert start.constants == precondition.CONSTANTS and start.fits_eight_bits()
     for r in (1.0, 0.6):
         assert torch.equal(probe(net, r)[1], probe(shipped, r)[1])
     pinned = [(parameter, where, parameter[where].clone()) for parameter, where, _ in start.pins]
@@ -480,6 +481,22 @@ def test_what_ships_is_trained_on_from_as_it_is(kind):
     assert all(torch.equal(parameter[where], value) for parameter, where, value in pinned)
     before, after = ((answer - x).square().mean().sqrt() for x, answer in (probe(shipped), probe(net)))
     assert after < before + 0.01, "pure noise is still said to be noise"
+
+
+def test_a_saved_net_keeps_its_start_where_earlier_weights_are_gone():
+    """The part begins anew with another start; what is read from the save has to stay what it was."""
+    torch.manual_seed(0)
+    saved, part = nets.build(sizes.SHIPPED, "stage_b", backend=TRAINING), StageBPart.__new__(StageBPart)
+    part.net = nets.build(sizes.SHIPPED, "stage_b", backend=TRAINING)
+    for each in (saved, part.net):
+        initialise_unet(each)
+    Preconditioning(saved, 2, 96.0)
+    part.start = Preconditioning(part.net)
+    part.net.load_state_dict(saved.state_dict())
+    wanted = probe(saved)[1]
+    part.find_again()
+    part.start.hold()
+    assert part.start.constants == 2 and torch.equal(probe(part.net)[1], wanted)
 
 
 def test_a_grown_net_answers_as_the_trained_one_and_has_a_start_of_eight_bits():
@@ -581,8 +598,8 @@ def test_a_picture_is_called_plainly_and_captions_are_compared_behind_their_ends
 def test_strange_words_are_strewn_between_the_others():
     rng = random.Random(0)
     said = ["a", "frog", "on", "red"]
-    assert strew(said, rng, 0.0, [[(7,)], ["wild"]]) == said and strew([], rng, 1.0, [[(7,)], ["wild"]]) == []
-    made = [strew(said, rng, 1.0, [[(7,)], ["wild"]]) for _ in range(50)]
+    assert strew(said, rng, 0.0, [[(7,)], ["wild"]], 77) == said and strew([], rng, 1.0, [[(7,)], ["wild"]], 77) == []
+    made = [strew(said, rng, 1.0, [[(7,)], ["wild"]], 77) for _ in range(50)]
     assert all([word for word in one if word in said] == said and 5 <= len(one) <= 7 for one in made)
     assert {word for one in made for word in one} - set(said) == {"wild", (7,)}
     tight = [strew(said, rng, 1.0, [[(7,)], ["wild"]], length=7) for _ in range(50)]
@@ -629,10 +646,12 @@ def test_strangers_are_a_token_tags_sentences_and_mixed_names():
     labels = {subject.labels["en"] for subject in subjects}
     assert stranger == [(7,)] and "animal" in tags and "auf" in sentences
     assert not set(COLOURS) & {*tags, *sentences} and not labels & set(sentences)
-    words = {word_tokens(word) for label in labels for word in label.split()}
+    words = {word_tokens(word) for subject in subjects for label in subject.labels.values() for word in label.split()}
     assert mixed == mix_names(subjects) and len(mixed) > 4000 and not words & {*mixed}
     known = {token for subject in subjects for label in subject.labels.values() for token in word_tokens(label)}
     assert {token for word in mixed for token in word} <= known, "nothing that has no row"
+    whole = {word for word in words if len(word) == 1}
+    assert not whole & {word[:1] for word in mixed}, "no name stands at the beginning of one"
 
 
 def test_the_whole_run_is_made_of_the_parts_that_have_a_share():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from .captions import LENGTH, Fragment, count_tokens, word_tokens
+from .captions import Fragment, count_tokens, word_tokens
 from .phrases import PHRASES
 from .scenes import SHORT, Pool, Scenes
 from .subjects import COLOURS, Subject
@@ -25,7 +25,8 @@ def list_strangers(subjects: list[Subject], stranger: int) -> list[list[Fragment
 
 def mix_names(subjects: list[Subject], count: int = 5000) -> list[Fragment]:
     """Up to ``count`` words of the first token of one name and the last of another, which are no names themselves."""
-    names = {word for subject in subjects for label in subject.labels.values() for word in label.split()}
+    labels = [label for subject in subjects for label in subject.labels.values()]
+    names = {word for label in labels for word in label.split() if word.isalpha()}
     split = [tokens for tokens in map(word_tokens, sorted(names)) if len(tokens) > 1]
     rng = random.Random(len(split))
     mixed = {(rng.choice(split)[0], rng.choice(split)[-1]) for _ in range(count if split else 0)}
@@ -33,7 +34,7 @@ def mix_names(subjects: list[Subject], count: int = 5000) -> list[Fragment]:
 
 
 def strew(
-    said: list[Fragment], rng: random.Random, share: float, strangers: list[list[Fragment]], length: int = LENGTH
+    said: list[Fragment], rng: random.Random, share: float, strangers: list[list[Fragment]], length: int
 ) -> list[Fragment]:
     """``said``, and in the ``share`` of captions one to three of ``strangers`` between, each kind as often, as far as
     ``length`` tokens hold them.

@@ -216,7 +216,7 @@ def describe(run: Mapping[str, float], found: Mapping[str, float], count: int) -
 def main() -> None:
     """Train the ControlNet that ships, measure it, and write the record."""
     parser = argparse.ArgumentParser(prog="training.mini.canny_controlnet", description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--scenes", type=int, default=SCENE_COUNT)
     parser.add_argument("--work", type=Path, default=cache_root() / "mini-canny")
     parser.add_argument("--measure", action="store_true", help="only measure the net that ships")

@@ -80,6 +80,9 @@ class Part:
         """Samples as one picture (3, H, W) in [0, 1]."""
         raise NotImplementedError
 
+    def find_again(self) -> None:
+        """What is no part of ``state`` but hangs on it, after a saved one was read."""
+
     def result(self) -> dict[str, Any]:
         """What the next parts need; written when the budget is used, and with every save."""
         raise NotImplementedError
@@ -177,6 +180,7 @@ class Loop:
             saved = torch.load(self.path, map_location="cpu", weights_only=False)
             for name, value in saved["state"].items():
                 self.part.state[name].load_state_dict(value)
+            self.part.find_again()
             self.used, self.steps = saved["used"], saved["steps"]
             self.part.rng.setstate(saved["random"])
             torch.set_rng_state(saved["torch"])

@@ -77,15 +77,21 @@ def make_phrase(language: str, rng: random.Random, named: bool = True) -> list[s
 
 
 def settle_commas(template: list[str]) -> list[str]:
-    """``template`` with one punctuation mark where two parts bring one each, and none at the end but a full stop, a
-    question mark or an exclamation mark.
+    """``template`` with one punctuation mark where two parts bring one each, the later one, and no comma, semicolon or
+    colon at the end.
     """
     settled: list[str] = []
-    for part in [*template, "."]:
+    for part in template:
         if part[0] in MARKS:
-            while settled and settled[-1][-1] in ",;:":
-                settled[-1] = settled[-1][:-1].rstrip()
-                if not settled[-1]:
-                    settled.pop()
+            strip_end(settled, MARKS)
         settled.append(part)
-    return settled[:-1]
+    strip_end(settled, ",;:")
+    return settled
+
+
+def strip_end(parts: list[str], marks: str) -> None:
+    """Take ``marks`` off the end of ``parts``, and those that are nothing else."""
+    while parts and parts[-1][-1] in marks:
+        parts[-1] = parts[-1][:-1].rstrip()
+        if not parts[-1]:
+            parts.pop()

@@ -32,7 +32,7 @@ from .nets import TRAINING, load_reader, load_trained, paint_sheet
 from .scenes import Pool, Reader, Scenes, make_pool
 from .subjects import COLOURS, LANGUAGES, Subject
 from .towers import TextTower
-from .words import FOREIGN_TEMPLATES, C, N, S, colour_words, speak
+from .words import FOREIGN_TEMPLATES, C, N, P, S, colour_words, speak
 
 HELD_PICTURES, HELD_TIME = 96, 0.9
 
@@ -203,7 +203,7 @@ class WordsPart(Part):
 def list_english_tokens(subjects: list[Subject]) -> Tensor:
     """Tokens of the English captions that a Mini without everyday words learned from, and of the held-out ones."""
     templates = (*PLAIN_TEMPLATES, *COLOUR_TEMPLATES, *HELD_TEMPLATES)
-    said = {part for template in templates for part in template} - {S, C, N}
+    said = {part for template in templates for part in template} - {S, C, N, P}
     said |= {name for subject in subjects for name in (subject.labels["en"], *subject.tags)} | {*COLOURS}
     return torch.tensor(sorted({START, END, *(token for word in said for token in word_tokens(word))}))
 

@@ -49,8 +49,8 @@ def canny() -> Flow:
     mini = (
         f"""
 To try it without any download, choose the preset *Cascade Mini* in the loader, the ControlNet
-*{parts.mini_name("controlnet_canny")}*, 256 x 256 on the canvas and a prompt such as *red apple on a yellow
-background*.
+*{parts.mini_name("controlnet_canny")}*, 256 x 256 on the canvas, cfg 2 for Stage C and a prompt such as *red apple on a
+yellow background*.
 """
         if parts.ships("controlnet_canny")
         else ""

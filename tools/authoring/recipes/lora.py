@@ -34,7 +34,7 @@ def _links(flow: Flow) -> None:
             """
 LoRAs come with the pack, too: *cascade_mini_noto* turns its pictures into the flat style of Noto Emoji, and
 *cascade_mini_ink* draws them with black outlines. For LoRAs of the published models choose another preset in the
-loader, their file, 1024 x 1024 on the canvas, and 20 steps for Stage C and 10 for Stage B.
+loader, their file, 1024 x 1024 on the canvas, 20 steps and cfg 4 for Stage C, and 10 steps for Stage B.
 """,
         )
     else:
@@ -217,7 +217,7 @@ picture is painted without the LoRA and with it.
 3. The LoRA lands among your LoRAs; **{title_of("lora_stack")}** shows how to use it.
 
 A LoRA fits the Stage C that it was trained on. For the published models choose another preset in the loader, a
-resolution of 768, 1024 x 1024 on the canvas, and 20 steps for Stage C and 10 for Stage B; bf16 or fp8 in
+resolution of 768, 1024 x 1024 on the canvas, 20 steps and cfg 4 for Stage C, 10 steps for Stage B; bf16 or fp8 in
 **Cascade Training Settings** says how the frozen weights are kept in memory. **Train Cascade** trains whole stages and
 ControlNets as well, **Find Learning Rate** tries rates before a long run; both are switched off (Ctrl+M).""",
     )
