@@ -85,9 +85,11 @@ class WordsPart(Part):
 
     def begin(self) -> TextTower:
         """The text encoder to go on from."""
-        tower, earlier = copy.deepcopy(self.teacher), self.place.read_start(self.name)
-        if earlier:
-            tower.load_state_dict(earlier["text"])
+        earlier = self.place.read_start(self.name)
+        if not earlier:
+            return self.teacher
+        tower = copy.deepcopy(self.teacher)
+        tower.load_state_dict(earlier["text"])
         return tower
 
     def choose_parameters(self) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
@@ -232,7 +234,7 @@ class NewWordsPart(WordsPart):
 
     def begin(self) -> TextTower:
         """The one before, whose English has to stay."""
-        return copy.deepcopy(self.teacher)
+        return self.teacher
 
     def choose_parameters(self) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
         """The token rows, of which those of English stay."""
